@@ -1,0 +1,72 @@
+"""Typed errors: each names where it happened, the reason, and the way out.
+
+The command line prints the one message and exits with code 2; from Python they are ordinary exceptions
+with the three parts as attributes.
+"""
+
+from __future__ import annotations
+
+
+class OverlapToolError(Exception):
+    """Base of everything this package refuses.
+
+    `where` is a file, a layer or an option; `reason` says what is wrong with it; `way_out` says what the
+    user can do about it.
+    """
+
+    def __init__(self, where: str, reason: str, way_out: str) -> None:
+        super().__init__(where, reason, way_out)
+        self.where = where
+        self.reason = reason
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}. {self.way_out}"
+
+
+class OptionError(OverlapToolError):
+    """An argument that cannot be used: a tile of 0, a stage that the model lacks."""
+
+
+class CheckpointError(OverlapToolError):
+    """A file that is missing, empty, truncated, or not a checkpoint."""
+
+
+class UntrustedPickleError(CheckpointError):
+    """A pickled module: loading it would run its code."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """A state dict that no registered architecture recognises."""
+
+
+class WeightsError(CheckpointError):
+    """Weights that do not fit the architecture, or are not finite."""
+
+
+class PluginError(OverlapToolError):
+    """A plugin that cannot be imported, or registers something malformed."""
+
+
+class TraceError(OverlapToolError):
+    """A stage that cannot be traced into a network."""
+
+
+class UnknownOpError(TraceError):
+    """An op without a rule: its overlap is not known, and is not guessed."""
+
+
+class GlobalOpError(TraceError):
+    """An op that needs the whole map, so that no finite overlap is enough."""
+
+
+class SizeDependenceError(TraceError):
+    """A stage that reads its own spatial size, so that a piece would behave differently from the whole."""
+
+
+class DataDependenceError(TraceError):
+    """A stage whose control flow depends on the values of its input."""
+
+
+class RuleError(TraceError):
+    """A rule that contradicts what the op really does."""
