@@ -1,0 +1,187 @@
+"""One axis of a network: a DAG of geometries, and what follows from composing them. Pure integers, no torch.
+
+Composition along a path applies one map after the other; at a fork the spans that the branches ask for are
+united, and at a join every branch is asked for the same span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+
+from overlap_tool.geometry import Geometry, Overlap, Padding, Period, Span, hull, published_overlap
+
+
+@dataclass(frozen=True)
+class AxisOp:
+    """One op: its geometry, and which earlier ops feed it. The stage's input is an op without geometry."""
+
+    geometry: Geometry | None
+    inputs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What one op's outputs read of the stage's input: a table over one period.
+
+    Output `a` reads the input span `table[a mod period.output]`, shifted by `period.input` for every whole
+    period. Empty where an output reads nothing.
+    """
+
+    period: Period
+    table: tuple[Span, ...]
+
+    def of(self, output: int) -> Span:
+        periods, phase = divmod(output, self.period.output)
+        return self.table[phase].shift(periods * self.period.input)
+
+    @property
+    def scale(self) -> Fraction:
+        return Fraction(self.period.output, self.period.input)
+
+    @property
+    def receptive_field(self) -> int:
+        """The most inputs, end to end, that any one output reads."""
+        return max(span.length for span in self.table)
+
+    @property
+    def overlap(self) -> Overlap:
+        """How far a tile made of whole periods reads beyond its own inputs."""
+        whole = hull(self.table)
+        return Overlap(max(0, -whole.start), max(0, whole.stop - self.period.input))
+
+
+class MisalignedJoin(ValueError):
+    """Branches of different scale meet at op `index`, so that no shift of the input moves both alike."""
+
+    def __init__(self, index: int, scales: Sequence[Fraction]) -> None:
+        super().__init__(f"op {index} joins branches of scale {', '.join(map(str, scales))}")
+        self.index = index
+        self.scales = tuple(scales)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The ops of one axis in topological order; the first is the stage's input, the last its output."""
+
+    ops: tuple[AxisOp, ...]
+
+    def sizes(self, n: int) -> tuple[int, ...]:
+        """The length of every op's output for a stage input of length `n`."""
+        sizes: list[int] = []
+        for op in self.ops:
+            sizes.append(n if op.geometry is None else op.geometry.size(sizes[op.inputs[0]]))
+        return tuple(sizes)
+
+    def needs(self, wanted: Mapping[int, Span], sizes: Sequence[int] | None = None) -> tuple[Span, ...]:
+        """The span that every op must compute for the `wanted` spans to exist; empty where it is not needed.
+
+        With `sizes`, spans are clipped to real samples at every op, which is what running a tile takes;
+        without, they are unclipped, which is what a tile in the middle of an endless image takes.
+        """
+        asked: list[list[Span]] = [[] for _ in self.ops]
+        for index, span in wanted.items():
+            asked[index].append(span)
+        spans = [Span(0, 0)] * len(self.ops)
+        for index in reversed(range(len(self.ops))):
+            spans[index] = hull(asked[index])
+            op = self.ops[index]
+            if op.geometry is None or spans[index].empty:
+                continue
+            for source in op.inputs:
+                if sizes is None:
+                    asked[source].append(op.geometry.need(spans[index]))
+                else:
+                    asked[source].append(op.geometry.reads(spans[index], sizes[source]))
+        return tuple(spans)
+
+    def reaches(self) -> tuple[Reach, ...]:
+        """What every op's outputs read of the stage's input."""
+        reaches: list[Reach] = []
+        for index, op in enumerate(self.ops):
+            if op.geometry is None:
+                reaches.append(Reach(Period(1, 1), (Span(0, 1),)))
+                continue
+            branches = [_through(op.geometry, reaches[source]) for source in op.inputs]
+            scales = [branch.scale for branch in branches]
+            if len(set(scales)) > 1:
+                raise MisalignedJoin(index, scales)
+            reaches.append(_joined(branches))
+        return tuple(reaches)
+
+    def overlaps(self) -> tuple[Overlap, ...]:
+        """For an aligned tile of the stage's output: how far every op is needed beyond the tile's own part."""
+        reaches = self.reaches()
+        period = lcm(*(reach.period.input for reach in reaches))
+        cores = [Span(0, int(period * reach.scale)) for reach in reaches]
+        spans = self.needs({len(self.ops) - 1: cores[-1]})
+        return tuple(
+            Overlap(0, 0) if span.empty else Overlap(core.start - span.start, span.stop - core.stop)
+            for span, core in zip(spans, cores, strict=True)
+        )
+
+    def published_overlaps(self) -> tuple[Overlap, ...]:
+        """The published recursion, op by op from the stage's output, each at that op's *input*.
+
+        Where branches fork, the larger demand counts. Ops of which the recursion says nothing (shuffles,
+        pads, windows) are bridged by their exact map.
+        """
+        last = len(self.ops) - 1
+        asked: list[list[Overlap]] = [[] for _ in self.ops]
+        asked[last].append(Overlap(0, 0))
+        at_input = [Overlap(0, 0)] * len(self.ops)
+        for index in reversed(range(len(self.ops))):
+            op, demands = self.ops[index], asked[index]
+            if not demands:
+                continue
+            out = Overlap(max(d.before for d in demands), max(d.after for d in demands))
+            at_input[index] = out if op.geometry is None else _step(op.geometry, out)
+            for source in op.inputs:
+                asked[source].append(at_input[index])
+        return tuple(at_input)
+
+    @property
+    def padding_free(self) -> bool:
+        """Whether no op pads or trims, so that the overlap of two input patches alone joins their outputs."""
+        return all(
+            op.geometry is None or (op.geometry.padding is not Padding.CIRCULAR and op.geometry.begins(0) == 0)
+            for op in self.ops
+        )
+
+
+def exact_overlap(op: Geometry, out: Overlap) -> Overlap:
+    """One step of the recursion by the op's own map, for a tile of whole periods."""
+    period = op.period
+    tile = -(-(out.before + out.after + 1) // period.output) * period.output
+    need = op.need(Span(-out.before, tile + out.after))
+    return Overlap(-need.start, need.stop - tile // period.output * period.input)
+
+
+def _step(op: Geometry, out: Overlap) -> Overlap:
+    published = published_overlap(op, out)
+    return exact_overlap(op, out) if published is None else published
+
+
+def _through(op: Geometry, source: Reach) -> Reach:
+    repeats = lcm(source.period.output, op.period.input)
+    period = Period(
+        repeats // source.period.output * source.period.input,
+        repeats // op.period.input * op.period.output,
+    )
+    return Reach(period, tuple(_reach_of(op, source, output) for output in range(period.output)))
+
+
+def _reach_of(op: Geometry, source: Reach, output: int) -> Span:
+    need = op.need(Span(output, output + 1))
+    return need if need.unbounded else hull(source.of(i) for i in range(need.start, need.stop))
+
+
+def _joined(branches: Sequence[Reach]) -> Reach:
+    inputs = lcm(*(branch.period.input for branch in branches))
+    period = Period(inputs, int(inputs * branches[0].scale))
+    return Reach(
+        period,
+        tuple(hull(branch.of(output) for branch in branches) for output in range(period.output)),
+    )

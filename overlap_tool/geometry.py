@@ -1,0 +1,395 @@
+"""The integer maps: which inputs feed which outputs of one op on one axis. Pure integers, no torch.
+
+An op on one axis answers five questions: how long its output is (`size`), which inputs a span of outputs
+reads (`need`), how many leading outputs a prefix of the input is enough for (`ready`), what stands outside
+the image (`padding`), and at which shift its behaviour repeats (`period`). Coordinates are unclipped:
+below 0 or past the end lies the op's own padding, and `inside` maps a span there to real samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+FAR = 1 << 60
+"""Stands for infinity in the span of a global op: no image, and no product of strides, comes near it."""
+
+
+class Span(NamedTuple):
+    """A half-open interval `[start, stop)` of rows or columns."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return max(0, self.stop - self.start)
+
+    @property
+    def empty(self) -> bool:
+        return self.stop <= self.start
+
+    @property
+    def unbounded(self) -> bool:
+        # A map such as a stride divides or multiplies FAR, so anything of its order means "everything".
+        return self.stop - self.start > FAR >> 20
+
+    def shift(self, by: int) -> Span:
+        return Span(self.start + by, self.stop + by)
+
+    def clip(self, n: int) -> Span:
+        """The part inside `[0, n)`; empty at the nearer end when there is none."""
+        start = min(max(self.start, 0), n)
+        return Span(start, max(start, min(self.stop, n)))
+
+
+def hull(spans: Iterable[Span]) -> Span:
+    """The smallest span that covers all of them, the union that a join asks for; empty ones do not count."""
+    covered = [span for span in spans if not span.empty]
+    if not covered:
+        return Span(0, 0)
+    return Span(min(span.start for span in covered), max(span.stop for span in covered))
+
+
+class Padding(Enum):
+    """What stands outside the image."""
+
+    CONSTANT = "constant"
+    REFLECT = "reflect"
+    REPLICATE = "replicate"
+    CIRCULAR = "circular"
+    CLAMP = "clamp"
+    """Nothing does: the op's window shrinks at the border."""
+
+    def inside(self, span: Span, n: int) -> Span:
+        """The real samples of `[0, n)` that `span` reads, samples outside being made from those inside."""
+        parts = [span.clip(n)]
+        before = Span(span.start, min(span.stop, 0))
+        after = Span(max(span.start, n), span.stop)
+        if self is Padding.REPLICATE:
+            parts += [Span(0, 1)] if not before.empty else []
+            parts += [Span(n - 1, n)] if not after.empty else []
+        elif self is Padding.REFLECT:
+            parts += [Span(1 - before.stop, 1 - before.start)] if not before.empty else []
+            parts += [Span(2 * n - 1 - after.stop, 2 * n - 1 - after.start)] if not after.empty else []
+        elif self is Padding.CIRCULAR:
+            parts += [before.shift(n), after.shift(-n)]
+        covered = hull(parts)
+        return parts[0] if covered.empty else covered.clip(n)
+
+    def source(self, index: int, n: int) -> int | None:
+        """The real sample that stands at coordinate `index`, or None where a constant or nothing does."""
+        if 0 <= index < n:
+            return index
+        if self is Padding.REPLICATE:
+            return 0 if index < 0 else n - 1
+        if self is Padding.REFLECT:
+            return -index if index < 0 else 2 * (n - 1) - index
+        if self is Padding.CIRCULAR:
+            return index % n
+        return None
+
+
+class Period(NamedTuple):
+    """Shifting the input by `input` samples shifts the output by `output` and changes nothing else."""
+
+    input: int
+    output: int
+
+
+class Geometry(ABC):
+    """One op on one axis."""
+
+    @property
+    def padding(self) -> Padding:
+        return Padding.CLAMP
+
+    @property
+    @abstractmethod
+    def period(self) -> Period: ...
+
+    @abstractmethod
+    def size(self, n: int) -> int:
+        """Output length for input length `n`; 0 or less where the op itself refuses such an input."""
+
+    @abstractmethod
+    def need(self, outputs: Span) -> Span:
+        """The inputs that `outputs`, not empty, read: the tight hull, unclipped. Empty if they read none."""
+
+    @abstractmethod
+    def begins(self, start: int) -> int:
+        """The coordinate of the first output of a run, without padding, on the inputs from `start` on."""
+
+    def reads(self, outputs: Span, n: int) -> Span:
+        """The real samples of an input of length `n` that `outputs` read."""
+        if outputs.empty:
+            return Span(0, 0)
+        return self.padding.inside(self.need(outputs), n)
+
+    def ready(self, stop: int, n: int) -> int:
+        """How many leading outputs can be computed once the inputs `[0, stop)` of `n` exist."""
+        low, high = 0, self.size(n)
+        if stop >= n:
+            return high
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.reads(Span(0, middle), n).stop <= stop:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+@dataclass(frozen=True)
+class Window(Geometry):
+    """Convolution and pooling: output `a` reads the inputs `a*stride - before + dilation*j`, `j < kernel`.
+
+    With `ceil`, a last window may hang over the end, as in pooling's ceil_mode.
+    """
+
+    kernel: int
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    dilation: int = 1
+    outside: Padding = Padding.CONSTANT
+    ceil: bool = False
+
+    @property
+    def padding(self) -> Padding:
+        return self.outside
+
+    @property
+    def period(self) -> Period:
+        return Period(self.stride, 1)
+
+    @property
+    def extent(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    def size(self, n: int) -> int:
+        room = n + self.before + self.after - self.extent
+        if not self.ceil:
+            return room // self.stride + 1
+        size = -(-room // self.stride) + 1
+        # torch drops a last window that would start past the input and its left padding
+        return size - 1 if (size - 1) * self.stride >= n + self.before else size
+
+    def need(self, outputs: Span) -> Span:
+        first = outputs.start * self.stride - self.before
+        last = (outputs.stop - 1) * self.stride - self.before
+        return Span(first, last + self.extent)
+
+    def begins(self, start: int) -> int:
+        return -(-(start + self.before) // self.stride)
+
+    def trimmed(self, first: int, last: int) -> Window:
+        """The same op where only the taps `first` to `last` are not masked away."""
+        return Window(
+            kernel=last - first + 1,
+            stride=self.stride,
+            before=self.before - first * self.dilation,
+            after=self.after - (self.kernel - 1 - last) * self.dilation,
+            dilation=self.dilation,
+            outside=self.outside,
+            ceil=self.ceil,
+        )
+
+
+POINTWISE = Window(1)
+
+
+@dataclass(frozen=True)
+class Transposed(Geometry):
+    """Transposed convolution: input `i` feeds the outputs `i*stride - trim + dilation*j`, `j < kernel`.
+
+    `trim` is what torch calls padding, `extra` what it calls output_padding.
+    """
+
+    kernel: int
+    stride: int = 1
+    trim: int = 0
+    extra: int = 0
+    dilation: int = 1
+
+    @property
+    def period(self) -> Period:
+        return Period(1, self.stride)
+
+    def size(self, n: int) -> int:
+        return (n - 1) * self.stride - 2 * self.trim + self.dilation * (self.kernel - 1) + self.extra + 1
+
+    def need(self, outputs: Span) -> Span:
+        # Tap by tap, since with kernel < stride, or with dilation, some outputs are fed by few taps or none.
+        first, last = outputs.start + self.trim, outputs.stop - 1 + self.trim
+        return hull(
+            Span(-(-(first - tap) // self.stride), (last - tap) // self.stride + 1)
+            for tap in range(0, self.dilation * self.kernel, self.dilation)
+        )
+
+    def begins(self, start: int) -> int:
+        return start * self.stride - self.trim
+
+
+@dataclass(frozen=True)
+class Expand(Geometry):
+    """Every input becomes `factor` outputs: pixel shuffle, and nearest upsampling by an integer."""
+
+    factor: int
+
+    @property
+    def period(self) -> Period:
+        return Period(1, self.factor)
+
+    def size(self, n: int) -> int:
+        return n * self.factor
+
+    def need(self, outputs: Span) -> Span:
+        return Span(outputs.start // self.factor, -(-outputs.stop // self.factor))
+
+    def begins(self, start: int) -> int:
+        return start * self.factor
+
+
+@dataclass(frozen=True)
+class Linear(Geometry):
+    """Linear interpolation with half-pixel centres, by `up` or by `1/down`; one of them is 1.
+
+    Output `a` stands at `(a + 1/2)*down/up - 1/2` and reads the sample below and the one above, or the one
+    that it falls on. Past the border the nearest sample is repeated.
+    """
+
+    up: int = 1
+    down: int = 1
+
+    @property
+    def padding(self) -> Padding:
+        return Padding.REPLICATE
+
+    @property
+    def period(self) -> Period:
+        return Period(self.down, self.up)
+
+    def size(self, n: int) -> int:
+        return n * self.up // self.down
+
+    def need(self, outputs: Span) -> Span:
+        unit = 2 * self.up
+        first = (2 * outputs.start + 1) * self.down - self.up
+        last = (2 * outputs.stop - 1) * self.down - self.up
+        return Span(first // unit, -(-last // unit) + 1)
+
+    def begins(self, start: int) -> int:
+        return -(-start * self.up // self.down)
+
+
+@dataclass(frozen=True)
+class Pad(Geometry):
+    """An explicit pad; negative amounts crop. A roll is a circular pad on one side and a crop on the other."""
+
+    before: int = 0
+    after: int = 0
+    outside: Padding = Padding.CONSTANT
+
+    @property
+    def padding(self) -> Padding:
+        return self.outside
+
+    @property
+    def period(self) -> Period:
+        return Period(1, 1)
+
+    def size(self, n: int) -> int:
+        return n + self.before + self.after
+
+    def need(self, outputs: Span) -> Span:
+        return outputs.shift(-self.before)
+
+    def begins(self, start: int) -> int:
+        return start + self.before
+
+
+def roll(shift: int) -> Pad:
+    """`torch.roll` by `shift`: what leaves at one end enters at the other."""
+    return Pad(shift, -shift, Padding.CIRCULAR)
+
+
+@dataclass(frozen=True)
+class Windows(Geometry):
+    """Window attention: every output reads the whole window it lies in.
+
+    The windows of size `window` are cut at `shift` and every `window` samples on either side; a cyclic shift
+    whose wrapped windows are masked, as in Swin, has exactly this dependence.
+    """
+
+    window: int
+    shift: int = 0
+
+    @property
+    def period(self) -> Period:
+        return Period(self.window, self.window)
+
+    def size(self, n: int) -> int:
+        return n
+
+    def need(self, outputs: Span) -> Span:
+        first = (outputs.start - self.shift) // self.window
+        last = (outputs.stop - 1 - self.shift) // self.window
+        return Span(first * self.window + self.shift, (last + 1) * self.window + self.shift)
+
+    def begins(self, start: int) -> int:
+        return start
+
+
+@dataclass(frozen=True)
+class Global(Geometry):
+    """Every output reads every input. The output is as long as the input, or `length` long."""
+
+    length: int | None = None
+
+    @property
+    def period(self) -> Period:
+        return Period(1, 1)
+
+    def size(self, n: int) -> int:
+        return n if self.length is None else self.length
+
+    def need(self, outputs: Span) -> Span:
+        return Span(-FAR, FAR)
+
+    def begins(self, start: int) -> int:
+        return 0
+
+
+class Overlap(NamedTuple):
+    """How far beyond its own samples a tile reads, before and after it on one axis."""
+
+    before: int
+    after: int
+
+
+def published_overlap(op: Geometry, out: Overlap) -> Overlap | None:
+    """One step of the published recursion (Kim et al., CVPR 2026), from an op's output to its input.
+
+    It is stated for convolutions with "same" padding and transposed ones with output padding stride - 1, for
+    a tile aligned to the stride. None for ops of which it says nothing.
+    """
+    left, right = out
+    if isinstance(op, Window):
+        k, s = op.extent, op.stride
+        h = (k - 1) // 2
+        return Overlap(s * left + h, s * right + max(0, (k - 1 - h) - (s - 1)))
+    if isinstance(op, Transposed):
+        k, s = op.dilation * (op.kernel - 1) + 1, op.stride
+        h = (k - 1) // 2
+        return Overlap((left + h) // s, (right + (k - 1 - h) + (s - 1)) // s)
+    return None
+
+
+def padding_free_overlap(receptive_field: int, scale: int) -> int:
+    """The bound of Continuous Patch Stitching (Zhang et al., eq. 4) on the overlap of two input patches."""
+    r, rho = receptive_field, scale
+    return r - rho if r % rho == 0 else rho * (r // rho)

@@ -1,0 +1,114 @@
+"""Explicit pads, crops and strides by slicing, and rolls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import getitem
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
+from overlap_tool.rules.convolution import PADDING_MODES
+from overlap_tool.rules.pieces import extend
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+
+WHOLE = slice(None)
+
+
+@register(F.pad, torch._C._nn.pad)
+def pad(call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Rule:
+    spatial, deeper = tuple(pad[:4]), tuple(pad[4:])
+    if any(deeper):
+        call.refuse("pads other dimensions than rows and columns")
+    left, right, top, bottom = (*spatial, 0, 0)[:4]
+    outside = PADDING_MODES[mode]
+    fill = 0.0 if value is None else value
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return extend(input, patches, outside, fill)
+
+    return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside))
+
+
+@register(
+    nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d
+)
+def pad_module(call: Call, module: Any, input: Operand) -> Rule:
+    mode = {
+        nn.ReflectionPad2d: "reflect",
+        nn.ReplicationPad2d: "replicate",
+        nn.CircularPad2d: "circular",
+    }.get(type(module), "constant")
+    return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module
+
+
+@register(torch.roll, "roll")
+def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
+    if dims is None:
+        call.refuse("rolls the flattened map")
+    amounts = dict(zip(_sequence(dims), _sequence(shifts), strict=True))
+    axes = [_amount(amounts, dim, len(input.shape)) for dim in (-2, -1)]
+    if len([axis for axis in axes if axis]) < len([amount for amount in amounts.values() if amount]):
+        call.refuse("rolls other dimensions than rows and columns")
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return extend(input, patches, Padding.CIRCULAR)
+
+    return Rule(run, roll(axes[0]), roll(axes[1]))
+
+
+def crop(call: Call, input: Operand, index: Any) -> Rule:
+    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by constant bounds."""
+    full = _full_index(call, index, len(input.shape))
+    channels, spatial = full[:-2], full[-2:]
+    if full[0] != WHOLE or not all(isinstance(item, slice) for item in channels):
+        call.refuse("picks images, or drops a dimension, by its index")
+    rows, columns = (_slice_geometry(call, item) for item in spatial)
+    strides = rows.period.input, columns.period.input
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return input[(*channels, slice(None, None, strides[0]), slice(None, None, strides[1]))]
+
+    return Rule(run, rows, columns)
+
+
+@register(getitem)
+def indexed(call: Call, input: Operand, index: Any) -> Rule:
+    return crop(call, input, index)
+
+
+def _full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
+    items = index if isinstance(index, tuple) else (index,)
+    if any(item is None for item in items) or items.count(Ellipsis) > 1:
+        call.refuse("adds a dimension by its index")
+    before, after = items, ()
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        before, after = items[:at], items[at + 1 :]
+    return (*before, *[WHOLE] * (ndim - len(before) - len(after)), *after)
+
+
+def _slice_geometry(call: Call, item: Any) -> Geometry:
+    if not isinstance(item, slice) or not all(
+        bound is None or isinstance(bound, int) for bound in (item.start, item.stop, item.step)
+    ):
+        call.refuse_size("is cut at a position that depends on the size of the image")
+    start, stop, step = item.start or 0, item.stop, item.step or 1
+    if start < 0 or (stop is not None and stop >= 0) or step < 1:
+        call.refuse_size("is cut at a fixed distance from one border, counted from the other")
+    if start == 0 and stop is None and step == 1:
+        return POINTWISE
+    if step == 1:
+        return Pad(-start, stop or 0)
+    return Window(1, step, -start, stop or 0)
+
+
+def _sequence(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _amount(amounts: dict[int, int], dim: int, ndim: int) -> int:
+    return amounts.get(dim, 0) or amounts.get(dim + ndim, 0)

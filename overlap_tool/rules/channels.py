@@ -1,0 +1,101 @@
+"""Ops between channels at one position: concatenation, splits, reductions, and reshapes that keep the map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+
+
+def _dims(dim: Any, ndim: int) -> list[int]:
+    dims = list(range(ndim)) if dim is None else list(dim) if isinstance(dim, tuple | list) else [dim]
+    return [d % ndim for d in dims]
+
+
+def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
+    dims = _dims(dim, ndim)
+    if ndim - 1 in dims or ndim - 2 in dims:
+        call.refuse_global(f"{doing} over rows or columns")
+    if 0 in dims:
+        call.refuse(f"{doing} over the batch")
+
+
+@register(torch.cat, torch.concat, torch.concatenate)
+def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
+    if any(not tensor.spatial for tensor in tensors):
+        call.refuse("joins a map and a constant")
+    _only_channels(call, dim, len(tensors[0].shape), "joins maps")
+    return Rule(lambda patches, tensors, dim=0: torch.cat(tensors, dim))
+
+
+@register(torch.narrow, "narrow")
+def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rule:
+    _only_channels(call, dim, len(input.shape), "cuts a map")
+    return Rule(lambda patches, input, dim, start, length: input.narrow(dim, start, length))
+
+
+@register(
+    torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
+    torch.prod, torch.var, torch.std, torch.logsumexp, torch.norm,
+    "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp", "norm",
+)  # fmt: skip
+def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
+    _only_channels(call, dim, len(input.shape), "reduces")
+    target = call.target
+
+    def run(patches: Patches, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        compute = getattr(torch.Tensor, target) if isinstance(target, str) else target
+        return compute(input, *args, **kwargs)
+
+    return Rule(run)
+
+
+@register(nn.Softmax, nn.Softmax2d)
+def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
+    dim = getattr(module, "dim", 1)
+    _only_channels(call, 1 if dim is None else dim, len(input.shape), "normalises")
+    return Rule(lambda patches, module, input: module(input))
+
+
+@register("view", "reshape", torch.reshape, "flatten", torch.flatten, "unflatten", "squeeze", torch.squeeze,
+          "unsqueeze", torch.unsqueeze, nn.Flatten, nn.Unflatten)  # fmt: skip
+def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    """Regroups channels. Rows and columns stay the last two dimensions, so the order in memory says how."""
+    if any(len(shape) < 3 for shape in call.output_shapes) or any(
+        given[-2:] != made[-2:] or given[0] != made[0]
+        for given, made in zip(call.input_shapes, call.output_shapes, strict=True)
+    ):
+        call.refuse("mixes rows or columns with other dimensions")
+    channels = call.output_shapes[0][1:-2]
+    takes_module = isinstance(call.target, nn.Module)
+
+    def run(patches: Patches, *args: Any, **_: Any) -> Tensor:
+        input = args[1] if takes_module else args[0]
+        return input.reshape(input.shape[0], *channels, *input.shape[-2:])
+
+    return Rule(run)
+
+
+reshape.accepts_sizes = True  # type: ignore[attr-defined]
+
+
+@register("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim)
+def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
+    ndim = len(input.shape)
+    order = torch.arange(ndim)
+    probe = torch.empty([1] * ndim).as_strided([1] * ndim, [int(i) for i in order])
+    target = getattr(torch.Tensor, call.target) if isinstance(call.target, str) else call.target
+    moved = target(probe, *dims, **named).stride()
+    if moved[0] != 0 or moved[-2:] != (ndim - 2, ndim - 1):
+        call.refuse("moves rows, columns or images to another dimension")
+    return Rule(lambda patches, input, *dims, **named: target(input, *dims, **named))
+
+
+@register(nn.ChannelShuffle, F.channel_shuffle)
+def channel_shuffle(call: Call, *args: Any) -> Rule:
+    return Rule(lambda patches, *args: args[0](args[1]) if len(args) == 2 and callable(args[0]) else call.target(*args))

@@ -1,0 +1,133 @@
+"""Ops that treat every position alike and alone: activations, arithmetic, normalisation by stored figures."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+
+METHODS = (
+    "abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp expm1 "
+    "float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_ reciprocal "
+    "relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type type_as where"
+).split()
+
+FUNCTIONS = (
+    [
+        getattr(torch, name.rstrip("_"))
+        for name in METHODS
+        if hasattr(torch, name.rstrip("_")) and callable(getattr(torch, name.rstrip("_")))
+    ]
+    + [
+        getattr(operator, name)
+        for name in "abs add ge gt iadd imul isub itruediv le lt mul neg pos pow sub truediv".split()
+    ]
+    + [torch.relu_, torch.sigmoid_, torch.tanh_, torch.erf, torch.cos, torch.lerp, torch.true_divide]
+    + [
+        getattr(F, name)
+        for name in "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu leaky_relu_ logsigmoid mish prelu relu "
+        "relu6 relu_ selu sigmoid silu softplus softsign tanh tanhshrink".split()
+    ]
+)
+
+MODULES = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+)
+
+
+@register(*METHODS)
+def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    name = call.target.rstrip("_")
+    return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
+
+
+@register(*dict.fromkeys(FUNCTIONS))
+def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    compute = out_of_place(call.target)
+
+    def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("inplace", None)
+        return compute(*args, **kwargs)
+
+    if len(args) > 1 and call.target in _INPLACE_SECOND and isinstance(args[-1], bool):
+        # F.relu(x, True): in place, given by position
+        return Rule(lambda patches, *args, **kwargs: compute(*args[:-1], **kwargs))
+    return Rule(run)
+
+
+@register(*MODULES)
+def module(call: Call, module: nn.Module, input: Operand) -> Rule:
+    def run(patches: Patches, module: Any, input: Tensor) -> Any:
+        if getattr(module, "inplace", False):
+            module = copy.copy(module)
+            module.inplace = False
+        return module(input)
+
+    return Rule(run)
+
+
+@register(nn.Dropout, nn.Dropout2d)
+def dropout(call: Call, module: nn.Dropout, input: Operand) -> Rule:
+    return Rule(lambda patches, module, input: input)
+
+
+@register(nn.BatchNorm2d)
+def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
+    if module.running_mean is None:
+        call.refuse_global("normalises by the mean and variance of the whole map")
+    return Rule(lambda patches, module, input: module(input))
+
+
+@register(
+    "compressai.layers.gdn.GDN",
+    "compressai.layers.gdn.GDN1",
+)
+def gdn(call: Call, module: Any, input: Operand) -> Rule:
+    """Generalised divisive normalisation: a 1x1 convolution of squares, at every position."""
+    channels = input.shape[1]
+    return Rule(lambda patches, module, input: module(input), macs=channels * channels)
+
+
+def out_of_place(target: Any) -> Any:
+    """The function that computes the same without changing its argument."""
+    return _OUT_OF_PLACE.get(target, target)
+
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    torch.sigmoid_: torch.sigmoid,
+    torch.tanh_: torch.tanh,
+    F.relu_: F.relu,
+    F.leaky_relu_: F.leaky_relu,
+}
+
+_INPLACE_SECOND = {F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.selu}

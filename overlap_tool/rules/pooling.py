@@ -1,0 +1,111 @@
+"""Maximum and average pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.geometry import Padding, Span, Window
+from overlap_tool.rules.convolution import pair
+from overlap_tool.rules.pieces import extend
+from overlap_tool.rules.registry import Call, Operand, Patch, Patches, Rule, register
+
+
+def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[Window, Window]:
+    rows, columns = (
+        Window(k, s, p, p, d, Padding.CONSTANT, ceil)
+        for k, s, p, d in zip(pair(kernel), pair(stride), pair(padding), pair(dilation), strict=True)
+    )
+    return rows, columns
+
+
+@register(F.max_pool2d, torch.max_pool2d)
+def max_pool2d(
+    call: Call,
+    input: Operand,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Rule:
+    if return_indices:
+        call.refuse("returns positions in the whole map")
+    strides = stride or kernel_size
+    rows, columns = _pool_windows(kernel_size, strides, padding, dilation, ceil_mode)
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        piece = extend(input, patches, Padding.CONSTANT, value=float("-inf"))
+        return F.max_pool2d(piece, kernel_size, strides, 0, dilation)
+
+    return Rule(run, rows, columns, 0, pair(kernel_size), pair(strides))
+
+
+@register(nn.MaxPool2d)
+def max_pool2d_module(call: Call, module: nn.MaxPool2d, input: Operand) -> Rule:
+    return max_pool2d(
+            call,
+            input,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.ceil_mode,
+            module.return_indices,
+        ).of_module
+
+
+@register(F.avg_pool2d)
+def avg_pool2d(
+    call: Call,
+    input: Operand,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Rule:
+    strides = stride or kernel_size
+    rows, columns = _pool_windows(kernel_size, strides, padding, 1, ceil_mode)
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        piece = extend(input, patches, Padding.CONSTANT)
+        if divisor_override is not None or all(patch.need == patch.have for patch in patches):
+            return F.avg_pool2d(piece, kernel_size, strides, divisor_override=divisor_override)
+        counts = [
+            _counts(window, patch, count_include_pad)
+            for window, patch in zip((rows, columns), patches, strict=True)
+        ]
+        divisor = torch.tensor(counts[0])[:, None] * torch.tensor(counts[1])
+        total = F.avg_pool2d(piece, kernel_size, strides, divisor_override=1)
+        return total / divisor.to(total)
+
+    return Rule(run, rows, columns, 0, pair(kernel_size), pair(strides))
+
+
+@register(nn.AvgPool2d)
+def avg_pool2d_module(call: Call, module: nn.AvgPool2d, input: Operand) -> Rule:
+    return avg_pool2d(
+            call,
+            input,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.ceil_mode,
+            module.count_include_pad,
+            module.divisor_override,
+        ).of_module
+
+
+def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:
+    """How many samples each output divides by: its window, cut at the image or at the op's own padding."""
+    low, high = (-window.before, patch.n + window.after) if include_pad else (0, patch.n)
+    return [
+        max(0, min(need.stop, high) - max(need.start, low))
+        for need in (window.need(Span(output, output + 1)) for output in range(*patch.out))
+    ]

@@ -1,0 +1,205 @@
+"""The registry: from a module type, function or tensor method to what is known of it.
+
+A rule builder is called as `builder(call, *args, **kwargs)` with the traced op's own arguments, tensors being
+`Operand`s, so that Python itself binds them; for a module the first argument is the module. It answers with
+a `Rule`, whose `run` has the same signature, with `Patches` in place of `call` and real tensors in place of
+operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeVar
+
+from torch import nn
+
+from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
+from overlap_tool.geometry import POINTWISE, Geometry, Span
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument of a traced op.
+
+    `shape` is its shape at the first trial size. A `spatial` one depends on the stage's input and has rows
+    and columns as its last two dimensions; the others are weights.
+    """
+
+    id: str
+    shape: tuple[int, ...]
+    spatial: bool
+
+    @property
+    def channels(self) -> int:
+        """Numbers per image and position."""
+        channels = 1
+        for dim in self.shape[1:-2]:
+            channels *= dim
+        return channels
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer argument that follows the size of the input: its values at the trial sizes."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The op that a rule is asked about."""
+
+    name: str
+    kind: str
+    target: Any
+    output_shapes: tuple[tuple[int, ...], ...]
+    """The shape of the output at each trial size."""
+    input_shapes: tuple[tuple[int, ...], ...]
+    """The shape of the first spatial input at each trial size."""
+
+    def refuse_global(self, reason: str) -> NoReturn:
+        raise GlobalOpError(
+            f"{self.name} ({self.kind})",
+            f"{reason}, so that every output depends on every input and no finite overlap is enough",
+            "Analyze the parts before and after it, with --stage, or replace it by a local op",
+        )
+
+    def refuse_size(self, reason: str) -> NoReturn:
+        raise SizeDependenceError(
+            f"{self.name} ({self.kind})",
+            f"{reason}, so that a piece would be treated differently from the whole image",
+            "Use amounts that do not depend on the size, or register a rule with overlap_tool.rules.register",
+        )
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise UnknownOpError(
+            f"{self.name} ({self.kind})",
+            f"{reason}, for which there is no rule",
+            "Register one with overlap_tool.rules.register, in a file given as --plugin FILE.py",
+        )
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Where a piece lies on one axis."""
+
+    out: Span
+    """The outputs that are asked for."""
+    need: Span
+    """The inputs that they read, unclipped."""
+    have: Span
+    """The real samples that the piece holds: all of those that `need` reads."""
+    n: int
+    """The length of the whole input."""
+
+
+Patches = tuple[Patch, Patch]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of one op: its geometry on rows and columns, its cost, and how to run it on a piece.
+
+    `run(patches, *args, **kwargs)` returns exactly the outputs `patches[axis].out`. It may not change its
+    inputs, and has to give the same values for any piece. `macs` counts multiply-accumulates per output
+    position, all channels together. `kernel` and `stride` are for display.
+    """
+
+    run: Callable[..., Any]
+    rows: Geometry = POINTWISE
+    columns: Geometry = POINTWISE
+    macs: int = 0
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether every output reads nothing but the input at its own position."""
+        return self.rows == POINTWISE and self.columns == POINTWISE
+
+    @property
+    def of_module(self) -> Rule:
+        """The same for a module that holds a function's options: its run takes the module, and ignores it."""
+        return replace(self, run=lambda patches, module, *inputs: self.run(patches, *inputs))
+
+
+Builder = Callable[..., Rule]
+AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+
+_builders: dict[Any, Builder] = {}
+_quantisers: set[str] = set()
+
+
+def register(*targets: Any, override: bool = False) -> Callable[[AnyBuilder], AnyBuilder]:
+    """Give the rule for modules, functions or tensor methods.
+
+    A target is a module class, a function, the qualified name of either ("package.module.Class", so that it
+    need not be imported), or the bare name of a tensor method ("clamp"). All are added, or none is.
+    """
+
+    def add(builder: AnyBuilder) -> AnyBuilder:
+        keys = [_key(target) for target in targets]
+        taken = [key for key in keys if key in _builders]
+        if taken and not override:
+            raise PluginError(
+                ", ".join(map(str, taken)),
+                "a rule is already registered",
+                "Pass override=True to overlap_tool.rules.register to override it on purpose",
+            )
+        _builders.update(dict.fromkeys(keys, builder))
+        return builder
+
+    return add
+
+
+def register_quantiser(*qualified_names: str) -> None:
+    """Name module classes that quantise: stages end before them."""
+    _quantisers.update(qualified_names)
+
+
+def builder_for_module(module: nn.Module) -> Builder | None:
+    """The rule for a module's class, or for a base class whose behaviour it inherits unchanged."""
+    cls = type(module)
+    for base in cls.__mro__:
+        builder = _builders.get(base) or _builders.get(qualified_name(base))
+        if builder is not None:
+            return builder if _inherits_behaviour(cls, base) else None
+    return None
+
+
+def builder_for_function(function: Any) -> Builder | None:
+    """The rule for a function, or for a tensor method given by its bare name."""
+    builder = _builders.get(function)
+    return _builders.get(qualified_name(function)) if builder is None else builder
+
+
+def is_quantiser(module: nn.Module) -> bool:
+    return any(qualified_name(base) in _quantisers for base in type(module).__mro__)
+
+
+def qualified_name(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+
+
+def _key(target: Any) -> Any:
+    if isinstance(target, str) or callable(target):
+        return target
+    raise PluginError(
+        repr(target),
+        "a rule's target must be a module class, a function, or a name",
+        "See overlap_tool.rules.register",
+    )
+
+
+_CONSTRUCTION = {"__init__", "__repr__", "extra_repr", "__setstate__", "reset_parameters", "__doc__"}
+
+
+def _inherits_behaviour(cls: type, base: type) -> bool:
+    """Whether `cls` overrides no method of `base` that could change what it computes."""
+    return all(
+        getattr(cls, name) is method
+        for name, method in vars(base).items()
+        if callable(method) and name not in _CONSTRUCTION
+    )
