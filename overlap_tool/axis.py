@@ -146,7 +146,8 @@ class Axis:
     def padding_free(self) -> bool:
         """Whether no op pads or trims, so that the overlap of two input patches alone joins their outputs."""
         return all(
-            op.geometry is None or (op.geometry.padding is not Padding.CIRCULAR and op.geometry.begins(0) == 0)
+            op.geometry is None
+            or (op.geometry.padding is not Padding.CIRCULAR and op.geometry.begins(0) == 0)
             for op in self.ops
         )
 

@@ -17,11 +17,11 @@ from overlap_tool.rules.registry import (
     Patches,
     Rule,
     Size,
-    builder_for_function,
-    builder_for_module,
     is_quantiser,
     register,
     register_quantiser,
+    rule_for_function,
+    rule_for_module,
 )
 
 register_quantiser(
@@ -37,8 +37,6 @@ __all__ = [
     "Rule",
     "Size",
     "borders",
-    "builder_for_function",
-    "builder_for_module",
     "channels",
     "convolution",
     "extend",
@@ -49,5 +47,7 @@ __all__ = [
     "register",
     "register_quantiser",
     "resampling",
+    "rule_for_function",
+    "rule_for_module",
     "whole_map",
 ]

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
 from overlap_tool.rules.convolution import PADDING_MODES
 from overlap_tool.rules.pieces import extend
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from torch import Tensor, nn
 
 WHOLE = slice(None)
 
 
 @register(F.pad, torch._C._nn.pad)
-def pad(call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Rule:
+def pad(
+    call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Rule:
     spatial, deeper = tuple(pad[:4]), tuple(pad[4:])
     if any(deeper):
         call.refuse("pads other dimensions than rows and columns")
@@ -33,9 +34,7 @@ def pad(call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", 
     return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside))
 
 
-@register(
-    nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d
-)
+@register(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
 def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     mode = {
         nn.ReflectionPad2d: "reflect",

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from torch import Tensor, nn
 
 
 def _dims(dim: Any, ndim: int) -> list[int]:
@@ -63,7 +62,7 @@ def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
 
 
 @register("view", "reshape", torch.reshape, "flatten", torch.flatten, "unflatten", "squeeze", torch.squeeze,
-          "unsqueeze", torch.unsqueeze, nn.Flatten, nn.Unflatten)  # fmt: skip
+          "unsqueeze", torch.unsqueeze, nn.Flatten, nn.Unflatten, accepts_sizes=True)  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """Regroups channels. Rows and columns stay the last two dimensions, so the order in memory says how."""
     if any(len(shape) < 3 for shape in call.output_shapes) or any(
@@ -81,9 +80,6 @@ def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     return Rule(run)
 
 
-reshape.accepts_sizes = True  # type: ignore[attr-defined]
-
-
 @register("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim)
 def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     ndim = len(input.shape)
@@ -98,4 +94,8 @@ def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
 
 @register(nn.ChannelShuffle, F.channel_shuffle)
 def channel_shuffle(call: Call, *args: Any) -> Rule:
-    return Rule(lambda patches, *args: args[0](args[1]) if len(args) == 2 and callable(args[0]) else call.target(*args))
+    return Rule(
+        lambda patches, *args: (
+            args[0](args[1]) if len(args) == 2 and callable(args[0]) else call.target(*args)
+        )
+    )

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from overlap_tool.geometry import Padding, Transposed, Window
 from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from torch import Tensor, nn
 
 PADDING_MODES = {
     "zeros": Padding.CONSTANT,
@@ -67,7 +66,9 @@ def conv2d(
     if weight.spatial:
         call.refuse("convolves with weights that are made from the input")
 
-    def run(patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    def run(
+        patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+    ) -> Any:
         piece = extend(input, patches, Padding.CONSTANT)
         return F.conv2d(piece, weight, bias, stride, 0, dilation, groups)
 
@@ -137,7 +138,9 @@ def conv_transpose2d(
         )
     )
 
-    def run(patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    def run(
+        patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+    ) -> Any:
         vertical, horizontal = patches
         if vertical.have.empty or horizontal.have.empty:
             # no input feeds these outputs: the bias alone stands there

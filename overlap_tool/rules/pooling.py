@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from overlap_tool.geometry import Padding, Span, Window
 from overlap_tool.rules.convolution import pair
 from overlap_tool.rules.pieces import extend
 from overlap_tool.rules.registry import Call, Operand, Patch, Patches, Rule, register
+from torch import Tensor, nn
 
 
 def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[Window, Window]:
@@ -48,15 +47,15 @@ def max_pool2d(
 @register(nn.MaxPool2d)
 def max_pool2d_module(call: Call, module: nn.MaxPool2d, input: Operand) -> Rule:
     return max_pool2d(
-            call,
-            input,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.ceil_mode,
-            module.return_indices,
-        ).of_module
+        call,
+        input,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
+    ).of_module
 
 
 @register(F.avg_pool2d)
@@ -91,15 +90,15 @@ def avg_pool2d(
 @register(nn.AvgPool2d)
 def avg_pool2d_module(call: Call, module: nn.AvgPool2d, input: Operand) -> Rule:
     return avg_pool2d(
-            call,
-            input,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.ceil_mode,
-            module.count_include_pad,
-            module.divisor_override,
-        ).of_module
+        call,
+        input,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        module.count_include_pad,
+        module.divisor_override,
+    ).of_module
 
 
 def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
-from torch import nn
-
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Geometry, Span
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -128,27 +127,41 @@ class Rule:
 Builder = Callable[..., Rule]
 AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 
-_builders: dict[Any, Builder] = {}
+
+@dataclass(frozen=True)
+class Registered:
+    """A rule builder as it was registered."""
+
+    build: Builder
+    accepts_sizes: bool
+
+
+_registered: dict[Any, Registered] = {}
 _quantisers: set[str] = set()
 
 
-def register(*targets: Any, override: bool = False) -> Callable[[AnyBuilder], AnyBuilder]:
+def register(
+    *targets: Any, accepts_sizes: bool = False, override: bool = False
+) -> Callable[[AnyBuilder], AnyBuilder]:
     """Give the rule for modules, functions or tensor methods.
 
     A target is a module class, a function, the qualified name of either ("package.module.Class", so that it
     need not be imported), or the bare name of a tensor method ("clamp"). All are added, or none is.
+
+    An argument that follows the size of the input is refused, unless the rule `accepts_sizes` and makes its
+    result independent of it.
     """
 
     def add(builder: AnyBuilder) -> AnyBuilder:
         keys = [_key(target) for target in targets]
-        taken = [key for key in keys if key in _builders]
+        taken = [key for key in keys if key in _registered]
         if taken and not override:
             raise PluginError(
                 ", ".join(map(str, taken)),
                 "a rule is already registered",
                 "Pass override=True to overlap_tool.rules.register to override it on purpose",
             )
-        _builders.update(dict.fromkeys(keys, builder))
+        _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes)))
         return builder
 
     return add
@@ -159,20 +172,21 @@ def register_quantiser(*qualified_names: str) -> None:
     _quantisers.update(qualified_names)
 
 
-def builder_for_module(module: nn.Module) -> Builder | None:
+def rule_for_module(module: nn.Module) -> Registered | None:
     """The rule for a module's class, or for a base class whose behaviour it inherits unchanged."""
     cls = type(module)
+    if "forward" in vars(module):
+        return None
     for base in cls.__mro__:
-        builder = _builders.get(base) or _builders.get(qualified_name(base))
-        if builder is not None:
-            return builder if _inherits_behaviour(cls, base) else None
+        found = _registered.get(base) or _registered.get(qualified_name(base))
+        if found is not None:
+            return found if _inherits_behaviour(cls, base) else None
     return None
 
 
-def builder_for_function(function: Any) -> Builder | None:
+def rule_for_function(function: Any) -> Registered | None:
     """The rule for a function, or for a tensor method given by its bare name."""
-    builder = _builders.get(function)
-    return _builders.get(qualified_name(function)) if builder is None else builder
+    return _registered.get(function) or _registered.get(qualified_name(function))
 
 
 def is_quantiser(module: nn.Module) -> bool:

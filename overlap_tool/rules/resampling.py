@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Window
 from overlap_tool.rules.pieces import extend, place
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, Size, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from torch import Tensor, nn
 
 
 @register(F.pixel_shuffle, torch.pixel_shuffle)
@@ -70,14 +69,14 @@ def interpolate(
 @register(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 def upsample_module(call: Call, module: nn.Upsample, input: Operand) -> Rule:
     return interpolate(
-            call,
-            input,
-            module.size,
-            module.scale_factor,
-            module.mode,
-            module.align_corners,
-            module.recompute_scale_factor,
-        ).of_module
+        call,
+        input,
+        module.size,
+        module.scale_factor,
+        module.mode,
+        module.align_corners,
+        module.recompute_scale_factor,
+    ).of_module
 
 
 def _ratio(call: Call, factor: float, mode: str) -> tuple[int, int]:
@@ -91,7 +90,9 @@ def _ratio(call: Call, factor: float, mode: str) -> tuple[int, int]:
         positions = np.arange(1 << 16, dtype=np.float32)
         exact = bool(np.all(positions * np.float32(1 / factor) // 1 == np.arange(1 << 16) * down // up))
     if not exact:
-        call.refuse(f"interpolates in the mode {mode!r} by {factor:g}, which float arithmetic does not place exactly")
+        call.refuse(
+            f"interpolates in the mode {mode!r} by {factor:g}, which float arithmetic does not place exactly"
+        )
     return up, down
 
 

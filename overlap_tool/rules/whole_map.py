@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from overlap_tool.rules.registry import Call, Rule, register
+from torch import nn
 
 
 @register(

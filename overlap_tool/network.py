@@ -1,0 +1,108 @@
+"""A traced stage: a DAG of ops, held in a networkx graph with typed nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+from overlap_tool.axis import Axis, AxisOp
+from overlap_tool.geometry import Geometry
+from overlap_tool.rules import Operand, Rule
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Input:
+    """The stage's input."""
+
+    id: str
+    name: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that does not depend on the input: a weight, or something made from weights.
+
+    `source` is the dotted name of a parameter or buffer; without one, `target` is called on the arguments.
+    """
+
+    id: str
+    source: str | None = None
+    target: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op with its rule. `args` and `kwargs` hold an `Operand` for every tensor."""
+
+    id: str
+    name: str
+    kind: str
+    rule: Rule
+    channels: int
+    inputs: tuple[str, ...]
+    """The ops that feed it, in order, weights aside."""
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def operands(value: Any) -> Iterator[Operand]:
+    """All operands in nested arguments, in order."""
+    if isinstance(value, Operand):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from operands(item)
+    elif isinstance(value, dict):
+        yield from operands(list(value.values()))
+    elif isinstance(value, slice):
+        yield from operands([value.start, value.stop, value.step])
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stage as a graph: nodes are ids with an `op` attribute (`Input`, `Constant` or `Op`), in the order in
+    which they can be computed; edges say what feeds what."""
+
+    name: str
+    graph: nx.DiGraph
+    output: str
+    root: nn.Module
+
+    @cached_property
+    def ops(self) -> tuple[Input | Op, ...]:
+        """The ops that carry a map, in topological order: the input first, the output last."""
+        carried = [op for _, op in self.graph.nodes(data="op") if not isinstance(op, Constant)]
+        return tuple(carried)
+
+    @cached_property
+    def constants(self) -> tuple[Constant, ...]:
+        return tuple(op for _, op in self.graph.nodes(data="op") if isinstance(op, Constant))
+
+    @cached_property
+    def rows(self) -> Axis:
+        return self._axis([None if isinstance(op, Input) else op.rule.rows for op in self.ops])
+
+    @cached_property
+    def columns(self) -> Axis:
+        return self._axis([None if isinstance(op, Input) else op.rule.columns for op in self.ops])
+
+    @property
+    def has_spatial_context(self) -> bool:
+        return any(isinstance(op, Op) and not op.rule.local for op in self.ops)
+
+    def _axis(self, geometries: list[Geometry | None]) -> Axis:
+        index = {op.id: i for i, op in enumerate(self.ops)}
+        return Axis(
+            tuple(
+                AxisOp(geometry, () if isinstance(op, Input) else tuple(index[i] for i in op.inputs))
+                for op, geometry in zip(self.ops, geometries, strict=True)
+            )
+        )

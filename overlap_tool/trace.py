@@ -1,0 +1,539 @@
+"""From a module to a network: a torch.fx tracer that knows the rules, and refuses what it cannot follow.
+
+Every traced op is evaluated at two trial sizes on fake tensors, which hold shapes but no data. What is the
+same at both is a constant (channels), what differs follows the size of the image: so `x.size(1)` is a plain
+number while tracing, and a condition on `x.size(2)` is caught.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.nn.functional as F
+from overlap_tool.axis import MisalignedJoin
+from overlap_tool.errors import (
+    DataDependenceError,
+    OverlapToolError,
+    RuleError,
+    SizeDependenceError,
+    TraceError,
+    UnknownOpError,
+)
+from overlap_tool.network import Constant, Input, Network, Op, operands
+from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
+from overlap_tool.rules.registry import Registered
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+TRIALS = ((2, 256, 320), (3, 384, 448))
+"""Batch, height and width of the trials; all differ, and all suit networks that downscale by up to 64."""
+
+REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file given as --plugin FILE.py"
+
+SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
+
+VIEWS = {
+    operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten, torch.squeeze,
+    torch.unsqueeze, "narrow", "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze",
+    "detach", "contiguous", "to", "float", "type_as", *SPLITS,
+}  # fmt: skip
+"""Functions and methods whose result may share memory with their argument."""
+
+INPLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_, torch.sigmoid_,
+                     torch.tanh_, F.relu_, F.leaky_relu_}  # fmt: skip
+
+
+def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
+    """The network of a module that takes one map and returns one.
+
+    `channels` is the number of input channels; left out, it is read from the module's layers.
+    """
+    if channels is not None:
+        return _trace(module, name, channels)
+    refusals: list[_TrialError] = []
+    for candidate in _input_channels(module):
+        try:
+            return _trace(module, name, candidate)
+        except _TrialError as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
+
+
+def _trace(module: nn.Module, name: str, channels: int) -> Network:
+    tracer = _Tracer(name, module, channels)
+    was_training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        graph = tracer.trace(module)
+    finally:
+        for submodule in was_training:
+            submodule.training = True
+    _functionalise(graph, tracer)
+    network = _network(graph, tracer)
+    _check_sizes(network, tracer)
+    return network
+
+
+def _input_channels(module: nn.Module) -> list[int]:
+    """The input channels to try: those of the layers, in order, then of a colour and a grey image."""
+    found = [
+        m.in_channels
+        for m in module.modules()
+        if isinstance(getattr(m, "in_channels", None), int) and m.in_channels > 0
+    ]
+    return list(dict.fromkeys([*found, 3, 1]))
+
+
+class _TrialError(TraceError):
+    """An op refused the trial input; perhaps the number of channels was wrong."""
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that knows its shape: channels are numbers, what follows the image's size is traced."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("tracer", "node"):
+            object.__setattr__(self, name, value)
+            return
+        raise TraceError(
+            self.tracer.where(),
+            f"assigns to .{name} of a tensor while it runs, which tracing would silently drop",
+            f"{REGISTER} that makes the whole module one op",
+        )
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self._dimension(i) for i in range(self.ndim))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.node.meta["values"][0].shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.node.meta["values"][0].dtype
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self._dimension(dim)
+
+    def _dimension(self, dim: int) -> Any:
+        values = {int(value.shape[dim]) for value in self.node.meta["values"]}
+        if len(values) == 1:
+            return values.pop()
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self))])
+
+    def __len__(self) -> int:
+        value = self.node.meta["values"][0]
+        if isinstance(value, tuple | list):
+            return len(value)
+        length = self._dimension(0)
+        if isinstance(length, int):
+            return length
+        raise DataDependenceError(self.tracer.where(), "loops over the images of a batch", REGISTER)
+
+    def __index__(self) -> int:
+        self.tracer.refuse_use(self.node, "uses as a plain number")
+        raise AssertionError("unreachable")
+
+    __int__ = __float__ = __index__  # type: ignore[assignment]
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, name: str, root: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.name = name
+        self.channels = channels
+        self.nodes: dict[str, fx.Node] = {}
+        self.evaluating = False
+        device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.fake:
+            self.trials = tuple(
+                torch.empty(batch, channels, height, width, device=device, dtype=dtype)
+                for batch, height, width in TRIALS
+            )
+
+    def dotted(self, path: str) -> str:
+        return ".".join(part for part in (self.name, path) if part) or type(self.root).__name__
+
+    def where(self) -> str:
+        scope = self.scope
+        kind = scope.module_type or type(self.root)
+        return f"{self.dotted(scope.module_path)} ({kind.__name__})"
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        # One placeholder; every other parameter of forward takes its default.
+        whole = self.create_proxy("placeholder", "input", (), {})
+        if self.is_leaf_module(self.root, ""):
+            return lambda root, x: self.create_proxy("call_module", "", (x,), {}), [self.root, whole]
+        return root_fn, [self.root, whole]
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if rule_for_module(m) is not None:
+            return True
+        path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
+        if is_quantiser(m):
+            raise TraceError(
+                path, "quantises inside a stage", "Stages end before quantisers: trace its parts"
+            )
+        if type(m).__module__.startswith("torch.nn.") and not isinstance(m, nn.Sequential):
+            raise UnknownOpError(path, "no rule knows this op, so its overlap is not known", REGISTER)
+        return False
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except OverlapToolError:
+            raise
+        except NameError as error:
+            raise TraceError(
+                self.where(), f"calls a {type(m).__name__} that is not one of its own submodules", REGISTER
+            ) from error
+        except Exception as error:
+            raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        _refuse_hooks(root, lambda: f"{self.dotted('') or type(root).__name__} ({type(root).__name__})")
+        try:
+            return super().trace(root, concrete_args)
+        except OverlapToolError:
+            raise
+        except Exception as error:
+            raise self.failure(error, self.dotted(""), type(root)) from error
+
+    def failure(self, error: Exception, path: str, kind: type) -> TraceError:
+        message = str(error).strip().split("\n")[0]
+        return TraceError(
+            f"{path} ({kind.__name__})", f"cannot be traced: {message}", f"{REGISTER} that makes it one op"
+        )
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refuse_use(obj.node, "decides something by")
+        raise AssertionError("unreachable")
+
+    def refuse_use(self, node: fx.Node, doing: str) -> None:
+        if isinstance(node.meta["values"][0], Tensor):
+            raise DataDependenceError(
+                self.where(),
+                f"{doing} the values of its input, so that its path cannot be known in advance",
+                REGISTER,
+            )
+        raise SizeDependenceError(
+            self.where(),
+            f"{doing} the size of its input, so that a piece would be treated differently from the whole image",
+            f"Move the check out of the stage, or {REGISTER[0].lower()}{REGISTER[1:]}",
+        )
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        self.nodes[node.name] = node
+        node.meta["scope"] = self.scope.module_path
+        if kind != "output":
+            node.meta["values"] = tuple(self.evaluate(node, trial) for trial in range(len(TRIALS)))
+        return node
+
+    def evaluate(self, node: fx.Node, trial: int) -> Any:
+        """What a node gives at a trial size."""
+        if node.op == "placeholder":
+            return self.trials[trial]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["values"][trial])
+        self.evaluating = True
+        try:
+            with self.fake, torch.no_grad():
+                if node.op == "get_attr":
+                    value = operator.attrgetter(str(node.target))(self.root)
+                    return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
+                if node.op == "call_module":
+                    # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
+                    module = self.root.get_submodule(str(node.target))
+                    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+                    fakes = {key: self.fake.from_tensor(tensor) for key, tensor in state.items()}
+                    return torch.func.functional_call(module, fakes, args, kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:
+            shapes = [tuple(o.shape) for o in _tensors((args, kwargs))]
+            raise _TrialError(
+                f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
+                f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
+                f"{', '.join(map(str, shapes))}: {str(error).strip().split(chr(10))[0]}",
+                "Check that the module takes one map of "
+                f"{self.channels} channels, or name a stage that does with --stage",
+            ) from error
+        finally:
+            self.evaluating = False
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return _tensors(list(value.values()))
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TraceError(
+            where(),
+            "has forward hooks, which change what it computes and which tracing does not see",
+            "Remove them, for instance with torch.nn.utils.remove_spectral_norm or remove_weight_norm",
+        )
+
+
+def _functionalise(graph: fx.Graph, tracer: _Tracer) -> None:
+    """Let whatever is read after an in-place op read that op's result, so that none need work in place."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not _works_in_place(node, tracer):
+            continue
+        changed = node.args[0]
+        for alias in _sharing_memory(changed):
+            later = [user for user in alias.users if order[user] > order[node]]
+            if alias.op == "placeholder" and alias is changed:
+                _refuse_mutation(tracer, node, "changes the stage's own input in place")
+            if later and alias is not changed:
+                _refuse_mutation(tracer, node, "changes a tensor in place of which a view is read later")
+            for user in later:
+                user.replace_input_with(alias, node)
+
+
+def _works_in_place(node: fx.Node, tracer: _Tracer) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(tracer.root.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    if node.target in INPLACE_FUNCTIONS or node.kwargs.get("inplace") is True or "out" in node.kwargs:
+        return True
+    # F.relu(x, True), F.leaky_relu(x, 0.2, True)
+    module = getattr(node.target, "__module__", "")
+    return module == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True
+
+
+def _sharing_memory(node: fx.Node) -> set[fx.Node]:
+    """The nodes whose values may lie in the same memory as this one's."""
+    found, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        sources = current.all_input_nodes if _is_view(current) else []
+        views = [user for user in current.users if _is_view(user)]
+        fresh = {*sources, *views} - found
+        found |= fresh
+        waiting += fresh
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in VIEWS
+
+
+def _refuse_mutation(tracer: _Tracer, node: fx.Node, reason: str) -> None:
+    raise TraceError(
+        f"{tracer.dotted(node.meta['scope'])} ({_kind(node, tracer)})",
+        reason,
+        "Use the op that is not in place, which gives the same values",
+    )
+
+
+def _kind(node: fx.Node, tracer: _Tracer) -> str:
+    if node.op == "call_module":
+        return type(tracer.root.get_submodule(str(node.target))).__name__
+    return str(node.target) if isinstance(node.target, str) else node.target.__name__
+
+
+def _network(graph: fx.Graph, tracer: _Tracer) -> Network:
+    result = nx.DiGraph()
+    from_input: set[fx.Node] = set()
+    names: dict[str, int] = {}
+    output: fx.Node | None = None
+    for node in _live(graph):
+        if node.op == "output":
+            output = _single_output(node, from_input, tracer)
+            continue
+        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
+            from_input.add(node)
+        if node.op == "placeholder":
+            result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
+        elif node not in from_input:
+            result.add_node(node.name, op=_constant(node, tracer))
+        elif isinstance(node.meta["values"][0], Tensor):
+            op = _op(node, from_input, names, tracer)
+            result.add_node(node.name, op=op)
+        else:
+            continue  # a size, or the parts of a split: they are folded into the ops that take them
+        added = result.nodes[node.name]["op"]
+        if not isinstance(added, Input):
+            for operand in operands((added.args, added.kwargs)):
+                result.add_edge(operand.id, node.name)
+    assert output is not None
+    return Network(tracer.name, result, output.name, tracer.root)
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the output depends on, in order."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or any(user in live for user in node.users):
+            live.add(node)
+    return [node for node in graph.nodes if node in live]
+
+
+def _single_output(node: fx.Node, from_input: set[fx.Node], tracer: _Tracer) -> fx.Node:
+    returned = node.args[0]
+    if (
+        isinstance(returned, fx.Node)
+        and returned in from_input
+        and isinstance(returned.meta["values"][0], Tensor)
+    ):
+        return returned
+    raise TraceError(
+        f"{tracer.dotted('')} ({type(tracer.root).__name__})",
+        "does not return one map that depends on its input",
+        "Name a part of it that does, with --stage",
+    )
+
+
+def _constant(node: fx.Node, tracer: _Tracer) -> Constant:
+    if node.op == "get_attr":
+        return Constant(node.name, source=str(node.target))
+    args, kwargs = _arguments(node, set())
+    if node.op == "call_module":
+        return Constant(node.name, None, tracer.root.get_submodule(str(node.target)), args, kwargs)
+    target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    return Constant(node.name, None, target, args, kwargs)
+
+
+def _arguments(node: fx.Node, from_input: set[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def described(source: fx.Node) -> Any:
+        values = source.meta["values"]
+        if isinstance(values[0], Tensor):
+            return Operand(source.name, tuple(values[0].shape), source in from_input)
+        if source in from_input:
+            return Size(values)
+        return Operand(source.name, (), False)
+
+    return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
+
+
+def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: _Tracer) -> Op:
+    kind = _kind(node, tracer)
+    module = tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    path = str(node.target) if module is not None else f"{node.meta['scope']}.{kind.strip('_')}".strip(".")
+    name = tracer.dotted(path)
+    names[name] = names.get(name, 0) + 1
+    if names[name] > 1:
+        name = f"{name}#{names[name]}"
+
+    args, kwargs = _arguments(node, from_input)
+    target: Any = module if module is not None else node.target
+    if target is operator.getitem and not isinstance(args[0], Operand):
+        target, kind, args = _part_of_split(node, from_input, name)
+    registered = rule_for_module(module) if module is not None else rule_for_function(target)
+    inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
+    call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
+    rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
+    channels = Operand("", tuple(node.meta["values"][0].shape), True).channels
+    return Op(node.name, name, kind, rule, channels, tuple(o.id for o in inputs), module, args, kwargs)
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(value.shape) for value in node.meta["values"])
+
+
+def _part_of_split(node: fx.Node, from_input: set[fx.Node], name: str) -> tuple[Any, str, tuple[Any, ...]]:
+    """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts."""
+    split, index = node.args
+    assert isinstance(split, fx.Node)
+    kind = split.target if isinstance(split.target, str) else getattr(split.target, "__name__", "")
+    if split.target not in SPLITS:
+        raise UnknownOpError(
+            f"{name} ({kind})", "no rule knows this op, so its overlap is not known", REGISTER
+        )
+    whole = split.args[0]
+    assert isinstance(whole, fx.Node)
+    assert isinstance(index, int)
+    parts, total = split.meta["values"][0], whole.meta["values"][0]
+    dim = next((d for d in range(total.ndim) if parts[0].shape[d] != total.shape[d]), 1)
+    start = sum(part.shape[dim] for part in parts[:index])
+    operand = Operand(whole.name, tuple(total.shape), whole in from_input)
+    return torch.narrow, str(kind), (operand, dim, start, parts[index].shape[dim])
+
+
+def _rule(call: Call, registered: Registered | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule:
+    where = f"{call.name} ({call.kind})"
+    if registered is None:
+        raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
+    if not registered.accepts_sizes and any(True for _ in _sizes((args, kwargs))):
+        call.refuse_size("takes an argument that follows the size of its input")
+    try:
+        return registered.build(call, *args, **kwargs)
+    except OverlapToolError:
+        raise
+    except Exception as error:
+        raise RuleError(
+            where, f"its rule does not take these arguments ({type(error).__name__}: {error})", REGISTER
+        ) from error
+
+
+def _sizes(value: Any) -> Iterator[Size]:
+    if isinstance(value, Size):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _sizes(item)
+    elif isinstance(value, dict):
+        yield from _sizes(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _sizes([value.start, value.stop, value.step])
+
+
+def _check_sizes(network: Network, tracer: _Tracer) -> None:
+    """Hold every rule's size to what the op really gave, and every join to one scale."""
+    for axis, dim in ((network.rows, 1), (network.columns, 2)):
+        try:
+            axis.reaches()
+        except MisalignedJoin as error:
+            op = network.ops[error.index]
+            raise TraceError(
+                op.name,
+                f"joins branches of different scale ({', '.join(map(str, error.scales))} of the stage's input)",
+                "Such a join broadcasts or depends on the size; register a rule for the block as one op",
+            ) from error
+        for trial, extents in enumerate(TRIALS):
+            for op, size in zip(network.ops, axis.sizes(extents[dim]), strict=True):
+                real = tracer.nodes[op.id].meta["values"][trial].shape[dim - 3]
+                if size != real:
+                    raise RuleError(
+                        op.name, f"its rule says {size} outputs, the op gave {real}", "Correct the rule"
+                    )
