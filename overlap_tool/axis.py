@@ -112,7 +112,7 @@ class Axis:
         return tuple(reaches)
 
     def overlaps(self) -> tuple[Overlap, ...]:
-        """For an aligned tile of the stage's output: how far every op is needed beyond the tile's own part."""
+        """For an aligned tile of the output: how far every op is needed beyond the tile's own part."""
         reaches = self.reaches()
         period = lcm(*(reach.period.input for reach in reaches))
         cores = [Span(0, int(period * reach.scale)) for reach in reaches]

@@ -288,7 +288,7 @@ class Linear(Geometry):
 
 @dataclass(frozen=True)
 class Pad(Geometry):
-    """An explicit pad; negative amounts crop. A roll is a circular pad on one side and a crop on the other."""
+    """An explicit pad; negative amounts crop. A roll is a circular pad at one end and a crop at the other."""
 
     before: int = 0
     after: int = 0

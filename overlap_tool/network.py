@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
+from torch import nn
+
 from overlap_tool.axis import Axis, AxisOp
 from overlap_tool.geometry import Geometry
 from overlap_tool.rules import Operand, Rule
-from torch import nn
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from typing import Any
 import networkx as nx
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from overlap_tool.axis import MisalignedJoin
 from overlap_tool.errors import (
     DataDependenceError,
@@ -26,8 +29,6 @@ from overlap_tool.errors import (
 from overlap_tool.network import Constant, Input, Network, Op, operands
 from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
 from overlap_tool.rules.registry import Registered
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 TRIALS = ((2, 256, 320), (3, 384, 448))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by up to 64."""
@@ -37,14 +38,14 @@ REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file g
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
 
 VIEWS = {
-    operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten, torch.squeeze,
-    torch.unsqueeze, "narrow", "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze",
-    "detach", "contiguous", "to", "float", "type_as", *SPLITS,
+    operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten,
+    torch.squeeze, torch.unsqueeze, "narrow", "view", "reshape", "permute", "transpose", "flatten",
+    "squeeze", "unsqueeze", "detach", "contiguous", "to", "float", "type_as", *SPLITS,
 }  # fmt: skip
 """Functions and methods whose result may share memory with their argument."""
 
-INPLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_, torch.sigmoid_,
-                     torch.tanh_, F.relu_, F.leaky_relu_}  # fmt: skip
+INPLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_,
+                     torch.sigmoid_, torch.tanh_, F.relu_, F.leaky_relu_}  # fmt: skip
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
@@ -80,12 +81,9 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
 
 def _input_channels(module: nn.Module) -> list[int]:
     """The input channels to try: those of the layers, in order, then of a colour and a grey image."""
-    found = [
-        m.in_channels
-        for m in module.modules()
-        if isinstance(getattr(m, "in_channels", None), int) and m.in_channels > 0
-    ]
-    return list(dict.fromkeys([*found, 3, 1]))
+    found = [getattr(m, "in_channels", None) for m in module.modules()]
+    counts = [count for count in found if isinstance(count, int) and count > 0]
+    return list(dict.fromkeys([*counts, 3, 1]))
 
 
 class _TrialError(TraceError):
@@ -94,6 +92,8 @@ class _TrialError(TraceError):
 
 class _Proxy(fx.Proxy):
     """A traced value that knows its shape: channels are numbers, what follows the image's size is traced."""
+
+    tracer: _Tracer
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("tracer", "node"):
@@ -130,7 +130,7 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        return iter([operator.getitem(self, i) for i in range(len(self))])
 
     def __len__(self) -> int:
         value = self.node.meta["values"][0]
@@ -145,7 +145,7 @@ class _Proxy(fx.Proxy):
         self.tracer.refuse_use(self.node, "uses as a plain number")
         raise AssertionError("unreachable")
 
-    __int__ = __float__ = __index__  # type: ignore[assignment]
+    __int__ = __float__ = __index__
 
 
 class _Tracer(fx.Tracer):
@@ -246,7 +246,7 @@ class _Tracer(fx.Tracer):
             )
         raise SizeDependenceError(
             self.where(),
-            f"{doing} the size of its input, so that a piece would be treated differently from the whole image",
+            f"{doing} the size of its input, so that pieces would differ from the whole image",
             f"Move the check out of the stage, or {REGISTER[0].lower()}{REGISTER[1:]}",
         )
 
@@ -273,7 +273,7 @@ class _Tracer(fx.Tracer):
                     # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
                     module = self.root.get_submodule(str(node.target))
                     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-                    fakes = {key: self.fake.from_tensor(tensor) for key, tensor in state.items()}
+                    fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
                     return torch.func.functional_call(module, fakes, args, kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -527,7 +527,7 @@ def _check_sizes(network: Network, tracer: _Tracer) -> None:
             op = network.ops[error.index]
             raise TraceError(
                 op.name,
-                f"joins branches of different scale ({', '.join(map(str, error.scales))} of the stage's input)",
+                f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
         for trial, extents in enumerate(TRIALS):

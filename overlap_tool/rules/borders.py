@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
 from overlap_tool.rules.convolution import PADDING_MODES
 from overlap_tool.rules.pieces import extend
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
-from torch import Tensor, nn
 
 WHOLE = slice(None)
 
@@ -69,7 +70,8 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
     strides = rows.period.input, columns.period.input
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        return input[(*channels, slice(None, None, strides[0]), slice(None, None, strides[1]))]
+        index = (*channels, slice(None, None, strides[0]), slice(None, None, strides[1]))
+        return input[index]
 
     return Rule(run, rows, columns)
 

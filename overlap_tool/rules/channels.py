@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 from torch import Tensor, nn
+
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
 
 def _dims(dim: Any, ndim: int) -> list[int]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from overlap_tool.geometry import Padding, Transposed, Window
 from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
-from torch import Tensor, nn
 
 PADDING_MODES = {
     "zeros": Padding.CONSTANT,

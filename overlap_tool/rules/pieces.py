@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from overlap_tool.geometry import Padding, Span
 from overlap_tool.rules.registry import Patch, Patches
-from torch import Tensor
 
 
 def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0) -> Tensor:

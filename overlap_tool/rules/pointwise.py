@@ -8,26 +8,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 from torch import Tensor, nn
 
-METHODS = ["abs", "add", "add_", "addcmul", "clamp", "clamp_", "clamp_max", "clamp_min", "clone", "contiguous", "detach", "div", "div_", "double", "elu", "exp", "expm1", "float", "ge", "gt", "half", "hardtanh", "le", "leaky_relu", "log", "log1p", "lt", "maximum", "minimum", "mul", "mul_", "neg", "neg_", "pow", "pow_", "reciprocal", "relu", "relu_", "round", "rsqrt", "sigmoid", "sigmoid_", "sign", "sin", "sqrt", "square", "sub", "sub_", "tanh", "tanh_", "to", "type", "type_as", "where"]
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+
+METHODS = """
+    abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp
+    expm1 float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_ reciprocal
+    relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type type_as where
+""".split()
+
+OPERATORS = "abs add ge gt iadd imul isub itruediv le lt mul neg pos pow sub truediv".split()
+
+ACTIVATIONS = """
+    celu elu gelu hardsigmoid hardswish hardtanh leaky_relu leaky_relu_ logsigmoid mish prelu relu relu6 relu_
+    selu sigmoid silu softplus softsign tanh tanhshrink
+""".split()
 
 FUNCTIONS = (
-    [
-        getattr(torch, name.rstrip("_"))
-        for name in METHODS
-        if hasattr(torch, name.rstrip("_")) and callable(getattr(torch, name.rstrip("_")))
-    ]
-    + [
-        getattr(operator, name)
-        for name in ["abs", "add", "ge", "gt", "iadd", "imul", "isub", "itruediv", "le", "lt", "mul", "neg", "pos", "pow", "sub", "truediv"]
-    ]
-    + [torch.relu_, torch.sigmoid_, torch.tanh_, torch.erf, torch.cos, torch.lerp, torch.true_divide]
-    + [
-        getattr(F, name)
-        for name in ["celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "leaky_relu_", "logsigmoid", "mish", "prelu", "relu", "relu6", "relu_", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "tanhshrink"]
-    ]
+    [getattr(torch, name) for name in METHODS if callable(getattr(torch, name, None))]
+    + [getattr(operator, name) for name in OPERATORS]
+    + [torch.cos, torch.erf, torch.lerp, torch.true_divide]
+    + [getattr(F, name) for name in ACTIVATIONS]
 )
 
 MODULES = (

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
+from torch import nn
+
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Geometry, Span
-from torch import nn
 
 
 @dataclass(frozen=True)

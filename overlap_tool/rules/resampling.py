@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Window
 from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
-from torch import Tensor, nn
 
 
 @register(F.pixel_shuffle, torch.pixel_shuffle)

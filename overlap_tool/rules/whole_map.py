@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from overlap_tool.rules.registry import Call, Rule, register
 from torch import nn
+
+from overlap_tool.rules.registry import Call, Rule, register
 
 
 @register(
@@ -23,13 +24,14 @@ def normalisation(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("normalises by the mean and variance of the whole map")
 
 
-@register(nn.LayerNorm, F.layer_norm, nn.Linear, F.linear, F.scaled_dot_product_attention, nn.MultiheadAttention,
-          torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum)  # fmt: skip
+@register(nn.LayerNorm, F.layer_norm, nn.Linear, F.linear, F.scaled_dot_product_attention,
+          nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum)  # fmt: skip
 def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("works along the last dimension, which is that of the columns here")
 
 
 @register(torch.cumsum, "cumsum", torch.cumprod, "cumprod", torch.flip, "flip", torch.sort, "sort",
-          torch.fft.fft2, torch.fft.rfft2, torch.fft.fftn, torch.fft.rfftn, torch.fft.fft, torch.fft.rfft)  # fmt: skip
+          torch.fft.fft, torch.fft.rfft, torch.fft.fft2, torch.fft.rfft2, torch.fft.fftn,
+          torch.fft.rfftn)  # fmt: skip
 def scans(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("scans, sorts, mirrors or transforms the map")

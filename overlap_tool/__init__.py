@@ -1,0 +1,1 @@
+"""Exact, retraining-free tiled inference for learned image codecs and other CNNs."""
