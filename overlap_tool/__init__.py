@@ -1,1 +1,23 @@
 """Exact, retraining-free tiled inference for learned image codecs and other CNNs."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overlap_tool.analysis import Analysis, analyze
+
+__version__ = version("overlap-tool")
+__all__ = ["Analysis", "__version__", "analyze"]
+
+# torch takes seconds to import, so it is imported when something here is first used, not before.
+_HOMES = {"Analysis": "overlap_tool.analysis", "analyze": "overlap_tool.analysis"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

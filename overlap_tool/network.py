@@ -49,6 +49,8 @@ class Op:
     channels: int
     inputs: tuple[str, ...]
     """The ops that feed it, in order, weights aside."""
+    in_place: bool
+    """Whether the model computes it in place; its result here is the same, in a tensor of its own."""
     module: nn.Module | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

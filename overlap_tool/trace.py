@@ -56,7 +56,7 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
     if channels is not None:
         return _trace(module, name, channels)
     refusals: list[_TrialError] = []
-    for candidate in _input_channels(module):
+    for candidate in input_channels(module):
         try:
             return _trace(module, name, candidate)
         except _TrialError as refusal:
@@ -79,7 +79,7 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
     return network
 
 
-def _input_channels(module: nn.Module) -> list[int]:
+def input_channels(module: nn.Module) -> list[int]:
     """The input channels to try: those of the layers, in order, then of a colour and a grey image."""
     found = [getattr(m, "in_channels", None) for m in module.modules()]
     counts = [count for count in found if isinstance(count, int) and count > 0]
@@ -464,7 +464,9 @@ def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: 
     call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
     channels = Operand("", tuple(node.meta["values"][0].shape), True).channels
-    return Op(node.name, name, kind, rule, channels, tuple(o.id for o in inputs), module, args, kwargs)
+    sources = tuple(operand.id for operand in inputs)
+    in_place = _works_in_place(node, tracer)
+    return Op(node.name, name, kind, rule, channels, sources, in_place, module, args, kwargs)
 
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def conv2d(
 
     kernel = weight.shape[-2:]
     rows, columns = windows(kernel, stride, padding, dilation)
-    return Rule(run, rows, columns, _macs(weight.shape), pair(kernel), pair(stride))
+    return Rule(run, rows, columns, _macs(weight.shape), kernel=pair(kernel), stride=pair(stride))
 
 
 @register(nn.Conv2d)
@@ -87,7 +88,8 @@ def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
         return F.conv2d(piece, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
     rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation, outside)
-    return Rule(run, rows, columns, _macs(module.weight.shape), pair(module.kernel_size), pair(module.stride))
+    macs = _macs(module.weight.shape)
+    return Rule(run, rows, columns, macs, kernel=pair(module.kernel_size), stride=pair(module.stride))
 
 
 @register("compressai.layers.layers.MaskedConv2d")
@@ -113,8 +115,8 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
         rows.trimmed(top, bottom),
         columns.trimmed(left, right),
         _macs(module.weight.shape),
-        pair(module.kernel_size),
-        pair(module.stride),
+        kernel=pair(module.kernel_size),
+        stride=pair(module.stride),
     )
 
 
@@ -155,7 +157,7 @@ def conv_transpose2d(
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included
     macs = weight.shape[0] * weight.shape[1] * weight.shape[2] * weight.shape[3]
-    return Rule(run, rows, columns, macs, pair(weight.shape[-2:]), pair(stride))
+    return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride))
 
 
 @register(nn.ConvTranspose2d)
@@ -176,7 +178,7 @@ def conv_transpose2d_module(call: Call, module: nn.ConvTranspose2d, input: Opera
     def run(patches: Patches, module: nn.ConvTranspose2d, input: Tensor) -> Any:
         return rule.run(patches, input, module.weight, module.bias)
 
-    return Rule(run, rule.rows, rule.columns, rule.macs, rule.kernel, rule.stride)
+    return replace(rule, run=run)
 
 
 def _macs(weight_shape: Sequence[int]) -> int:

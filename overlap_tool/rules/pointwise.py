@@ -14,8 +14,8 @@ from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
 METHODS = """
     abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp
-    expm1 float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_ reciprocal
-    relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type type_as where
+    expm1 float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_
+    reciprocal relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type type_as where
 """.split()
 
 OPERATORS = "abs add ge gt iadd imul isub itruediv le lt mul neg pos pow sub truediv".split()
@@ -104,9 +104,11 @@ def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     "compressai.layers.gdn.GDN1",
 )
 def gdn(call: Call, module: Any, input: Operand) -> Rule:
-    """Generalised divisive normalisation: a 1x1 convolution of squares, at every position."""
-    channels = input.shape[1]
-    return Rule(lambda patches, module, input: module(input), macs=channels * channels)
+    """Generalised divisive normalisation, at every position.
+
+    It counts as no multiply-accumulates, as is the custom for normalisations, although it mixes channels.
+    """
+    return Rule(lambda patches, module, input: module(input), scratch=1)
 
 
 def out_of_place(target: Any) -> Any:

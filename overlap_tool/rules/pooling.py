@@ -42,7 +42,7 @@ def max_pool2d(
         piece = extend(input, patches, Padding.CONSTANT, value=float("-inf"))
         return F.max_pool2d(piece, kernel_size, strides, 0, dilation)
 
-    return Rule(run, rows, columns, 0, pair(kernel_size), pair(strides))
+    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
 
 
 @register(nn.MaxPool2d)
@@ -85,7 +85,7 @@ def avg_pool2d(
         total = F.avg_pool2d(piece, kernel_size, strides, divisor_override=1)
         return total / divisor.to(total)
 
-    return Rule(run, rows, columns, 0, pair(kernel_size), pair(strides))
+    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
 
 
 @register(nn.AvgPool2d)

@@ -104,15 +104,18 @@ class Rule:
 
     `run(patches, *args, **kwargs)` returns exactly the outputs `patches[axis].out`. It may not change its
     inputs, and has to give the same values for any piece. `macs` counts multiply-accumulates per output
-    position, all channels together. `kernel` and `stride` are for display.
+    position, all channels together; `scratch` how many tensors as large as its output it holds besides while
+    it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`.
     """
 
     run: Callable[..., Any]
     rows: Geometry = POINTWISE
     columns: Geometry = POINTWISE
     macs: int = 0
+    scratch: int = 0
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
+    proved: bool = True
 
     @property
     def local(self) -> bool:

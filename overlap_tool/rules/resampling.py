@@ -37,7 +37,7 @@ def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
         return F.pixel_unshuffle(input, factor)
 
     geometry = Window(factor, factor)
-    return Rule(run, geometry, geometry, 0, (factor, factor), (factor, factor))
+    return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor))
 
 
 @register(nn.PixelUnshuffle)

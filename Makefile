@@ -1,0 +1,41 @@
+# Everything runs in a virtual environment of its own; `make demo` and `make test` need Python 3.10 to 3.13.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       install, write a seeded mbt2018 checkpoint, and analyze it (offline)"
+	@echo "make test       install, then lint, type-check and run the test suite"
+	@echo "make test-slow  the long checks: full widths, many more random cases"
+	@echo "make bench      the benchmarks"
+	@echo "make lint       ruff and mypy only"
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m overlap_tool.demo demo
+	$(BIN)/overlap-tool analyze demo/mbt2018.pt
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

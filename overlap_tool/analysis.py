@@ -1,0 +1,257 @@
+"""What is known of a model before it runs: overlaps, receptive fields, phases, arithmetic and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+from torch import nn
+
+from overlap_tool import checkpoint, plugins
+from overlap_tool.axis import Axis, exact_overlap
+from overlap_tool.errors import OptionError
+from overlap_tool.geometry import Overlap, padding_free_overlap
+from overlap_tool.network import Input, Network, Op
+from overlap_tool.schedule.cost import macs, op_costs, peak_bytes
+from overlap_tool.schedule.plan import cut, tiles, whole
+from overlap_tool.stages import Stage, survey
+
+SCHEMA = 1
+IMAGE = (3840, 2160)
+TILES = (128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Samples beyond a tile's own, on its four sides."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @staticmethod
+    def of(rows: Overlap, columns: Overlap) -> Edges:
+        return Edges(columns.before, columns.after, rows.before, rows.after)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One op of a stage.
+
+    `left` to `bottom` are the published recursion: the overlap at this op's input that an aligned tile of the
+    stage's output asks for. `exact` is the same by the op's own map; `reach` the overlap at the stage's input
+    that a tile of this op's output asks for.
+    """
+
+    name: str
+    op: str
+    kernel: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    scale: Fraction
+    left: int
+    right: int
+    top: int
+    bottom: int
+    exact: Edges
+    reach: Edges
+    receptive_field: int
+    receptive_field_rows: int
+    period: int
+    channels: int
+    macs: int
+    pointwise: bool
+    inputs: tuple[str, ...]
+    """The layers that feed it; the stage's own name stands for its input."""
+
+
+@dataclass(frozen=True)
+class TileReport:
+    """What tiles of one size cost when each recomputes its halo. `tile` is in pixels of the image."""
+
+    tile: int
+    count: int
+    peak_bytes: int
+    macs: int
+    overhead: float
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage. Overlaps are in samples of its input, for a tile aligned to `period`."""
+
+    name: str
+    input_scale: Fraction
+    scale: Fraction
+    left: int
+    right: int
+    top: int
+    bottom: int
+    receptive_field: int
+    receptive_field_rows: int
+    period: int
+    period_rows: int
+    padding_free_overlap: int | None
+    status: str
+    full_macs: int
+    full_peak_bytes: int
+    layers: tuple[LayerReport, ...]
+    tiles: tuple[TileReport, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `overlap-tool analyze` reports. `padded` is the image brought to a size that the model accepts."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    weights_sha256: str
+    image: tuple[int, int]
+    padded: tuple[int, int]
+    stages: tuple[StageReport, ...]
+
+
+def analyze(
+    model: nn.Module | str | os.PathLike[str],
+    *,
+    size: tuple[int, int] = IMAGE,
+    tiles: Sequence[int] = TILES,
+    stage: str | None = None,
+    architecture: str | None = None,
+    model_class: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> Analysis:
+    """Overlaps, phases, arithmetic and memory of a model, layer by layer.
+
+    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height, and
+    `tiles` are in pixels of the image.
+    """
+    if min(size) < 1:
+        raise OptionError(
+            f"--size {size[0]}x{size[1]}", "is not the size of an image", "Use two numbers from 1"
+        )
+    if any(tile < 1 for tile in tiles):
+        raise OptionError(f"tiles {list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
+    plugins.discover()
+    if isinstance(model, nn.Module):
+        module, name, arguments, weights = model, type(model).__qualname__, {}, model.state_dict()
+        sha256 = checkpoint.hash_weights(weights)
+    else:
+        loaded = checkpoint.load(
+            model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
+        )
+        module, name, arguments, sha256 = (
+            loaded.model,
+            loaded.architecture,
+            dict(loaded.arguments),
+            loaded.weights_sha256,
+        )
+    found = survey(module, only=stage)
+    padded = tuple(ceil(side / found.multiple) * found.multiple for side in size)
+    return Analysis(
+        architecture=name,
+        arguments=arguments,
+        weights_sha256=sha256,
+        image=size,
+        padded=(padded[0], padded[1]),
+        stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles) for part in found.stages),
+    )
+
+
+def _stage_report(stage: Stage, image: tuple[int, int], tile_sides: Sequence[int]) -> StageReport:
+    network = stage.network
+    rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
+    edges = Edges.of(rows.overlap, columns.overlap)
+    height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
+    costs = op_costs(network)
+    full = whole(network.rows, height), whole(network.columns, width)
+    full_macs = macs(costs, *full)
+    down = 1 / columns.scale
+    return StageReport(
+        name=stage.name or type(stage.module).__name__,
+        input_scale=stage.input_scale,
+        scale=columns.scale,
+        left=edges.left,
+        right=edges.right,
+        top=edges.top,
+        bottom=edges.bottom,
+        receptive_field=columns.receptive_field,
+        receptive_field_rows=rows.receptive_field,
+        period=columns.period.input,
+        period_rows=rows.period.input,
+        padding_free_overlap=(
+            padding_free_overlap(columns.receptive_field, int(down)) if down.denominator == 1 else None
+        ),
+        status="proved" if all(op.rule.proved for op in network.ops if isinstance(op, Op)) else "probed",
+        full_macs=full_macs,
+        full_peak_bytes=peak_bytes(costs, *full),
+        layers=_layer_reports(network, full[0].sizes, full[1].sizes),
+        tiles=tuple(_tile_report(stage, height, width, tile, full_macs) for tile in tile_sides),
+    )
+
+
+def _tile_report(stage: Stage, height: int, width: int, tile: int, full_macs: int) -> TileReport:
+    network = stage.network
+    rows, columns = (
+        tiles(axis, n, cut(axis.sizes(n)[-1], _tile_of_output(axis, stage.input_scale, tile)))
+        for axis, n in ((network.rows, height), (network.columns, width))
+    )
+    costs = op_costs(network)
+    total = macs(costs, rows, columns)
+    return TileReport(
+        tile=tile,
+        count=len(rows.steps) * len(columns.steps),
+        peak_bytes=peak_bytes(costs, rows, columns),
+        macs=total,
+        overhead=total / full_macs if full_macs else 1.0,
+    )
+
+
+def _tile_of_output(axis: Axis, input_scale: Fraction, tile: int) -> int:
+    """A tile of the image in samples of the stage's output; at least one."""
+    return max(1, int(tile * input_scale * axis.reaches()[-1].scale))
+
+
+def _layer_reports(
+    network: Network, heights: Sequence[int], widths: Sequence[int]
+) -> tuple[LayerReport, ...]:
+    rows, columns = network.rows, network.columns
+    row_reaches, column_reaches = rows.reaches(), columns.reaches()
+    published = list(zip(rows.published_overlaps(), columns.published_overlaps(), strict=True))
+    asked = list(zip(rows.overlaps(), columns.overlaps(), strict=True))
+    names = {op.id: op.name for op in network.ops}
+    reports = []
+    for i, op in enumerate(network.ops):
+        if isinstance(op, Input):
+            continue
+        edges = Edges.of(*published[i])
+        reports.append(
+            LayerReport(
+                name=op.name,
+                op=op.kind,
+                kernel=op.rule.kernel,
+                stride=op.rule.stride,
+                scale=column_reaches[i].scale,
+                left=edges.left,
+                right=edges.right,
+                top=edges.top,
+                bottom=edges.bottom,
+                exact=Edges.of(
+                    exact_overlap(op.rule.rows, asked[i][0]), exact_overlap(op.rule.columns, asked[i][1])
+                ),
+                reach=Edges.of(row_reaches[i].overlap, column_reaches[i].overlap),
+                receptive_field=column_reaches[i].receptive_field,
+                receptive_field_rows=row_reaches[i].receptive_field,
+                period=column_reaches[i].period.input,
+                channels=op.channels,
+                macs=op.rule.macs * heights[i] * widths[i],
+                pointwise=op.rule.local,
+                inputs=tuple(names[source] for source in op.inputs),
+            )
+        )
+    return tuple(reports)

@@ -1,0 +1,52 @@
+"""The command line: one small file per command. torch is imported by the commands, not by --help."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from overlap_tool import __version__
+from overlap_tool.cli.analyze import analyze
+from overlap_tool.errors import OverlapToolError
+
+app = typer.Typer(
+    name="overlap-tool",
+    help="Exact, retraining-free tiled inference for learned image codecs and other CNNs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(analyze)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"overlap-tool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; what the tool refuses is one message on stderr and exit code 2."""
+    # CompressAI scripts a function on import, which newer versions of torch warn about
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")
+    try:
+        app()
+    except OverlapToolError as error:
+        if "--debug" in sys.argv:
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

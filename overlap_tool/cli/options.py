@@ -1,0 +1,68 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overlap_tool.errors import OptionError
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint (.pt, .pth, .pth.tar, .safetensors), zoo:NAME for a seeded model, or "
+        "zoo:NAME@QUALITY for CompressAI's pretrained one.",
+        metavar="[SOURCE]",
+        show_default=False,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option("--arch", help="Take the checkpoint for this architecture instead of detecting it."),
+]
+ModelClass = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PKG.MODULE:CLASS", help="Your own class, to load the weights into."),
+]
+ModelKwargs = Annotated[
+    str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of the --model class.")
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Load a pickled module, which runs code from the file. Off by default."),
+]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`3840x2160` as width and height."""
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    if match is None:
+        raise OptionError(
+            f"--size {text}", "is not a width and a height", "Write it as WIDTHxHEIGHT, such as 3840x2160"
+        )
+    return int(match[1]), int(match[2])
+
+
+def parse_kwargs(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OptionError(
+            f"--kwargs {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
+        ) from error
+    if not isinstance(value, dict):
+        raise OptionError(
+            f"--kwargs {text}", "is not a JSON object", "Write it as an object, such as '{\"N\": 128}'"
+        )
+    return value

@@ -1,0 +1,56 @@
+"""Plugins: distributions found by entry point, and single files given on the command line.
+
+A plugin is a module that registers rules (`overlap_tool.rules.register`) and architectures
+(`overlap_tool.checkpoint.register`) when it is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from overlap_tool.errors import OverlapToolError, PluginError
+
+GROUP = "overlap_tool.plugins"
+
+
+@cache
+def discover() -> tuple[str, ...]:
+    """Import every installed plugin, once, and say which they are."""
+    found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    for entry in found:
+        try:
+            entry.load()
+        except OverlapToolError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"plugin {entry.name} ({entry.value})",
+                f"cannot be imported ({type(error).__name__}: {error})",
+                "Update or uninstall the distribution that provides it",
+            ) from error
+    return tuple(entry.name for entry in found)
+
+
+def load_file(path: Path) -> None:
+    """Import a plugin from a file. It is code, and runs as such."""
+    if not path.is_file():
+        raise PluginError(str(path), "there is no such file", "Give the path of a Python file to --plugin")
+    name = f"overlap_tool_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(str(path), "is not a Python file", "Give the path of a .py file to --plugin")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except OverlapToolError:
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(
+            str(path), f"cannot be imported ({type(error).__name__}: {error})", "Correct the plugin"
+        ) from error

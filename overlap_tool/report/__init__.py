@@ -1,0 +1,13 @@
+"""An analysis for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from overlap_tool.analysis import Analysis
+from overlap_tool.report.dot import to_dot
+from overlap_tool.report.json import to_json
+from overlap_tool.report.markdown import to_markdown
+
+FORMATS: dict[str, Callable[[Analysis], str]] = {"json": to_json, "markdown": to_markdown, "dot": to_dot}
+"""The formats that are plain text; `terminal.show` draws the other one."""

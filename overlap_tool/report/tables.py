@@ -1,0 +1,136 @@
+"""The tables of an analysis as rows of text, whatever draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def stage_table(analysis: Analysis) -> Table:
+    return Table(
+        "Overlap of a tile, in samples of the stage's input",
+        ("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free", "status"),
+        tuple(
+            (
+                stage.name,
+                str(stage.scale),
+                f"{stage.left}/{stage.right}",
+                f"{stage.top}/{stage.bottom}",
+                _field(stage),
+                str(stage.period),
+                "-" if stage.padding_free_overlap is None else str(stage.padding_free_overlap),
+                stage.status,
+            )
+            for stage in analysis.stages
+        ),
+    )
+
+
+def layer_table(stage: StageReport, all_ops: bool = False) -> Table:
+    """The ops with spatial context, or all of them."""
+    layers = [layer for layer in stage.layers if all_ops or not layer.pointwise]
+    hidden = len(stage.layers) - len(layers)
+    return Table(
+        f"{stage.name}: overlap at each layer's input, accumulated from the stage's output"
+        + (f" ({hidden} pointwise ops not shown)" if hidden else ""),
+        (
+            *("layer", "op", "kernel", "stride", "scale", "left/right", "top/bottom"),
+            *("exact", "reaches", "field", "period", "MACs"),
+        ),
+        tuple(
+            (
+                layer.name,
+                layer.op,
+                _pair(layer.kernel),
+                _pair(layer.stride),
+                str(layer.scale),
+                f"{layer.left}/{layer.right}",
+                f"{layer.top}/{layer.bottom}",
+                _exact(layer),
+                _edges(layer.reach),
+                _field(layer),
+                str(layer.period),
+                count(layer.macs) if layer.macs else "",
+            )
+            for layer in layers
+        ),
+    )
+
+
+def tile_table(stage: StageReport) -> Table:
+    return Table(
+        f"{stage.name}: tiles that recompute their halo, beside the full image",
+        ("tile", "tiles", "peak memory", "of full", "MACs", "overhead"),
+        (
+            *(
+                (
+                    str(tile.tile),
+                    str(tile.count),
+                    size(tile.peak_bytes),
+                    f"{tile.peak_bytes / stage.full_peak_bytes:.1%}",
+                    count(tile.macs),
+                    f"{tile.overhead:.3f}",
+                )
+                for tile in stage.tiles
+            ),
+            ("full", "1", size(stage.full_peak_bytes), "100%", count(stage.full_macs), "1.000"),
+        ),
+    )
+
+
+def headline(analysis: Analysis) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in analysis.arguments.items())
+    width, height = analysis.image
+    padded = "" if analysis.padded == analysis.image else f", padded to {'x'.join(map(str, analysis.padded))}"
+    return f"{analysis.architecture}({arguments}), image {width}x{height}{padded}"
+
+
+def size(n: int) -> str:
+    """Bytes, in binary units."""
+    value, unit = float(n), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.4g} {unit}"
+
+
+def count(n: int) -> str:
+    """A large number, in decimal units."""
+    value, unit = float(n), ""
+    for larger in ("k", "M", "G", "T"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.4g}{unit}"
+
+
+def _pair(value: tuple[int, int] | None) -> str:
+    if value is None:
+        return ""
+    return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
+
+
+def _edges(edges: Edges) -> str:
+    sides = f"{edges.left}/{edges.right}"
+    ends = f"{edges.top}/{edges.bottom}"
+    return sides if sides == ends else f"{sides} {ends}"
+
+
+def _exact(layer: LayerReport) -> str:
+    """The exact overlap where the published recursion gives another."""
+    published = Edges(layer.left, layer.right, layer.top, layer.bottom)
+    return "" if layer.exact == published else _edges(layer.exact)
+
+
+def _field(report: StageReport | LayerReport) -> str:
+    across, down = report.receptive_field, report.receptive_field_rows
+    return str(across) if across == down else f"{across}x{down}"

@@ -1,0 +1,1 @@
+"""Which span every op computes at each step, and what that costs."""
