@@ -1,0 +1,33 @@
+"""Shared by all tests: small models of every architecture, and a fixed, small use of the machine."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from overlap_tool import checkpoint
+from overlap_tool.stages import Survey, survey
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@cache
+def small_model(architecture: str) -> torch.nn.Module:
+    """A seeded model of small width; treat it as read-only."""
+    known = checkpoint.find(architecture)
+    return checkpoint.seeded_model(known, known.small)
+
+
+@cache
+def small_survey(architecture: str) -> Survey:
+    return survey(small_model(architecture))
+
+
+@pytest.fixture(params=checkpoint.names())
+def architecture(request) -> str:
+    return request.param
