@@ -1,0 +1,157 @@
+"""Putting a state dict into a model: old spellings, CDF buffers of any size, and a precise refusal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.checkpoint.blank import TooLargeError, blank_weights
+from overlap_tool.checkpoint.conditions import StateDict
+from overlap_tool.checkpoint.registry import Architecture, shortened
+from overlap_tool.errors import WeightsError
+
+CDF_BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+"""Buffers of CompressAI's entropy models, empty before `update()` and of any size after it."""
+
+_BOTTLENECK_KEY = re.compile(r"\._?(matri(?:x|ces)|bias(?:es)?|factors?)\.?(\d+)$")
+_SPARE_BYTES = 64 << 20
+
+
+def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of this architecture with these weights, and the arguments it was built with."""
+    state = architecture.rename(state)
+    try:
+        arguments = architecture.arguments(state)
+    except (KeyError, IndexError) as error:
+        raise WeightsError(
+            where,
+            f"not a {architecture.name}: {shortened(architecture.detect.missed(state)) or f'no {error}'}",
+            "Leave --arch out to have the architecture detected from the weights",
+        ) from error
+    if not all(_positive(value) for value in arguments.values()):
+        raise WeightsError(
+            where,
+            f"a {architecture.name} with {arguments} cannot be: its widths must be positive",
+            "Check that the file was written completely, and by the training code you expect",
+        )
+    # A forged width must not make us allocate what the file itself cannot hold.
+    budget = 4 * sum(tensor.numel() for tensor in state.values()) + _SPARE_BYTES
+    try:
+        with blank_weights(budget):
+            model = architecture.build(**arguments)
+    except (TooLargeError, AssertionError, ValueError, RuntimeError) as error:
+        reason = str(error) or "it would be far larger than the weights in the file"
+        raise WeightsError(
+            where,
+            f"a {architecture.name} with {arguments}, as read from the shapes, cannot be built: {reason}",
+            "Name the right architecture with --arch, or bring your class with --model",
+        ) from error
+    fit(model, state, f"{where} as {architecture.name}")
+    return model, arguments
+
+
+def fit(model: nn.Module, state: StateDict, where: str) -> None:
+    """Gives the model these weights, strictly; the model owns its tensors afterwards."""
+    state = respell(state, model)
+    _resize_cdf_buffers(model, state, where)
+    expected = model.state_dict()
+    _refuse_misfit(state, expected, where)
+    owned = {key: _owned(tensor, expected[key].dtype) for key, tensor in state.items()}
+    # Not the model's own method: CompressAI's sizes and renames again, and cannot assign.
+    nn.Module.load_state_dict(model, owned, strict=True, assign=True)
+
+
+def respell(state: StateDict, model: nn.Module) -> StateDict:
+    """Renames keys that older or newer versions of CompressAI spell differently to what this model uses."""
+    keys = model.state_dict().keys()
+    spelling = {_canonical(key): key for key in keys}
+    return {
+        key if key in keys else spelling.get(_canonical(key), key): tensor for key, tensor in state.items()
+    }
+
+
+def refuse_nonfinite(model: nn.Module, where: str) -> None:
+    """No NaN anywhere, and no infinity in a weight; a buffer, such as an attention mask, may hold one."""
+    bad = [key for key, weight in model.named_parameters() if not weight.isfinite().all()]
+    bad += [key for key, buffer in model.named_buffers() if buffer.isnan().any()]
+    if bad:
+        raise WeightsError(
+            where,
+            f"NaN or infinite weights in {shortened(bad)}",
+            "The training probably diverged: use an earlier checkpoint",
+        )
+
+
+def _canonical(key: str) -> str:
+    key = key.replace(".downsample.", ".skip.")
+    if "entropy_bottleneck" not in key:
+        return key
+    return _BOTTLENECK_KEY.sub(lambda match: f".{match[1][:4]}.{match[2]}", key)
+
+
+def _resize_cdf_buffers(model: nn.Module, state: StateDict, where: str) -> None:
+    """Sizes the model's CDF buffers as in the file, and takes absent ones to be not yet computed."""
+    for name, module in model.named_modules():
+        buffers = [buffer for buffer in CDF_BUFFERS if buffer in module._buffers]
+        if "_quantized_cdf" not in buffers:
+            continue
+        prefix = f"{name}." if name else ""
+        for buffer in buffers:
+            present = module._buffers[buffer]
+            found = state.setdefault(prefix + buffer, torch.empty(0))
+            if present is not None:
+                module._buffers[buffer] = torch.empty(found.shape, dtype=present.dtype)
+        _refuse_broken_cdf(prefix, state, where)
+
+
+def _refuse_broken_cdf(prefix: str, state: StateDict, where: str) -> None:
+    cdf, offset, length = (state[prefix + buffer] for buffer in CDF_BUFFERS[:3])
+    if cdf.numel() == offset.numel() == length.numel() == 0:
+        return
+    sound = cdf.ndim == 2 and cdf.shape[:1] == offset.shape == length.shape
+    if not sound or not 2 <= int(length.min()) <= int(length.max()) <= cdf.shape[1]:
+        raise WeightsError(
+            where,
+            f"the CDF tables under {prefix or 'the model'}* contradict each other",
+            "Delete its _quantized_cdf, _offset and _cdf_length from the file: update() computes them again",
+        )
+
+
+def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str) -> None:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} is {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
+        for key, tensor in state.items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+    problems = [
+        text
+        for found, text in (
+            (missing, f"missing keys: {shortened(missing)}"),
+            (unexpected, f"unexpected keys: {shortened(unexpected)}"),
+            (shapes, f"wrong shapes: {shortened(shapes)}"),
+        )
+        if found
+    ]
+    if problems:
+        raise WeightsError(
+            where,
+            ". ".join(problems),
+            "Name the right architecture with --arch, or bring your class with --model pkg.module:Class",
+        )
+
+
+def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # The file may be mapped, so what is kept must be a copy: the file can change under the model's feet.
+    return tensor.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _positive(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_positive(item) for item in value)
+    return isinstance(value, bool) or not isinstance(value, int) or value > 0
