@@ -1,0 +1,51 @@
+"""What every CompressAI model has in common: how its class and its published weights are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def builder(name: str) -> Callable[..., nn.Module]:
+    """The constructor of the class registered under this name.
+
+    The class, and not the function: `compressai.zoo.bmshj2018_factorized_relu()` returns the GDN model.
+    """
+    return partial(_build, name)
+
+
+def published(name: str) -> Callable[[int], nn.Module]:
+    """CompressAI's pretrained model of a quality, optimised for MSE."""
+    return partial(_download, name)
+
+
+def _build(name: str, **arguments: Any) -> nn.Module:
+    # Importing CompressAI takes seconds, so it waits until a model is wanted.
+    import compressai.models  # noqa: F401  (fills the registry)
+    from compressai.registry import MODELS
+
+    return MODELS[name](**arguments)
+
+
+def _download(name: str, quality: int) -> nn.Module:
+    from compressai.zoo import image, image_vbr
+
+    from overlap_tool.checkpoint.fitting import assemble
+    from overlap_tool.checkpoint.registry import find
+
+    if name in image_vbr.model_urls:
+        urls = {0: image_vbr.model_urls[name]["mse"]}  # One model for all rates.
+    else:
+        urls = image.model_urls[name]["mse"]
+    if quality not in urls:
+        raise ValueError(f"the published qualities are {', '.join(map(str, urls))}, not {quality}")
+    # Not CompressAI's own loading: that unpickles whatever came over the network.
+    state = torch.hub.load_state_dict_from_url(
+        urls[quality], map_location="cpu", weights_only=True, check_hash=True
+    )
+    model, _ = assemble(find(name), dict(state), f"zoo:{name}@{quality}")
+    return model

@@ -1,0 +1,15 @@
+"""mbt2018-mean: as the hyperprior, but h_s predicts a mean and a scale, so twice as many channels."""
+
+from overlap_tool.checkpoint.architectures import shared
+from overlap_tool.checkpoint.architectures.compressai_zoo import builder, published
+from overlap_tool.checkpoint.registry import Architecture
+
+ARCHITECTURE = Architecture(
+    name="mbt2018-mean",
+    detect=shared.HYPER & shared.MEANS_AND_SCALES & shared.NO_CONTEXT & shared.ONE_RATE,
+    arguments=shared.widths,
+    build=builder("mbt2018-mean"),
+    small={"N": 8, "M": 12},
+    default={"N": 192, "M": 192},
+    pretrained=published("mbt2018-mean"),
+)
