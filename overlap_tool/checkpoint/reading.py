@@ -1,0 +1,235 @@
+"""From a file to a state dict: safe by default, containers and prefixes unwrapped, refusals explained."""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.checkpoint.conditions import StateDict
+from overlap_tool.checkpoint.registry import shortened
+from overlap_tool.errors import CheckpointError, UntrustedPickleError
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""Put before keys by DataParallel and torch.compile; no model means anything by them."""
+OWNER_PREFIXES = ("net.", "network.", "model.")
+"""Attributes of a training class: stripped only where every key has them."""
+
+_HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.Size")
+_ANOTHER_FILE = "Give a file written by torch.save or safetensors, or a seeded model such as zoo:mbt2018"
+_FETCH_AGAIN = "Copy or download it again"
+
+
+def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Module:
+    """The state dict in a checkpoint, its containers unwrapped; or, only if trusted, a pickled module."""
+    where = os.fspath(path)
+    file = _existing_file(where)
+    payload = _load_safetensors(file) if _is_safetensors(file) else _load_pickle(file, trust)
+    found = unwrap(payload)
+    if found is None:
+        raise CheckpointError(where, f"it holds no weights, but {_describe(payload)}", _ANOTHER_FILE)
+    if isinstance(found, dict):
+        _refuse_hollow_tensors(found, file)
+    return found
+
+
+def unwrap(payload: Any) -> StateDict | nn.Module | None:
+    """The weights in a checkpoint's payload, however deeply contained."""
+    if isinstance(payload, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(payload.module)
+    if isinstance(payload, nn.Module):
+        return payload
+    if not isinstance(payload, Mapping):
+        return None
+    # A container goes first: beside it there may be loose tensors, such as a learning rate.
+    for name in CONTAINERS:
+        inner = unwrap(payload.get(name))
+        if inner is not None:
+            return inner
+    named = {key: value for key, value in payload.items() if isinstance(key, str)}
+    return {key: value for key, value in named.items() if isinstance(value, Tensor)} or None
+
+
+def strip_prefixes(state: StateDict, where: str) -> StateDict:
+    """The keys as the model itself has them."""
+    *_, bare = strippings(state, where)
+    return bare
+
+
+def strippings(state: StateDict, where: str) -> Iterator[StateDict]:
+    """The state dict as it is, then with one layer of prefixes fewer after another."""
+    shorter: StateDict | None = state
+    while shorter is not None:
+        yield shorter
+        shorter = _strip_once(shorter, where)
+
+
+def _strip_once(state: StateDict, where: str) -> StateDict | None:
+    if any(key.startswith(WRAPPER_PREFIXES) or "._orig_mod." in key for key in state):
+        removed: tuple[str, ...] = WRAPPER_PREFIXES
+    else:
+        shared = [prefix for prefix in OWNER_PREFIXES if all(key.startswith(prefix) for key in state)]
+        if not shared:
+            return None
+        removed = (shared[0],)
+    stripped: StateDict = {}
+    for key, tensor in state.items():
+        prefix = next((prefix for prefix in removed if key.startswith(prefix)), "")
+        short = key.removeprefix(prefix).replace("._orig_mod.", ".")
+        if short in stripped:
+            raise CheckpointError(
+                where,
+                f"two tensors are called {short} once prefixes such as 'module.' are removed",
+                "Save one model's state dict only",
+            )
+        stripped[short] = tensor
+    return stripped
+
+
+def _existing_file(where: str) -> Path:
+    path = Path(where)
+    if path.is_dir():
+        raise CheckpointError(where, "it is a directory", "Give the checkpoint file inside it")
+    if not path.exists():
+        raise CheckpointError(where, "there is no such file", "Check the path, or name a model: zoo:mbt2018")
+    if not path.is_file():
+        raise CheckpointError(where, "it is not a regular file", _ANOTHER_FILE)
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise CheckpointError(where, f"it cannot be read: {error.strerror}", "Check its rights") from error
+    if empty:
+        raise CheckpointError(where, "the file is empty", _FETCH_AGAIN)
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            str(path), f"it is damaged or no safetensors file: {_first_line(error)}", _FETCH_AGAIN
+        ) from error
+
+
+def _load_pickle(path: Path, trust: bool) -> Any:
+    try:
+        # Mapped, the optimiser's states, often twice the weights, are never read. A pickled module is kept as
+        # it comes, so it must not lean on a file that may change.
+        mapped = zipfile.is_zipfile(path) and not trust
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Advice about pickle's protocols, no help beside our refusal.
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+    except Exception as error:  # Whatever a broken or hostile file makes the reader raise.
+        raise (_trusted_failure(path, error) if trust else _failure(path, error)) from error
+
+
+def _trusted_failure(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, (ImportError, AttributeError)):
+        return CheckpointError(
+            str(path),
+            f"its pickled module needs code that is not importable: {_first_line(error)}",
+            "Run where that code can be imported, or save model.state_dict() there",
+        )
+    return _failure(path, error, trust=True)
+
+
+def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointError:
+    where = str(path)
+    needed = [] if trust else [name for name in pickled_globals(path) if not _HARMLESS.fullmatch(name)]
+    if needed:
+        return UntrustedPickleError(
+            where,
+            f"it is a pickle that runs code, not plain weights: loading it would import {shortened(needed)}",
+            "If you trust whoever made the file, pass --trust (trust=True in Python); "
+            "else ask for model.state_dict() saved with torch.save, or safetensors",
+        )
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith((b"PK", b"\x80\x02\x8a\x0a")):  # How torch.save's zip and older files begin.
+        return CheckpointError(where, f"it is truncated or damaged: {_first_line(error)}", _FETCH_AGAIN)
+    return CheckpointError(where, f"it is not a checkpoint: it begins with {head!r}", _ANOTHER_FILE)
+
+
+def pickled_globals(path: Path) -> list[str]:
+    """What unpickling the file would import, found by reading its opcodes without running any."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
+                return _distinct(archive.open, pickles)
+        return _distinct(lambda name: open(name, "rb"), [str(path)])
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return []
+
+
+def _distinct(open_: Callable[[str], IO[bytes]], names: list[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for name in names:
+        with open_(name) as stream:
+            found.update(dict.fromkeys(_globals(stream)))
+    return list(found)
+
+
+def _globals(stream: IO[bytes]) -> Iterator[str]:
+    pushed: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        while True:  # A file of the format before zip is several pickles in a row.
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield ".".join(str(part) for part in pushed[-2:])
+                elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                    memo[len(memo) if argument is None else argument] = pushed[-1] if pushed else None
+                elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                    pushed.append(memo.get(int(argument or 0)))
+                elif opcode.stack_after:
+                    pushed.append(argument)
+    except (ValueError, UnicodeError, OverflowError, MemoryError):
+        return  # The end of the pickles, or of sense.
+
+
+def _refuse_hollow_tensors(state: StateDict, path: Path) -> None:
+    """Tensors must be what they claim: a view can claim any shape over one stored number."""
+    size = path.stat().st_size
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            reason = f"{key} is not an ordinary dense tensor"
+        elif not tensor.numel() * tensor.element_size() <= min(tensor.untyped_storage().nbytes(), size):
+            reason = f"{key} claims the shape {tuple(tensor.shape)}, which is more than the file holds"
+        else:
+            continue
+        raise CheckpointError(str(path), reason, "Save plain contiguous tensors with torch.save")
+
+
+def _describe(payload: Any) -> str:
+    if not isinstance(payload, Mapping):
+        return f"a {type(payload).__name__}"
+    return f"a dict with the entries {shortened(map(str, payload))}" if payload else "an empty dict"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
