@@ -1,0 +1,33 @@
+"""Checkpoints: safe loading, architecture detection from keys and shapes, seeded models.
+
+To add an architecture, see `architectures/`: one file each, a condition, its arguments, its constructor.
+"""
+
+from overlap_tool.checkpoint import architectures as _architectures  # noqa: F401  (registers them)
+from overlap_tool.checkpoint.conditions import Condition, StateDict, has_key, has_prefix, shape, size
+from overlap_tool.checkpoint.hashing import hash_weights
+from overlap_tool.checkpoint.loading import Loaded, load
+from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
+from overlap_tool.checkpoint.seeded import seed_weights
+from overlap_tool.checkpoint.writing import save_atomically
+from overlap_tool.checkpoint.zoo import seeded_model
+
+__all__ = [
+    "Architecture",
+    "Condition",
+    "Loaded",
+    "StateDict",
+    "detect",
+    "find",
+    "has_key",
+    "has_prefix",
+    "hash_weights",
+    "load",
+    "names",
+    "register",
+    "save_atomically",
+    "seed_weights",
+    "seeded_model",
+    "shape",
+    "size",
+]

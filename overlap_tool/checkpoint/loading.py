@@ -1,0 +1,111 @@
+"""`load`: from whatever the user named (a file, `zoo:NAME`, a class of their own) to a model with weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from overlap_tool.checkpoint import registry, third_party, zoo
+from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
+from overlap_tool.checkpoint.hashing import hash_weights
+from overlap_tool.checkpoint.reading import read, strip_prefixes
+from overlap_tool.errors import CheckpointError, OptionError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for inference, and where it came from."""
+
+    model: nn.Module
+    """In eval mode, on the CPU, `requires_grad` as built."""
+    architecture: str
+    """`mbt2018`; or `pkg.module:Class` for `--model`; or the class of a trusted pickled module."""
+    arguments: Mapping[str, Any]
+    """What the constructor was given; fit for JSON."""
+    weights_sha256: str
+    source: str
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    architecture: str | None = None,
+    model_class: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> Loaded:
+    """A model from a checkpoint file, from `zoo:NAME[@QUALITY]`, or of the user's own class.
+
+    `source` may be left out only with `model_class`: the weights are then as constructed, from a fixed seed.
+    Pickled modules run their code when loaded, so they are refused unless `trust` is given.
+    """
+    where = os.fspath(source) if source else ""
+    _refuse_contradictions(where, architecture, model_class, kwargs)
+    if model_class is not None:
+        model, name, arguments = _from_class(where, model_class, kwargs or {}, trust)
+    elif where.startswith(zoo.PREFIX):
+        model, known, arguments = zoo.from_zoo(where)
+        name = known.name
+    else:
+        model, name, arguments = _from_file(where, architecture, trust)
+    refuse_nonfinite(model, where or name)
+    return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where)
+
+
+def _refuse_contradictions(
+    where: str, architecture: str | None, model_class: str | None, kwargs: Mapping[str, Any] | None
+) -> None:
+    if not where and model_class is None:
+        raise OptionError("source", "no checkpoint was given", "Give a file, or a model such as zoo:mbt2018")
+    if architecture is not None and model_class is not None:
+        raise OptionError(f"--arch {architecture}", "--model names a class already", "Give one of the two")
+    if architecture is not None and where.startswith(zoo.PREFIX):
+        raise OptionError(f"--arch {architecture}", f"{where} names one already", "Leave --arch out")
+    if model_class is not None and where.startswith(zoo.PREFIX):
+        raise OptionError(f"--model {model_class}", f"{where} is a model of its own", "Give a file, or none")
+    if kwargs is not None and model_class is None:
+        raise OptionError("--kwargs", "there is no --model to construct", "Add --model pkg.module:Class")
+
+
+def _from_class(
+    where: str, model_class: str, kwargs: Mapping[str, Any], trust: bool
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    model = third_party.construct(model_class, kwargs)
+    if where:
+        found = read(where, trust)
+        state = dict(found.state_dict()) if isinstance(found, nn.Module) else found
+        third_party.fill(model, state, f"{where} as {model_class}")
+    return model, model_class, dict(kwargs)
+
+
+def _from_file(where: str, name: str | None, trust: bool) -> tuple[nn.Module, str, dict[str, Any]]:
+    forced = registry.find(name) if name is not None else None
+    found = read(where, trust)
+    if isinstance(found, nn.Module):
+        return _from_module(found, where, forced)
+    state = strip_prefixes(found, where)
+    architecture = forced or registry.detect(state, where)
+    model, arguments = assemble(architecture, state, where)
+    return model, architecture.name, arguments
+
+
+def _from_module(
+    model: nn.Module, where: str, forced: registry.Architecture | None
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """A trusted pickled module is used as it is: nobody knows its class better than the pickle."""
+    if forced is not None:
+        raise CheckpointError(
+            where, f"it is a whole pickled module, --arch {forced.name} cannot change it", "Leave --arch out"
+        )
+    kind = type(model)
+    if kind.__module__.partition(".")[0] == "compressai":
+        from compressai.registry import MODELS
+
+        for name in registry.names():
+            if MODELS.get(name) is kind:
+                return model.cpu(), name, registry.find(name).arguments(model.state_dict())
+    return model.cpu(), f"{kind.__module__}.{kind.__qualname__}", {}

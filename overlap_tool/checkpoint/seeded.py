@@ -1,0 +1,146 @@
+"""Weights for a model that nobody trained: the same on every machine, and lively enough to test with.
+
+Random weights as PyTorch draws them give latents that round to zero everywhere. Here every layer keeps the
+variance of its input, the latents y and z spread over several symbols, the predicted scales fit them, and the
+reconstruction lies about mid-grey. All values come from `torch.rand` by single, correctly rounded operations,
+and nothing is measured on data, so the bits do not depend on threads or instruction sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+_STAGE_ENDS = {
+    # name of a stage: gain of its last layer, bias of its last layer
+    "g_a": (5.0, 0.0),
+    "h_a": (2.5, 0.0),
+    "g_s": (0.07, 0.5),
+    "h_s": (0.2, 1.5),
+    "entropy_parameters": (0.2, 1.5),
+}
+_BRANCH_GAIN = 0.5
+"""Of layers inside residual and attention blocks: the sum with the identity must not grow by the block."""
+_HE_GAIN = math.sqrt(2)
+"""Of layers before a rectifier, which lets half of the variance pass."""
+_IDENTITY_PATHS = ("skip", "upsample")
+
+
+@torch.no_grad()
+def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fills the model in place; layers of unknown kinds keep what their constructor gave them."""
+    generator = torch.Generator().manual_seed(seed)
+    branches, rectified = _branch_layers(model), _rectified_layers(model)
+    for module in model.modules():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            gain = (_BRANCH_GAIN if module in branches else 1.0) * (_HE_GAIN if module in rectified else 1.0)
+            _seed_layer(module, gain, generator)
+        elif _is_gdn(module):
+            _seed_gdn(module, generator)
+        elif _is_bottleneck(module):
+            _seed_bottleneck(module, generator)
+    for name, stage in _stages(model):
+        gain, bias = _STAGE_ENDS[name]
+        last = _last_layer(stage)
+        if last is not None:
+            last.weight.mul_(gain)
+            if last.bias is not None:
+                last.bias.add_(bias)
+    return model
+
+
+def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name in _STAGE_ENDS and isinstance(module, nn.Sequential):
+            yield name, module
+
+
+def _branch_layers(model: nn.Module) -> set[nn.Module]:
+    return {
+        layer
+        for _, stage in _stages(model)
+        for block in stage
+        if not isinstance(block, (_ConvNd, nn.Sequential))
+        for path, layer in block.named_modules()
+        if path.partition(".")[0] not in _IDENTITY_PATHS
+    }
+
+
+def _uniform(target: Tensor, bound: float, generator: torch.Generator) -> None:
+    drawn = torch.rand(target.shape, generator=generator)
+    target.copy_(drawn.sub_(0.5).mul_(2 * bound))
+
+
+def _rectified_layers(model: nn.Module) -> set[nn.Module]:
+    return {
+        layer
+        for sequence in model.modules()
+        if isinstance(sequence, nn.Sequential)
+        for layer, rectifier in pairwise(sequence)
+        if isinstance(rectifier, (nn.ReLU, nn.LeakyReLU))
+    }
+
+
+def _seed_layer(layer: _ConvNd | nn.Linear, gain: float, generator: torch.Generator) -> None:
+    inputs = layer.weight[0].numel()
+    if isinstance(layer, _ConvTransposeNd):
+        # Each output of a transposed convolution sees only every stride-th tap.
+        taps = layer.weight[0, 0].numel()
+        inputs = max(1, layer.in_channels // layer.groups * taps // int(torch.tensor(layer.stride).prod()))
+    _uniform(layer.weight, gain * math.sqrt(3.0 / inputs), generator)
+    if layer.bias is not None:
+        _uniform(layer.bias, 0.1, generator)
+    mask = layer._buffers.get("mask")
+    if mask is not None:
+        # A masked convolution clears its unseen taps when it first runs; the hash must not change then.
+        layer.weight.mul_(mask)
+
+
+def _is_gdn(module: nn.Module) -> bool:
+    return {"beta", "gamma"} <= module._parameters.keys() and hasattr(module, "gamma_reparam")
+
+
+def _seed_gdn(module: nn.Module, generator: torch.Generator) -> None:
+    """A GDN that mixes its channels, as trained ones do; the constructor's is diagonal."""
+    beta, gamma = module._parameters["beta"], module._parameters["gamma"]
+    assert beta is not None
+    assert gamma is not None
+    pedestal = 2.0**-36  # Of CompressAI's reparametrisation: what is stored is sqrt(value + pedestal).
+    # An inverse GDN multiplies by what a GDN divides by: three of them in a row would blow up.
+    strength = 2.0**-7 if getattr(module, "inverse", False) else 2.0**-3
+    mixing = torch.rand(gamma.shape, generator=generator).mul_(strength / gamma.shape[0])
+    gamma.copy_(mixing.add_(torch.eye(gamma.shape[0]).mul_(strength)).add_(pedestal).sqrt_())
+    beta.copy_(torch.rand(beta.shape, generator=generator).add_(0.5).add_(pedestal).sqrt_())
+
+
+def _is_bottleneck(module: nn.Module) -> bool:
+    return "quantiles" in module._parameters
+
+
+def _seed_bottleneck(module: nn.Module, generator: torch.Generator) -> None:
+    """Medians off zero, as trained ones are, so that forgetting them shows."""
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            _uniform(parameter, 0.5, generator)
+        elif name == "quantiles":
+            median = torch.empty(parameter.shape[0], 1, 1)
+            _uniform(median, 0.5, generator)
+            parameter.copy_(median + torch.tensor([-10.0, 0.0, 10.0]))
+
+
+def _last_layer(stage: nn.Sequential) -> _ConvNd | None:
+    """The last convolution that shapes the stage's output: not one inside a residual or attention block."""
+    for child in reversed(stage):
+        if isinstance(child, nn.Sequential):
+            found = _last_layer(child)
+            if found is not None:
+                return found
+        if isinstance(child, _ConvNd):
+            return child
+    return None
