@@ -9,7 +9,7 @@ below 0 or past the end lies the op's own padding, and `inside` maps a span ther
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -76,7 +76,7 @@ class Padding(Enum):
             parts += [Span(1 - before.stop, 1 - before.start)] if not before.empty else []
             parts += [Span(2 * n - 1 - after.stop, 2 * n - 1 - after.start)] if not after.empty else []
         elif self is Padding.CIRCULAR:
-            parts += [before.shift(n), after.shift(-n)]
+            parts += [_wrapped(part, n) for part in (before, after)]
         covered = hull(parts)
         return parts[0] if covered.empty else covered.clip(n)
 
@@ -91,6 +91,12 @@ class Padding(Enum):
         if self is Padding.CIRCULAR:
             return index % n
         return None
+
+
+def _wrapped(span: Span, n: int) -> Span:
+    """The hull of the samples of `[0, n)` that a span outside it wraps around to."""
+    first = span.shift(span.start // n * -n)
+    return first if first.stop <= n else Span(0, n)
 
 
 class Period(NamedTuple):
@@ -136,7 +142,8 @@ class Geometry(ABC):
             return high
         while low < high:
             middle = (low + high + 1) // 2
-            if self.reads(Span(0, middle), n).stop <= stop:
+            reads = self.reads(Span(0, middle), n)
+            if reads.empty or reads.stop <= stop:
                 low = middle
             else:
                 high = middle - 1
@@ -183,6 +190,25 @@ class Window(Geometry):
         last = (outputs.stop - 1) * self.stride - self.before
         return Span(first, last + self.extent)
 
+    def reads(self, outputs: Span, n: int) -> Span:
+        need = self.need(outputs)
+        dense = self.dilation == 1 and self.kernel >= self.stride
+        if dense or outputs.empty or need == need.clip(n):
+            return super().reads(outputs, n)
+        # Tap by tap, since at a border the outermost real sample of the hull may lie between two taps.
+        spans = []
+        for tap in range(-self.before, self.dilation * self.kernel - self.before, self.dilation):
+            inside, after = (-((tap - edge) // self.stride) for edge in (0, n))
+            for part in (
+                Span(outputs.start, min(outputs.stop, inside)),
+                Span(max(outputs.start, inside), min(outputs.stop, after)),
+                Span(max(outputs.start, after), outputs.stop),
+            ):
+                for output in (part.start, part.stop - 1) if not part.empty else ():
+                    sample = self.padding.source(output * self.stride + tap, n)
+                    spans += [] if sample is None else [Span(sample, sample + 1)]
+        return hull(spans)
+
     def begins(self, start: int) -> int:
         return -(-(start + self.before) // self.stride)
 
@@ -223,12 +249,16 @@ class Transposed(Geometry):
         return (n - 1) * self.stride - 2 * self.trim + self.dilation * (self.kernel - 1) + self.extra + 1
 
     def need(self, outputs: Span) -> Span:
-        # Tap by tap, since with kernel < stride, or with dilation, some outputs are fed by few taps or none.
+        return hull(self._taps(outputs))
+
+    def reads(self, outputs: Span, n: int) -> Span:
+        return hull(tap.clip(n) for tap in self._taps(outputs))
+
+    def _taps(self, outputs: Span) -> Iterator[Span]:
+        """Tap by tap: with kernel < stride, or with dilation, few taps or none feed some outputs."""
         first, last = outputs.start + self.trim, outputs.stop - 1 + self.trim
-        return hull(
-            Span(-(-(first - tap) // self.stride), (last - tap) // self.stride + 1)
-            for tap in range(0, self.dilation * self.kernel, self.dilation)
-        )
+        for tap in range(0, self.dilation * self.kernel, self.dilation):
+            yield Span(-(-(first - tap) // self.stride), (last - tap) // self.stride + 1)
 
     def begins(self, start: int) -> int:
         return start * self.stride - self.trim
