@@ -1,0 +1,79 @@
+"""Small networks of our own for tests: good ones, and one for each thing that is refused."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck
+from torch import Tensor, nn
+
+
+class PlainCnn(nn.Module):
+    """No codec: one stage, grey input, a skip, a crop and an upsampling."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, width, 3, padding=1)
+        self.down = nn.Conv2d(width, width, 4, stride=2, padding=1)
+        self.body = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1))
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.head(x)
+        return self.up(self.body(self.down(features))) + features
+
+
+class UnknownOp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(self.conv(x))
+
+
+class SqueezeAndExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * torch.sigmoid(self.pool(x))
+
+
+class DataDependentBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x if x.mean(dim=1).sum(dim=1).sum() > 0 else -x
+
+
+class SizeDependentBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 8:
+            x = F.pad(x, (0, 8 - x.shape[-1] % 8))
+        return self.conv(x)
+
+
+class ThirdPartyCodec(nn.Module):
+    """A codec whose parts have names of their own, and whose input is grey."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(1, width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, width, 5, 2, 2))
+        self.latent = EntropyBottleneck(width)
+        self.restore = nn.ModuleDict({"up": nn.ConvTranspose2d(width, 1, 8, 4, 2)})
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent, _ = self.latent(self.encode(x))
+        return self.restore["up"](self.mix(latent))
