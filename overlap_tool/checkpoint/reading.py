@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -169,6 +170,8 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
         head = file.read(16)
     if head.startswith((b"PK", b"\x80\x02\x8a\x0a")):  # How torch.save's zip and older files begin.
         return CheckpointError(where, f"it is truncated or damaged: {_first_line(error)}", _FETCH_AGAIN)
+    if tarfile.is_tarfile(path):
+        return CheckpointError(where, "it is a tar archive", "Unpack it, and give the checkpoint inside")
     return CheckpointError(where, f"it is not a checkpoint: it begins with {head!r}", _ANOTHER_FILE)
 
 
