@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def test_a_damaged_pickle_is_refused_or_read_never_worse(tmp_path, data):
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
         checkpoint.load(path)
+
+
+def test_a_tar_around_a_checkpoint(weights, saved, tmp_path):
+    path = tmp_path / "model.pth.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(saved(weights), "model.pth")
+    assert "it is a tar archive" in refused(path)
 
 
 def test_another_zip(tmp_path):
