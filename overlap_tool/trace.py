@@ -30,8 +30,8 @@ from overlap_tool.network import Constant, Input, Network, Op, operands
 from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
 from overlap_tool.rules.registry import Registered
 
-TRIALS = ((2, 256, 320), (3, 384, 448))
-"""Batch, height and width of the trials; all differ, and all suit networks that downscale by up to 64."""
+TRIALS = ((2, 960, 1920), (3, 2880, 3840))
+"""Batch, height and width of the trials; all differ, and all suit networks that downscale by 2 to 64, 3 or 5."""
 
 REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file given as --plugin FILE.py"
 

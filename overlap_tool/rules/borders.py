@@ -27,6 +27,8 @@ def pad(
         call.refuse("pads other dimensions than rows and columns")
     left, right, top, bottom = (*spatial, 0, 0)[:4]
     outside = PADDING_MODES[mode]
+    if outside is Padding.CIRCULAR and min(left, right, top, bottom) < 0:
+        call.refuse("pads circularly and crops at once")
     fill = 0.0 if value is None else value
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -37,11 +39,12 @@ def pad(
 
 @register(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
 def pad_module(call: Call, module: Any, input: Operand) -> Rule:
-    mode = {
+    modes = {
         nn.ReflectionPad2d: "reflect",
         nn.ReplicationPad2d: "replicate",
         nn.CircularPad2d: "circular",
-    }.get(type(module), "constant")
+    }
+    mode = next((name for kind, name in modes.items() if isinstance(module, kind)), "constant")
     return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module
 
 
@@ -49,9 +52,11 @@ def pad_module(call: Call, module: Any, input: Operand) -> Rule:
 def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
     if dims is None:
         call.refuse("rolls the flattened map")
-    amounts = dict(zip(_sequence(dims), _sequence(shifts), strict=True))
-    axes = [_amount(amounts, dim, len(input.shape)) for dim in (-2, -1)]
-    if len([axis for axis in axes if axis]) < len([amount for amount in amounts.values() if amount]):
+    amounts = dict.fromkeys(range(-len(input.shape), 0), 0)
+    for dim, shift in zip(_sequence(dims), _sequence(shifts), strict=True):
+        amounts[dim if dim < 0 else dim - len(input.shape)] += shift
+    axes = [amounts.pop(dim) for dim in (-2, -1)]
+    if any(amounts.values()):
         call.refuse("rolls other dimensions than rows and columns")
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -109,7 +114,3 @@ def _slice_geometry(call: Call, item: Any) -> Geometry:
 
 def _sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _amount(amounts: dict[int, int], dim: int, ndim: int) -> int:
-    return amounts.get(dim, 0) or amounts.get(dim + ndim, 0)

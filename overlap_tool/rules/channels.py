@@ -17,10 +17,18 @@ def _dims(dim: Any, ndim: int) -> list[int]:
     return [d % ndim for d in dims]
 
 
+def _along_the_map(dims: list[int], ndim: int) -> bool:
+    return ndim - 1 in dims or ndim - 2 in dims
+
+
 def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
     dims = _dims(dim, ndim)
-    if ndim - 1 in dims or ndim - 2 in dims:
+    if _along_the_map(dims, ndim):
         call.refuse_global(f"{doing} over rows or columns")
+    _no_images(call, dims, doing)
+
+
+def _no_images(call: Call, dims: list[int], doing: str) -> None:
     if 0 in dims:
         call.refuse(f"{doing} over the batch")
 
@@ -29,20 +37,26 @@ def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
         call.refuse("joins a map and a constant")
-    _only_channels(call, dim, len(tensors[0].shape), "joins maps")
+    dims = _dims(dim, len(tensors[0].shape))
+    _no_images(call, dims, "joins maps")
+    if _along_the_map(dims, len(tensors[0].shape)):
+        call.refuse_size("joins maps side by side, at a place that depends on their size")
     return Rule(lambda patches, tensors, dim=0: torch.cat(tensors, dim))
 
 
 @register(torch.narrow, "narrow")
 def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rule:
-    _only_channels(call, dim, len(input.shape), "cuts a map")
+    dims = _dims(dim, len(input.shape))
+    _no_images(call, dims, "cuts a map")
+    if _along_the_map(dims, len(input.shape)):
+        call.refuse_size("cuts rows or columns at a place counted from one border")
     return Rule(lambda patches, input, dim, start, length: input.narrow(dim, start, length))
 
 
 @register(
     torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
-    torch.prod, torch.var, torch.std, torch.logsumexp, torch.norm,
-    "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp", "norm",
+    torch.prod, torch.var, torch.std, torch.logsumexp,
+    "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
     _only_channels(call, dim, len(input.shape), "reduces")
@@ -53,6 +67,11 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
         return compute(input, *args, **kwargs)
 
     return Rule(run)
+
+
+@register(torch.norm, "norm")
+def norm(call: Call, input: Operand, p: Any = "fro", dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
+    return reduce(call, input, dim)
 
 
 @register(nn.Softmax, nn.Softmax2d)

@@ -19,7 +19,9 @@ def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0
     for dim, patch in zip((-2, -1), patches, strict=True):
         if patch.need != patch.have:
             sources = [padding.source(index, patch.n) for index in range(*patch.need)]
-            index = torch.tensor([i - patch.have.start for i in sources if i is not None])
+            # what lies between the taps at a border is not read, so that `have` may lack it
+            last = patch.have.length - 1
+            index = torch.tensor([min(max(i - patch.have.start, 0), last) for i in sources if i is not None])
             piece = piece.index_select(dim, index.to(piece.device))
     return piece
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from typing import Any
 
@@ -15,7 +16,8 @@ from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 METHODS = """
     abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp
     expm1 float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_
-    reciprocal relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type type_as where
+    reciprocal relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type
+    type_as where
 """.split()
 
 OPERATORS = "abs add ge gt iadd imul isub itruediv le lt mul neg pos pow sub truediv".split()
@@ -64,15 +66,15 @@ def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
 
 @register(*dict.fromkeys(FUNCTIONS))
 def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    if "out" in kwargs:
+        call.refuse("writes into a given tensor")
     compute = out_of_place(call.target)
 
     def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("inplace", None)
-        return compute(*args, **kwargs)
+        return compute(*args[:inplace_at], **kwargs)
 
-    if len(args) > 1 and call.target in _INPLACE_SECOND and isinstance(args[-1], bool):
-        # F.relu(x, True): in place, given by position
-        return Rule(lambda patches, *args, **kwargs: compute(*args[:-1], **kwargs))
+    inplace_at = _inplace_position(call.target)
     return Rule(run)
 
 
@@ -96,7 +98,13 @@ def dropout(call: Call, module: nn.Dropout, input: Operand) -> Rule:
 def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     if module.running_mean is None:
         call.refuse_global("normalises by the mean and variance of the whole map")
-    return Rule(lambda patches, module, input: module(input))
+
+    def run(patches: Patches, module: nn.BatchNorm2d, input: Tensor) -> Tensor:
+        # by the stored figures, whatever mode the module is in, and without updating them
+        mean, variance = module.running_mean, module.running_var
+        return F.batch_norm(input, mean, variance, module.weight, module.bias, eps=module.eps)
+
+    return Rule(run)
 
 
 @register(
@@ -128,4 +136,10 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     F.leaky_relu_: F.leaky_relu,
 }
 
-_INPLACE_SECOND = {F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.selu}
+
+def _inplace_position(target: Any) -> int | None:
+    """Where F.relu(x, True) or F.elu(x, 1.0, True) are told to work in place: their last parameter."""
+    if getattr(target, "__module__", "") != F.__name__:
+        return None
+    names = list(inspect.signature(target).parameters) if inspect.isfunction(target) else []
+    return names.index("inplace") if "inplace" in names else None

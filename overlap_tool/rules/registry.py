@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import getattr_static
 from typing import Any, NoReturn, TypeVar
 
 from torch import nn
@@ -158,13 +159,15 @@ def register(
 
     def add(builder: AnyBuilder) -> AnyBuilder:
         keys = [_key(target) for target in targets]
-        taken = [key for key in keys if key in _registered]
+        taken = [key for key in _registered if any(_same(key, new) for new in keys)]
         if taken and not override:
             raise PluginError(
                 ", ".join(map(str, taken)),
                 "a rule is already registered",
                 "Pass override=True to overlap_tool.rules.register to override it on purpose",
             )
+        for key in taken:
+            del _registered[key]
         _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes)))
         return builder
 
@@ -201,6 +204,13 @@ def qualified_name(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
 
 
+def _same(first: Any, second: Any) -> bool:
+    """Whether two targets are one, or one is the other's qualified name."""
+    if isinstance(first, str) == isinstance(second, str):
+        return first == second
+    return qualified_name(first) == second or first == qualified_name(second)
+
+
 def _key(target: Any) -> Any:
     if isinstance(target, str) or callable(target):
         return target
@@ -215,9 +225,11 @@ _CONSTRUCTION = {"__init__", "__repr__", "extra_repr", "__setstate__", "reset_pa
 
 
 def _inherits_behaviour(cls: type, base: type) -> bool:
-    """Whether `cls` overrides no method of `base` that could change what it computes."""
+    """Whether `cls` overrides no method, own or inherited, of `base` that could change what it computes."""
     return all(
-        getattr(cls, name) is method
-        for name, method in vars(base).items()
-        if callable(method) and name not in _CONSTRUCTION
+        getattr_static(cls, name) is getattr_static(base, name)
+        for ancestor in base.__mro__
+        if ancestor not in (nn.Module, object)
+        for name, method in [*vars(ancestor).items(), ("__call__", nn.Module.__call__)]
+        if (callable(method) or isinstance(method, property)) and name not in _CONSTRUCTION
     )
