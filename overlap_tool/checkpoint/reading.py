@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import pickletools
 import re
 import tarfile
@@ -183,7 +184,7 @@ def pickled_globals(path: Path) -> list[str]:
                 pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
                 return _distinct(archive.open, pickles)
         return _distinct(lambda name: open(name, "rb"), [str(path)])
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except Exception:  # Too broken to list: zipfile raises nearly anything then.
         return []
 
 
@@ -235,4 +236,7 @@ def _describe(payload: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        # PyTorch's text would advise weights_only=False, which is what we must not do.
+        return "its pickle does not make sense"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
