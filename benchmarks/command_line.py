@@ -1,0 +1,53 @@
+"""How long the command line takes: `--help`, and `analyze` of every zoo model, of which analysis itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+
+RUNS = 3
+LIMITS = {"--help": 0.5, "analyze": 8.0, "of which tracing and analysis": 2.0}
+
+ANALYSIS = """
+import sys, time, warnings
+warnings.simplefilter("ignore")
+from overlap_tool import analyze, checkpoint
+model = checkpoint.load(sys.argv[1]).model
+start = time.perf_counter()
+analyze(model)
+print(time.perf_counter() - start)
+"""
+
+
+def _wall(command: list[str]) -> tuple[float, str]:
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def main() -> None:
+    tool = [sys.executable, "-m", "overlap_tool"]
+    table = Table(title=f"Seconds, median of {RUNS} runs\n{machine.describe()}")
+    for heading in ("command", "median (range)", "limit", "holds"):
+        table.add_column(heading)
+
+    def add(command: str, values: list[float], limit: float) -> None:
+        table.add_row(command, machine.spread(values), f"{limit} s", "yes" if median(values) < limit else "NO")
+
+    add("--help", [_wall([*tool, "--help"])[0] for _ in range(RUNS)], LIMITS["--help"])
+    from overlap_tool import checkpoint
+
+    for name in checkpoint.names():
+        source = f"zoo:{name}"
+        walls = [_wall([*tool, "analyze", source])[0] for _ in range(RUNS)]
+        inner = [float(_wall([sys.executable, "-c", ANALYSIS, source])[1]) for _ in range(RUNS)]
+        add(f"analyze {source}", walls, LIMITS["analyze"])
+        add("  of which tracing and analysis", inner, LIMITS["of which tracing and analysis"])
+    Console(width=120).print(table)

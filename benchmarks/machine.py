@@ -1,0 +1,27 @@
+"""What the figures were measured on, and medians with their spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+
+def describe() -> str:
+    """One line: processor, cores, and the versions that matter."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return (
+        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {version('torch')}, compressai {version('compressai')}, overlap-tool {version('overlap-tool')}"
+    )
+
+
+def spread(values: Sequence[float], unit: str = "s") -> str:
+    return f"{median(values):.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
