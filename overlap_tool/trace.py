@@ -13,9 +13,8 @@ from typing import Any
 
 import networkx as nx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from overlap_tool.axis import MisalignedJoin
 from overlap_tool.errors import (
@@ -28,24 +27,26 @@ from overlap_tool.errors import (
 )
 from overlap_tool.network import Constant, Input, Network, Op, operands
 from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
+from overlap_tool.rules.pointwise import inplace_position
 from overlap_tool.rules.registry import Registered
 
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
-"""Batch, height and width of the trials; all differ, and all suit networks that downscale by 2 to 64, 3 or 5."""
+"""Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
 
 REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file given as --plugin FILE.py"
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
 
-VIEWS = {
-    operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten,
-    torch.squeeze, torch.unsqueeze, "narrow", "view", "reshape", "permute", "transpose", "flatten",
-    "squeeze", "unsqueeze", "detach", "contiguous", "to", "float", "type_as", *SPLITS,
-}  # fmt: skip
-"""Functions and methods whose result may share memory with their argument."""
-
-INPLACE_FUNCTIONS = {operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_,
-                     torch.sigmoid_, torch.tanh_, F.relu_, F.leaky_relu_}  # fmt: skip
+INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+}
+"""What works in place on a tensor, and what it is on a number."""
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
@@ -146,6 +147,19 @@ class _Proxy(fx.Proxy):
         raise AssertionError("unreachable")
 
     __int__ = __float__ = __index__
+
+
+def _in_place(changing: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: _Proxy, other: Any) -> Any:
+        # torch.fx would trace `x += 1` as `x = x + 1`, which leaves the other names of x as they were
+        tensor = isinstance(self.node.meta["values"][0], Tensor)
+        return self.tracer.create_proxy("call_function", changing if tensor else plain, (self, other), {})
+
+    return method
+
+
+for _changing, _plain in INPLACE_OPERATORS.items():
+    setattr(_Proxy, f"__{_changing.__name__}__", _in_place(_changing, _plain))
 
 
 class _Tracer(fx.Tracer):
@@ -278,6 +292,12 @@ class _Tracer(fx.Tracer):
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]
+        except DataDependentOutputException as error:
+            raise DataDependenceError(
+                self.where(),
+                "reads the values of its input, so that what it computes cannot be known in advance",
+                REGISTER,
+            ) from error
         except Exception as error:
             shapes = [tuple(o.shape) for o in _tensors((args, kwargs))]
             raise _TrialError(
@@ -313,18 +333,23 @@ def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:
 def _functionalise(graph: fx.Graph, tracer: _Tracer) -> None:
     """Let whatever is read after an in-place op read that op's result, so that none need work in place."""
     order = {node: i for i, node in enumerate(graph.nodes)}
+    from_input: set[fx.Node] = set()
     for node in graph.nodes:
+        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
+            from_input.add(node)
         if not _works_in_place(node, tracer):
             continue
-        changed = node.args[0]
-        for alias in _sharing_memory(changed):
+        changed = node.kwargs.get("out") or node.all_input_nodes[0]
+        if changed not in from_input:
+            _refuse_mutation(tracer, node, "changes its weights in place while it runs")
+        for alias in _sharing_memory(changed, graph):
             later = [user for user in alias.users if order[user] > order[node]]
-            if alias.op == "placeholder" and alias is changed:
+            if alias.op == "placeholder":
                 _refuse_mutation(tracer, node, "changes the stage's own input in place")
-            if later and alias is not changed:
+            if later and alias is not changed and order[alias] < order[node]:
                 _refuse_mutation(tracer, node, "changes a tensor in place of which a view is read later")
-            for user in later:
-                user.replace_input_with(alias, node)
+        for user in [user for user in changed.users if order[user] > order[node]]:
+            user.replace_input_with(changed, node)
 
 
 def _works_in_place(node: fx.Node, tracer: _Tracer) -> bool:
@@ -334,28 +359,25 @@ def _works_in_place(node: fx.Node, tracer: _Tracer) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op != "call_function":
         return False
-    if node.target in INPLACE_FUNCTIONS or node.kwargs.get("inplace") is True or "out" in node.kwargs:
+    name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
+    if node.target in INPLACE_OPERATORS or node.kwargs.get("out") is not None:
         return True
+    if name.endswith("_") and not name.endswith("__") and home != operator.add.__module__:
+        return True  # torch.clamp_, but not operator.and_
     # F.relu(x, True), F.leaky_relu(x, 0.2, True)
-    module = getattr(node.target, "__module__", "")
-    return module == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True
+    position = inplace_position(node.target)
+    given = node.args[position] if position is not None and position < len(node.args) else False
+    return bool(node.kwargs.get("inplace", given))
 
 
-def _sharing_memory(node: fx.Node) -> set[fx.Node]:
-    """The nodes whose values may lie in the same memory as this one's."""
-    found, waiting = {node}, [node]
-    while waiting:
-        current = waiting.pop()
-        sources = current.all_input_nodes if _is_view(current) else []
-        views = [user for user in current.users if _is_view(user)]
-        fresh = {*sources, *views} - found
-        found |= fresh
-        waiting += fresh
-    return found
+def _sharing_memory(node: fx.Node, graph: fx.Graph) -> list[fx.Node]:
+    """The nodes whose values lie in the same memory as this one's, itself among them."""
+    own = _memory(node)
+    return [other for other in graph.nodes if other.op != "output" and not own.isdisjoint(_memory(other))]
 
 
-def _is_view(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in VIEWS
+def _memory(node: fx.Node) -> set[int]:
+    return {tensor.untyped_storage()._cdata for tensor in _tensors(node.meta["values"][0])}
 
 
 def _refuse_mutation(tracer: _Tracer, node: fx.Node, reason: str) -> None:

@@ -66,7 +66,7 @@ def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
 
 @register(*dict.fromkeys(FUNCTIONS))
 def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
     compute = out_of_place(call.target)
 
@@ -74,7 +74,7 @@ def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
         kwargs.pop("inplace", None)
         return compute(*args[:inplace_at], **kwargs)
 
-    inplace_at = _inplace_position(call.target)
+    inplace_at = inplace_position(call.target)
     return Rule(run)
 
 
@@ -129,15 +129,16 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-    torch.relu_: torch.relu,
-    torch.sigmoid_: torch.sigmoid,
-    torch.tanh_: torch.tanh,
-    F.relu_: F.relu,
-    F.leaky_relu_: F.leaky_relu,
+    **{
+        getattr(home, name): getattr(home, name[:-1])
+        for home, names in ((torch, METHODS), (F, ACTIVATIONS))
+        for name in names
+        if name.endswith("_") and hasattr(home, name)
+    },
 }
 
 
-def _inplace_position(target: Any) -> int | None:
+def inplace_position(target: Any) -> int | None:
     """Where F.relu(x, True) or F.elu(x, 1.0, True) are told to work in place: their last parameter."""
     if getattr(target, "__module__", "") != F.__name__:
         return None

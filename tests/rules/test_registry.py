@@ -1,4 +1,4 @@
-"""The registry, and what tracing makes of ops: which rule applies, what is refused and how, what is in place."""
+"""The registry, and what tracing makes of ops: which rule applies, what is refused, what is in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compressai.layers import MaskedConv2d
+from pieces_of import Functional, run_whole
+from torch import Tensor, nn
+
 from overlap_tool.errors import (
     DataDependenceError,
     GlobalOpError,
@@ -20,8 +23,6 @@ from overlap_tool.errors import (
 from overlap_tool.geometry import POINTWISE
 from overlap_tool.rules import Rule, register, registry, rule_for_function, rule_for_module
 from overlap_tool.trace import trace
-from pieces_of import Functional, run_whole
-from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
@@ -101,7 +102,7 @@ def test_a_subclass_that_overrides_what_it_computes_is_traced_through(module):
     agrees(nn.Sequential(module))
 
 
-def test_a_subclass_that_turns_a_method_into_a_property_or_overrides_call_loses_the_rule():
+def test_a_subclass_that_overrides_call_loses_the_rule():
     class Called(nn.ReLU):
         def __call__(self, *args: Any) -> Any:
             return super().__call__(*args) + 1
@@ -191,8 +192,8 @@ def test_only_a_rule_that_accepts_sizes_is_given_them():
         (nn.LocalResponseNorm(2), "g_a.block.1 (LocalResponseNorm)"),
         (Functional(lambda m, x: torch.special.i0(x)), "g_a.block.1.special_i0 (special_i0)"),
         (Functional(lambda m, x: x.erfinv()), "g_a.block.1.erfinv (erfinv)"),
-        (Functional(lambda m, x: F.interpolate(x, scale_factor=2, mode="bicubic")), "g_a.block.1.interpolate (interpolate)"),
-        (Functional(lambda m, x: F.interpolate(x, scale_factor=0.4)), "g_a.block.1.interpolate (interpolate)"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), "g_a.block.1 (Upsample)"),
+        (nn.Upsample(scale_factor=0.4), "g_a.block.1 (Upsample)"),
         (Functional(lambda m, x: F.conv2d(x, x.mean(0, keepdim=True))), "g_a.block.1.mean (mean)"),
         (Functional(lambda m, x: torch.roll(x, 1, 1)), "g_a.block.1.roll (roll)"),
         (Functional(lambda m, x: torch.roll(x, 1)), "g_a.block.1.roll (roll)"),
@@ -215,20 +216,19 @@ def test_unknown_ops_are_named(module, where):
         (nn.InstanceNorm2d(4), "g_a.block.1 (InstanceNorm2d)"),
         (nn.BatchNorm2d(4, track_running_stats=False), "g_a.block.1 (BatchNorm2d)"),
         (nn.Softmax(-1), "g_a.block.1 (Softmax)"),
-        (Functional(lambda m, x: x * F.adaptive_avg_pool2d(x, 1)), "g_a.block.1.adaptive_avg_pool2d (adaptive_avg_pool2d)"),
+        (Functional(lambda m, x: F.group_norm(x, 2)), "g_a.block.1.group_norm (group_norm)"),
         (Functional(lambda m, x: x - x.mean((2, 3), keepdim=True)), "g_a.block.1.mean (mean)"),
         (Functional(lambda m, x: x / x.sum()), "g_a.block.1.sum (sum)"),
         (Functional(lambda m, x: x / torch.norm(x, 2, (2, 3), True)), "g_a.block.1.norm (norm)"),
         (Functional(lambda m, x: torch.softmax(x, dim=3)), "g_a.block.1.softmax (softmax)"),
         (Functional(lambda m, x: torch.flip(x, (2,))), "g_a.block.1.flip (flip)"),
         (Functional(lambda m, x: torch.cumsum(x, 2)), "g_a.block.1.cumsum (cumsum)"),
-        (Functional(lambda m, x: torch.matmul(x, x.transpose(2, 3))), "g_a.block.1.transpose (transpose)"),
+        (Functional(lambda m, x: torch.einsum("nchw,nchv->nchw", x, x)), "g_a.block.1.einsum (einsum)"),
         (Functional(lambda m, x: torch.fft.fft2(x).abs()), "g_a.block.1.fft_fft2 (fft_fft2)"),
     ],
 )  # fmt: skip
 def test_ops_that_need_the_whole_map_are_refused_by_name(module, where):
-    expected = UnknownOpError if "transpose" in where else GlobalOpError
-    assert refusal(module, expected).where == where
+    assert refusal(module, GlobalOpError).where == where
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_what_depends_on_the_data_is_refused(compute):
 
 def test_channels_are_plain_numbers():
     def compute(m: Any, x: Tensor) -> Tensor:
-        batch, channels, *_ = x.shape
+        _, channels, *_ = x.shape
         half = x.size(1) // 2
         if x.shape[1] % 2 == 0 and channels > 2 and x.dim() == 4 and len(x.shape) == 4:
             return torch.cat([x[:, half:], x[:, : x.shape[1] - half]], dim=1) * channels
@@ -293,8 +293,6 @@ def test_a_join_of_different_scales_is_refused():
 
 
 def test_a_residual_read_after_an_in_place_activation_is_the_activated_one():
-    module = Functional(lambda m, x: m.add(m.body(m.head(x))), head=conv(), body=conv(), add=nn.Identity())
-
     def unit(m: Any, x: Tensor) -> Tensor:
         x = m.head(x)
         y = m.body(m.relu(x))
@@ -349,19 +347,18 @@ VIEWS = {
     "chunk": lambda x: x.chunk(2, 1)[0],
     "view": lambda x: x.view(x.shape[0], 2, 2, *x.shape[2:]),
     "unflatten": lambda x: x.unflatten(1, (2, 2)),
-    "movedim": lambda x: x[:, :, None].movedim(1, 2),
+    "movedim": lambda x: x.unsqueeze(2).movedim(1, 2),
     "detach": lambda x: x.detach(),
-    "identity": lambda x: nn.functional.relu(x, inplace=False) * 0 + x.detach(),
 }
 
 
-@pytest.mark.parametrize("view", ["slice", "chunk", "view", "unflatten", "movedim", "detach"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_view_that_is_read_after_its_tensor_changed_is_refused(view):
     def compute(m: Any, x: Tensor) -> Tensor:
         x = m.head(x)
         part = VIEWS[view](x)
         x.relu_()
-        return x + part.sum(1, keepdim=True).flatten(1, -3)
+        return x + part.flatten(1, -3).sum(1, keepdim=True)
 
     assert "view" in refusal(Functional(compute, head=conv()), TraceError).reason
 
@@ -376,10 +373,7 @@ def test_a_tensor_passed_through_unchanged_is_the_same_tensor(same):
         return x + m.tail(y)
 
     module = Functional(compute, head=conv(), tail=conv(), same=same, relu=nn.ReLU(inplace=True))
-    try:
-        agrees(module)
-    except TraceError as error:
-        assert "view" in error.reason
+    assert "view" in refusal(module, TraceError).reason
 
 
 @pytest.mark.parametrize(
@@ -410,7 +404,7 @@ def changed_by_function(m: Any, x: Tensor) -> Tensor:
 
 def changed_by_out(m: Any, x: Tensor) -> Tensor:
     x = m.head(x)
-    torch.add(x, 1, out=x)
+    torch.add(x * 2, 1, out=x)
     return x
 
 
@@ -420,14 +414,14 @@ def changed_by_method(m: Any, x: Tensor) -> Tensor:
     return x
 
 
-def changed_by_loop(m: Any, x: Tensor) -> Tensor:
+def changed_by_copy(m: Any, x: Tensor) -> Tensor:
     x = m.head(x)
     x.copy_(x * 2)
     return x
 
 
 @pytest.mark.parametrize(
-    "compute", [changed_by_item, changed_by_function, changed_by_out, changed_by_method, changed_by_loop]
+    "compute", [changed_by_item, changed_by_function, changed_by_out, changed_by_method, changed_by_copy]
 )
 def test_no_change_in_place_is_lost_in_silence(compute):
     """It may be refused or traced, but the result that nobody reads may not simply be dropped."""

@@ -25,7 +25,7 @@ TOLERANCE = 1e-12
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 PAD_MODES = ["constant", "reflect", "replicate", "circular"]
 
-thorough = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 brief = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -367,6 +367,7 @@ def check(subject: Subject, data: st.DataObject) -> None:
 @given(data=st.data())
 @thorough
 def test_pieces_of_spatial_ops(family, data):
+    torch.manual_seed(0)
     check(data.draw(SPATIAL[family]), data)
 
 
@@ -384,10 +385,11 @@ PROBED = [
 ]
 
 
-def reads_of(subject: Subject, data: st.DataObject) -> tuple[Tensor, Span, Span]:
+def reads_of(subject: Subject, data: st.DataObject, width: int = 1) -> tuple[Tensor, Span, Span]:
     """An input, some rows of the output, and the input rows that the one op is said to read for them."""
     subject.module.double().eval()
-    x, whole = accepted_input(subject, data.draw(st.integers(1, 14)), data.draw(st.integers(1, 5)))
+    height, width = data.draw(st.integers(1, 14)), data.draw(st.integers(width, width + 4))
+    x, whole = accepted_input(subject, height, width)
     network = trace(subject.module, "stage", subject.channels)
     rows = drawn_span(data, whole.shape[-2])
     reads = Plan.of(network.rows, x.shape[-2], rows).spans[0]
@@ -408,6 +410,7 @@ def output_with(subject: Subject, x: Tensor, rows: Span, changed: Span | list[Sp
 @given(data=st.data())
 @thorough
 def test_no_sample_outside_reads_matters_and_its_ends_do(family, data):
+    torch.manual_seed(0)
     subject = data.draw(SPATIAL[family])
     x, rows, reads = reads_of(subject, data)
     outside = [Span(0, reads.start), Span(reads.stop, x.shape[-2])]
@@ -421,8 +424,10 @@ def test_no_sample_outside_reads_matters_and_its_ends_do(family, data):
 @thorough
 def test_masked_convolutions_read_exactly_their_open_taps(data):
     # zero weights times NaN are NaN, so these are probed with other numbers
+    torch.manual_seed(0)
     subject = data.draw(masked_convs())
-    x, rows, reads = reads_of(subject, data)
+    # in a narrow image, the open taps of a row may all lie beyond its columns
+    x, rows, reads = reads_of(subject, data, width=12)
     usual = output_with(subject, x, rows, [], 0.0)
     outside = [Span(0, reads.start), Span(reads.stop, x.shape[-2])]
     torch.testing.assert_close(output_with(subject, x, rows, outside, 9.0), usual, rtol=0, atol=TOLERANCE)
