@@ -24,8 +24,6 @@ from overlap_tool.geometry import POINTWISE
 from overlap_tool.rules import Rule, register, registry, rule_for_function, rule_for_module
 from overlap_tool.trace import trace
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def _restored_registry(monkeypatch) -> None:
