@@ -1,4 +1,4 @@
-"""Writes a seeded mbt2018 checkpoint, for a first try without a network: `python -m overlap_tool.demo DIR`."""
+"""Writes a seeded mbt2018 checkpoint, for a first try without a network."""
 
 from __future__ import annotations
 

@@ -151,6 +151,25 @@ class Geometry(ABC):
 
 
 @dataclass(frozen=True)
+class Patch:
+    """Where a piece lies on one axis."""
+
+    out: Span
+    """The outputs that are asked for."""
+    need: Span
+    """The inputs that they read, unclipped."""
+    have: Span
+    """The real samples that the piece holds: all of those that `need` reads."""
+    n: int
+    """The length of the whole input."""
+
+
+def patch(op: Geometry, out: Span, n: int) -> Patch:
+    """What a piece of an input of length `n` must be, for `op` to give `out`, which is not empty."""
+    return Patch(out, op.need(out), op.reads(out, n), n)
+
+
+@dataclass(frozen=True)
 class Window(Geometry):
     """Convolution and pooling: output `a` reads the inputs `a*stride - before + dilation*j`, `j < kernel`.
 

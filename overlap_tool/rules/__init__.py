@@ -1,5 +1,6 @@
 """What is known of each kind of op: one file per family, one registry, open to plugins."""
 
+from overlap_tool.geometry import Patch
 from overlap_tool.rules import (
     borders,
     channels,
@@ -13,7 +14,6 @@ from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import (
     Call,
     Operand,
-    Patch,
     Patches,
     Rule,
     Size,

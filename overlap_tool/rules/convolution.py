@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry import Padding, Transposed, Window
-from overlap_tool.rules.pieces import extend, place
+from overlap_tool.geometry import Padding, Patch, Transposed, Window
+from overlap_tool.rules.pieces import extend
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
 PADDING_MODES = {
@@ -120,6 +120,31 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
     )
 
 
+class Trim(NamedTuple):
+    """How to make a transposed convolution of a piece compute just the outputs asked for: how many zeros to
+    put around the piece, and the padding and output padding to give."""
+
+    before: int
+    after: int
+    padding: int
+    output_padding: int
+
+
+def trim_to(op: Transposed, patch: Patch) -> Trim:
+    # Without padding, the piece's outputs begin and end `lead` and `tail` beyond those asked for. Padding
+    # cuts as much from both ends, output padding gives back less than a stride at the far end, and every
+    # zero around the piece adds a stride to one of them.
+    begin = op.begins(patch.have.start)
+    end = begin + (max(1, patch.have.length) - 1) * op.stride + op.dilation * (op.kernel - 1) + 1
+    lead, tail = patch.out.start - begin, end - patch.out.stop
+    after = max(0, -(tail // op.stride))
+    tail += after * op.stride
+    before = max(0, -((lead - max(tail, 0)) // op.stride))
+    lead += before * op.stride
+    more = (lead - tail) // op.stride
+    return Trim(before, after + more, lead, lead - tail - more * op.stride)
+
+
 @register(F.conv_transpose2d, torch.conv_transpose2d)
 def conv_transpose2d(
     call: Call,
@@ -144,15 +169,17 @@ def conv_transpose2d(
     def run(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
-        vertical, horizontal = patches
-        if vertical.have.empty or horizontal.have.empty:
-            # no input feeds these outputs: the bias alone stands there
-            channels = weight.shape[1] * groups
-            piece, begins = input.new_zeros((input.shape[0], channels, 0, 0)), (0, 0)
-        else:
-            piece = F.conv_transpose2d(input, weight, bias, stride, 0, 0, groups, dilation)
-            begins = rows.begins(vertical.have.start), columns.begins(horizontal.have.start)
-        return place(piece, begins, patches, fill=bias)
+        trims = [trim_to(axis, patch) for axis, patch in zip((rows, columns), patches, strict=True)]
+        if any(patch.have.empty for patch in patches):
+            # no input feeds these outputs: a zero stands in, and the bias alone comes out
+            lengths = [max(1, patch.have.length) for patch in patches]
+            input = input.new_zeros((*input.shape[:2], *lengths))
+        zeros = [amount for trim in reversed(trims) for amount in (trim.before, trim.after)]
+        if any(zeros):
+            input = F.pad(input, zeros)
+        padding = [trim.padding for trim in trims]
+        output_padding = [trim.output_padding for trim in trims]
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overlap_tool.geometry import Padding, Span
-from overlap_tool.rules.registry import Patch, Patches
+from overlap_tool.geometry import Padding, Patch
+from overlap_tool.rules.registry import Patches
 
 
 def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0) -> Tensor:
@@ -26,37 +26,10 @@ def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0
     return piece
 
 
-def place(piece: Tensor, begins: tuple[int, int], patches: Patches, fill: Tensor | None = None) -> Tensor:
-    """The outputs `out` of a piece whose first output lies at `begins`.
-
-    Where `out` reaches beyond the piece, no input feeds it, and `fill`, a value per channel, stands there.
-    """
-    rows, columns = (
-        Span(start, start + length) for start, length in zip(begins, piece.shape[-2:], strict=True)
-    )
-    wanted_rows, wanted_columns = (patch.out for patch in patches)
-    inner_rows, inner_columns = _common(rows, wanted_rows), _common(columns, wanted_columns)
-    inner = piece[
-        ...,
-        inner_rows.start - rows.start : inner_rows.stop - rows.start,
-        inner_columns.start - columns.start : inner_columns.stop - columns.start,
-    ]
-    if inner_rows == wanted_rows and inner_columns == wanted_columns:
-        return inner
-    whole = piece.new_zeros((*piece.shape[:-2], wanted_rows.length, wanted_columns.length))
-    if fill is not None:
-        whole += fill[:, None, None]
-    whole[
-        ...,
-        inner_rows.start - wanted_rows.start : inner_rows.stop - wanted_rows.start,
-        inner_columns.start - wanted_columns.start : inner_columns.stop - wanted_columns.start,
-    ] = inner
-    return whole
-
-
-def _common(first: Span, second: Span) -> Span:
-    start = max(first.start, second.start)
-    return Span(start, max(start, min(first.stop, second.stop)))
+def place(piece: Tensor, begins: tuple[int, int], patches: Patches) -> Tensor:
+    """The outputs `out` of a piece of outputs that begins at `begins`."""
+    vertical, horizontal = (patch.out.shift(-begin) for patch, begin in zip(patches, begins, strict=True))
+    return piece[..., vertical.start : vertical.stop, horizontal.start : horizontal.stop]
 
 
 def _with_constant(piece: Tensor, patches: Patches, value: float) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry import Padding, Span, Window
+from overlap_tool.geometry import Padding, Patch, Span, Window
 from overlap_tool.rules.convolution import pair
 from overlap_tool.rules.pieces import extend
-from overlap_tool.rules.registry import Call, Operand, Patch, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
 
 def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[Window, Window]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from torch import nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
-from overlap_tool.geometry import POINTWISE, Geometry, Span
+from overlap_tool.geometry import POINTWISE, Geometry, Patch
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,6 @@ class Call:
             f"{reason}, for which there is no rule",
             "Register one with overlap_tool.rules.register, in a file given as --plugin FILE.py",
         )
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Where a piece lies on one axis."""
-
-    out: Span
-    """The outputs that are asked for."""
-    need: Span
-    """The inputs that they read, unclipped."""
-    have: Span
-    """The real samples that the piece holds: all of those that `need` reads."""
-    n: int
-    """The length of the whole input."""
 
 
 Patches = tuple[Patch, Patch]

@@ -45,15 +45,15 @@ def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
     """Multiply-accumulates over all steps, per image."""
     return sum(
         cost.macs * height * width
-        for cost, height, width in zip(costs, rows.computed(), columns.computed(), strict=True)
+        for cost, height, width in zip(costs, rows.computed, columns.computed, strict=True)
     )
 
 
 def peak_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
     """The most bytes of maps alive at once in any step, the step's own input and output included."""
     # Steps in the middle of the image are alike, so few pairs of heights and widths differ.
-    heights = {tuple(span.length for span in step) for step in rows.steps}
-    widths = {tuple(span.length for span in step) for step in columns.steps}
+    heights = {tuple(span.length for span in step.compute) for step in rows.steps}
+    widths = {tuple(span.length for span in step.compute) for step in columns.steps}
     return itemsize * max(_peak(costs, height, width) for height in heights for width in widths)
 
 

@@ -1,42 +1,121 @@
-"""Axis plans: per step and op, the span to compute. Pure integers.
+"""Axis plans: per step and op, the span to compute and the span that must be at hand. Pure integers.
 
-A plan in two dimensions is the product of a plan for the rows and one for the columns.
+A plan in two dimensions is the product of a plan for the rows and one for the columns: tile (i, j) computes,
+of every op, the rows of row step i and the columns of column step j.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from overlap_tool.axis import Axis
-from overlap_tool.geometry import Span
+from overlap_tool.geometry import Patch, Span, patch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on one axis; every field has an entry per op."""
+
+    compute: tuple[Span, ...]
+    """The outputs to compute."""
+    hold: tuple[Span, ...]
+    """The outputs at hand for whoever reads them: those computed now, and those kept from before."""
+    keep: tuple[Span, ...]
+    """The end of `hold` that later steps still read."""
+    patches: tuple[Patch | None, ...]
+    """What an op reads to compute its outputs; None for the stage's input, and where it computes nothing."""
 
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """For one axis of a stage: the sizes of all ops, and step by step what each of them computes."""
+    """For one axis of a stage: the sizes of all ops, and the steps."""
 
     sizes: tuple[int, ...]
-    steps: tuple[tuple[Span, ...], ...]
+    steps: tuple[Step, ...]
 
+    @cached_property
     def computed(self) -> tuple[int, ...]:
         """How many outputs every op computes over all steps, recomputed ones included."""
-        return tuple(sum(span.length for span in spans) for spans in zip(*self.steps, strict=True))
+        spans = zip(*(step.compute for step in self.steps), strict=True)
+        return tuple(sum(span.length for span in of_op) for of_op in spans)
+
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """The most outputs of every op that outlive a step."""
+        spans = zip(*(step.keep for step in self.steps), strict=True)
+        return tuple(max(span.length for span in of_op) for of_op in spans)
 
 
 def whole(axis: Axis, n: int) -> AxisPlan:
-    """The whole map in one step."""
+    """The whole map in one step, outputs that nobody reads included."""
     sizes = axis.sizes(n)
-    return AxisPlan(sizes, (tuple(Span(0, size) for size in sizes),))
+    everything = tuple(Span(0, size) for size in sizes)
+    return AxisPlan(sizes, (_step(axis, sizes, everything),))
 
 
 def tiles(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
-    """Independent tiles of the output, `cuts`: every tile computes all that it reads."""
+    """Independent tiles of the output, `cuts`: every tile computes all that it reads, and keeps nothing."""
     sizes = axis.sizes(n)
     last = len(axis.ops) - 1
-    return AxisPlan(sizes, tuple(axis.needs({last: cut}, sizes) for cut in cuts))
+    return AxisPlan(sizes, tuple(_step(axis, sizes, axis.needs({last: cut}, sizes)) for cut in cuts))
+
+
+def stream(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
+    """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
+    to be read, so that nothing is computed twice."""
+    sizes = axis.sizes(n)
+    last = len(axis.ops) - 1
+    needed = axis.needs({last: Span(0, sizes[last])}, sizes)
+    frontiers = [tuple(span.start for span in needed)]
+    for cut in cuts:
+        prefix = axis.needs({last: Span(0, cut.stop)}, sizes)
+        frontiers.append(
+            tuple(
+                done if span.empty else max(done, span.stop)
+                for done, span in zip(frontiers[-1], prefix, strict=True)
+            )
+        )
+    unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
+    steps = []
+    for done, now, low, next_low in zip(frontiers, frontiers[1:], unread, unread[1:], strict=False):
+        spans = tuple(map(Span, done, now))
+        hold = tuple(Span(min(a, b), stop) for a, b, stop in zip(low, done, now, strict=True))
+        keep = tuple(Span(min(start, stop), stop) for start, stop in zip(next_low, now, strict=True))
+        steps.append(Step(spans, hold, keep, _patches(axis, sizes, spans)))
+    return AxisPlan(sizes, tuple(steps))
 
 
 def cut(size: int, tile: int) -> tuple[Span, ...]:
     """An output of `size` in tiles of `tile`, the last one being what is left."""
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
+
+
+def _first_unread(
+    axis: Axis, sizes: Sequence[int], done: Sequence[int], needed: Sequence[Span]
+) -> tuple[int, ...]:
+    """For every op, the first of its outputs that is still to be read once its readers have done `done`."""
+    first = list(done)
+    for index, op in enumerate(axis.ops):
+        pending = Span(done[index], needed[index].stop)
+        if op.geometry is None or pending.empty:
+            continue
+        for source in op.inputs:
+            reads = op.geometry.reads(pending, sizes[source])
+            if not reads.empty:
+                first[source] = min(first[source], reads.start)
+    return tuple(first)
+
+
+def _step(axis: Axis, sizes: Sequence[int], spans: tuple[Span, ...]) -> Step:
+    """A step that stands alone: it holds what it computes, and keeps nothing."""
+    nothing = tuple(Span(span.stop, span.stop) for span in spans)
+    return Step(spans, spans, nothing, _patches(axis, sizes, spans))
+
+
+def _patches(axis: Axis, sizes: Sequence[int], spans: Sequence[Span]) -> tuple[Patch | None, ...]:
+    return tuple(
+        None if op.geometry is None or span.empty else patch(op.geometry, span, sizes[op.inputs[0]])
+        for op, span in zip(axis.ops, spans, strict=True)
+    )

@@ -1,0 +1,209 @@
+"""Runs a plan over a network: one executor for every schedule.
+
+Tile by tile, every op computes its rows and columns of the step, from pieces of what its inputs hold. A held
+map is put together from what was just computed, what the tile to the left kept, and what the band above kept.
+Each is dropped when its last reader has run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import RuleError
+from overlap_tool.geometry import Span
+from overlap_tool.network import Input, Network, Op
+from overlap_tool.rules import Operand, Patches
+from overlap_tool.schedule.plan import AxisPlan, Step
+from overlap_tool.stores import Sink, Source
+
+
+@torch.no_grad()
+def execute(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    source: Source,
+    sink: Sink,
+    after_tile: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute the stage on all of `source` into `sink`."""
+    run = _Run(network, rows, columns, source, sink)
+    for row in rows.steps:
+        run.lefts.clear()
+        for column in columns.steps:
+            run.tile(row, column)
+            after_tile()
+
+
+@dataclass
+class _Held:
+    """A part of one op's output, and where it lies."""
+
+    values: Tensor
+    rows: Span
+    columns: Span
+
+    def piece(self, rows: Span, columns: Span) -> Tensor:
+        if rows == self.rows and columns == self.columns:
+            return self.values
+        return self.values[..., _slice(rows, self.rows.start), _slice(columns, self.columns.start)]
+
+
+class _Run:
+    def __init__(
+        self, network: Network, rows: AxisPlan, columns: AxisPlan, source: Source, sink: Sink
+    ) -> None:
+        self.network = network
+        self.rows = rows
+        self.columns = columns
+        self.source = source
+        self.sink = sink
+        self.constants = evaluate_constants(network)
+        self.index = {op.id: i for i, op in enumerate(network.ops)}
+        self.freed_after = _freed_after(network)
+        self.lefts: dict[int, Tensor] = {}
+        """What the tile to the left kept: all rows held, the columns still to be read."""
+        self.aboves: dict[int, Tensor] = {}
+        """What the bands above kept: the rows still to be read, over the whole width. A tile reads its
+        columns of it before it writes them for the next band, so one buffer serves both."""
+
+    def tile(self, row: Step, column: Step) -> None:
+        held: dict[int, _Held] = {}
+        last = len(self.network.ops) - 1
+        for i, op in enumerate(self.network.ops):
+            if isinstance(op, Input):
+                if not (row.hold[i].empty or column.hold[i].empty):
+                    values = self.source.read(row.hold[i], column.hold[i])
+                    held[i] = _Held(values, row.hold[i], column.hold[i])
+                continue
+            vertical, horizontal = row.patches[i], column.patches[i]
+            new = None
+            if vertical is not None and horizontal is not None:
+                new = self.compute(op, (vertical, horizontal), held)
+            for done in self.freed_after[i]:
+                held.pop(done, None)
+            if i < last:
+                self.hold(i, new, row, column, held)
+            elif new is not None:
+                self.sink.write(row.compute[i], column.compute[i], new)
+
+    def compute(self, op: Op, patches: Patches, held: dict[int, _Held]) -> Tensor:
+        vertical, horizontal = patches
+
+        def value(argument: Any) -> Any:
+            if isinstance(argument, Operand):
+                if argument.spatial:
+                    return held[self.index[argument.id]].piece(vertical.have, horizontal.have)
+                return self.constants[argument.id]
+            return _mapped(argument, value)
+
+        module = () if op.module is None else (op.module,)
+        result = op.rule.run(patches, *module, *value(op.args), **value(op.kwargs))
+        if result.shape[-2:] != (vertical.out.length, horizontal.out.length):
+            raise RuleError(
+                f"{op.name} ({op.kind})",
+                f"its rule gave {tuple(result.shape[-2:])} outputs of a piece where "
+                f"{(vertical.out.length, horizontal.out.length)} were asked for",
+                "Correct the rule's geometry or its run",
+            )
+        return result
+
+    def hold(self, i: int, new: Tensor | None, row: Step, column: Step, held: dict[int, _Held]) -> None:
+        """Put together what later ops of this tile read, and set aside what later tiles read."""
+        rows, columns = row.hold[i], column.hold[i]
+        if rows.empty or columns.empty:
+            return
+        left = self.lefts.pop(i, None)
+        if rows == row.compute[i] and columns == column.compute[i]:
+            assert new is not None
+            block = new
+        elif column.compute[i].empty:
+            assert left is not None
+            block = left
+        else:
+            block = self.joined(i, new, left, row, column)
+        held[i] = _Held(block, rows, columns)
+        if not column.keep[i].empty:
+            self.lefts[i] = block[..., _slice(column.keep[i], columns.start)].clone()
+        if not (row.keep[i].empty or column.compute[i].empty):
+            self.above(i, block)[..., : row.keep[i].length, _slice(column.compute[i])] = block[
+                ..., _slice(row.keep[i], rows.start), _slice(column.compute[i], columns.start)
+            ]
+
+    def joined(self, i: int, new: Tensor | None, left: Tensor | None, row: Step, column: Step) -> Tensor:
+        rows, columns = row.hold[i], column.hold[i]
+        like = new if new is not None else left if left is not None else self.aboves[i]
+        block = _empty(like, rows.length, columns.length)
+        top = row.compute[i].start - rows.start
+        before = column.compute[i].start - columns.start
+        if left is not None:
+            block[..., :before] = left
+        if top:
+            block[..., :top, before:] = self.aboves[i][..., :top, _slice(column.compute[i])]
+        if new is not None:
+            block[..., top:, before:] = new
+        return block
+
+    def above(self, i: int, like: Tensor) -> Tensor:
+        if i not in self.aboves:
+            self.aboves[i] = _empty(like, self.rows.kept[i], self.columns.sizes[i])
+        return self.aboves[i]
+
+
+def evaluate_constants(network: Network) -> dict[str, Any]:
+    """The stage's weights, and what it makes of them, by id."""
+    values: dict[str, Any] = {}
+
+    def value(argument: Any) -> Any:
+        return values[argument.id] if isinstance(argument, Operand) else _mapped(argument, value)
+
+    for constant in network.constants:
+        if constant.source is not None:
+            values[constant.id] = operator.attrgetter(constant.source)(network.root)
+        else:
+            values[constant.id] = constant.target(*value(constant.args), **value(constant.kwargs))
+    return values
+
+
+def _mapped(argument: Any, value: Callable[[Any], Any]) -> Any:
+    """Nested arguments with every operand replaced by its value."""
+    if isinstance(argument, tuple | list):
+        return [value(item) for item in argument]
+    if isinstance(argument, dict):
+        return {key: value(item) for key, item in argument.items()}
+    return argument
+
+
+def _freed_after(network: Network) -> list[list[int]]:
+    """For every op, the ops whose values nobody reads after it."""
+    index = {op.id: i for i, op in enumerate(network.ops)}
+    last_read: dict[int, int] = {}
+    for i, op in enumerate(network.ops):
+        if isinstance(op, Op):
+            last_read.update({index[source]: i for source in op.inputs})
+    freed: list[list[int]] = [[] for _ in network.ops]
+    for read, reader in last_read.items():
+        freed[reader].append(read)
+    return freed
+
+
+def _empty(like: Tensor, height: int, width: int) -> Tensor:
+    """A new map of the given size, laid out in memory as `like` is."""
+    shape = (*like.shape[:-2], height, width)
+    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _slice(span: Span, start: int = 0) -> slice:
+    return slice(span.start - start, span.stop - start)
