@@ -16,7 +16,7 @@ from overlap_tool.axis import Axis, exact_overlap
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.network import Input, Network, Op
-from overlap_tool.schedule.cost import macs, op_costs, peak_bytes
+from overlap_tool.schedule.cost import full_bytes, macs, op_costs, working_bytes
 from overlap_tool.schedule.plan import cut, tiles, whole
 from overlap_tool.stages import Stage, survey
 
@@ -189,7 +189,7 @@ def _stage_report(stage: Stage, image: tuple[int, int], tile_sides: Sequence[int
         ),
         status="proved" if all(op.rule.proved for op in network.ops if isinstance(op, Op)) else "probed",
         full_macs=full_macs,
-        full_peak_bytes=peak_bytes(costs, *full),
+        full_peak_bytes=full_bytes(costs, *full),
         layers=_layer_reports(network, full[0].sizes, full[1].sizes),
         tiles=tuple(_tile_report(stage, height, width, tile, full_macs) for tile in tile_sides),
     )
@@ -206,7 +206,7 @@ def _tile_report(stage: Stage, height: int, width: int, tile: int, full_macs: in
     return TileReport(
         tile=tile,
         count=len(rows.steps) * len(columns.steps),
-        peak_bytes=peak_bytes(costs, rows, columns),
+        peak_bytes=working_bytes(costs, rows, columns),
         macs=total,
         overhead=total / full_macs if full_macs else 1.0,
     )

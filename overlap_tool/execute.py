@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import RuleError
-from overlap_tool.geometry import Span
+from overlap_tool.geometry import Patch, Span
 from overlap_tool.network import Input, Network, Op
-from overlap_tool.rules import Operand, Patches
+from overlap_tool.rules import Operand
 from overlap_tool.schedule.plan import AxisPlan, Step
 from overlap_tool.stores import Sink, Source
 
@@ -78,24 +78,28 @@ class _Run:
         last = len(self.network.ops) - 1
         for i, op in enumerate(self.network.ops):
             if isinstance(op, Input):
-                if not (row.hold[i].empty or column.hold[i].empty):
-                    values = self.source.read(row.hold[i], column.hold[i])
-                    held[i] = _Held(values, row.hold[i], column.hold[i])
-                continue
-            vertical, horizontal = row.patches[i], column.patches[i]
-            new = None
-            if vertical is not None and horizontal is not None:
-                new = self.compute(op, (vertical, horizontal), held)
-            for done in self.freed_after[i]:
-                held.pop(done, None)
-            if i < last:
-                self.hold(i, new, row, column, held)
-            elif new is not None:
-                self.sink.write(row.compute[i], column.compute[i], new)
+                self.read(i, row, column, held)
+            elif i < last:
+                self.hold(i, self.compute(i, op, row, column, held), row, column, held)
+            elif (result := self.compute(i, op, row, column, held)) is not None:
+                self.sink.write(row.compute[i], column.compute[i], result)
 
-    def compute(self, op: Op, patches: Patches, held: dict[int, _Held]) -> Tensor:
-        vertical, horizontal = patches
+    def read(self, i: int, row: Step, column: Step, held: dict[int, _Held]) -> None:
+        rows, columns = row.hold[i], column.hold[i]
+        if not (rows.empty or columns.empty):
+            held[i] = _Held(self.source.read(rows, columns), rows, columns)
 
+    def compute(self, i: int, op: Op, row: Step, column: Step, held: dict[int, _Held]) -> Tensor | None:
+        """The op's outputs of this tile, if it has any; what was read for the last time is dropped."""
+        vertical, horizontal = row.patches[i], column.patches[i]
+        result = None
+        if vertical is not None and horizontal is not None:
+            result = self.run(op, vertical, horizontal, held)
+        for done in self.freed_after[i]:
+            held.pop(done, None)
+        return result
+
+    def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
         def value(argument: Any) -> Any:
             if isinstance(argument, Operand):
                 if argument.spatial:
@@ -104,7 +108,7 @@ class _Run:
             return _mapped(argument, value)
 
         module = () if op.module is None else (op.module,)
-        result = op.rule.run(patches, *module, *value(op.args), **value(op.kwargs))
+        result = op.rule.run((vertical, horizontal), *module, *value(op.args), **value(op.kwargs))
         if result.shape[-2:] != (vertical.out.length, horizontal.out.length):
             raise RuleError(
                 f"{op.name} ({op.kind})",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overlap_tool.geometry import Patch
 from overlap_tool.network import Network, Op
-from overlap_tool.schedule.plan import AxisPlan
+from overlap_tool.schedule.plan import AxisPlan, Step
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class OpCost:
 
 def op_costs(network: Network) -> tuple[OpCost, ...]:
     index = {op.id: i for i, op in enumerate(network.ops)}
-    last_read = dict.fromkeys(index.values(), len(network.ops))
     sources = [tuple(index[i] for i in op.inputs) if isinstance(op, Op) else () for op in network.ops]
+    last_read = [len(network.ops)] * len(network.ops)
     for reader, inputs in enumerate(sources):
-        last_read.update(dict.fromkeys(inputs, reader))
-    last_read[len(network.ops) - 1] = len(network.ops)
+        for source in inputs:
+            last_read[source] = reader
     return tuple(
         OpCost(
             op.channels,
@@ -49,16 +50,13 @@ def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
     )
 
 
-def peak_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
-    """The most bytes of maps alive at once in any step, the step's own input and output included."""
-    # Steps in the middle of the image are alike, so few pairs of heights and widths differ.
-    heights = {tuple(span.length for span in step.compute) for step in rows.steps}
-    widths = {tuple(span.length for span in step.compute) for step in columns.steps}
-    return itemsize * max(_peak(costs, height, width) for height in heights for width in widths)
-
-
-def _peak(costs: Sequence[OpCost], heights: Sequence[int], widths: Sequence[int]) -> int:
-    sizes = [cost.channels * h * w for cost, h, w in zip(costs, heights, widths, strict=True)]
+def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
+    """The most bytes alive when the model itself computes the whole map: its input and output included, and
+    its in-place ops taking no memory of their own."""
+    sizes = [
+        cost.channels * height * width
+        for cost, height, width in zip(costs, rows.sizes, columns.sizes, strict=True)
+    ]
     alive: dict[int, int] = {}
     total = peak = 0
     for op, cost in enumerate(costs):
@@ -67,8 +65,89 @@ def _peak(costs: Sequence[OpCost], heights: Sequence[int], widths: Sequence[int]
         else:
             alive[op] = sizes[op]
             total += sizes[op]
-        scratch = cost.scratch * heights[op] * widths[op]
+        scratch = cost.scratch * rows.sizes[op] * columns.sizes[op]
         peak = max(peak, total + scratch)
-        for done in [i for i in cost.inputs if costs[i].last_read == op and i in alive]:
-            total -= alive.pop(done)
+        for done in set(cost.inputs):
+            if done and costs[done].last_read == op and done in alive:
+                total -= alive.pop(done)
+    return itemsize * peak
+
+
+def working_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
+    """The most bytes that the executor holds at once beside the stage's whole input and output."""
+    above = [cost.channels * kept * n for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)]
+    above[0] = 0  # the stage's input is read again, not kept
+    first = _tile(costs, rows.steps[0], columns.steps[0], above, allocated=False)
+    # Steps in the middle of the image are alike, so few of the others differ in shape.
+    row_steps = {_shape(step): step for step in rows.steps}.values()
+    later_columns = {_shape(step): step for step in columns.steps[1:]}.values()
+    later_rows = {_shape(step): step for step in rows.steps[1:]}.values()
+    later = [
+        *((row, column) for row in row_steps for column in later_columns),
+        *((row, columns.steps[0]) for row in later_rows),
+    ]
+    return itemsize * max(
+        [first, *(_tile(costs, row, column, above, allocated=True) for row, column in later)]
+    )
+
+
+def _tile(costs: Sequence[OpCost], row: Step, column: Step, above: Sequence[int], allocated: bool) -> int:
+    """The most that is held during one tile, by the executor's own order: compute, drop what was last read,
+    join, set aside. What the bands above keep is `allocated`, or will be as the first tile comes to it."""
+    # what the tile to the left kept is there from the start, and replaced op by op
+    kept = sum(above) if allocated else 0
+    kept += sum(
+        cost.channels * rows.length * max(0, compute.start - hold.start)
+        for cost, rows, hold, compute in zip(
+            costs[1:], row.hold[1:], column.hold[1:], column.compute[1:], strict=True
+        )
+    )
+    held: dict[int, int] = {}
+    peak = 0
+    for op, cost in enumerate(costs):
+        height, width = row.hold[op].length, column.hold[op].length
+        block = cost.channels * height * width
+        if not cost.inputs:
+            held[op] = block
+            continue
+        new = cost.channels * row.compute[op].length * column.compute[op].length
+        patches = row.patches[op], column.patches[op]
+        extended = _extended(costs[cost.inputs[0]].channels, *patches)
+        scratch = cost.scratch * row.compute[op].length * column.compute[op].length
+        total = kept + sum(held.values())
+        peak = max(peak, total + new + extended + scratch)
+        for done in set(cost.inputs):
+            if costs[done].last_read == op:
+                total -= held.pop(done, 0)
+        kept_left = cost.channels * height * max(0, column.compute[op].start - column.hold[op].start)
+        keep_right = cost.channels * height * column.keep[op].length
+        joined = (row.hold[op], column.hold[op]) != (row.compute[op], column.compute[op])
+        if op < len(costs) - 1 and block:
+            peak = max(peak, total + new + (block if joined else 0))
+            held[op] = block
+            kept += keep_right - kept_left + (0 if allocated else above[op])
+            peak = max(peak, kept + sum(held.values()))
     return peak
+
+
+def _extended(channels: int, vertical: Patch | None, horizontal: Patch | None) -> int:
+    """The copy that an op makes of its input where it has to add its own padding."""
+    if vertical is None or horizontal is None:
+        return 0
+    if vertical.need == vertical.have and horizontal.need == horizontal.have:
+        return 0
+    return channels * vertical.need.length * horizontal.need.length
+
+
+def _shape(step: Step) -> tuple[tuple[int, int, int, int, int], ...]:
+    """What distinguishes two steps by their memory: lengths, not places."""
+    return tuple(
+        (
+            compute.length,
+            hold.length,
+            keep.length,
+            compute.start - hold.start,
+            0 if patch is None or patch.need == patch.have else patch.need.length,
+        )
+        for compute, hold, keep, patch in zip(step.compute, step.hold, step.keep, step.patches, strict=True)
+    )
