@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overlap_tool.analysis import Analysis, analyze
+    from overlap_tool.retrofit import load, plans, save, unwrap, wrap
 
 __version__ = version("overlap-tool")
-__all__ = ["Analysis", "__version__", "analyze"]
+__all__ = ["Analysis", "__version__", "analyze", "load", "plans", "save", "unwrap", "wrap"]
 
 # torch takes seconds to import, so it is imported when something here is first used, not before.
-_HOMES = {"Analysis": "overlap_tool.analysis", "analyze": "overlap_tool.analysis"}
+_HOMES = {
+    **dict.fromkeys(("Analysis", "analyze"), "overlap_tool.analysis"),
+    **dict.fromkeys(("load", "plans", "save", "unwrap", "wrap"), "overlap_tool.retrofit"),
+}
 
 
 def __getattr__(name: str) -> Any:

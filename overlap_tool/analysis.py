@@ -214,7 +214,7 @@ def _tile_report(stage: Stage, height: int, width: int, tile: int, full_macs: in
 
 def _tile_of_output(axis: Axis, input_scale: Fraction, tile: int) -> int:
     """A tile of the image in samples of the stage's output; at least one."""
-    return max(1, int(tile * input_scale * axis.reaches()[-1].scale))
+    return max(1, int(tile * input_scale * axis.scale))
 
 
 def _layer_reports(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
 
 from overlap_tool.geometry import Geometry, Overlap, Padding, Period, Span, hull, published_overlap
@@ -110,6 +111,11 @@ class Axis:
                 raise MisalignedJoin(index, scales)
             reaches.append(_joined(branches))
         return tuple(reaches)
+
+    @cached_property
+    def scale(self) -> Fraction:
+        """Samples of the output per sample of the stage's input."""
+        return self.reaches()[-1].scale
 
     def overlaps(self) -> tuple[Overlap, ...]:
         """For an aligned tile of the output: how far every op is needed beyond the tile's own part."""

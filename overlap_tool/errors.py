@@ -70,3 +70,7 @@ class DataDependenceError(TraceError):
 
 class RuleError(TraceError):
     """A rule that contradicts what the op really does."""
+
+
+class TrainingModeError(OverlapToolError):
+    """Tiled inference asked of a module in training mode."""

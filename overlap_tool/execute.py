@@ -8,7 +8,7 @@ Each is dropped when its last reader has run.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.network import Input, Network, Op
 from overlap_tool.rules import Operand
-from overlap_tool.schedule.plan import AxisPlan, Step
+from overlap_tool.schedule.plan import AxisPlan, Step, alike
 from overlap_tool.stores import Sink, Source
 
 
@@ -30,15 +30,46 @@ def execute(
     columns: AxisPlan,
     source: Source,
     sink: Sink,
+    batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute the stage on all of `source` into `sink`."""
+    """Compute the stage on all of `source` into `sink`.
+
+    Tiles that stand alone and are alike, side by side, can be computed in batches.
+    """
     run = _Run(network, rows, columns, source, sink)
+    groups = (
+        [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
+    )
     for row in rows.steps:
         run.lefts.clear()
-        for column in columns.steps:
-            run.tile(row, column)
-            after_tile()
+        for group in groups:
+            run.source = source if len(group) == 1 else _BatchedSource(source, group)
+            run.sink = sink if len(group) == 1 else _BatchedSink(sink, group)
+            run.tile(row, group[0])
+            for _ in group:
+                after_tile()
+
+
+class _BatchedSource:
+    """Pieces of several tiles, read as if they were more images."""
+
+    def __init__(self, source: Source, group: Sequence[Step]) -> None:
+        self.source = source
+        self.group = group
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        return torch.cat([self.source.read(rows, step.hold[0]) for step in self.group])
+
+
+class _BatchedSink:
+    def __init__(self, sink: Sink, group: Sequence[Step]) -> None:
+        self.sink = sink
+        self.group = group
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        for step, part in zip(self.group, values.chunk(len(self.group)), strict=True):
+            self.sink.write(rows, step.compute[-1], part)
 
 
 @dataclass

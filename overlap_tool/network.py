@@ -97,6 +97,15 @@ class Network:
     def columns(self) -> Axis:
         return self._axis([None if isinstance(op, Input) else op.rule.columns for op in self.ops])
 
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether the stage can compute a map of this size: no op is left without outputs, and what meets at
+        a join is of one size."""
+        for axis, n in ((self.rows, height), (self.columns, width)):
+            sizes = axis.sizes(n)
+            if min(sizes) < 1 or any(len({sizes[i] for i in op.inputs}) > 1 for op in axis.ops):
+                return False
+        return True
+
     @property
     def has_spatial_context(self) -> bool:
         return any(isinstance(op, Op) and not op.rule.local for op in self.ops)

@@ -6,7 +6,7 @@ To add an architecture, see `architectures/`: one file each, a condition, its ar
 from overlap_tool.checkpoint import architectures as _architectures  # noqa: F401  (registers them)
 from overlap_tool.checkpoint.conditions import Condition, StateDict, has_key, has_prefix, shape, size
 from overlap_tool.checkpoint.hashing import hash_weights
-from overlap_tool.checkpoint.loading import Loaded, load
+from overlap_tool.checkpoint.loading import Loaded, load, rebuild
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
 from overlap_tool.checkpoint.seeded import seed_weights
 from overlap_tool.checkpoint.writing import save_atomically
@@ -24,6 +24,7 @@ __all__ = [
     "hash_weights",
     "load",
     "names",
+    "rebuild",
     "register",
     "save_atomically",
     "seed_weights",

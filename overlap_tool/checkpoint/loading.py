@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from overlap_tool.checkpoint import registry, third_party, zoo
+from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.reading import read, strip_prefixes
@@ -54,6 +55,17 @@ def load(
         model, name, arguments = _from_file(where, architecture, trust)
     refuse_nonfinite(model, where or name)
     return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where)
+
+
+def rebuild(architecture: str, arguments: Mapping[str, Any], state: StateDict, where: str) -> nn.Module:
+    """The model of an artefact: a registered architecture, or a class that has to be importable."""
+    if ":" in architecture:
+        model = third_party.construct(architecture, arguments)
+        third_party.fill(model, state, f"{where} as {architecture}")
+    else:
+        model, _ = assemble(registry.find(architecture, where), state, where)
+    refuse_nonfinite(model, where)
+    return model
 
 
 def _refuse_contradictions(

@@ -34,14 +34,19 @@ _FETCH_AGAIN = "Copy or download it again"
 def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Module:
     """The state dict in a checkpoint, its containers unwrapped; or, only if trusted, a pickled module."""
     where = os.fspath(path)
-    file = _existing_file(where)
-    payload = _load_safetensors(file) if _is_safetensors(file) else _load_pickle(file, trust)
+    payload = read_payload(where, trust)
     found = unwrap(payload)
     if found is None:
         raise CheckpointError(where, f"it holds no weights, but {_describe(payload)}", _ANOTHER_FILE)
     if isinstance(found, dict):
-        _refuse_hollow_tensors(found, file)
+        _refuse_hollow_tensors(found, Path(where))
     return found
+
+
+def read_payload(path: str | os.PathLike[str], trust: bool = False) -> Any:
+    """What a file holds, as it is."""
+    file = _existing_file(os.fspath(path))
+    return _load_safetensors(file) if _is_safetensors(file) else _load_pickle(file, trust)
 
 
 def unwrap(payload: Any) -> StateDict | nn.Module | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
+from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(analyze)
+app.command()(wrap)
 
 
 def _show_version(wanted: bool) -> None:

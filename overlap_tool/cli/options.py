@@ -52,6 +52,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_tile(text: str) -> tuple[int, int]:
+    """`256`, or `1024x256` as width and height."""
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
+    if match is None:
+        raise OptionError(
+            f"--tile {text}", "is not a whole number of pixels", "Write --tile 256, or --tile 1024x256"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
 def parse_kwargs(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
+from overlap_tool.schedule.choose import StagePlan
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,25 @@ def tile_table(stage: StageReport) -> Table:
                 for tile in stage.tiles
             ),
             ("full", "1", size(stage.full_peak_bytes), "100%", count(stage.full_macs), "1.000"),
+        ),
+    )
+
+
+def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, StagePlan]) -> Table:
+    return Table(
+        f"{architecture} tile by tile, for an image of {image[0]}x{image[1]}",
+        ("stage", "schedule", "tile", "tiles", "working memory", "with input and output", "MACs"),
+        tuple(
+            (
+                name,
+                plan.schedule,
+                "x".join(map(str, plan.tile)),
+                str(plan.tiles),
+                size(plan.working_bytes),
+                size(plan.peak_bytes),
+                count(plan.macs),
+            )
+            for name, plan in plans.items()
         ),
     )
 

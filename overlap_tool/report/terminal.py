@@ -13,13 +13,14 @@ LEFT_ALIGNED = {"stage", "layer", "op", "status"}
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
     console.print(f"[bold]{headline(analysis)}[/bold]\n", highlight=False)
-    console.print(_drawn(stage_table(analysis)))
+    console.print(drawn(stage_table(analysis)))
     for stage in analysis.stages:
-        console.print(_drawn(layer_table(stage, all_ops)))
-        console.print(_drawn(tile_table(stage)))
+        console.print(drawn(layer_table(stage, all_ops)))
+        console.print(drawn(tile_table(stage)))
 
 
-def _drawn(table: Table) -> RichTable:
+def drawn(table: Table) -> RichTable:
+    """A table as rich draws it."""
     drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
     for heading in table.header:
         left = heading in LEFT_ALIGNED

@@ -87,6 +87,34 @@ def stream(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
     return AxisPlan(sizes, tuple(steps))
 
 
+def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
+    """Steps that stand alone, in groups of at most `most` that do the same to pieces of the same shape."""
+    groups: dict[tuple[object, ...], list[list[Step]]] = {}
+    for step in steps:
+        same = groups.setdefault(_form(axis, step), [[]])
+        if len(same[-1]) == most:
+            same.append([])
+        same[-1].append(step)
+    return [group for same in groups.values() for group in same]
+
+
+def _form(axis: Axis, step: Step) -> tuple[object, ...]:
+    """What a step does, wherever it lies: lengths and differences, but places where the border is involved."""
+    form: list[object] = []
+    for op, patch, hold in zip(axis.ops, step.patches, step.hold, strict=True):
+        if op.geometry is None or patch is None:
+            form.append(hold.length)
+        elif patch.need != patch.have:
+            form.append(patch)
+        else:
+            start = patch.have.start
+            into = start - step.hold[op.inputs[0]].start
+            form.append(
+                (patch.out.length, patch.have.length, into, op.geometry.begins(start) - patch.out.start)
+            )
+    return tuple(form)
+
+
 def cut(size: int, tile: int) -> tuple[Span, ...]:
     """An output of `size` in tiles of `tile`, the last one being what is left."""
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))

@@ -1,0 +1,112 @@
+"""`overlap-tool wrap`: a checkpoint as one file that infers tile by tile."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from overlap_tool.cli.options import (
+    Arch,
+    Debug,
+    ModelClass,
+    ModelKwargs,
+    Plugin,
+    Source,
+    Trust,
+    parse_kwargs,
+    parse_size,
+    parse_tile,
+)
+from overlap_tool.errors import OptionError
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  overlap-tool wrap --tile 256 mbt2018.pt
+
+  overlap-tool wrap --memory 2GiB mbt2018.pt --output small.tiled.pt
+
+  overlap-tool wrap --tile 3840x64 --schedule stream zoo:cheng2020-attn
+"""
+
+
+def wrap(
+    source: Source = "",
+    tile: Annotated[
+        str | None,
+        typer.Option("--tile", metavar="N or WxH", help="Tile in pixels of the image. [default: 256]"),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="2GiB", help="Choose tile and schedule to stay within this."),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="stream (nothing is computed twice) or tiles (independent)."),
+    ] = None,
+    store: Annotated[
+        str, typer.Option("--store", help="Where whole maps live: auto, device, host or disk.")
+    ] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write. [default: NAME.tiled.pt]")
+    ] = None,
+    size: Annotated[
+        str, typer.Option("--size", metavar="WxH", help="The image for the memory shown, and for --memory.")
+    ] = "3840x2160",
+    arch: Arch = None,
+    model: ModelClass = None,
+    kwargs: ModelKwargs = None,
+    trust: Trust = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Write a model that runs tile by tile in bounded memory, and say what that takes."""
+    image, arguments = parse_size(size), parse_kwargs(kwargs)
+    side = None if tile is None else parse_tile(tile)
+    target = output or _beside(source, model)
+    progress = Console(stderr=True)
+    busy = progress.status(f"Wrapping {source or model}") if progress.is_terminal else nullcontext()
+    with busy:
+        from overlap_tool import checkpoint, plugins, retrofit
+        from overlap_tool.report.tables import plan_table
+        from overlap_tool.report.terminal import drawn
+
+        plugins.discover()
+        for path in plugin or []:
+            plugins.load_file(path)
+        loaded = checkpoint.load(source, architecture=arch, model_class=model, kwargs=arguments, trust=trust)
+        if ":" not in loaded.architecture and loaded.architecture not in checkpoint.names():
+            raise OptionError(
+                source,
+                f"a pickled {loaded.architecture} cannot be built again from a file without code",
+                "Save its state_dict, and name its class with --model pkg.module:Class",
+            )
+        tiled = retrofit.wrap(
+            loaded.model,
+            tile=side,
+            memory=memory,
+            schedule=schedule,  # type: ignore[arg-type]
+            store=store,  # type: ignore[arg-type]
+            inplace=True,
+        )
+        plans = retrofit.plans(tiled, image)
+        retrofit.save(tiled, target, loaded.architecture, loaded.arguments)
+    console = Console()
+    console.print(drawn(plan_table(loaded.architecture, image, plans)))
+    console.print(f"wrote {target}", highlight=False, soft_wrap=True)
+
+
+def _beside(source: str, model: str | None) -> Path:
+    """Where the file goes: in the current folder for a zoo model, else beside the checkpoint."""
+    if source and not source.startswith("zoo:"):
+        path = Path(source)
+        return path.with_name(f"{path.name.partition('.')[0]}.tiled.pt")
+    name = source.removeprefix("zoo:") or (model or "").rpartition(":")[2]
+    return Path(f"{name.replace('@', '-')}.tiled.pt")
+
+
+wrap.__doc__ = f"{wrap.__doc__}\n{EXAMPLES}"

@@ -1,0 +1,50 @@
+"""A progress bar for what takes over a second on a terminal; silent otherwise."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PATIENCE = 1.0
+"""Seconds before the bar appears."""
+
+
+class TileProgress:
+    """Counts tiles; used as `with TileProgress(label, total) as progress: ... progress.advance()`."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self.started = time.monotonic()
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+
+    def advance(self) -> None:
+        self.done += 1
+        if not self.console.is_terminal or self.done == self.total:
+            return
+        if self.bar is None and time.monotonic() - self.started > PATIENCE:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.bar.add_task(self.label, total=self.total)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done)
+
+    def __enter__(self) -> TileProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,203 @@
+"""Gives a model's stages a tiled forward, and takes it away again. Everything else stays the model's own.
+
+A stage keeps its module: its class, parameters, buffers and place in the state dict. Only the instance's
+`forward` is replaced, so the model's `forward`, `compress`, `decompress`, `update` and `.to()` go on working.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool import checkpoint, plugins
+from overlap_tool.checkpoint.artefact import Artefact
+from overlap_tool.errors import OptionError, TrainingModeError
+from overlap_tool.execute import execute
+from overlap_tool.network import Input, Network
+from overlap_tool.progress import TileProgress
+from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, Store, plan_stage
+from overlap_tool.stages import survey
+from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.trace import trace
+
+Model = TypeVar("Model", bound=nn.Module)
+
+PLANS_KEPT = 8
+
+
+class TiledForward:
+    """The forward of one stage: it plans for the size of its input, and runs the plan."""
+
+    def __init__(self, module: nn.Module, name: str, input_scale: Fraction, settings: Settings) -> None:
+        self.module = module
+        self.name = name
+        self.input_scale = input_scale
+        self.settings = settings
+        self._network: Network | None = None
+        self._plans: dict[Shape, StagePlan] = {}
+
+    @property
+    def network(self) -> Network:
+        if self._network is None:
+            self._network = trace(self.module, self.name)
+        return self._network
+
+    def plan(self, shape: Shape) -> StagePlan:
+        if shape not in self._plans:
+            while len(self._plans) >= PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[shape] = plan_stage(self.name, self.network, self.input_scale, shape, self.settings)
+        return self._plans[shape]
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.module.training:
+            raise TrainingModeError(
+                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
+            )
+        if kwargs or len(args) != 1 or not self._accepts(args[0]):
+            # not a map that tiles are for: the model's own code says what is wrong with it, if anything is
+            return self.original(*args, **kwargs)
+        whole: Tensor = args[0]
+        plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
+        device = next((p.device for p in self.module.parameters()), whole.device)
+        sink = TensorSink(plan.rows.sizes[-1], plan.columns.sizes[-1], self.settings.store)
+        with TileProgress(self.name, plan.tiles) as progress:
+            execute(
+                self.network,
+                plan.rows,
+                plan.columns,
+                TensorSource(whole, device),
+                sink,
+                batch=self.settings.batch,
+                after_tile=progress.advance,
+            )
+        return sink.result()
+
+    def _accepts(self, whole: Any) -> bool:
+        first = self.network.ops[0]
+        if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
+            return False
+        assert isinstance(first, Input)
+        return whole.shape[1] == first.channels and self.network.accepts(whole.shape[2], whole.shape[3])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
+        return {**self.__dict__, "_network": None, "_plans": {}}
+
+
+def wrap(
+    model: Model,
+    *,
+    tile: int | tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    schedule: Schedule | None = None,
+    store: Store = "auto",
+    batch: int = 1,
+    inplace: bool = False,
+) -> Model:
+    """The same model with its stages computed tile by tile, in bounded memory.
+
+    `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
+    `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
+    and schedule for every input. A copy is wrapped, unless `inplace`.
+    """
+    if tile is None and memory is None:
+        tile = 256
+    return _wrapped(
+        model,
+        Settings(
+            tile=(tile, tile) if isinstance(tile, int) else tile,
+            memory=parse_bytes(memory) if isinstance(memory, str) else memory,
+            schedule=schedule,
+            store=store,
+            batch=batch,
+        ),
+        inplace,
+    )
+
+
+def unwrap(model: Model, *, inplace: bool = False) -> Model:
+    """The model with its own forwards again."""
+    model = model if inplace else copy.deepcopy(model)
+    for stage in tiled_stages(model).values():
+        del stage.module.forward
+    return model
+
+
+def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
+    """The tiled forwards of a wrapped model, by the names of their stages."""
+    forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
+    return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
+
+
+def plans(model: nn.Module, size: tuple[int, int], images: int = 1) -> dict[str, StagePlan]:
+    """How every stage of a wrapped model runs on images of this width and height."""
+    width, height = size
+    return {
+        name: stage.plan(Shape(images, _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)))
+        for name, stage in tiled_stages(model).items()
+    }
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """A wrapped model from the file that `overlap-tool wrap` wrote."""
+    plugins.discover()
+    artefact = Artefact.read(path)
+    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, os.fspath(path))
+    return _wrapped(model.to(device).eval(), Settings(**artefact.settings), inplace=True)
+
+
+def save(
+    model: nn.Module, path: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any]
+) -> None:
+    """Write a wrapped model to one file, whole or not at all."""
+    stages = tiled_stages(model)
+    if not stages:
+        raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
+    settings = next(iter(stages.values())).settings
+    overlaps = {
+        name: (*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap)
+        for name, stage in stages.items()
+    }
+    state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+    Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `500 MB` or `1048576` as bytes."""
+    number, unit = text.strip(), ""
+    while number and not (number[-1].isdigit() or number[-1] == "."):
+        number, unit = number[:-1], number[-1] + unit
+    factors = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        factors |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    try:
+        value = float(number) * factors[unit.strip().lower()]
+    except (ValueError, KeyError) as error:
+        raise OptionError(f"--memory {text}", "is not an amount of memory", "Write --memory 2GiB") from error
+    return int(value)
+
+
+def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
+    if tiled_stages(model):
+        raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
+    model = model if inplace else copy.deepcopy(model)
+    for stage in survey(model).stages:
+        forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
+        forward._network = stage.network
+        stage.module.forward = forward  # type: ignore[method-assign]
+    return model
+
+
+def _scaled(side: int, scale: Fraction) -> int:
+    return -(-side * scale.numerator // scale.denominator)
