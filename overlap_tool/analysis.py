@@ -139,24 +139,18 @@ def analyze(
         raise OptionError(f"tiles {list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
     plugins.discover()
     if isinstance(model, nn.Module):
-        module, name, arguments, weights = model, type(model).__qualname__, {}, model.state_dict()
-        sha256 = checkpoint.hash_weights(weights)
+        sha256 = checkpoint.hash_weights(model.state_dict())
+        loaded = checkpoint.Loaded(model, type(model).__qualname__, {}, sha256, "")
     else:
         loaded = checkpoint.load(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
-        module, name, arguments, sha256 = (
-            loaded.model,
-            loaded.architecture,
-            dict(loaded.arguments),
-            loaded.weights_sha256,
-        )
-    found = survey(module, only=stage)
+    found = survey(loaded.model, only=stage)
     padded = tuple(ceil(side / found.multiple) * found.multiple for side in size)
     return Analysis(
-        architecture=name,
-        arguments=arguments,
-        weights_sha256=sha256,
+        architecture=loaded.architecture,
+        arguments=dict(loaded.arguments),
+        weights_sha256=loaded.weights_sha256,
         image=size,
         padded=(padded[0], padded[1]),
         stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles) for part in found.stages),

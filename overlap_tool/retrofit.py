@@ -166,7 +166,7 @@ def save(
         raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
     settings = next(iter(stages.values())).settings
     overlaps = {
-        name: (*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap)
+        name: [*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap]
         for name, stage in stages.items()
     }
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
@@ -195,7 +195,7 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     for stage in survey(model).stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
-        stage.module.forward = forward  # type: ignore[method-assign]
+        stage.module.forward = forward
     return model
 
 

@@ -34,7 +34,7 @@ class Artefact:
     arguments: dict[str, Any]
     state: StateDict
     settings: dict[str, Any]
-    overlaps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    overlaps: dict[str, list[int]] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         save_atomically(

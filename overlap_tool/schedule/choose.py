@@ -92,9 +92,9 @@ def plan_stage(
             network, input_scale, shape, settings.schedule or "stream", settings.tile, settings.batch
         )
     assert settings.memory is not None
-    schedules: tuple[Schedule, ...] = (settings.schedule,) if settings.schedule else ("stream", "tiles")
+    candidates: tuple[Schedule, ...] = (settings.schedule,) if settings.schedule else ("stream", "tiles")
     least: int | None = None
-    for schedule in schedules:
+    for schedule in candidates:
         for side in SIDES:
             plan = _plan(network, input_scale, shape, schedule, (side, side), settings.batch)
             if plan.peak_bytes <= settings.memory:

@@ -99,19 +99,18 @@ def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
 
 
 def _form(axis: Axis, step: Step) -> tuple[object, ...]:
-    """What a step does, wherever it lies: lengths and differences, but places where the border is involved."""
+    """What a step does, wherever it lies: lengths and differences; but places, where a border takes part."""
     form: list[object] = []
-    for op, patch, hold in zip(axis.ops, step.patches, step.hold, strict=True):
-        if op.geometry is None or patch is None:
+    for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
+        if op.geometry is None or reads is None:
             form.append(hold.length)
-        elif patch.need != patch.have:
-            form.append(patch)
+        elif reads.need != reads.have:
+            form.append(reads)
         else:
-            start = patch.have.start
+            start = reads.have.start
             into = start - step.hold[op.inputs[0]].start
-            form.append(
-                (patch.out.length, patch.have.length, into, op.geometry.begins(start) - patch.out.start)
-            )
+            lead = reads.out.start - op.geometry.begins(start)
+            form.append((reads.out.length, reads.have.length, into, lead))
     return tuple(form)
 
 
