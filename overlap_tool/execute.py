@@ -46,6 +46,7 @@ def execute(
         for group in groups:
             run.source = source if len(group) == 1 else _BatchedSource(source, group)
             run.sink = sink if len(group) == 1 else _BatchedSink(sink, group)
+            run.at_once = len(group)
             run.tile(row, group[0])
             for _ in group:
                 after_tile()
@@ -95,6 +96,10 @@ class _Run:
         self.columns = columns
         self.source = source
         self.sink = sink
+        self.at_once = 1
+        """How many tiles lie one after the other among the images."""
+        self.corner = source.read(Span(0, 1), Span(0, 1))
+        """One sample, which shows how many images there are, their type and their device."""
         self.constants = evaluate_constants(network)
         self.index = {op.id: i for i, op in enumerate(network.ops)}
         self.freed_after = _freed_after(network)
@@ -131,15 +136,16 @@ class _Run:
         return result
 
     def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
-        def value(argument: Any) -> Any:
-            if isinstance(argument, Operand):
-                if argument.spatial:
-                    return held[self.index[argument.id]].piece(vertical.have, horizontal.have)
-                return self.constants[argument.id]
-            return _mapped(argument, value)
+        def value(operand: Operand) -> Any:
+            if not operand.spatial:
+                return self.constants[operand.id]
+            if vertical.have.empty or horizontal.have.empty:
+                return self.nothing(operand, vertical, horizontal)
+            return held[self.index[operand.id]].piece(vertical.have, horizontal.have)
 
         module = () if op.module is None else (op.module,)
-        result = op.rule.run((vertical, horizontal), *module, *value(op.args), **value(op.kwargs))
+        args, kwargs = _substituted(op.args, value), _substituted(op.kwargs, value)
+        result = op.rule.run((vertical, horizontal), *module, *args, **kwargs)
         if result.shape[-2:] != (vertical.out.length, horizontal.out.length):
             raise RuleError(
                 f"{op.name} ({op.kind})",
@@ -148,6 +154,12 @@ class _Run:
                 "Correct the rule's geometry or its run",
             )
         return result
+
+    def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
+        """A piece without samples, for outputs that padding alone feeds."""
+        images = self.corner.shape[0] * self.at_once
+        size = vertical.have.length, horizontal.have.length
+        return self.corner.new_empty((images, *operand.shape[1:-2], *size))
 
     def hold(self, i: int, new: Tensor | None, row: Step, column: Step, held: dict[int, _Held]) -> None:
         """Put together what later ops of this tile read, and set aside what later tiles read."""
@@ -195,23 +207,26 @@ def evaluate_constants(network: Network) -> dict[str, Any]:
     """The stage's weights, and what it makes of them, by id."""
     values: dict[str, Any] = {}
 
-    def value(argument: Any) -> Any:
-        return values[argument.id] if isinstance(argument, Operand) else _mapped(argument, value)
+    def value(operand: Operand) -> Any:
+        return values[operand.id]
 
     for constant in network.constants:
         if constant.source is not None:
             values[constant.id] = operator.attrgetter(constant.source)(network.root)
         else:
-            values[constant.id] = constant.target(*value(constant.args), **value(constant.kwargs))
+            args, kwargs = _substituted(constant.args, value), _substituted(constant.kwargs, value)
+            values[constant.id] = constant.target(*args, **kwargs)
     return values
 
 
-def _mapped(argument: Any, value: Callable[[Any], Any]) -> Any:
+def _substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
     """Nested arguments with every operand replaced by its value."""
+    if isinstance(argument, Operand):
+        return value(argument)
     if isinstance(argument, tuple | list):
-        return [value(item) for item in argument]
+        return [_substituted(item, value) for item in argument]
     if isinstance(argument, dict):
-        return {key: value(item) for key, item in argument.items()}
+        return {key: _substituted(item, value) for key, item in argument.items()}
     return argument
 
 

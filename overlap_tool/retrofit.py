@@ -116,7 +116,7 @@ def wrap(
     return _wrapped(
         model,
         Settings(
-            tile=(tile, tile) if isinstance(tile, int) else tile,
+            tile=tile if tile is None or isinstance(tile, tuple) else (tile, tile),
             memory=parse_bytes(memory) if isinstance(memory, str) else memory,
             schedule=schedule,
             store=store,

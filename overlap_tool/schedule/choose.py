@@ -33,7 +33,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
             raise OptionError("--tile, --memory", "give one of the two", "A tile of 256 suits most machines")
-        if self.tile is not None and not all(_is_count(side) for side in self.tile):
+        if self.tile is not None and not (len(self.tile) == 2 and all(map(_is_count, self.tile))):
             raise OptionError(
                 f"--tile {'x'.join(map(str, self.tile))}",
                 "a tile's sides are whole numbers of pixels, at least 1",
