@@ -68,15 +68,7 @@ def stream(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
     sizes = axis.sizes(n)
     last = len(axis.ops) - 1
     needed = axis.needs({last: Span(0, sizes[last])}, sizes)
-    frontiers = [tuple(span.start for span in needed)]
-    for cut in cuts:
-        prefix = axis.needs({last: Span(0, cut.stop)}, sizes)
-        frontiers.append(
-            tuple(
-                done if span.empty else max(done, span.stop)
-                for done, span in zip(frontiers[-1], prefix, strict=True)
-            )
-        )
+    frontiers = [_frontiers(axis, sizes, needed, stop) for stop in (0, *(cut.stop for cut in cuts))]
     unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
     steps = []
     for done, now, low, next_low in zip(frontiers, frontiers[1:], unread, unread[1:], strict=False):
@@ -117,6 +109,23 @@ def _form(axis: Axis, step: Step) -> tuple[object, ...]:
 def cut(size: int, tile: int) -> tuple[Span, ...]:
     """An output of `size` in tiles of `tile`, the last one being what is left."""
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
+
+
+def _frontiers(axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stop: int) -> tuple[int, ...]:
+    """How far every op must have come, from its first output that anything needs, for the last one to have
+    come to `stop`."""
+    frontiers = [span.start for span in needed]
+    frontiers[-1] = stop
+    for index in reversed(range(len(axis.ops))):
+        geometry = axis.ops[index].geometry
+        done = Span(needed[index].start, frontiers[index])
+        if geometry is None or done.empty:
+            continue
+        for source in axis.ops[index].inputs:
+            reads = geometry.reads(done, sizes[source])
+            if not reads.empty:
+                frontiers[source] = max(frontiers[source], reads.stop)
+    return tuple(frontiers)
 
 
 def _first_unread(

@@ -1,0 +1,85 @@
+"""Random networks, tiles and images: both schedules give the full image of the original module, bit for bit.
+
+`RANDOM_NETWORKS=5000 pytest tests/test_random_networks.py` tries as many, and `make test-slow` a few thousand
+others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from random_networks import Case, Layer, RandomNetwork, cases
+from torch import Tensor
+
+from overlap_tool.axis import Axis
+from overlap_tool.execute import execute
+from overlap_tool.geometry import Span
+from overlap_tool.network import Network
+from overlap_tool.schedule import plan
+from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.trace import trace
+
+COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
+SLOW_COUNT = 3000
+
+
+Planner = Callable[[Axis, int, Sequence[Span]], plan.AxisPlan]
+
+
+def in_tiles(case: Case, network: Network, x: Tensor, planner: Planner, batch: int = 1) -> Tensor:
+    rows, columns = (
+        planner(axis, n, plan.cut(axis.sizes(n)[-1], tile))
+        for axis, n, tile in zip((network.rows, network.columns), x.shape[-2:], case.tile, strict=True)
+    )
+    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
+    execute(network, rows, columns, TensorSource(x, torch.device("cpu")), sink, batch)
+    return sink.result()
+
+
+def check(case: Case) -> None:
+    x = case.image()
+    with torch.no_grad():
+        full = case.network(x.clone())
+    assert full.isfinite().all()
+    assert full.abs().max() < 2.0**53, "no longer exact"
+    network = trace(case.network, "net", case.network.channels)
+    assert torch.equal(in_tiles(case, network, x, plan.stream), full), "stream"
+    assert torch.equal(in_tiles(case, network, x, plan.tiles), full), "tiles"
+    assert torch.equal(in_tiles(case, network, x, plan.tiles, batch=3), full), "tiles, three at once"
+    assert torch.equal(x, case.image()), "the input was changed"
+
+
+@settings(max_examples=COUNT, deadline=None, derandomize=True)
+@given(cases())
+def test_tiles_of_random_networks_are_the_full_image(case):
+    check(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=SLOW_COUNT, deadline=None)
+@given(cases())
+def test_tiles_of_thousands_of_random_networks_are_the_full_image(case):
+    check(case)
+
+
+# --- what random networks have found ----------------------------------------------------------------------
+
+
+def test_a_tile_that_padding_alone_feeds():
+    """Nothing was at hand for it, and the executor looked for it."""
+    layers = [Layer("nn.Conv2d", (0,), (1, 1, 1, 1, 2)), Layer("nn.Conv2d", (1,), (1, 2, 3, 1, 1))]
+    check(Case(RandomNetwork(1, layers), (2, 1, 1, 3), (1, 1)))
+
+
+def test_one_roll_after_another():
+    """The first outputs of the second read the end of the first, which reads what lies before its own end:
+    the first roll was said to be computed up to its end when its input was not yet."""
+    layers = [
+        Layer("torch.roll", (0,), ((-7, -9), (-1, -2))),
+        Layer("torch.roll", (1,), ((0, 3), (2, 3))),
+    ]
+    check(Case(RandomNetwork(1, layers), (1, 1, 17, 17), (3, 3)))
