@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool import checkpoint, plugins
-from overlap_tool.checkpoint.artefact import Artefact
-from overlap_tool.errors import OptionError, TrainingModeError
+from overlap_tool.checkpoint.artefact import REWRAP, Artefact
+from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.execute import execute
 from overlap_tool.network import Input, Network
 from overlap_tool.progress import TileProgress
@@ -152,9 +152,14 @@ def plans(model: nn.Module, size: tuple[int, int], images: int = 1) -> dict[str,
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
     """A wrapped model from the file that `overlap-tool wrap` wrote."""
     plugins.discover()
+    where = os.fspath(path)
     artefact = Artefact.read(path)
-    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, os.fspath(path))
-    return _wrapped(model.to(device).eval(), Settings(**artefact.settings), inplace=True)
+    try:
+        settings = Settings(**artefact.settings)
+    except TypeError as error:
+        raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
+    return _wrapped(model.to(device).eval(), settings, inplace=True)
 
 
 def save(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
-from overlap_tool import checkpoint
+from overlap_tool import checkpoint, cli
 from overlap_tool.stages import Survey, survey
 
 
@@ -31,3 +33,19 @@ def small_survey(architecture: str) -> Survey:
 @pytest.fixture(params=checkpoint.names())
 def architecture(request) -> str:
     return request.param
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def go(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["overlap-tool", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit.value.code or 0), out, err
+
+    return go

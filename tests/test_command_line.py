@@ -16,24 +16,6 @@ from conftest import small_model
 
 from overlap_tool import cli
 
-TESTS = Path(__file__).parent
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.syspath_prepend(str(TESTS))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def go(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["overlap-tool", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit.value.code or 0), out, err
-
-    return go
-
 
 @pytest.fixture(scope="module")
 def checkpoint_path(tmp_path_factory) -> Path:
@@ -136,7 +118,9 @@ def _text(tmp_path: Path) -> Path:
 
 def _unknown(tmp_path: Path) -> Path:
     path = tmp_path / "unknown.pt"
-    torch.save({"backbone.stem.weight": torch.zeros(4, 3, 3, 3), "g_a.0.weight": torch.zeros(4, 3, 5, 5)}, path)
+    torch.save(
+        {"backbone.stem.weight": torch.zeros(4, 3, 3, 3), "g_a.0.weight": torch.zeros(4, 3, 5, 5)}, path
+    )
     return path
 
 
@@ -219,7 +203,9 @@ def test_a_plugin_file_teaches_an_op(run, tmp_path) -> None:
 
     kept = dict(registry._registered)
     try:
-        code, out, err = run("analyze", "--model", "networks:UnknownOp", "--plugin", plugin, "--format", "json")
+        code, out, err = run(
+            "analyze", "--model", "networks:UnknownOp", "--plugin", plugin, "--format", "json"
+        )
         assert (code, err) == (0, "")
         assert json.loads(out)["stages"][0]["layers"][-1]["op"] == "special_bessel_j0"
     finally:

@@ -37,20 +37,23 @@ class Artefact:
     overlaps: dict[str, list[int]] = field(default_factory=dict)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        save_atomically(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "tool": __version__,
-                "architecture": self.architecture,
-                "arguments": self.arguments,
-                "settings": self.settings,
-                "overlaps": self.overlaps,
-                "weights_sha256": hash_weights(self.state),
-                "state_dict": self.state,
-            },
-            path,
-        )
+        payload = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tool": __version__,
+            "architecture": self.architecture,
+            "arguments": self.arguments,
+            "settings": self.settings,
+            "overlaps": self.overlaps,
+            "weights_sha256": hash_weights(self.state),
+            "state_dict": self.state,
+        }
+        try:
+            save_atomically(payload, path)
+        except OSError as error:
+            raise CheckpointError(
+                os.fspath(path), f"it cannot be written ({error.strerror})", "Name another file with --output"
+            ) from error
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Artefact:

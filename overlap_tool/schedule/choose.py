@@ -33,9 +33,10 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
             raise OptionError("--tile, --memory", "give one of the two", "A tile of 256 suits most machines")
-        if self.tile is not None and not (len(self.tile) == 2 and all(map(_is_count, self.tile))):
+        sides = self.tile if isinstance(self.tile, tuple) else (self.tile,)
+        if self.tile is not None and not (len(sides) == 2 and all(map(_is_count, sides))):
             raise OptionError(
-                f"--tile {'x'.join(map(str, self.tile))}",
+                f"--tile {'x'.join(map(str, sides))}",
                 "a tile's sides are whole numbers of pixels, at least 1",
                 "Write --tile 256, or --tile 1024x256 for a width and a height",
             )
