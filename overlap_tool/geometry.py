@@ -64,6 +64,12 @@ class Padding(Enum):
     CLAMP = "clamp"
     """Nothing does: the op's window shrinks at the border."""
 
+    def accepts(self, before: int, after: int, n: int) -> bool:
+        """Whether `n` samples are enough to pad with so many; a roll, which pads by a crop, needs none."""
+        if self is Padding.REFLECT:
+            return max(before, after) < n
+        return self is not Padding.CIRCULAR or min(before, after) < 0 or max(before, after) <= n
+
     def inside(self, span: Span, n: int) -> Span:
         """The real samples of `[0, n)` that `span` reads, samples outside being made from those inside."""
         parts = [span.clip(n)]
@@ -197,6 +203,8 @@ class Window(Geometry):
         return self.dilation * (self.kernel - 1) + 1
 
     def size(self, n: int) -> int:
+        if not self.outside.accepts(self.before, self.after, n):
+            return 0
         room = n + self.before + self.after - self.extent
         if not self.ceil:
             return room // self.stride + 1
@@ -304,6 +312,26 @@ class Expand(Geometry):
 
 
 @dataclass(frozen=True)
+class Shrink(Geometry):
+    """Every `factor` inputs become one output, and none may be left over: pixel unshuffle."""
+
+    factor: int
+
+    @property
+    def period(self) -> Period:
+        return Period(self.factor, 1)
+
+    def size(self, n: int) -> int:
+        return 0 if n % self.factor else n // self.factor
+
+    def need(self, outputs: Span) -> Span:
+        return Span(outputs.start * self.factor, outputs.stop * self.factor)
+
+    def begins(self, start: int) -> int:
+        return -(-start // self.factor)
+
+
+@dataclass(frozen=True)
 class Linear(Geometry):
     """Linear interpolation with half-pixel centres, by `up` or by `1/down`; one of them is 1.
 
@@ -352,7 +380,7 @@ class Pad(Geometry):
         return Period(1, 1)
 
     def size(self, n: int) -> int:
-        return n + self.before + self.after
+        return n + self.before + self.after if self.outside.accepts(self.before, self.after, n) else 0
 
     def need(self, outputs: Span) -> Span:
         return outputs.shift(-self.before)

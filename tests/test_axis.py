@@ -149,12 +149,12 @@ def graphs(draw) -> Axis:
 def drawn_outputs(data: st.DataObject, axis: Axis) -> tuple[int, Span]:
     """An input length at which no op is empty, and some of the last op's outputs."""
     n = data.draw(st.integers(4, 24))
-    for length in range(n, n + 300):
+    for length in range(n, n + 1000):
         sizes = axis.sizes(length)
         if min(sizes) > 0:
             start = data.draw(st.integers(0, sizes[-1] - 1))
             return length, Span(start, data.draw(st.integers(start + 1, min(sizes[-1], start + 12))))
-    raise AssertionError("300 samples more are enough for any of these")
+    raise AssertionError("1000 samples more are enough for any of these")
 
 
 @given(axis=st.one_of(chains(True), graphs()), data=st.data())

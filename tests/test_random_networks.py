@@ -7,7 +7,7 @@ others.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -25,6 +25,15 @@ from overlap_tool.trace import trace
 
 COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
 SLOW_COUNT = 3000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Thousands of tiny ops: threads only get in each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 Planner = Callable[[Axis, int, Sequence[Span]], plan.AxisPlan]

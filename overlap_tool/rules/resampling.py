@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Window
+from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Shrink, Window
 from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
@@ -36,7 +36,7 @@ def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         return F.pixel_unshuffle(input, factor)
 
-    geometry = Window(factor, factor)
+    geometry = Shrink(factor)
     return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor))
 
 
