@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("command_line",)
+NAMES = ("command_line", "tiling")
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ def main() -> None:
         table.add_column(heading)
 
     def add(command: str, values: list[float], limit: float) -> None:
-        table.add_row(command, machine.spread(values), f"{limit} s", "yes" if median(values) < limit else "NO")
+        holds = "yes" if median(values) < limit else "NO"
+        table.add_row(command, machine.spread(values), f"{limit} s", holds)
 
     add("--help", [_wall([*tool, "--help"])[0] for _ in range(RUNS)], LIMITS["--help"])
     from overlap_tool import checkpoint

@@ -17,10 +17,9 @@ def describe() -> str:
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
-    return (
-        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {version('torch')}, compressai {version('compressai')}, overlap-tool {version('overlap-tool')}"
-    )
+    versions = [f"{name} {version(name)}" for name in ("torch", "compressai", "overlap-tool")]
+    python = f"Python {platform.python_version()}"
+    return ", ".join([model, f"{os.cpu_count()} cores", python, *versions])
 
 
 def spread(values: Sequence[float], unit: str = "s") -> str:

@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 from conftest import small_model
-from live_memory import LiveBytes
 from networks import PlainCnn, ThirdPartyCodec
 from torch import Tensor, nn
 
 import overlap_tool
+from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, TrainingModeError
 from overlap_tool.retrofit import Shape, parse_bytes, tiled_stages

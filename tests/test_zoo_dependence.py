@@ -1,4 +1,4 @@
-"""Every stage of every zoo model: the static spans against brute force on the original module, and minimal."""
+"""Every stage of every zoo model: static spans equal brute force on the original module, and are minimal."""
 
 from __future__ import annotations
 

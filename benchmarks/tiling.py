@@ -1,0 +1,102 @@
+"""What tiling costs: time against stock full-image inference, and the most tensor bytes alive at once.
+
+All variants of a stage run in turn in this process, so that the ratios hold when the machine's speed drifts.
+Bytes are counted, not sampled: every op's result is seen by a dispatch mode, on fake tensors, which have
+shapes and storages of the true size but no data. The counter's agreement with real runs is a test
+(tests/test_retrofit.py).
+"""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import overlap_tool
+from benchmarks import machine
+from benchmarks.live_memory import LiveBytes
+from overlap_tool import checkpoint
+from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
+
+MODELS = ("mbt2018", "cheng2020-attn", "elic2022-official")
+STAGES = ("g_a", "g_s")
+RUNS = 3
+TILE = 256
+SIDE = 2048
+IMAGE_4K = (3840, 2160)
+
+
+def _input(stage: TiledForward, width: int, height: int, **options: object) -> Tensor:
+    scale: Fraction = stage.input_scale
+    channels = stage.network.ops[0].channels
+    return torch.rand(1, channels, int(height * scale), int(width * scale), **options)
+
+
+def _seconds(run: nn.Module | TiledForward, image: Tensor) -> float:
+    start = time.perf_counter()
+    run(image)
+    return time.perf_counter() - start
+
+
+def _peak_bytes(run: object, image: Tensor) -> int:
+    with LiveBytes(image) as live:
+        result = run(image)
+    del result
+    return live.peak + image.untyped_storage().nbytes()
+
+
+def _stages() -> list[tuple[str, TiledForward]]:
+    found = []
+    for name in MODELS:
+        tiled = overlap_tool.wrap(checkpoint.load(f"zoo:{name}").model, tile=TILE, inplace=True)
+        found += [(name, tiled_stages(tiled)[stage]) for stage in STAGES]
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    speed = Table(
+        title=f"stream, tile {TILE}, on {SIDE}x{SIDE}, stock kernels, {torch.get_num_threads()} threads; "
+        f"median of {RUNS} runs in turn\n{machine.describe()}"
+    )
+    for heading in ("stage", "full image", "stream", "stream / full (range)"):
+        speed.add_column(heading)
+    memory = Table(
+        title=f"Tensor bytes alive at once at {IMAGE_4K[0]}x{IMAGE_4K[1]}, input and output included, "
+        f"32-bit floats, tile {TILE}"
+    )
+    for heading in ("stage", "full image", "stream", "stream / full", "predicted"):
+        memory.add_column(heading)
+
+    console = Console(width=120)
+    for name, stage in _stages():
+        label = f"{name} {stage.name}"
+        image = _input(stage, SIDE, SIDE)
+        pairs = [(_seconds(stage.original, image), _seconds(stage, image)) for _ in range(RUNS + 1)][1:]
+        ratios = [tiled / full for full, tiled in pairs]
+        speed.add_row(
+            label,
+            f"{median(full for full, _ in pairs):.2f} s",
+            f"{median(tiled for _, tiled in pairs):.2f} s",
+            f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+        )
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            large = _input(stage, *IMAGE_4K)
+            full, tiled = _peak_bytes(stage.original, large), _peak_bytes(stage, large)
+        plan = stage.plan(Shape(1, large.shape[2], large.shape[3]))
+        memory.add_row(
+            label,
+            f"{full / 1e6:.1f} MB",
+            f"{tiled / 1e6:.1f} MB",
+            f"{tiled / full:.2%}",
+            f"{plan.peak_bytes / 1e6:.1f} MB",
+        )
+        console.print(f"measured {label}", highlight=False)
+    console.print(speed)
+    console.print(memory)
