@@ -503,3 +503,29 @@ def test_hooks_that_change_the_forward_are_refused_by_name(kind):
     error = refusal(module, TraceError)
     assert error.where == "g_a.block.1 (Conv2d)"
     assert "hooks" in error.reason
+
+
+def add_in_place(module: nn.Module) -> None:
+    module.counter += 1
+
+
+def assign(module: nn.Module) -> None:
+    module.counter = module.counter + 1
+
+
+def add_to_data(module: nn.Module) -> None:
+    module.counter.data += 1
+
+
+@pytest.mark.parametrize("change", [add_in_place, assign, add_to_data])
+def test_a_buffer_that_changes_is_refused_by_name_and_left_as_it_was(change):
+    def compute(module: Any, x: Tensor) -> Tensor:
+        change(module)
+        return module.conv(x)
+
+    counting = Functional(compute, conv=conv())
+    counting.register_buffer("counter", counter := torch.tensor([1.0, torch.nan]))
+    error = refusal(counting, TraceError)
+    assert error.where == "g_a.block.1.counter"
+    assert counting.counter is counter
+    assert counter.nan_to_num(7.0).tolist() == [1.0, 7.0]
