@@ -1,0 +1,126 @@
+"""Imports run one way, in the order that docs/architecture.md describes."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "overlap_tool"
+
+LAYERS = (
+    ("errors", "progress"),
+    ("geometry",),
+    ("axis",),
+    ("schedule.plan",),
+    ("rules",),
+    ("network",),
+    ("trace",),
+    ("stages",),
+    ("schedule.cost",),
+    ("schedule.choose",),
+    ("checkpoint", "plugins"),
+    ("stores",),
+    ("execute",),
+    ("analysis",),
+    ("retrofit",),
+    ("report",),
+    ("cli", "demo"),
+    ("__main__",),
+)
+"""From the bottom up: a module imports from layers below its own, and a package from itself as well."""
+
+FACADES = {"", "schedule"}
+"""The package itself, which imports only when something of it is first used, and a package without code."""
+
+INTEGERS_ONLY = {"geometry", "axis", "schedule.plan"}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    """The full names of the modules that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner.removeprefix(f"{PACKAGE}.") in FILES else str(node.module))
+    return names
+
+
+def ours(path: Path) -> set[str]:
+    """The same for our own modules, without the name of the package."""
+    return {
+        name.removeprefix(PACKAGE).removeprefix(".")
+        for name in imported(path)
+        if name.partition(".")[0] == PACKAGE
+    }
+
+
+def layer_of(name: str) -> int | None:
+    for number, members in enumerate(LAYERS):
+        if any(name == member or name.startswith(f"{member}.") for member in members):
+            return number
+    return None
+
+
+def member_of(name: str) -> str:
+    """The entry of its layer that a module belongs to: `rules` for `rules.pooling`."""
+    number = layer_of(name)
+    assert number is not None
+    return next(m for m in LAYERS[number] if name == m or name.startswith(f"{m}."))
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - FACADES))
+def test_a_module_imports_from_below_only(name: str) -> None:
+    own = layer_of(name)
+    assert own is not None, f"give {name} a place in LAYERS, and in docs/architecture.md"
+    for other in ours(FILES[name]) - FACADES:
+        below = layer_of(other)
+        assert below is not None, other
+        assert below < own or member_of(other) == member_of(name), f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: ours(path) - FACADES for name, path in FILES.items() if name not in FACADES}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert set(order) == FILES.keys() - FACADES
+
+
+def test_every_layer_exists() -> None:
+    for members in LAYERS:
+        for member in members:
+            assert member in FILES
+
+
+def test_the_geometry_imports_nothing_of_ours() -> None:
+    assert ours(FILES["geometry"]) == set()
+
+
+@pytest.mark.parametrize("name", sorted(INTEGERS_ONLY))
+def test_the_pure_integers_know_no_torch(name: str) -> None:
+    assert ours(FILES[name]) <= INTEGERS_ONLY
+    assert not any(
+        module.partition(".")[0] in ("torch", "networkx", "numpy") for module in imported(FILES[name])
+    )
+
+
+def test_the_architecture_page_names_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for path in FILES.values():
+        if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "architectures":
+            shown = path.relative_to(ROOT / PACKAGE).as_posix()
+            assert f"`{shown}`" in page, f"docs/architecture.md does not say what {shown} is for"
