@@ -1,33 +1,19 @@
-"""Shared by all tests: small models of every architecture, and a fixed, small use of the machine."""
+"""Shared by all tests: the architectures by name, the command line, and a fixed, small use of the machine."""
 
 from __future__ import annotations
 
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from overlap_tool import checkpoint, cli
-from overlap_tool.stages import Survey, survey
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
     torch.set_num_threads(2)
-
-
-@cache
-def small_model(architecture: str) -> torch.nn.Module:
-    """A seeded model of small width; treat it as read-only."""
-    known = checkpoint.find(architecture)
-    return checkpoint.seeded_model(known, known.small)
-
-
-@cache
-def small_survey(architecture: str) -> Survey:
-    return survey(small_model(architecture))
 
 
 @pytest.fixture(params=checkpoint.names())

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
 from networks import PlainCnn
 from rich.console import Console
+from small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint, report

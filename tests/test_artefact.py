@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
 from networks import PlainCnn
+from small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
+from small_models import small_model
 
 from overlap_tool import cli
 

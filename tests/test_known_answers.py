@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import small_survey
+from small_models import small_survey
 
 from overlap_tool import analyze
 from overlap_tool.analysis import StageReport

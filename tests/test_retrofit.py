@@ -8,8 +8,8 @@ import re
 
 import pytest
 import torch
-from conftest import small_model
 from networks import PlainCnn, ThirdPartyCodec
+from small_models import small_model
 from torch import Tensor, nn
 
 import overlap_tool

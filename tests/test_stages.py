@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import small_model, small_survey
 from networks import PlainCnn, ThirdPartyCodec
+from small_models import small_model, small_survey
 from torch import nn
 
 from overlap_tool.errors import OptionError, TraceError

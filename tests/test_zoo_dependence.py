@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from conftest import small_survey
 from probes import COLUMNS, ROWS, dependence, perturbation_dependence
+from small_models import small_survey
 
 from overlap_tool.axis import Axis
 from overlap_tool.geometry import Span
