@@ -87,7 +87,7 @@ class Axis:
             asked[index].append(span)
         spans = [Span(0, 0)] * len(self.ops)
         for index in reversed(range(len(self.ops))):
-            spans[index] = hull(asked[index])
+            spans[index] = asked[index][0] if len(asked[index]) == 1 else hull(asked[index])
             op = self.ops[index]
             if op.geometry is None or spans[index].empty:
                 continue

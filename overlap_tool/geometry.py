@@ -72,6 +72,8 @@ class Padding(Enum):
 
     def inside(self, span: Span, n: int) -> Span:
         """The real samples of `[0, n)` that `span` reads, samples outside being made from those inside."""
+        if 0 <= span.start < span.stop <= n:
+            return span
         parts = [span.clip(n)]
         before = Span(span.start, min(span.stop, 0))
         after = Span(max(span.start, n), span.stop)
