@@ -1,0 +1,312 @@
+"""Axis plans on random axes and cuts: what every step computes, holds, reads and keeps. Pure integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlap_tool.axis import Axis, AxisOp
+from overlap_tool.geometry import (
+    POINTWISE,
+    Expand,
+    Geometry,
+    Linear,
+    Pad,
+    Padding,
+    Span,
+    Transposed,
+    Window,
+    Windows,
+    patch,
+    roll,
+)
+from overlap_tool.schedule.plan import AxisPlan, Step, alike, cut, stream, tiles, whole
+
+many = settings(max_examples=400, deadline=None)
+
+BORDERS = [Padding.CONSTANT, Padding.REFLECT, Padding.REPLICATE, Padding.CIRCULAR]
+borders = st.sampled_from(BORDERS)
+small = st.integers(0, 3)
+
+geometries = st.one_of(
+    st.builds(Window, st.integers(1, 5), st.integers(1, 3), small, small, st.integers(1, 2), borders),
+    st.builds(
+        lambda k, s, p: Window(k, s, p, p, ceil=True), st.integers(2, 3), st.integers(1, 3), st.just(1)
+    ),
+    st.builds(Transposed, st.integers(1, 5), st.integers(1, 3), st.integers(0, 2), small, st.integers(1, 2)),
+    st.builds(Expand, st.integers(2, 3)),
+    st.sampled_from([Linear(2, 1), Linear(1, 2), Linear(4, 1)]),
+    st.builds(Pad, st.integers(-2, 3), st.integers(-2, 3)),
+    st.builds(Pad, small, small, borders),
+    st.builds(roll, st.integers(-20, 20)),
+    st.builds(Windows, st.integers(2, 4), st.integers(-2, 2)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An axis, an input length at which every op gives something, and tiles of the output."""
+
+    axis: Axis
+    n: int
+    cuts: tuple[Span, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.axis.sizes(self.n)
+
+    @property
+    def needed(self) -> tuple[Span, ...]:
+        return self.axis.needs({len(self.axis.ops) - 1: Span(0, self.sizes[-1])}, self.sizes)
+
+    def sources(self, op: int) -> tuple[int, ...]:
+        return self.axis.ops[op].inputs
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    """Every op follows any earlier one; ops of equal size meet in joins. An op that refuses the size it is
+    given, or makes too much of it, becomes a pointwise one."""
+    n = draw(st.integers(1, 40))
+    ops, sizes = [AxisOp(None)], [n]
+    for _ in range(draw(st.integers(1, 8))):
+        source = len(ops) - 1 if draw(st.integers(0, 2)) else draw(st.integers(0, len(ops) - 1))
+        geometry: Geometry = draw(geometries)
+        sources = [source]
+        if not 1 <= geometry.size(sizes[source]) <= 120:
+            geometry = POINTWISE
+        if draw(st.booleans()):
+            sources += [i for i in range(len(ops)) if i != source and sizes[i] == sizes[source]][:2]
+        ops.append(AxisOp(geometry, tuple(sources)))
+        sizes.append(geometry.size(sizes[source]))
+    return Case(Axis(tuple(ops)), n, draw(cuts(sizes[-1])))
+
+
+@st.composite
+def cuts(draw: Any, size: int) -> tuple[Span, ...]:
+    """Equal tiles, or tiles of any lengths."""
+    if draw(st.booleans()):
+        return cut(size, draw(st.integers(1, size + 3)))
+    inner = sorted(draw(st.sets(st.integers(1, size - 1)))) if size > 1 else []
+    return tuple(map(Span, [0, *inner], [*inner, size]))
+
+
+def each_op(case: Case, plan: AxisPlan) -> list[tuple[int, list[Step]]]:
+    return [(op, list(plan.steps)) for op in range(len(case.axis.ops))]
+
+
+# --- cuts -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200), st.integers(1, 250))
+def test_a_cut_covers_the_size_once_in_tiles_of_one_length_but_the_last(size, tile):
+    spans = cut(size, tile)
+    assert [i for span in spans for i in range(*span)] == list(range(size))
+    assert all(span.length == tile for span in spans[:-1])
+    assert 1 <= spans[-1].length <= tile
+
+
+# --- stream -----------------------------------------------------------------------------------------------
+
+
+@given(cases())
+@many
+def test_a_stream_computes_every_needed_output_once_and_in_order(case):
+    plan = stream(case.axis, case.n, case.cuts)
+    assert len(plan.steps) == len(case.cuts)
+    for op, steps in each_op(case, plan):
+        computed = [i for step in steps for i in range(*step.compute[op])]
+        assert computed == list(range(*case.needed[op]))
+        assert plan.computed[op] == case.needed[op].length
+        for before, after in pairwise(steps):
+            assert before.compute[op].stop == after.compute[op].start
+    assert [step.compute[-1] for step in plan.steps] == list(case.cuts)
+
+
+@given(cases())
+@many
+def test_a_stream_holds_what_it_kept_and_what_it_computes(case):
+    plan = stream(case.axis, case.n, case.cuts)
+    for op, steps in each_op(case, plan):
+        kept = 0
+        for step in steps:
+            hold, keep, compute = step.hold[op], step.keep[op], step.compute[op]
+            assert hold.length == kept + compute.length
+            assert hold.stop == keep.stop == compute.stop
+            assert hold.start <= keep.start <= keep.stop
+            assert hold.start == compute.start - kept
+            kept = keep.length
+        assert kept == 0, "nothing is read after the last step"
+        assert plan.kept[op] == max(step.keep[op].length for step in steps)
+
+
+@given(cases())
+@many
+def test_a_stream_reads_only_what_it_holds(case):
+    plan = stream(case.axis, case.n, case.cuts)
+    for op, steps in each_op(case, plan):
+        geometry = case.axis.ops[op].geometry
+        for step in steps:
+            reads = step.patches[op]
+            if geometry is None or step.compute[op].empty:
+                assert reads is None
+                continue
+            for source in case.sources(op):
+                assert reads == patch(geometry, step.compute[op], case.sizes[source])
+                if not reads.have.empty:
+                    assert step.hold[source].start <= reads.have.start
+                    assert reads.have.stop <= step.hold[source].stop
+
+
+@given(cases())
+@many
+def test_a_stream_computes_no_more_than_is_ready(case):
+    plan = stream(case.axis, case.n, case.cuts)
+    for op, steps in each_op(case, plan):
+        geometry = case.axis.ops[op].geometry
+        for step in steps if geometry is not None else []:
+            if step.compute[op].empty:
+                continue
+            for source in case.sources(op):
+                arrived = step.hold[source].stop
+                # `ready` counts from the very first output, whose inputs a crop may leave out
+                if case.needed[op].start == 0:
+                    assert step.compute[op].stop <= geometry.ready(arrived, case.sizes[source])
+
+
+@given(cases())
+@many
+def test_a_stream_keeps_nothing_that_no_later_step_reads(case):
+    """Without its first sample, what is kept would not do."""
+    plan = stream(case.axis, case.n, case.cuts)
+    for op, steps in each_op(case, plan):
+        readers = [i for i in range(len(case.axis.ops)) if op in case.sources(i)]
+        for index, step in enumerate(steps):
+            if step.keep[op].empty:
+                continue
+            reads = [later.patches[reader] for later in steps[index + 1 :] for reader in readers]
+            starts = [p.have.start for p in reads if p is not None and not p.have.empty]
+            assert min(starts) == step.keep[op].start
+
+
+@given(cases())
+@many
+def test_a_stream_computes_nothing_before_some_output_asks_for_it(case):
+    """After every step, each op has come exactly as far as the outputs so far demand."""
+    plan = stream(case.axis, case.n, case.cuts)
+    last = len(case.axis.ops) - 1
+    for op, steps in each_op(case, plan):
+        for step in steps:
+            stop = step.compute[op].stop
+            if step.compute[op].empty or op == last:
+                continue
+            readers = [i for i in range(len(case.axis.ops)) if op in case.sources(i)]
+            reads = [step.patches[reader] for reader in readers]
+            assert stop == max(p.have.stop for p in reads if p is not None and not p.have.empty)
+
+
+# --- tiles, and the whole ---------------------------------------------------------------------------------
+
+
+@given(cases())
+@many
+def test_tiles_compute_the_clipped_needs_of_each_and_keep_nothing(case):
+    plan = tiles(case.axis, case.n, case.cuts)
+    last = len(case.axis.ops) - 1
+    assert len(plan.steps) == len(case.cuts)
+    for step, tile in zip(plan.steps, case.cuts, strict=True):
+        assert step.compute == case.axis.needs({last: tile}, case.sizes)
+        assert step.hold == step.compute
+        assert all(span.empty for span in step.keep)
+        for op, reads in enumerate(step.patches):
+            geometry = case.axis.ops[op].geometry
+            assert (reads is None) == (geometry is None or step.compute[op].empty)
+            for source in case.sources(op) if reads is not None else []:
+                assert reads == patch(geometry, step.compute[op], case.sizes[source])
+                assert reads.have.empty or (
+                    step.hold[source].start <= reads.have.start and reads.have.stop <= step.hold[source].stop
+                )
+    assert plan.kept == (0,) * len(case.axis.ops)
+
+
+@given(cases())
+@many
+def test_one_tile_as_large_as_the_output_is_the_same_in_both_schedules(case):
+    everything = cut(case.sizes[-1], case.sizes[-1])
+    (tiled,), (streamed,) = (plan(case.axis, case.n, everything).steps for plan in (tiles, stream))
+    for op in range(len(case.axis.ops)):
+        assert list(range(*tiled.compute[op])) == list(range(*streamed.compute[op]))
+        assert tiled.patches[op] == streamed.patches[op]
+
+
+@given(cases())
+@many
+def test_the_whole_is_one_step_that_computes_everything(case):
+    plan = whole(case.axis, case.n)
+    (step,) = plan.steps
+    assert plan.sizes == case.sizes == plan.computed
+    assert step.compute == step.hold == tuple(Span(0, size) for size in case.sizes)
+    assert plan.kept == (0,) * len(case.axis.ops)
+
+
+@given(cases(), st.integers(1, 4))
+@many
+def test_steps_that_are_alike_cut_their_pieces_alike(case, most):
+    """In a group, every op takes the same part of what each of its inputs holds."""
+    steps = tiles(case.axis, case.n, case.cuts).steps
+    groups = alike(case.axis, steps, most)
+    assert sorted(step.compute[-1] for group in groups for step in group) == list(case.cuts)
+    for group in groups:
+        assert 1 <= len(group) <= most
+        for op in range(len(case.axis.ops)):
+            for source in case.sources(op):
+                assert len({_part(step, op, source) for step in group}) == 1
+            assert len({step.hold[op].length for step in group}) == 1
+
+
+def _part(step: Step, op: int, source: int) -> Span | None:
+    reads = step.patches[op]
+    return None if reads is None or reads.have.empty else reads.have.shift(-step.hold[source].start)
+
+
+# --- by hand ----------------------------------------------------------------------------------------------
+
+
+def chain(*geometries: Geometry) -> Axis:
+    return Axis((AxisOp(None), *(AxisOp(geometry, (i,)) for i, geometry in enumerate(geometries))))
+
+
+def test_a_stream_of_one_convolution_by_hand():
+    plan = stream(chain(Window(3, 1, 1, 1)), 8, cut(8, 4))
+    first, second = plan.steps
+    assert first.compute == (Span(0, 5), Span(0, 4))
+    assert first.keep[0] == Span(3, 5)
+    assert second.compute == (Span(5, 8), Span(4, 8))
+    assert second.hold[0] == Span(3, 8)
+    assert plan.kept == (2, 0)
+
+
+def test_a_short_branch_waits_for_a_long_one():
+    axis = Axis((AxisOp(None), AxisOp(Window(9, 1, 4, 4), (0,)), AxisOp(POINTWISE, (0, 1))))
+    first, second = stream(axis, 16, cut(16, 8)).steps
+    assert first.compute == (Span(0, 12), Span(0, 8), Span(0, 8))
+    assert first.keep[0] == Span(4, 12)
+    assert second.compute == (Span(12, 16), Span(8, 16), Span(8, 16))
+
+
+def test_what_a_crop_leaves_out_is_never_computed():
+    plan = stream(chain(POINTWISE, Pad(-5, -3)), 12, cut(4, 2))
+    assert [step.compute[1] for step in plan.steps] == [Span(5, 7), Span(7, 9)]
+    assert plan.computed == (4, 4, 4)
+
+
+@pytest.mark.parametrize(("shifts", "stop"), [((9, 3), 12), ((1, -1), 12), ((-4, 9), 10)])
+def test_a_roll_that_is_read_in_its_middle_is_computed_from_its_beginning(shifts, stop):
+    """As if all before it were asked for, too: that may need more input than the middle does."""
+    plan = stream(chain(*map(roll, shifts)), 12, cut(12, 3))
+    assert plan.steps[0].compute[0] == Span(0, stop)
