@@ -41,15 +41,17 @@ def execute(
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
     )
-    for row in rows.steps:
-        run.lefts.clear()
-        for group in groups:
-            run.source = source if len(group) == 1 else _BatchedSource(source, group)
-            run.sink = sink if len(group) == 1 else _BatchedSink(sink, group)
-            run.at_once = len(group)
-            run.tile(row, group[0])
-            for _ in group:
-                after_tile()
+    tiles = [(row, group) for row in rows.steps for group in groups]
+    for (row, group), following in zip(tiles, [*tiles[1:], None], strict=True):
+        if group is groups[0]:
+            run.lefts.clear()
+        run.source = source if len(group) == 1 else _BatchedSource(source, group)
+        run.sink = sink if len(group) == 1 else _BatchedSink(sink, group)
+        run.at_once = len(group)
+        run.upcoming = None if following is None else (following[0].hold[0], following[1][0].hold[0])
+        run.tile(row, group[0])
+        for _ in group:
+            after_tile()
 
 
 class _BatchedSource:
@@ -61,6 +63,9 @@ class _BatchedSource:
 
     def read(self, rows: Span, columns: Span) -> Tensor:
         return torch.cat([self.source.read(rows, step.hold[0]) for step in self.group])
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        pass
 
 
 class _BatchedSink:
@@ -98,6 +103,8 @@ class _Run:
         self.sink = sink
         self.at_once = 1
         """How many tiles lie one after the other among the images."""
+        self.upcoming: tuple[Span, Span] | None = None
+        """What the next tile will read of the stage's input."""
         self.corner = source.read(Span(0, 1), Span(0, 1))
         """One sample, which shows how many images there are, their type and their device."""
         self.constants = evaluate_constants(network)
@@ -124,6 +131,8 @@ class _Run:
         rows, columns = row.hold[i], column.hold[i]
         if not (rows.empty or columns.empty):
             held[i] = _Held(self.source.read(rows, columns), rows, columns)
+        if self.upcoming is not None:
+            self.source.expect(*self.upcoming)
 
     def compute(self, i: int, op: Op, row: Step, column: Step, held: dict[int, _Held]) -> Tensor | None:
         """The op's outputs of this tile, if it has any; what was read for the last time is dropped."""

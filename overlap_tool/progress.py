@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -19,7 +19,7 @@ class TileProgress:
         self.label = label
         self.total = total
         self.done = 0
-        self.started = time.monotonic()
+        self.started = monotonic()
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
 
@@ -27,7 +27,7 @@ class TileProgress:
         self.done += 1
         if not self.console.is_terminal or self.done == self.total:
             return
-        if self.bar is None and time.monotonic() - self.started > PATIENCE:
+        if self.bar is None and monotonic() - self.started > PATIENCE:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

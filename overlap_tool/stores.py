@@ -23,6 +23,10 @@ class Source(Protocol):
         """A piece, on the device that computes."""
         ...
 
+    def expect(self, rows: Span, columns: Span) -> None:
+        """This piece will be read next: it may be brought closer while the device computes."""
+        ...
+
 
 class Sink(Protocol):
     """A stage's output."""
@@ -31,42 +35,77 @@ class Sink(Protocol):
 
 
 class TensorSource:
-    """A tensor, on the computing device or elsewhere."""
+    """A tensor, on the computing device or elsewhere.
+
+    From host memory to a CUDA device, the next piece is copied on a stream of its own, from pinned memory,
+    while the current one is computed.
+    """
 
     def __init__(self, whole: Tensor, device: torch.device) -> None:
         self.whole = whole
         self.device = device
+        self.copies = _copy_stream(device) if whole.device != device else None
+        self.ahead: tuple[Span, Span, Tensor] | None = None
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        piece = self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
-        if piece.device != self.device:
-            # from pinned memory the copy need not wait for the device, nor the device for the copy
-            pinned = piece.pin_memory() if self.device.type == "cuda" else piece
-            piece = pinned.to(self.device, non_blocking=True)
+        if self.copies is not None and self.ahead is not None and self.ahead[:2] == (rows, columns):
+            piece = self.ahead[2]
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.copies)
+            piece.record_stream(current)
+        else:
+            piece = self._piece(rows, columns).to(self.device)
+        self.ahead = None
         # channels last: the layout in which oneDNN and cuDNN convolve without reordering
         return piece.contiguous(memory_format=torch.channels_last) if piece.ndim == 4 else piece
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        if self.copies is None or rows.empty or columns.empty:
+            return
+        pinned = self._piece(rows, columns).contiguous().pin_memory()
+        with torch.cuda.stream(self.copies):
+            self.ahead = rows, columns, pinned.to(self.device, non_blocking=True)
+
+    def _piece(self, rows: Span, columns: Span) -> Tensor:
+        return self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
 
 
 class TensorSink:
     """A tensor that is filled piece by piece, in the given kind of memory.
 
     It is made when the first piece shows its type. `auto` means the device, unless the tensor would take more
-    than half of what is free there; then host memory, and where that is short, too, a file.
+    than half of what is free there; then host memory, and where that is short, too, a file. From a CUDA
+    device to host memory, pieces are copied while the next one is computed.
     """
 
     def __init__(self, height: int, width: int, store: Store = "device") -> None:
         self.size = height, width
         self.store = store
         self.whole: Tensor | None = None
+        self.copies: torch.cuda.Stream | None = None
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         if self.whole is None:
             self.whole = _allocate((*values.shape[:-2], *self.size), values, self.store)
-        self.whole[..., rows.start : rows.stop, columns.start : columns.stop] = values
+            self.copies = _copy_stream(values.device) if self.whole.is_pinned() else None
+        place = self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
+        if self.copies is None:
+            place.copy_(values)
+            return
+        self.copies.wait_stream(torch.cuda.current_stream(values.device))
+        with torch.cuda.stream(self.copies):
+            place.copy_(values, non_blocking=True)
+        values.record_stream(self.copies)
 
     def result(self) -> Tensor:
         assert self.whole is not None
+        if self.copies is not None:
+            self.copies.synchronize()
         return self.whole
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def _allocate(shape: tuple[int, ...], like: Tensor, store: Store) -> Tensor:
@@ -76,7 +115,7 @@ def _allocate(shape: tuple[int, ...], like: Tensor, store: Store) -> Tensor:
     if store == "device":
         return like.new_empty(shape)
     if store == "host":
-        return torch.empty(shape, dtype=like.dtype)
+        return torch.empty(shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
     # A file without a name: it is gone as soon as the tensor is.
     file = tempfile.NamedTemporaryFile(prefix="overlap-tool-")  # noqa: SIM115
     file.truncate(needed)
