@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m overlap_tool.demo demo
+	$(BIN)/python -W ignore::FutureWarning -m overlap_tool.demo demo
 	$(BIN)/overlap-tool analyze demo/mbt2018.pt
 
 lint: $(INSTALLED)

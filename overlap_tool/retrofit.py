@@ -144,8 +144,10 @@ def plans(model: nn.Module, size: tuple[int, int], images: int = 1) -> dict[str,
     """How every stage of a wrapped model runs on images of this width and height."""
     width, height = size
     return {
-        name: stage.plan(Shape(images, _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)))
-        for name, stage in tiled_stages(model).items()
+        stage.name: stage.plan(
+            Shape(images, _scaled(height, stage.input_scale), _scaled(width, stage.input_scale))
+        )
+        for stage in tiled_stages(model).values()
     }
 
 
@@ -171,8 +173,8 @@ def save(
         raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
     settings = next(iter(stages.values())).settings
     overlaps = {
-        name: [*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap]
-        for name, stage in stages.items()
+        stage.name: [*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap]
+        for stage in stages.values()
     }
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)

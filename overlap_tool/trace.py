@@ -62,7 +62,8 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
             return _trace(module, name, candidate)
         except _TrialError as refusal:
             refusals.append(refusal)
-    raise refusals[0]
+    first = refusals[0]
+    raise TraceError(first.where, first.reason, first.way_out) from first
 
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:

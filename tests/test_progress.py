@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import count
 
 import pytest
 from rich.console import Console
@@ -15,8 +16,8 @@ from overlap_tool.progress import TileProgress
     ("terminal", "seconds", "shown"), [(True, 2, True), (True, 0, False), (False, 2, False)]
 )
 def test_when_it_shows(monkeypatch, terminal: bool, seconds: int, shown: bool) -> None:
-    clock = iter(range(0, 1000 * seconds + 1000, seconds or 1)) if seconds else iter([0.0] * 1000)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    clock = count(step=seconds)
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     screen = io.StringIO()
     with TileProgress("g_a", 10) as bar:
         bar.console = Console(file=screen, force_terminal=terminal)

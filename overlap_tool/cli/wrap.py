@@ -38,7 +38,11 @@ def wrap(
     source: Source = "",
     tile: Annotated[
         str | None,
-        typer.Option("--tile", metavar="N or WxH", help="Tile in pixels of the image. [default: 256]"),
+        typer.Option(
+            "--tile",
+            metavar="N or WxH",
+            help="Tile in pixels of the image; 256 if neither this nor --memory is given.",
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -52,7 +56,7 @@ def wrap(
         str, typer.Option("--store", help="Where whole maps live: auto, device, host or disk.")
     ] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write. [default: NAME.tiled.pt]")
+        Path | None, typer.Option("--output", "-o", help="The file to write; NAME.tiled.pt if left out.")
     ] = None,
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for the memory shown, and for --memory.")
