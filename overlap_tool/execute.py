@@ -35,8 +35,13 @@ def execute(
 ) -> None:
     """Compute the stage on all of `source` into `sink`.
 
-    Tiles that stand alone and are alike, side by side, can be computed in batches.
+    Tiles that stand alone and are alike, side by side, can be computed in batches. Rows that are kept serve a
+    plan whose columns do not overlap.
     """
+    if batch > 1 and any(rows.kept + columns.kept):
+        raise ValueError("tiles that keep something for others cannot be computed in batches")
+    if any(rows.kept) and columns.overlapping:
+        raise ValueError("rows are kept, but columns recomputed, which would be kept twice")
     run = _Run(network, rows, columns, source, sink)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from overlap_tool import checkpoint, cli
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For thousands of tiny ops, where threads only get in each other's way."""
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(2)
 
 

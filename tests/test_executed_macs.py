@@ -26,6 +26,8 @@ from overlap_tool.stages import Stage
 from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [(1, 64, 64), (2, 33, 51)]
 """Images, and the height and width of the larger of a stage's input and output."""
 

@@ -7,7 +7,7 @@ others.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -23,17 +23,10 @@ from overlap_tool.schedule import plan
 from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
 SLOW_COUNT = 3000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of tiny ops: threads only get in each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 Planner = Callable[[Axis, int, Sequence[Span]], plan.AxisPlan]

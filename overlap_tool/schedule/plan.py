@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from overlap_tool.axis import Axis
 from overlap_tool.geometry import Patch, Span, patch
@@ -46,6 +47,16 @@ class AxisPlan:
         """The most outputs of every op that outlive a step."""
         spans = zip(*(step.keep for step in self.steps), strict=True)
         return tuple(max(span.length for span in of_op) for of_op in spans)
+
+    @cached_property
+    def overlapping(self) -> bool:
+        """Whether some step computes anew what another has computed."""
+        spans = zip(*(step.compute for step in self.steps), strict=True)
+        return any(
+            after.start < before.stop
+            for of_op in spans
+            for before, after in pairwise(sorted(span for span in of_op if not span.empty))
+        )
 
 
 def whole(axis: Axis, n: int) -> AxisPlan:
