@@ -56,17 +56,22 @@ class Op:
     kwargs: dict[str, Any]
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested arguments that is not itself nested, in order."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from leaves([value.start, value.stop, value.step])
+    else:
+        yield value
+
+
 def operands(value: Any) -> Iterator[Operand]:
     """All operands in nested arguments, in order."""
-    if isinstance(value, Operand):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from operands(item)
-    elif isinstance(value, dict):
-        yield from operands(list(value.values()))
-    elif isinstance(value, slice):
-        yield from operands([value.start, value.stop, value.step])
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Operand))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from overlap_tool.errors import (
     TraceError,
     UnknownOpError,
 )
-from overlap_tool.network import Constant, Input, Network, Op, operands
+from overlap_tool.network import Constant, Input, Network, Op, leaves, operands
 from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
 from overlap_tool.rules.pointwise import inplace_position
 from overlap_tool.rules.registry import Registered
@@ -557,7 +557,7 @@ def _rule(call: Call, registered: Registered | None, args: tuple[Any, ...], kwar
     where = f"{call.name} ({call.kind})"
     if registered is None:
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
-    if not registered.accepts_sizes and any(True for _ in _sizes((args, kwargs))):
+    if not registered.accepts_sizes and any(isinstance(leaf, Size) for leaf in leaves((args, kwargs))):
         call.refuse_size("takes an argument that follows the size of its input")
     try:
         return registered.build(call, *args, **kwargs)
@@ -567,18 +567,6 @@ def _rule(call: Call, registered: Registered | None, args: tuple[Any, ...], kwar
         raise RuleError(
             where, f"its rule does not take these arguments ({type(error).__name__}: {error})", REGISTER
         ) from error
-
-
-def _sizes(value: Any) -> Iterator[Size]:
-    if isinstance(value, Size):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _sizes(item)
-    elif isinstance(value, dict):
-        yield from _sizes(list(value.values()))
-    elif isinstance(value, slice):
-        yield from _sizes([value.start, value.stop, value.step])
 
 
 def _check_sizes(network: Network, tracer: _Tracer) -> None:

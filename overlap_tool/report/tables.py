@@ -116,22 +116,19 @@ def headline(analysis: Analysis) -> str:
 
 def size(n: int) -> str:
     """Bytes, in binary units."""
-    value, unit = float(n), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.4g} {unit}"
+    return _in_units(n, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 
 def count(n: int) -> str:
     """A large number, in decimal units."""
-    value, unit = float(n), ""
-    for larger in ("k", "M", "G", "T"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.4g}{unit}"
+    return _in_units(n, 1000, ("", "k", "M", "G", "T"))
+
+
+def _in_units(n: int, step: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(n) >= step ** (power + 1) and power + 1 < len(units):
+        power += 1
+    return f"{n / step**power:.4g}{units[power]}"
 
 
 def _pair(value: tuple[int, int] | None) -> str:
