@@ -9,7 +9,7 @@ below 0 or past the end lies the op's own padding, and `inside` maps a span ther
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -181,7 +181,8 @@ def patch(op: Geometry, out: Span, n: int) -> Patch:
 class Window(Geometry):
     """Convolution and pooling: output `a` reads the inputs `a*stride - before + dilation*j`, `j < kernel`.
 
-    With `ceil`, a last window may hang over the end, as in pooling's ceil_mode.
+    With `ceil`, a last window may hang over the end, as in pooling's ceil_mode. Taps in `closed` are masked
+    away; the first and the last never are.
     """
 
     kernel: int
@@ -191,6 +192,7 @@ class Window(Geometry):
     dilation: int = 1
     outside: Padding = Padding.CONSTANT
     ceil: bool = False
+    closed: frozenset[int] = frozenset()
 
     @property
     def padding(self) -> Padding:
@@ -221,12 +223,12 @@ class Window(Geometry):
 
     def reads(self, outputs: Span, n: int) -> Span:
         need = self.need(outputs)
-        dense = self.dilation == 1 and self.kernel >= self.stride
+        dense = self.dilation == 1 and self.kernel >= self.stride and not self.closed
         if dense or outputs.empty or need == need.clip(n):
             return super().reads(outputs, n)
         # Tap by tap, since at a border the outermost real sample of the hull may lie between two taps.
         spans = []
-        for tap in range(-self.before, self.dilation * self.kernel - self.before, self.dilation):
+        for tap in (self.dilation * j - self.before for j in range(self.kernel) if j not in self.closed):
             inside, after = (-((tap - edge) // self.stride) for edge in (0, n))
             for part in (
                 Span(outputs.start, min(outputs.stop, inside)),
@@ -241,8 +243,9 @@ class Window(Geometry):
     def begins(self, start: int) -> int:
         return -(-(start + self.before) // self.stride)
 
-    def trimmed(self, first: int, last: int) -> Window:
-        """The same op where only the taps `first` to `last` are not masked away."""
+    def masked(self, taps: Collection[int]) -> Window:
+        """The same op where all taps but these are masked away."""
+        first, last = min(taps), max(taps)
         return Window(
             kernel=last - first + 1,
             stride=self.stride,
@@ -251,6 +254,7 @@ class Window(Geometry):
             dilation=self.dilation,
             outside=self.outside,
             ceil=self.ceil,
+            closed=frozenset(range(last - first + 1)) - {tap - first for tap in taps},
         )
 
 

@@ -12,6 +12,13 @@ import torch
 from overlap_tool import checkpoint, cli
 
 
+# A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
+# else, and by `make test-slow`.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
     torch.set_num_threads(2)

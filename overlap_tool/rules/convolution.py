@@ -100,9 +100,8 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
     open_taps = module.mask.ne(0).flatten(0, 1).any(0)
     if not open_taps.any():
         call.refuse("masks every tap of its kernel")
-    (top, bottom), (left, right) = (
-        (int(axis.min()), int(axis.max())) for axis in open_taps.nonzero(as_tuple=True)
-    )
+    vertical, horizontal = (sorted({int(tap) for tap in taps}) for taps in open_taps.nonzero(as_tuple=True))
+    (top, bottom), (left, right) = (vertical[0], vertical[-1]), (horizontal[0], horizontal[-1])
 
     def run(patches: Patches, module: Any, input: Tensor) -> Tensor:
         weight = (module.weight * module.mask)[..., top : bottom + 1, left : right + 1]
@@ -112,8 +111,8 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
     rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation)
     return Rule(
         run,
-        rows.trimmed(top, bottom),
-        columns.trimmed(left, right),
+        rows.masked(vertical),
+        columns.masked(horizontal),
         _macs(module.weight.shape),
         kernel=pair(module.kernel_size),
         stride=pair(module.stride),
