@@ -466,7 +466,7 @@ class Drawing:
             return self.add("own.second_part", source, memory="view")
         if choice == "regrouped":
             return self.add("own.regrouped", self.add("Tensor.mul", source, args=(1,)), memory="view")
-        return self.add("nn.ChannelShuffle", source, args=(2,))
+        return self.add("nn.ChannelShuffle", source, args=(2,), memory="view")  # of two channels, it is one
 
     def activation(self, source: int) -> int:
         if self.may_change(source) and self.number(0, 3):

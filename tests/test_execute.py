@@ -155,6 +155,19 @@ def test_tiles_in_batches(plain, batch):
     equals_module(module, network, seeded(2, 1, 18, 46), tiles, (5, 4), batch)
 
 
+def test_tiles_that_padding_alone_feeds_in_batches():
+    """Rows of zeros above and below: there is no piece that would show how many images there are."""
+    module = nn.Conv2d(1, 2, 1, padding=(4, 0)).double()
+    equals_module(module, trace(copy.deepcopy(module), "net", 1), seeded(2, 1, 3, 12), tiles, (2, 4), batch=3)
+
+
+@both_schedules
+@pytest.mark.parametrize("counted", [True, False])
+def test_windows_of_a_pool_that_hang_over_the_end(planner, counted):
+    module = nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=counted).double()
+    equals_module(module, trace(module, "net", 1), seeded(1, 1, 10, 14), planner, (2, 3))
+
+
 def test_the_whole_in_one_step(plain):
     module, network = plain
     x = seeded(1, 1, 12, 14)
