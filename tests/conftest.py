@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from overlap_tool import checkpoint, cli
-
 
 # A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
 # else, and by `make test-slow`.
