@@ -97,6 +97,6 @@ def main() -> None:
             f"{tiled / full:.2%}",
             f"{plan.peak_bytes / 1e6:.1f} MB",
         )
-        console.print(f"measured {label}", highlight=False)
+        console.print(f"{label}: {median(ratios):.3f} of the time, {tiled / full:.2%} of the bytes")
     console.print(speed)
     console.print(memory)
