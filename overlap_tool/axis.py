@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from math import lcm
 
-from overlap_tool.geometry import Geometry, Overlap, Padding, Period, Span, hull, published_overlap
+from overlap_tool.geometry import Geometry, Overlap, Period, Span, hull, published_overlap
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,6 @@ class Axis:
             for source in op.inputs:
                 asked[source].append(at_input[index])
         return tuple(at_input)
-
-    @property
-    def padding_free(self) -> bool:
-        """Whether no op pads or trims, so that the overlap of two input patches alone joins their outputs."""
-        return all(
-            op.geometry is None
-            or (op.geometry.padding is not Padding.CIRCULAR and op.geometry.begins(0) == 0)
-            for op in self.ops
-        )
 
 
 def exact_overlap(op: Geometry, out: Overlap) -> Overlap:

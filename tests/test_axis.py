@@ -399,9 +399,3 @@ def test_one_exact_step_is_the_published_one_where_that_is_stated(half, stride, 
 def test_a_shuffle_is_bridged_by_its_exact_map():
     axis = chain(Expand(2), Window(3, 1, 1, 1))
     assert [overlap.before for overlap in axis.published_overlaps()] == [1, 1, 1]
-
-
-def test_only_ops_without_padding_or_trim_are_padding_free():
-    assert chain(Window(5, 2), Transposed(4, 2), Expand(2)).padding_free
-    assert not chain(Window(5, 2, 2, 2)).padding_free
-    assert not chain(Transposed(5, 2, 2, 1)).padding_free

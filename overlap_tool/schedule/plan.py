@@ -111,7 +111,7 @@ def _form(axis: Axis, step: Step) -> tuple[object, ...]:
             form.append(reads)
         else:
             start = reads.have.start
-            into = start - step.hold[op.inputs[0]].start
+            into = tuple(start - step.hold[source].start for source in op.inputs)
             lead = reads.out.start - op.geometry.begins(start)
             form.append((reads.out.length, reads.have.length, into, lead))
     return tuple(form)
