@@ -6,9 +6,13 @@ import copy
 
 import pytest
 import torch
+from convolutions import CASES, Case, chain, operands
 from small_models import small_model
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import overlap_tool
+from overlap_tool.kernels import cpu, cuda
 from overlap_tool.retrofit import Shape, tiled_stages
 
 if not torch.cuda.is_available():
@@ -48,3 +52,123 @@ def test_predicted_memory_is_the_allocators_peak(schedule: str) -> None:
     predicted = stage.plan(Shape(1, 1088, 1920)).peak_bytes
     assert result.is_cuda
     assert abs(predicted - peak) <= 0.15 * peak
+
+
+LARGE = {
+    "1x1 of 1280": Case(1280, 40, (1, 1), x="channels last"),
+    "3x3 of 640": Case(640, 130, (3, 3), x="channels last"),
+    "5x5 of 320": Case(320, 12, (5, 5), (2, 2), x="channels last"),
+    "5x5 of 192 by rows": Case(192, 192, (5, 5), images=2),
+    "11x11 depthwise": Case(96, 96, (11, 11), groups=96, images=3, x="channels last"),
+    "9x9 of 3": Case(3, 64, (9, 9), (4, 4)),
+}
+"""Depths of up to 8,000 taps, where orders of summation differ the most."""
+
+
+def on_gpu(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same values with the same strides."""
+    return [None if t is None else torch.empty_like(t, device="cuda").copy_(t) for t in tensors]
+
+
+@pytest.mark.parametrize("name", [*CASES, *LARGE])
+def test_a_convolution_is_the_chain_bit_for_bit(name: str) -> None:
+    case = {**CASES, **LARGE}[name]
+    x, weight, bias, geometry = operands(case)
+    found = cuda.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
+    assert torch.equal(found, chain(x, weight, bias, geometry))
+    assert torch.equal(found, cpu.convolve(x, weight, bias, *geometry))
+
+
+@pytest.mark.parametrize("small", [2.0**-126, 2.0**-140])
+def test_small_numbers_are_not_flushed(small: float) -> None:
+    x, weight, bias, geometry = operands(CASES["3x3"])
+    assert bias is not None
+    x, bias = x * small, bias * small
+    found = cuda.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
+    assert torch.equal(found, chain(x, weight, bias, geometry))
+    assert found.ne(0).any()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_bit_depends_on_the_tile_or_the_batch(groups: int, layout: torch.memory_format) -> None:
+    x = torch.randn(3, 64, 70, 91, device="cuda").contiguous(memory_format=layout)
+    weight, bias = torch.randn(64, 64 // groups, 5, 5, device="cuda"), torch.randn(64, device="cuda")
+    geometry = (2, 2), (1, 1), groups
+    whole = cuda.convolve(x, weight, bias, *geometry)
+    for top, left, height, width in [(0, 0, 1, 1), (3, 7, 5, 9), (32, 40, 1, 4), (10, 0, 20, 44)]:
+        rows = slice(2 * top, 2 * (top + height - 1) + 5)
+        columns = slice(2 * left, 2 * (left + width - 1) + 5)
+        tile = cuda.convolve(x[:, :, rows, columns], weight, bias, *geometry)
+        assert torch.equal(tile, whole[:, :, top : top + height, left : left + width])
+    for image in range(3):
+        assert torch.equal(cuda.convolve(x[image : image + 1], weight, bias, *geometry)[0], whole[image])
+
+
+def test_a_map_of_more_than_two_to_the_31_samples() -> None:
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GiB")
+    # by rows, so that channels are far apart: the last one begins beyond 2**31
+    x = torch.zeros(1, 3, 30_000, 30_000, device="cuda")
+    x[..., -4:, -4:].normal_()
+    weight = torch.randn(1, 3, 3, 3, device="cuda")
+    corner = cuda.convolve(x[..., -4:, -4:].contiguous(), weight, None, (1, 1), (1, 1), 1)
+    assert torch.equal(cuda.convolve(x, weight, None, (1, 1), (1, 1), 1)[..., -2:, -2:], corner)
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_a_wrapped_model_gives_the_bits_of_the_exact_model(architecture: str, schedule: str) -> None:
+    model = copy.deepcopy(small_model(architecture)).cuda()
+    image = torch.rand(2, 3, 128, 192, device="cuda")
+    with torch.no_grad():
+        found = overlap_tool.wrap(model, tile=64, schedule=schedule)(image)
+        with overlap_tool.exact_kernels():
+            expected = model(image)
+    assert [*found] == [*expected]
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert torch.equal(one, other)
+
+
+PORTABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.ReLU, nn.LeakyReLU, nn.PixelShuffle, nn.Identity)
+"""Made of sums, products and comparisons: the same bits on any device."""
+
+
+def hyper_decoders(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "h_s"
+        and all(isinstance(leaf, PORTABLE) for leaf in module.modules() if not [*leaf.children()])
+    ]
+
+
+def test_a_hyper_decoder_gives_the_same_bits_on_cpu_and_gpu(architecture: str) -> None:
+    decoders = hyper_decoders(small_model(architecture))
+    if not decoders:
+        pytest.skip("no hyper-decoder of convolutions and ReLUs")
+    for decoder in decoders:
+        first = next(m for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+        latent = torch.randn(2, first.in_channels, 5, 7).mul(4).round()
+        with torch.no_grad(), overlap_tool.exact_kernels():
+            expected = decoder(latent)
+            found = copy.deepcopy(decoder).cuda()(latent.cuda())
+        assert torch.equal(found.cpu(), expected)
+
+
+STREAMS = ["bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor", "cheng2020-attn"]
+"""What these need to read a stream, next to the stream itself, are convolutions and ReLUs."""
+
+
+@pytest.mark.parametrize("written_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("architecture", STREAMS)
+def test_a_stream_written_on_one_device_is_read_on_the_other(architecture: str, written_on: str) -> None:
+    here = copy.deepcopy(small_model(architecture))
+    here.update(force=True)  # the tables of the entropy coder are part of the model, made once
+    models = {"cpu": here, "cuda": copy.deepcopy(here).cuda()}
+    image = torch.rand(1, 3, 64, 128)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        written = models[written_on].compress(image.to(written_on))
+        on_cpu, on_gpu = (m.decompress(written["strings"], written["shape"]) for m in models.values())
+    # A stream that is read wrongly gives another image. The transform that makes the image may use more than
+    # portable operations, so that last bits may differ here.
+    torch.testing.assert_close(on_gpu["x_hat"].cpu(), on_cpu["x_hat"], rtol=1e-3, atol=1e-3)

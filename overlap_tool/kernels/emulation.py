@@ -1,0 +1,71 @@
+"""The canonical chain in numpy, slow and exact: what any kernel on any device is held to.
+
+A fused multiply-add rounds once. Numpy has none, so it is put together from operations whose error is known.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+"""Of float32 or float64."""
+
+
+def convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Array:
+    """Every output of a convolution without padding, (N, O, Ho, Wo)."""
+    windows = x
+    for axis in (2, 3):
+        reach = dilation[axis - 2] * (weight.shape[axis] - 1) + 1
+        windows = np.lib.stride_tricks.sliding_window_view(windows, reach, axis)
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    images, _, height, width, *_ = windows.shape
+    depth = weight.shape[1]
+    parts = []
+    for group, taps in enumerate(np.split(weight, groups)):
+        read = windows[:, group * depth : (group + 1) * depth]
+        samples = read.transpose(0, 2, 3, 4, 5, 1).reshape(images, height, width, 1, -1)
+        parts.append(chains(samples, taps.transpose(0, 2, 3, 1).reshape(len(taps), -1)))
+    y = np.concatenate(parts, -1)
+    return np.moveaxis(y if bias is None else y + bias, -1, 1)
+
+
+def chains(samples: Array, taps: Array) -> Array:
+    """Chains along the last axis, in its order, without the bias."""
+    fma = fma_of_singles if samples.dtype == np.float32 else fma_of_doubles
+    acc = np.zeros(np.broadcast_shapes(samples.shape[:-1], taps.shape[:-1]), samples.dtype)
+    for sample, tap in zip(np.moveaxis(samples, -1, 0), np.moveaxis(taps, -1, 0), strict=True):
+        acc = fma(sample, tap, acc)
+    return acc
+
+
+def fma_of_singles(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c of float32, rounded once.
+
+    The product is exact in float64, the sum is not: rounded to nearest twice, it could end on the wrong side.
+    So the first rounding is to odd: an inexact sum takes the neighbour whose last bit is 1. The second then
+    sees that something was left over.
+    """
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    share = total - product
+    error = (product - (total - share)) + (addend - share)  # exact: Knuth's two-sum
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.where((error != 0) & even, np.nextafter(total, np.copysign(np.inf, error)), total)
+    return odd.astype(np.float32)
+
+
+def fma_of_doubles(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c of float64, rounded once: Python divides integers of any size with one rounding."""
+    exact = np.frompyfunc(lambda x, y, z: float(Fraction(x) * Fraction(y) + Fraction(z)), 3, 1)
+    return np.asarray(exact(a, b, c), dtype=np.float64)

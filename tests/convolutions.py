@@ -1,0 +1,89 @@
+"""Convolutions that a kernel may be asked for: geometries, groups, types and layouts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from overlap_tool.kernels import emulation
+
+Geometry = tuple[tuple[int, int], tuple[int, int], int]
+"""Stride, dilation and groups."""
+
+
+class Case(NamedTuple):
+    """A convolution without padding. `x` and `out` name a layout; without `out` none is given."""
+
+    channels: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    images: int = 1
+    bias: bool = True
+    dtype: torch.dtype = torch.float32
+    x: str = "rows"
+    out: str | None = None
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda x: x.contiguous(),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second sample": lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2],
+    "some channels": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
+    "columns": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "one image for all": lambda x: x[:1].expand_as(x),
+}
+"""The same samples with other strides (but for the last), also for outputs."""
+
+CASES = {
+    "1x1": Case(5, 7, (1, 1)),
+    "1x1, channels last": Case(12, 20, (1, 1), x="channels last"),
+    "2x2": Case(3, 4, (2, 2), x="channels last"),
+    "3x3": Case(6, 17, (3, 3)),
+    "5x5, stride 2": Case(2, 3, (5, 5), (2, 2), x="channels last"),
+    "3x1, stride 1x2": Case(4, 5, (3, 1), (1, 2)),
+    "dilation 2": Case(3, 4, (3, 3), (1, 1), (2, 2), x="channels last"),
+    "dilation 2x3, stride 2x1": Case(3, 4, (3, 2), (2, 1), (2, 3)),
+    "two groups of 17": Case(4, 34, (2, 2), groups=2, x="channels last"),
+    "three groups of 5": Case(6, 15, (3, 3), groups=3),
+    "depthwise": Case(35, 35, (3, 3), groups=35, x="channels last"),
+    "depthwise, three each": Case(13, 39, (2, 2), (2, 2), groups=13),
+    "more than a block of channels": Case(2, 130, (1, 2), x="channels last"),
+    "one channel": Case(1, 1, (3, 3)),
+    "batch 3": Case(3, 4, (3, 3), images=3, x="channels last"),
+    "no bias": Case(3, 4, (3, 3), bias=False),
+    "float64": Case(5, 6, (3, 3), (2, 2), dtype=torch.float64, x="channels last"),
+    "float64, depthwise": Case(5, 5, (3, 3), groups=5, dtype=torch.float64),
+    "x of every second sample": Case(3, 4, (2, 2), images=2, x="every second sample"),
+    "x of some channels": Case(3, 4, (2, 2), images=2, x="some channels"),
+    "x by columns": Case(3, 4, (3, 2), images=2, x="columns"),
+    "x of one image": Case(3, 4, (2, 2), images=2, x="one image for all"),
+    "out of rows": Case(3, 18, (2, 2), images=2, out="rows"),
+    "out of every second sample": Case(3, 18, (2, 2), images=2, out="every second sample"),
+    "out of some channels": Case(3, 4, (2, 2), images=2, out="some channels"),
+    "out by columns, depthwise": Case(3, 3, (2, 2), images=2, groups=3, out="columns"),
+}
+
+
+def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
+    """Samples for 3 x 3 outputs or more, weights and bias, on the CPU."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=case.dtype)
+
+    size = (d * (k - 1) + 3 * s for k, s, d in zip(case.kernel, case.stride, case.dilation, strict=True))
+    x = LAYOUTS[case.x](normal(case.images, case.channels, *size))
+    weight = normal(case.outputs, case.channels // case.groups, *case.kernel)
+    return x, weight, normal(case.outputs) if case.bias else None, (case.stride, case.dilation, case.groups)
+
+
+def chain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Every output by the emulation."""
+    arrays = (None if t is None else t.cpu().numpy() for t in (x, weight, bias))
+    return torch.from_numpy(emulation.convolution(*arrays, *geometry))
