@@ -18,7 +18,7 @@ from torch import Tensor
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.network import Input, Network, Op
-from overlap_tool.rules import Operand
+from overlap_tool.rules import Operand, Patches
 from overlap_tool.schedule.plan import AxisPlan, Step, alike
 from overlap_tool.stores import Sink, Source
 
@@ -114,7 +114,7 @@ class _Run:
         """One sample, which shows how many images there are, their type and their device."""
         self.constants = evaluate_constants(network)
         self.index = {op.id: i for i, op in enumerate(network.ops)}
-        self.freed_after = _freed_after(network)
+        self.freed_after = freed_after(network)
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""
         self.aboves: dict[int, Tensor] = {}
@@ -157,17 +157,7 @@ class _Run:
                 return self.nothing(operand, vertical, horizontal)
             return held[self.index[operand.id]].piece(vertical.have, horizontal.have)
 
-        module = () if op.module is None else (op.module,)
-        args, kwargs = _substituted(op.args, value), _substituted(op.kwargs, value)
-        result = op.rule.run((vertical, horizontal), *module, *args, **kwargs)
-        if result.shape[-2:] != (vertical.out.length, horizontal.out.length):
-            raise RuleError(
-                f"{op.name} ({op.kind})",
-                f"its rule gave {tuple(result.shape[-2:])} outputs of a piece where "
-                f"{(vertical.out.length, horizontal.out.length)} were asked for",
-                "Correct the rule's geometry or its run",
-            )
-        return result
+        return compute_piece(op, (vertical, horizontal), value)
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
         """A piece without samples, for outputs that padding alone feeds."""
@@ -217,6 +207,21 @@ class _Run:
         return self.aboves[i]
 
 
+def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
+    """The op's outputs of one tile, by its rule, and as many as were asked for."""
+    module = () if op.module is None else (op.module,)
+    args, kwargs = substituted(op.args, value), substituted(op.kwargs, value)
+    result = op.rule.run(patches, *module, *args, **kwargs)
+    lengths = tuple(patch.out.length for patch in patches)
+    if result.shape[-2:] != lengths:
+        raise RuleError(
+            f"{op.name} ({op.kind})",
+            f"its rule gave {tuple(result.shape[-2:])} outputs of a piece where {lengths} were asked for",
+            "Correct the rule's geometry or its run",
+        )
+    return result
+
+
 def evaluate_constants(network: Network) -> dict[str, Any]:
     """The stage's weights, and what it makes of them, by id."""
     values: dict[str, Any] = {}
@@ -228,23 +233,23 @@ def evaluate_constants(network: Network) -> dict[str, Any]:
         if constant.source is not None:
             values[constant.id] = operator.attrgetter(constant.source)(network.root)
         else:
-            args, kwargs = _substituted(constant.args, value), _substituted(constant.kwargs, value)
+            args, kwargs = substituted(constant.args, value), substituted(constant.kwargs, value)
             values[constant.id] = constant.target(*args, **kwargs)
     return values
 
 
-def _substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
+def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
     """Nested arguments with every operand replaced by its value."""
     if isinstance(argument, Operand):
         return value(argument)
     if isinstance(argument, tuple | list):
-        return [_substituted(item, value) for item in argument]
+        return [substituted(item, value) for item in argument]
     if isinstance(argument, dict):
-        return {key: _substituted(item, value) for key, item in argument.items()}
+        return {key: substituted(item, value) for key, item in argument.items()}
     return argument
 
 
-def _freed_after(network: Network) -> list[list[int]]:
+def freed_after(network: Network) -> list[list[int]]:
     """For every op, the ops whose values nobody reads after it."""
     index = {op.id: i for i, op in enumerate(network.ops)}
     last_read: dict[int, int] = {}

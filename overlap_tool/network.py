@@ -45,6 +45,8 @@ class Op:
     id: str
     name: str
     kind: str
+    target: Any
+    """What the model itself calls: a module, a function, or a method's name."""
     rule: Rule
     channels: int
     inputs: tuple[str, ...]

@@ -39,10 +39,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Survey:
-    """The stages of a model, and the number that the sides of an image must be a multiple of."""
+    """The stages of a model, and what images it takes: their channels, and the number that their sides must
+    be a multiple of."""
 
     stages: tuple[Stage, ...]
     multiple: int
+    channels: int
 
 
 def survey(model: nn.Module, only: str | None = None) -> Survey:
@@ -52,7 +54,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     nothing else is traced then.
     """
     coded = _contains_quantiser(model)
-    scales = _observed_scales(model) if coded or only else {"": Fraction(1)}
+    scales, channels = _observed_scales(model) if coded or only else ({"": Fraction(1)}, None)
     if only is not None:
         path = _path_of(only, [path for path in scales if path] or [""], model)
         module = model.get_submodule(path)
@@ -65,7 +67,8 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
             "has no part with spatial context outside its quantisers",
             "Give the module that holds the transforms, with --model",
         )
-    return Survey(stages, lcm(*(scale.denominator for scale in scales.values())) if coded else 1)
+    multiple = lcm(*(scale.denominator for scale in scales.values())) if coded else 1
+    return Survey(stages, multiple, channels or stages[0].network.ops[0].channels)
 
 
 def _walk(path: str, module: nn.Module, scales: dict[str, Fraction]) -> Iterator[Stage]:
@@ -99,13 +102,14 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
     )
 
 
-def _observed_scales(model: nn.Module) -> dict[str, Fraction]:
-    """For each part that is called with one map and returns one: the scale of its input."""
+def _observed_scales(model: nn.Module) -> tuple[dict[str, Fraction], int]:
+    """For each part that is called with one map and returns one: the scale of its input. And the channels of
+    the image."""
     failures: list[Exception] = []
     for side in TRIAL_IMAGES:
         for channels in input_channels(model):
             try:
-                return _run_once(copy.deepcopy(model).eval(), channels, side)
+                return _run_once(copy.deepcopy(model).eval(), channels, side), channels
             except Exception as failure:
                 failures.append(failure)
     reason = str(failures[0]).strip().split("\n")[0]

@@ -527,7 +527,7 @@ def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: 
     channels = Operand("", tuple(node.meta["values"][0].shape), True).channels
     sources = tuple(operand.id for operand in inputs)
     in_place = _works_in_place(node, tracer)
-    return Op(node.name, name, kind, rule, channels, sources, in_place, module, args, kwargs)
+    return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs)
 
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:

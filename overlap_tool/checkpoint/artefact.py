@@ -22,6 +22,16 @@ VERSION = 1
 REWRAP = "Write it again with overlap-tool wrap"
 
 
+def wrapped_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """How a file says that its model is to be tiled; None if it is another kind of checkpoint, or none."""
+    try:
+        payload = read_payload(path)
+    except CheckpointError:
+        return None
+    wrapped = isinstance(payload, dict) and payload.get("format") == FORMAT
+    return Artefact.read(path).settings if wrapped else None
+
+
 @dataclass(frozen=True)
 class Artefact:
     """A wrapped model as plain data.
