@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overlap_tool.analysis import Analysis, analyze
+    from overlap_tool.kernels import exact_kernels
     from overlap_tool.retrofit import load, plans, save, unwrap, wrap
 
 __version__ = version("overlap-tool")
-__all__ = ["Analysis", "__version__", "analyze", "load", "plans", "save", "unwrap", "wrap"]
+__all__ = [
+    "Analysis",
+    "__version__",
+    "analyze",
+    "exact_kernels",
+    "load",
+    "plans",
+    "save",
+    "unwrap",
+    "wrap",
+]
 
 # torch takes seconds to import, so it is imported when something here is first used, not before.
 _HOMES = {
     **dict.fromkeys(("Analysis", "analyze"), "overlap_tool.analysis"),
+    "exact_kernels": "overlap_tool.kernels",
     **dict.fromkeys(("load", "plans", "save", "unwrap", "wrap"), "overlap_tool.retrofit"),
 }
 

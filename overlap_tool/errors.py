@@ -74,3 +74,7 @@ class RuleError(TraceError):
 
 class TrainingModeError(OverlapToolError):
     """Tiled inference asked of a module in training mode."""
+
+
+class ExactnessError(OverlapToolError):
+    """Something of which the exact engine cannot promise the bits."""

@@ -2,6 +2,8 @@
 
 A stage keeps its module: its class, parameters, buffers and place in the state dict. Only the instance's
 `forward` is replaced, so the model's `forward`, `compress`, `decompress`, `update` and `.to()` go on working.
+Under the exact engine the model's own methods run in it, too: what lies between the stages has to give the
+same bits as in the model that was not wrapped.
 """
 
 from __future__ import annotations
@@ -20,9 +22,18 @@ from overlap_tool import checkpoint, plugins
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.execute import execute
+from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.network import Input, Network
 from overlap_tool.progress import TileProgress
-from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, Store, plan_stage
+from overlap_tool.schedule.choose import (
+    Engine,
+    Schedule,
+    Settings,
+    Shape,
+    StagePlan,
+    Store,
+    plan_stage,
+)
 from overlap_tool.stages import survey
 from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
@@ -30,6 +41,9 @@ from overlap_tool.trace import trace
 Model = TypeVar("Model", bound=nn.Module)
 
 PLANS_KEPT = 8
+
+METHODS = ("forward", "compress", "decompress")
+"""What of a model computes, and so belongs into the engine."""
 
 
 class TiledForward:
@@ -64,10 +78,13 @@ class TiledForward:
             raise TrainingModeError(
                 self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
             )
-        if kwargs or len(args) != 1 or not self._accepts(args[0]):
-            # not a map that tiles are for: the model's own code says what is wrong with it, if anything is
-            return self.original(*args, **kwargs)
-        whole: Tensor = args[0]
+        with engine(self.settings.engine):
+            if kwargs or len(args) != 1 or not self._accepts(args[0]):
+                # not a map that tiles are for: the model's own code says what is wrong with it, if so
+                return self.original(*args, **kwargs)
+            return self.tiled(args[0])
+
+    def tiled(self, whole: Tensor) -> Tensor:
         plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
         device = next((p.device for p in self.module.parameters()), whole.device)
         sink = TensorSink(plan.rows.sizes[-1], plan.columns.sizes[-1], self.settings.store)
@@ -95,6 +112,18 @@ class TiledForward:
         return {**self.__dict__, "_network": None, "_plans": {}}
 
 
+class ExactMethod:
+    """A method of a wrapped model, run by the exact engine."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with exact_kernels():
+            return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
+
+
 def wrap(
     model: Model,
     *,
@@ -103,13 +132,15 @@ def wrap(
     schedule: Schedule | None = None,
     store: Store = "auto",
     batch: int = 1,
+    engine: Engine = "exact",
     inplace: bool = False,
 ) -> Model:
     """The same model with its stages computed tile by tile, in bounded memory.
 
     `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
     `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
-    and schedule for every input. A copy is wrapped, unless `inplace`.
+    and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
+    from those of the full image. A copy is wrapped, unless `inplace`.
     """
     if tile is None and memory is None:
         tile = 256
@@ -121,6 +152,7 @@ def wrap(
             schedule=schedule,
             store=store,
             batch=batch,
+            engine=engine,
         ),
         inplace,
     )
@@ -131,6 +163,9 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
     model = model if inplace else copy.deepcopy(model)
     for stage in tiled_stages(model).values():
         del stage.module.forward
+    for name in METHODS:
+        if isinstance(vars(model).get(name), ExactMethod):
+            delattr(model, name)
     return model
 
 
@@ -203,6 +238,10 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
         stage.module.forward = forward
+    if settings.engine == "exact":
+        for name in METHODS:
+            if hasattr(model, name) and name not in vars(model):
+                setattr(model, name, ExactMethod(model, name))
     return model
 
 

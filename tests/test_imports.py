@@ -13,6 +13,7 @@ PACKAGE = "overlap_tool"
 
 LAYERS = (
     ("errors", "progress"),
+    ("kernels",),
     ("geometry",),
     ("axis",),
     ("schedule.plan",),

@@ -257,7 +257,7 @@ def test_predicted_memory_is_the_true_peak_within_15_percent(case: str, schedule
     channels = forward.network.ops[0].channels
     shape = Shape(1, 384, 520) if name != "g_s" else Shape(1, 24, 33)
     image = torch.rand(1, channels, shape.rows, shape.columns)
-    with torch.no_grad(), LiveBytes(image) as live:
+    with torch.no_grad(), LiveBytes(image, *tiled.parameters()) as live:
         result = tiled(image)
     predicted = forward.plan(shape)
     true_peak = live.peak + image.nbytes

@@ -13,6 +13,7 @@ from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles
 
 Schedule = Literal["stream", "tiles"]
 Store = Literal["auto", "device", "host", "disk"]
+Engine = Literal["exact", "stock"]
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
 """The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
@@ -21,14 +22,18 @@ whatever the tile, and beyond these a tile's maps fall out of the caches."""
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. `tile` is width and height in pixels of the image; with `memory`, in bytes, tile
-    and schedule are chosen for each input."""
+    """What was asked for.
+
+    `tile` is width and height in pixels of the image; with `memory`, in bytes, tile and schedule are chosen
+    for each input. The `engine` is what computes: kernels whose bits no shape changes, or the library's.
+    """
 
     tile: tuple[int, int] | None = None
     memory: int | None = None
     schedule: Schedule | None = None
     store: Store = "auto"
     batch: int = 1
+    engine: Engine = "exact"
 
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
@@ -46,6 +51,8 @@ class Settings:
             raise OptionError(f"--schedule {self.schedule}", "is not one", "Use stream or tiles")
         if self.store not in get_args(Store):
             raise OptionError(f"--store {self.store}", "is not one", f"Use {', '.join(get_args(Store))}")
+        if self.engine not in get_args(Engine):
+            raise OptionError(f"--engine {self.engine}", "is not one", f"Use {' or '.join(get_args(Engine))}")
         if not _is_count(self.batch):
             raise OptionError(f"batch {self.batch}", "is not a number of tiles", "Use a number from 1")
         if self.batch > 1 and self.schedule != "tiles":
@@ -58,7 +65,8 @@ class Settings:
 class StagePlan:
     """How a stage runs on one size of input, and what that takes.
 
-    `working_bytes` is what the executor holds at once; `peak_bytes` adds the stage's whole input and output.
+    `working_bytes` is what the executor holds at once, with the copy of the weights that the exact engine
+    reads; `peak_bytes` adds the stage's whole input and output.
     """
 
     schedule: Schedule
@@ -89,15 +97,13 @@ def plan_stage(
 ) -> StagePlan:
     """The plan for one input; with a memory budget, the largest stream that fits, else the largest tiles."""
     if settings.tile is not None:
-        return _plan(
-            network, input_scale, shape, settings.schedule or "stream", settings.tile, settings.batch
-        )
+        return _plan(network, input_scale, shape, settings.schedule or "stream", settings.tile, settings)
     assert settings.memory is not None
     candidates: tuple[Schedule, ...] = (settings.schedule,) if settings.schedule else ("stream", "tiles")
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:
-            plan = _plan(network, input_scale, shape, schedule, (side, side), settings.batch)
+            plan = _plan(network, input_scale, shape, schedule, (side, side), settings)
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
@@ -115,7 +121,7 @@ def _plan(
     shape: Shape,
     schedule: Schedule,
     tile: tuple[int, int],
-    batch: int,
+    settings: Settings,
 ) -> StagePlan:
     planner = stream if schedule == "stream" else tiles
     rows, columns = (
@@ -126,8 +132,10 @@ def _plan(
         )
     )
     costs = op_costs(network)
-    at_once = shape.images * (min(batch, len(rows.steps) * len(columns.steps)) if schedule == "tiles" else 1)
-    working = at_once * working_bytes(costs, rows, columns, shape.itemsize)
+    at_once = shape.images * (
+        min(settings.batch, len(rows.steps) * len(columns.steps)) if schedule == "tiles" else 1
+    )
+    working = working_bytes(costs, rows, columns, shape.itemsize, at_once, settings.engine == "exact")
     ends = sum(costs[op].channels * rows.sizes[op] * columns.sizes[op] for op in (0, -1))
     return StagePlan(
         schedule=schedule,

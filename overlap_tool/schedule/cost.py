@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from overlap_tool.geometry import Patch
-from overlap_tool.network import Network, Op
+from overlap_tool.network import Network, Op, operands
 from overlap_tool.schedule.plan import AxisPlan, Step
 
 
 @dataclass(frozen=True)
 class OpCost:
-    """What one op costs per position, and when its output is last read."""
+    """What one op costs per position, how many numbers its weights are, and when its output is last read."""
 
     channels: int
     scratch: int
     macs: int
+    weights: int
     in_place: bool
     inputs: tuple[int, ...]
     last_read: int
@@ -34,12 +36,20 @@ def op_costs(network: Network) -> tuple[OpCost, ...]:
             op.channels,
             op.rule.scratch * op.channels if isinstance(op, Op) else 0,
             op.rule.macs if isinstance(op, Op) else 0,
+            _weights(op) if isinstance(op, Op) else 0,
             isinstance(op, Op) and op.in_place,
             inputs,
             last_read[i],
         )
         for i, (op, inputs) in enumerate(zip(network.ops, sources, strict=True))
     )
+
+
+def _weights(op: Op) -> int:
+    """The numbers in the kernels of an op: what has one dimension is a bias or a factor."""
+    own = () if op.module is None else op.module.parameters()
+    given = (operand.shape for operand in operands((op.args, op.kwargs)) if not operand.spatial)
+    return sum(prod(shape) for shape in (*(weight.shape for weight in own), *given) if len(shape) > 1)
 
 
 def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
@@ -73,11 +83,21 @@ def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, items
     return itemsize * peak
 
 
-def working_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
-    """The most bytes that the executor holds at once beside the stage's whole input and output."""
+def working_bytes(
+    costs: Sequence[OpCost],
+    rows: AxisPlan,
+    columns: AxisPlan,
+    itemsize: int = 4,
+    images: int = 1,
+    packed: bool = False,
+) -> int:
+    """The most bytes that the executor holds at once beside the stage's whole input and output.
+
+    Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
+    """
     above = [cost.channels * kept * n for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)]
     above[0] = 0  # the stage's input is read again, not kept
-    first = _tile(costs, rows.steps[0], columns.steps[0], above, allocated=False)
+    first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
     # Steps in the middle of the image are alike, so few of the others differ in shape.
     row_steps = {_shape(step): step for step in rows.steps}.values()
     later_columns = {_shape(step): step for step in columns.steps[1:]}.values()
@@ -87,15 +107,25 @@ def working_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, it
         *((row, columns.steps[0]) for row in later_rows),
     ]
     return itemsize * max(
-        [first, *(_tile(costs, row, column, above, allocated=True) for row, column in later)]
+        [first, *(_tile(costs, row, column, above, images, packed, first=False) for row, column in later)]
     )
 
 
-def _tile(costs: Sequence[OpCost], row: Step, column: Step, above: Sequence[int], allocated: bool) -> int:
+def _tile(
+    costs: Sequence[OpCost],
+    row: Step,
+    column: Step,
+    above: Sequence[int],
+    images: int,
+    packed: bool,
+    *,
+    first: bool,
+) -> int:
     """The most that is held during one tile, by the executor's own order: compute, drop what was last read,
-    join, set aside. What the bands above keep is `allocated`, or will be as the first tile comes to it."""
+    join, set aside. What the bands above keep, and packed weights, come as the first tile comes to them."""
+    weights = 0 if first or not packed else sum(cost.weights for cost in costs)
     # what the tile to the left kept is there from the start, and replaced op by op
-    kept = sum(above) if allocated else 0
+    kept = 0 if first else sum(above)
     kept += sum(
         cost.channels * rows.length * max(0, compute.start - hold.start)
         for cost, rows, hold, compute in zip(
@@ -115,7 +145,8 @@ def _tile(costs: Sequence[OpCost], row: Step, column: Step, above: Sequence[int]
         extended = _extended(costs[cost.inputs[0]].channels, *patches)
         scratch = cost.scratch * row.compute[op].length * column.compute[op].length
         total = kept + sum(held.values())
-        peak = max(peak, total + new + extended + scratch)
+        weights += cost.weights if first and packed else 0
+        peak = max(peak, images * (total + new + extended + scratch) + weights)
         for done in set(cost.inputs):
             if costs[done].last_read == op:
                 total -= held.pop(done, 0)
@@ -123,10 +154,10 @@ def _tile(costs: Sequence[OpCost], row: Step, column: Step, above: Sequence[int]
         keep_right = cost.channels * height * column.keep[op].length
         joined = (row.hold[op], column.hold[op]) != (row.compute[op], column.compute[op])
         if op < len(costs) - 1 and block:
-            peak = max(peak, total + new + (block if joined else 0))
+            peak = max(peak, images * (total + new + (block if joined else 0)) + weights)
             held[op] = block
-            kept += keep_right - kept_left + (0 if allocated else above[op])
-            peak = max(peak, kept + sum(held.values()))
+            kept += keep_right - kept_left + (above[op] if first else 0)
+            peak = max(peak, images * (kept + sum(held.values())) + weights)
     return peak
 
 

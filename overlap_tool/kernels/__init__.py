@@ -1,0 +1,14 @@
+"""The engines that compute. The exact one gives every output by one defined order of operations."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from overlap_tool.kernels.mode import exact_kernels
+
+__all__ = ["engine", "exact_kernels"]
+
+
+def engine(name: str) -> AbstractContextManager[None]:
+    """The context in which the named engine computes."""
+    return exact_kernels() if name == "exact" else nullcontext()

@@ -1,0 +1,358 @@
+"""What is made of chains: convolutions, transposed convolutions and matrix products, on any device.
+
+The canonical chain of an output, one rounding per step:
+
+    acc = 0
+    for i in range(kh): for j in range(kw): for c in range(C // groups):
+        acc = fma(x[c, i, j], w[o, c, i, j], acc)
+    y = acc + bias
+
+A transposed convolution is, for each of its phases, an ordinary convolution with every stride-th tap, and a
+matrix product is a convolution with one tap. Taps of zeros change no bit, so padding may be written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import cpu
+
+DTYPES = (torch.float32, torch.float64)
+
+
+class Prepared:
+    """Weights in the order that a kernel reads, kept while the weights live and do not change."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakIdKeyDictionary()
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def get(self, weight: Tensor, how: tuple[Any, ...], make: Callable[[Tensor], Any]) -> Any:
+        if weight.is_inference():  # such a tensor does not count its changes
+            return make(weight)
+        version, made = self._known.get(weight, (None, {}))
+        if version != weight._version:
+            made = {}
+            self._known[weight] = weight._version, made
+        if how not in made:
+            made[how] = make(weight)
+        return made[how]
+
+
+def convolution(
+    prepared: Prepared,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`aten.convolution` by chains, its output laid out in memory as the library's is."""
+    if not _fits(x, weight, bias, weight.shape[0 if transposed else 1] * (1 if transposed else groups)):
+        return _own_error(
+            torch.convolution, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+        )
+    if x.ndim == 3:  # one-dimensional: a map of one row
+        y = convolution(
+            prepared, x.unsqueeze(2), weight.unsqueeze(2), bias, (1, *stride), (0, *padding), (1, *dilation),
+            transposed, (0, *output_padding), groups,
+        )  # fmt: skip
+        return y.squeeze(2)
+    if x.ndim != 4:
+        raise ExactnessError(
+            f"a convolution of {tuple(x.shape)}",
+            "there is no exact kernel for three dimensions",
+            'Use engine="stock"',
+        )
+    _check(x, "a convolution")
+    if transposed:
+        y = _transposed(x, weight, bias, stride, padding, output_padding, dilation, groups, prepared)
+    else:
+        padded = _pad(x, (padding[0], padding[0]), (padding[1], padding[1]))
+        if any(
+            n <= d * (k - 1) for n, d, k in zip(padded.shape[2:], dilation, weight.shape[2:], strict=True)
+        ):
+            return _own_error(
+                torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
+            )
+        packed = prepared.get(weight, (groups,), lambda w: _pack(w, groups))
+        y = _convolve(padded, packed, bias, _pair(stride), _pair(dilation), groups)
+    return y if _channels_last(x) else y.contiguous()
+
+
+class Phase(NamedTuple):
+    """Every stride-th output of a transposed convolution on one axis, counted without padding.
+
+    Output stride * q + r reads inputs q + offset, q + offset + step, ... through the taps named by `indices`.
+    """
+
+    r: int
+    indices: list[int]
+    offset: int
+    step: int
+
+    @property
+    def last(self) -> int:
+        return self.offset + (len(self.indices) - 1) * self.step
+
+
+def phases(kernel: int, stride: int, dilation: int) -> list[Phase]:
+    """Output stride * q + r is fed by input q + e through tap i, where stride * e = r - dilation * i."""
+    found = []
+    for r in range(stride):
+        fed = [(divmod(r - dilation * i, stride), i) for i in range(kernel)]
+        taps = sorted((e, i) for (e, rest), i in fed if rest == 0)
+        step = taps[1][0] - taps[0][0] if len(taps) > 1 else 1
+        found.append(Phase(r, [i for _, i in taps], taps[0][0] if taps else 0, step))
+    return found
+
+
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    prepared: Prepared,
+) -> Tensor:
+    kernel = weight.shape[-2:]
+    sizes = [
+        (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+        for n, s, p, d, k, o in zip(
+            x.shape[-2:], stride, padding, dilation, kernel, output_padding, strict=True
+        )
+    ]
+    y = torch.empty(
+        (x.shape[0], weight.shape[1] * groups, *sizes),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    rows, columns = (phases(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
+    together = groups == 1 and tuple(dilation) == (1, 1) and _together(x, y.shape[1], rows, columns)
+    compute = _phases_together if together else _phases_apart
+    compute(x, weight, bias, _pair(stride), _pair(padding), rows, columns, groups, y, prepared)
+    return y
+
+
+def _phases_apart(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    rows: list[Phase],
+    columns: list[Phase],
+    groups: int,
+    y: Tensor,
+    prepared: Prepared,
+) -> None:
+    """One convolution for every phase, straight into its place in `y`."""
+    for vertical in rows:
+        for horizontal in columns:
+            both = vertical, horizontal
+            # the first q of the phase whose output lies in y, and that output
+            firsts = [-((phase.r - p) // s) for phase, p, s in zip(both, padding, stride, strict=True)]
+            starts = [
+                s * q + phase.r - p for s, q, phase, p in zip(stride, firsts, both, padding, strict=True)
+            ]
+            part = y[..., starts[0] :: stride[0], starts[1] :: stride[1]]
+            if part.numel() == 0:
+                continue
+            if not (vertical.indices and horizontal.indices):  # no input reaches this phase
+                part.copy_(torch.zeros_like(part) if bias is None else bias[:, None, None].expand_as(part))
+                continue
+
+            def make(w: Tensor, both: tuple[Phase, Phase] = both) -> Any:
+                taps = w[:, :, both[0].indices][..., both[1].indices]
+                return _pack(taps.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1), groups)
+
+            packed = prepared.get(weight, ("phase", *stride, vertical.r, horizontal.r, groups), make)
+            piece = _read_by(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
+            _convolve(piece, packed, bias, (1, 1), (vertical.step, horizontal.step), groups, part)
+
+
+def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
+    """Whether one convolution of all phases, with zeros for taps that a phase lacks, is less work.
+
+    Work goes by whole vectors of output channels. The choice hangs on the layer alone, never on the size.
+    """
+    lanes = cpu.lanes(x)
+    apart = sum(len(v.indices) * len(h.indices) for v in rows for h in columns) * -(-channels // lanes)
+    (top, bottom), (left, right) = _span(rows), _span(columns)
+    area = (bottom - top + 1) * (right - left + 1)
+    return area * -(-channels * len(rows) * len(columns) // lanes) < apart
+
+
+def _span(axis: list[Phase]) -> tuple[int, int]:
+    fed = [phase for phase in axis if phase.indices]
+    return min(phase.offset for phase in fed), max(phase.last for phase in fed)
+
+
+def _phases_together(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    rows: list[Phase],
+    columns: list[Phase],
+    groups: int,
+    y: Tensor,
+    prepared: Prepared,
+) -> None:
+    """One convolution whose channels are the phases, which are then put in their places."""
+    channels = y.shape[1]
+    (top, bottom), (left, right) = _span(rows), _span(columns)
+
+    def make(w: Tensor) -> Any:
+        taps = w.new_zeros(*stride, channels, w.shape[0], bottom - top + 1, right - left + 1)
+        for vertical in rows:
+            for horizontal in columns:
+                for m, i in enumerate(vertical.indices, vertical.offset - top):
+                    for n, j in enumerate(horizontal.indices, horizontal.offset - left):
+                        taps[vertical.r, horizontal.r, :, :, m, n] = w[:, :, i, j].T
+        return _pack(taps.flatten(0, 2), 1)
+
+    packed = prepared.get(weight, ("phases", *stride), make)
+    firsts = [p // s for p, s in zip(padding, stride, strict=True)]
+    counts = [
+        -(-(p + n) // s) - first for n, p, s, first in zip(y.shape[-2:], padding, stride, firsts, strict=True)
+    ]
+    repeated = None if bias is None else bias.repeat(stride[0] * stride[1])
+    piece = _read_by(x, firsts, counts, (top, bottom), (left, right))
+    found = _convolve(piece, packed, repeated, (1, 1), (1, 1), 1)
+    # (images, rows of phases, columns of phases, channels, q, q) to (images, channels, q and r, q and r)
+    found = found.unflatten(1, (*stride, channels)).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
+    cut = [p - s * first for p, s, first in zip(padding, stride, firsts, strict=True)]
+    inside = found[:, cut[0] : cut[0] + y.shape[2], cut[1] : cut[1] + y.shape[3]]
+    y.copy_(inside.permute(0, 3, 1, 2))
+
+
+def _read_by(
+    x: Tensor, firsts: Sequence[int], counts: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
+) -> Tensor:
+    """What so many outputs from the first read, through taps from one offset to another; zeros outside."""
+    (top, bottom), (left, right) = (
+        (-(q + first), q + n - 1 + last - (have - 1))
+        for q, n, (first, last), have in zip(firsts, counts, (rows, columns), x.shape[-2:], strict=True)
+    )
+    return _pad(x, (top, bottom), (left, right))
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b`, for matrices: every row of `a` is a pixel, every column of `b` a channel."""
+    if not _fits(a, b, None, b.shape[0]):
+        return _own_error(torch.mm, a, b)
+    _check(a, "a matrix product")
+    x = a.contiguous().T[None, :, None]
+    y = a.new_empty(a.shape[0], b.shape[1])
+    _convolve(x, _pack(b.T[..., None, None], 1), None, (1, 1), (1, 1), 1, y.T[None, :, None])
+    return y
+
+
+def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` for batches of matrices: a convolution with as many groups."""
+    if not _fits(a.transpose(1, 2), b, None, b.shape[1]) or a.shape[0] != b.shape[0]:
+        return _own_error(torch.bmm, a, b)
+    _check(a, "a matrix product")
+    batch, m, k = a.shape
+    n = b.shape[2]
+    x = a.transpose(0, 1).reshape(m, batch * k).T[None, :, None]
+    y = a.new_empty(m, batch * n)
+    weight = b.transpose(1, 2).reshape(batch * n, k, 1, 1)
+    _convolve(x, _pack(weight, batch), None, (1, 1), (1, 1), batch, y.T[None, :, None])
+    return y.view(m, batch, n).transpose(0, 1).contiguous()
+
+
+def _convolve(
+    x: Tensor,
+    weight: Any,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    if x.is_cuda:
+        from overlap_tool.kernels import cuda
+
+        return cuda.convolve(x, weight, bias, stride, dilation, groups, out)
+    return cpu.convolve(x, weight, bias, stride, dilation, groups, out)
+
+
+def _pack(weight: Tensor, groups: int) -> Any:
+    """Weights as the device's kernel wants them."""
+    return weight.detach() if weight.is_cuda else cpu.pack(weight.detach(), groups)
+
+
+def _pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """With zeros around; less than nothing cuts."""
+    if not any((*rows, *columns)):
+        return x
+    if x.shape[1] > 1 and x.stride(1) != 1 and not x.is_cuda:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return F.pad(x, (*columns, *rows))
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool:
+    """Whether the operands belong together, and there is something to compute."""
+    others = [weight] if bias is None else [weight, bias]
+    return (
+        x.ndim == weight.ndim
+        and x.shape[1] == channels
+        and x.numel() > 0
+        and weight.numel() > 0
+        and all(other.dtype == x.dtype and other.device == x.device for other in others)
+    )
+
+
+def _own_error(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """The library's error for operands that do not fit; or its result, where that is empty or of integers."""
+    result = function(*args)
+    if result.numel() > 0 and result.is_floating_point() and all(0 not in t.shape for t in args[:2]):
+        raise ExactnessError(
+            f"{function.__name__} of {', '.join(str(tuple(t.shape)) for t in args[:2])}",
+            "there is no exact kernel for these operands",
+            'Use engine="stock"',
+        )
+    return result
+
+
+def _check(x: Tensor, what: str) -> None:
+    if x.dtype not in DTYPES:
+        raise ExactnessError(
+            f"{what} of {str(x.dtype).removeprefix('torch.')}",
+            "the exact kernels compute in float32 and float64 only",
+            'Convert the model with .float(), or use engine="stock"',
+        )
+    if x.device.type not in ("cpu", "cuda"):
+        raise ExactnessError(
+            f"{what} on {x.device.type}", "the exact kernels run on CPU and CUDA", 'Use engine="stock"'
+        )
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether channels are the neighbours in memory, also in a piece of a larger map."""
+    return x.stride(1) == 1 and x.stride(3) >= x.shape[1]
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second

@@ -1,0 +1,330 @@
+"""Machine code for the canonical chain, generated with LLVM for the processor at hand.
+
+A tile of `pixels x vectors` outputs lives in registers while the taps go by in order. Every output is a lane
+of its own: a chain of fused multiply-adds that knows nothing of its neighbours, so its bits cannot depend on
+the shape, the position or the number of threads. Where the weights of a chain would not fit into the cache,
+the accumulators wait in the output tensor, which changes no bit either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+POINTER = ir.IntType(8).as_pointer()
+
+BLOCK = 48
+"""Output pixels of a row computed in one go: weights come from the outer caches once for each."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the code generator needs to know of a processor."""
+
+    vector_bytes: int
+    registers: int
+
+    def lanes(self, itemsize: int) -> int:
+        return self.vector_bytes // itemsize
+
+    @property
+    def vectors(self) -> int:
+        """The widest panel of output channels, in vectors."""
+        return 4 if self.registers >= 32 else 2
+
+    def pixels(self, vectors: int) -> int:
+        """How many pixels fit into the registers, beside a panel of weights and one sample."""
+        return min(8, (self.registers - vectors - 1) // vectors)
+
+
+@cache
+def machine() -> Machine:
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return Machine(64, 32)
+    if features.get("avx"):
+        return Machine(32, 16)
+    return Machine(16, 32 if features.get("neon") else 16)
+
+
+class Task(ctypes.Structure):
+    """One convolution as the generated code reads it. Strides count numbers, not bytes.
+
+    The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
+    which every thread takes the next until none is left: panel after panel of output channels, so that
+    threads read the same weights, and in each panel row after row in blocks of `BLOCK` pixels.
+    """
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("next", "items", "groups", "panels", "images", "rows", "columns"),
+            *("x", "x_image", "x_group", "x_row", "x_pixel"),
+            *("outer", "outer_stride", "inner", "inner_stride", "run", "outer_at_once"),
+            *("w", "w_group", "w_panel", "w_outer"),
+            *("bias", "bias_group", "panel_channels", "last_vectors", "last_lanes"),
+            *("y", "y_image", "y_group", "y_row", "y_pixel"),
+        )
+    )
+
+
+@cache
+def kernel(itemsize: int, depthwise: bool) -> int:
+    """The address of a compiled `void run(Task *)` for numbers of 4 or 8 bytes."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = _Generator(machine(), itemsize, depthwise).module
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
+    )
+    parsed = llvm.parse_assembly(str(module))
+    # the loops are laid out by hand: unrolling them only slows compilation
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_unrolling = tuning.loop_vectorization = tuning.slp_vectorization = False
+    llvm.create_pass_builder(target, tuning).getModulePassManager().run(
+        parsed, llvm.create_pass_builder(target, tuning)
+    )
+    engine = llvm.create_mcjit_compiler(parsed, target)
+    engine.finalize_object()
+    _engines.append(engine)
+    return engine.get_function_address("run")
+
+
+_engines: list[object] = []
+"""Compiled code lives as long as its engine."""
+
+
+def _features() -> str:
+    features = llvm.get_host_cpu_features()
+    features["prefer-256-bit"] = False  # or the widest vectors would be cut in two
+    return features.flatten()
+
+
+class _Generator:
+    """The module of one kind of kernel: a function per shape of tile, and `run`, which shares out work."""
+
+    def __init__(self, machine: Machine, itemsize: int, depthwise: bool) -> None:
+        self.machine = machine
+        self.depthwise = depthwise
+        self.lanes = machine.lanes(itemsize)
+        self.number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.module = ir.Module("chain")
+        self.module.triple = llvm.get_process_triple()
+        kind = f"v{self.lanes}f{8 * itemsize}"
+        mask = ir.VectorType(I1, self.lanes)
+        place = self.vector.as_pointer()
+        self.fma = self._intrinsic(f"llvm.fma.{kind}", self.vector, [self.vector] * 3)
+        self.load = self._intrinsic(
+            f"llvm.masked.load.{kind}.p0", self.vector, [place, I32, mask, self.vector]
+        )
+        self.store = self._intrinsic(
+            f"llvm.masked.store.{kind}.p0", ir.VoidType(), [self.vector, place, I32, mask]
+        )
+        self.align = itemsize
+        self.blocks = {vectors: self._block(vectors) for vectors in range(1, machine.vectors + 1)}
+        self._run()
+
+    def _intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
+        return ir.Function(self.module, ir.FunctionType(result, arguments), name)
+
+    def _tile(self, pixels: int, vectors: int) -> ir.Function:
+        """A tile of outputs: `pixels` neighbours in a row, `vectors` of channels each.
+
+        acc = 0; for every run of taps, for every tap: acc = fma(x, w, acc); y = acc + bias
+        """
+        numbers = self.number.as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [numbers] * 4 + [I64] * 10)
+        function = ir.Function(self.module, signature, f"tile_{pixels}_{vectors}")
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        x, w, y, bias, *rest = function.args
+        outer, outer_stride, inner, inner_stride, run, x_pixel, y_pixel, last_lanes, first, last = rest
+        b = ir.IRBuilder(function.append_basic_block())
+        every = ir.Constant(ir.VectorType(I1, self.lanes), [1] * self.lanes)
+        lanes = ir.Constant(ir.VectorType(I64, self.lanes), [I64(i) for i in range(self.lanes)])
+        some = b.icmp_signed("<", lanes, self._splat(b, last_lanes, I64))
+        tile = [(m, v) for m in range(pixels) for v in range(vectors)]
+        accumulators = {mv: b.alloca(self.vector) for mv in tile}
+
+        def channels(at: ir.Value, v: int) -> ir.Value:
+            return b.bitcast(b.gep(at, [I64(v * self.lanes)]), self.vector.as_pointer())
+
+        def lanes_of(v: int) -> ir.Value:
+            return some if v == vectors - 1 else every
+
+        def read(at: ir.Value, v: int) -> ir.Value:
+            zero = ir.Constant(self.vector, [self.number(0)] * self.lanes)
+            return b.call(self.load, [channels(at, v), I32(self.align), lanes_of(v), zero])
+
+        def whole(at: ir.Value, v: int) -> ir.Value:
+            """Weights and bias are padded to whole vectors."""
+            value = b.load(channels(at, v))
+            value.align = self.align
+            return value
+
+        outputs = [b.gep(y, [b.mul(I64(m), y_pixel)]) for m in range(pixels)]
+        with b.if_else(b.trunc(first, I1)) as (begin, resume):
+            with begin:
+                for mv in tile:
+                    b.store(ir.Constant(self.vector, [self.number(0)] * self.lanes), accumulators[mv])
+            with resume:
+                for m, v in tile:
+                    b.store(read(outputs[m], v), accumulators[m, v])
+        weights = b.alloca(numbers)
+        b.store(w, weights)
+        with _loop(b, outer) as o, _loop(b, inner) as n:
+            start = b.gep(x, [b.add(b.mul(o, outer_stride), b.mul(n, inner_stride))])
+            samples = [b.gep(start, [b.mul(I64(m), x_pixel)]) for m in range(pixels)]
+            taps = b.load(weights)
+            with _loop(b, run) as k:
+                tap = b.gep(taps, [b.mul(k, I64(vectors * self.lanes))])
+                panel = [whole(tap, v) for v in range(vectors)]
+                for m in range(pixels):
+                    sample = None
+                    if not self.depthwise:
+                        sample = self._splat(b, b.load(b.gep(samples[m], [k])), self.number)
+                    for v in range(vectors):
+                        factor = read(samples[m], v) if sample is None else sample
+                        chain = b.call(self.fma, [factor, panel[v], b.load(accumulators[m, v])])
+                        b.store(chain, accumulators[m, v])
+            b.store(b.gep(taps, [b.mul(run, I64(vectors * self.lanes))]), weights)
+        with b.if_then(b.trunc(last, I1)):
+            for v in range(vectors):
+                addend = whole(bias, v)
+                for m in range(pixels):
+                    b.store(b.fadd(b.load(accumulators[m, v]), addend), accumulators[m, v])
+        for m, v in tile:
+            b.call(
+                self.store,
+                [b.load(accumulators[m, v]), channels(outputs[m], v), I32(self.align), lanes_of(v)],
+            )
+        b.ret_void()
+        return function
+
+    def _block(self, vectors: int) -> ir.Function:
+        """Up to `BLOCK` neighbouring pixels of one panel: tiles of the full size, then one of the rest."""
+        most = self.machine.pixels(vectors)
+        tiles = {pixels: self._tile(pixels, vectors) for pixels in range(1, most + 1)}
+        numbers = self.number.as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [numbers] * 4 + [I64] * 11)
+        function = ir.Function(self.module, signature, f"block_{vectors}")
+        function.linkage = "internal"
+        x, w, y, bias, count, *taps = function.args
+        x_pixel, y_pixel = taps[5], taps[6]
+        b = ir.IRBuilder(function.append_basic_block())
+
+        def tile(pixels: int, at: ir.Value) -> None:
+            place = b.gep(x, [b.mul(at, x_pixel)]), w, b.gep(y, [b.mul(at, y_pixel)]), bias
+            b.call(tiles[pixels], [*place, *taps])
+
+        whole = b.mul(b.udiv(count, I64(most)), I64(most))
+        with _loop(b, whole, step=most) as at:
+            tile(most, at)
+        done = function.append_basic_block()
+        rest = b.switch(b.sub(count, whole), done)
+        for pixels in range(1, most):
+            case = function.append_basic_block()
+            rest.add_case(I64(pixels), case)
+            b.position_at_end(case)
+            tile(pixels, whole)
+            b.branch(done)
+        b.position_at_end(done)
+        b.ret_void()
+        return function
+
+    def _run(self) -> None:
+        """Takes item after item, from a counter that all threads share."""
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), "run")
+        b = ir.IRBuilder(function.append_basic_block())
+        counter = b.bitcast(function.args[0], I64.as_pointer())
+        names = [name for name, *_ in Task._fields_]
+        task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(names)}
+        blocks = b.udiv(b.add(task["columns"], I64(BLOCK - 1)), I64(BLOCK))
+        take, work, done = (function.append_basic_block() for _ in range(3))
+        b.branch(take)
+        b.position_at_end(take)
+        item = b.atomic_rmw("add", counter, I64(1), "monotonic")
+        b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
+        b.position_at_end(work)
+
+        def split(number: ir.Value, name: ir.Value) -> tuple[ir.Value, ir.Value]:
+            return b.udiv(number, name), b.urem(number, name)
+
+        item, block = split(item, blocks)
+        item, row = split(item, task["rows"])
+        item, image = split(item, task["images"])
+        group, panel = split(item, task["panels"])
+
+        def at(name: str, offsets: Sequence[tuple[ir.Value, ir.Value]]) -> ir.Value:
+            start = b.inttoptr(task[name], self.number.as_pointer())
+            for index, stride in offsets:
+                start = b.gep(start, [b.mul(index, stride)])
+            return start
+
+        column = b.mul(block, I64(BLOCK))
+        channel = b.mul(panel, task["panel_channels"])
+        place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
+        x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
+        if self.depthwise:  # lanes are channels of the input, too
+            x = b.gep(x, [channel])
+        y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
+        w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
+        bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
+        left = b.sub(task["columns"], column)
+        count = b.select(b.icmp_signed("<", left, I64(BLOCK)), left, I64(BLOCK))
+        is_last = b.icmp_signed("==", panel, b.sub(task["panels"], I64(1)))
+        vectors = b.select(is_last, task["last_vectors"], I64(self.machine.vectors))
+        lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
+        w_outer = b.mul(task["w_outer"], vectors)
+        # the weights in portions that fit the cache, the accumulators waiting in the output
+        with _loop(b, task["outer"], step=task["outer_at_once"]) as o:
+            left = b.sub(task["outer"], o)
+            last = b.icmp_signed("<=", left, task["outer_at_once"])
+            outer = b.select(last, left, task["outer_at_once"])
+            x_here = b.gep(x, [b.mul(o, task["outer_stride"])])
+            w_here = b.gep(w, [b.mul(o, w_outer)])
+            first = b.zext(b.icmp_signed("==", o, I64(0)), I64)
+            taps = [outer, *(task[name] for name in ("outer_stride", "inner", "inner_stride", "run"))]
+            taps += [task["x_pixel"], task["y_pixel"], lanes, first, b.zext(last, I64)]
+            after = function.append_basic_block()
+            choice = b.switch(vectors, after)
+            for width, tiles in self.blocks.items():
+                case = function.append_basic_block()
+                choice.add_case(I64(width), case)
+                b.position_at_end(case)
+                b.call(tiles, [x_here, w_here, y, bias, count, *taps])
+                b.branch(after)
+            b.position_at_end(after)
+        b.branch(take)
+        b.position_at_end(done)
+        b.ret_void()
+
+    def _splat(self, b: ir.IRBuilder, scalar: ir.Value, kind: ir.Type) -> ir.Value:
+        vector = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [I32(0)] * self.lanes)
+        return b.shuffle_vector(b.insert_element(vector, scalar, I32(0)), vector, zeros)
+
+
+@contextmanager
+def _loop(b: ir.IRBuilder, stop: ir.Value, step: int | ir.Value = 1) -> Iterator[ir.Value]:
+    """for i in range(0, stop, step)"""
+    head, body, end = (b.append_basic_block() for _ in range(3))
+    before = b.block
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(I64)
+    i.add_incoming(I64(0), before)
+    b.cbranch(b.icmp_signed("<", i, stop), body, end)
+    b.position_at_end(body)
+    yield i
+    i.add_incoming(b.add(i, I64(step) if isinstance(step, int) else step), b.block)
+    b.branch(head)
+    b.position_at_end(end)

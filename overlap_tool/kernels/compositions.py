@@ -1,0 +1,345 @@
+"""Everything that is no chain, composed of operations that round correctly, whatever the shape.
+
+Libraries compute many functions one way in vectors and another way for what is left over, and add up in an
+order that depends on the shape and the number of threads. Here functions are made of +, -, *, / and square
+roots, which IEEE 754 defines to the last bit, and of the few transcendental ones that `mode` holds to the
+test; and sums are trees of neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import ExactnessError
+
+
+def tree_sum(
+    x: Tensor, dims: Sequence[int], combine: Callable[[Tensor, Tensor], Tensor] = torch.add
+) -> Tensor:
+    """Sums that keep their dimensions: neighbours in pairs, then pairs of pairs, dimension by dimension."""
+    for dim in sorted((d % x.ndim for d in dims), reverse=True):
+        while (length := x.shape[dim]) > 1:
+            pairs = x.narrow(dim, 0, length // 2 * 2).unflatten(dim, (length // 2, 2))
+            sums = combine(pairs.select(dim + 1, 0), pairs.select(dim + 1, 1))
+            x = torch.cat([sums, x.narrow(dim, length - 1, 1)], dim) if length % 2 else sums
+    return x
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(x.ndim))
+    return [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])]
+
+
+def _reduced(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    return x if keepdim else x.squeeze(tuple(dims))
+
+
+def sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    if not x.is_floating_point() or x.numel() == 0:
+        return torch.sum(x, dims, keepdim)
+    return _reduced(tree_sum(x, dims), dims, keepdim)
+
+
+def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    return sum(x, dims, keepdim) / math.prod(x.shape[d] for d in dims)
+
+
+def prod(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    return _reduced(tree_sum(x, dims, torch.mul), dims, keepdim)
+
+
+def var(
+    x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+) -> Tensor:
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
+    dims = _dims(x, dim)
+    less = (1 if unbiased else 0) if correction is None else correction
+    centred = x - mean(x, dims, keepdim=True)
+    count = math.prod(x.shape[d] for d in dims)
+    return sum(centred * centred, dims, keepdim) / max(0, count - less)
+
+
+def std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return var(x, *args, **kwargs).sqrt()
+
+
+def vector_norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    if ord == 2:
+        return sum(x * x, dims, keepdim).sqrt()
+    if ord == 1:
+        return sum(x.abs(), dims, keepdim)
+    if ord == math.inf:
+        return x.abs().amax(dims, keepdim)
+    raise ExactnessError(f"a norm of order {ord}", "there is no exact kernel for it", 'Use engine="stock"')
+
+
+def softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    powers = (x - x.amax(dim, keepdim=True)).exp()
+    return powers / tree_sum(powers, [dim])
+
+
+def log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    centred = x - x.amax(dim, keepdim=True)
+    return centred - tree_sum(centred.exp(), [dim]).log()
+
+
+def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    dims = _dims(x, dim)
+    most = x.amax(dims, keepdim=True)
+    return _reduced(tree_sum((x - most).exp(), dims).log() + most, dims, keepdim)
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    return _normalised(x, dims, weight, bias, eps)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    images: int,
+    channels: int,
+    area: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = x.reshape(images, groups, channels // groups, *x.shape[2:])
+    y, centre, scale = _normalised(parts, list(range(2, parts.ndim)), None, None, eps)
+    y = y.reshape(x.shape)
+    shape = (channels, *[1] * (x.ndim - 2))
+    if weight is not None:
+        y = y * weight.view(shape)
+    if bias is not None:
+        y = y + bias.view(shape)
+    return y, centre.view(images, groups), scale.view(images, groups)
+
+
+def _normalised(
+    x: Tensor, dims: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    centre = mean(x, dims, keepdim=True)
+    scale = rsqrt(var(x, dims, correction=0, keepdim=True) + eps)
+    y = (x - centre) * scale
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y, centre, scale
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By stored figures: one product and one sum per position."""
+    *training, _, eps = rest
+    if running_mean is None or running_var is None or any(training):
+        raise ExactnessError(
+            "batch_norm",
+            "it normalises by the figures of the batch",
+            "Call model.eval(), with running statistics",
+        )
+    factor = rsqrt(running_var + eps)
+    factor = factor if weight is None else weight * factor
+    term = -running_mean * factor
+    term = term if bias is None else bias + term
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * factor.view(shape) + term.view(shape), x.new_empty(0), x.new_empty(0)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Window sums tap by tap, over the number of samples as the library counts them."""
+    kernel = [*kernel, *kernel][:2]
+    stride = [*stride, *stride][:2] if stride else kernel
+    padding = [*padding, *padding][:2]
+    sizes, ends = [], []
+    for n, k, s, p in zip(x.shape[-2:], kernel, stride, padding, strict=True):
+        size = (n + 2 * p - k + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (size - 1) * s >= n + p:  # no window may begin in the padding at the end
+            size -= 1
+        sizes.append(size)
+        ends.append(max(0, (size - 1) * s + k - n - p))
+    padded = torch.nn.functional.pad(x, (padding[1], ends[1], padding[0], ends[0]))
+    total = _window_sum(padded, kernel, stride, sizes)
+    if divisor_override is not None:
+        return total / divisor_override
+    counts = []
+    for n, k, s, p, size in zip(x.shape[-2:], kernel, stride, padding, sizes, strict=True):
+        start = torch.arange(size, device=x.device) * s - p
+        stop = (start + k).clamp(max=n + p)
+        counts.append(stop - start if count_include_pad else stop.clamp(max=n) - start.clamp(min=0))
+    return total / (counts[0][:, None] * counts[1]).to(x.dtype)
+
+
+def _window_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    total: Tensor | None = None
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            tap = x[
+                ...,
+                i : i + (sizes[0] - 1) * stride[0] + 1 : stride[0],
+                j : j + (sizes[1] - 1) * stride[1] + 1 : stride[1],
+            ]
+            total = tap if total is None else total + tap
+    assert total is not None
+    return total
+
+
+def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
+    rows, columns = (_bins(n, parts) for n, parts in zip(x.shape[-2:], size, strict=True))
+    means = [
+        [mean(x[..., top:bottom, left:right], (-2, -1)) for left, right in columns] for top, bottom in rows
+    ]
+    return torch.stack([torch.stack(row, -1) for row in means], -2)
+
+
+def _bins(n: int, parts: int) -> list[tuple[int, int]]:
+    return [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
+
+
+def upsample_bilinear2d(
+    x: Tensor,
+    size: Sequence[int],
+    align_corners: bool,
+    scale_rows: float | None = None,
+    scale_columns: float | None = None,
+) -> Tensor:
+    """Along rows, then along columns: a + t * (b - a), which is a where a and b are the same."""
+    for dim, new, scale in zip((-2, -1), size, (scale_rows, scale_columns), strict=True):
+        old = x.shape[dim]
+        if align_corners:
+            step = (old - 1) / (new - 1) if new > 1 else 0.0
+            at = torch.arange(new, device=x.device, dtype=torch.float64) * step
+        else:
+            step = 1 / scale if scale else old / new
+            at = ((torch.arange(new, device=x.device, dtype=torch.float64) + 0.5) * step - 0.5).clamp(min=0)
+        low = at.floor().long().clamp(max=old - 1)
+        a = x.index_select(dim, low)
+        b = x.index_select(dim, (low + 1).clamp(max=old - 1))
+        t = (at - low).to(x.dtype)
+        x = a + (t[:, None] if dim == -2 else t) * (b - a)
+    return x
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return torch.exp(-x).add_(1).reciprocal_()
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * sigmoid(x)
+
+
+def _log1p_exp(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) without overflow."""
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return torch.where(x * beta > threshold, x, _log1p_exp(x * beta) / beta)
+
+
+def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    return -_log1p_exp(-x), x.new_empty(0)
+
+
+def mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(_log1p_exp(x))
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        inner = (x * x * x * 0.044715 + x) * math.sqrt(2 / math.pi)
+        return x * 0.5 * (torch.tanh(inner) + 1)
+    return x * 0.5 * (torch.erf(x * math.sqrt(0.5)) + 1)
+
+
+def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    below = (torch.exp(x.clamp(max=0) * input_scale) - 1) * (alpha * scale)
+    return torch.where(x > 0, x * scale, below)
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    return (x + 3).clamp(0, 6) / 6
+
+
+def hardswish(x: Tensor) -> Tensor:
+    return x * (x + 3).clamp(0, 6) / 6
+
+
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(x > 0, x, weight * x)
+
+
+def rsqrt(x: Tensor) -> Tensor:
+    return x.sqrt().reciprocal_() if x.is_floating_point() else 1 / x.sqrt()
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """Products and square roots; other exponents have no exact kernel."""
+    if exponent in (0.5, -0.5):
+        return x.sqrt() if exponent > 0 else rsqrt(x)
+    if exponent != int(exponent) or abs(exponent) > 16:
+        raise ExactnessError(
+            f"a power of {exponent}", "there is no exact kernel for it", 'Use engine="stock"'
+        )
+    result = torch.ones_like(x) if exponent == 0 else x
+    for _ in range(abs(int(exponent)) - 1):
+        result = result * x
+    return result.reciprocal() if exponent < 0 else result
+
+
+def add(x: Any, y: Any, *, alpha: float = 1) -> Tensor:
+    """The library may fuse the product with the sum, or not."""
+    return torch.add(x, y if alpha == 1 else torch.mul(y, alpha))
+
+
+def subtract(x: Any, y: Any, *, alpha: float = 1) -> Tensor:
+    return torch.sub(x, y if alpha == 1 else torch.mul(y, alpha))
+
+
+def reverse_subtract(x: Any, y: Any, alpha: float = 1) -> Tensor:
+    return torch.sub(torch.as_tensor(y, dtype=x.dtype, device=x.device), x if alpha == 1 else x * alpha)
+
+
+def addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a * b if value == 1 else a * b * value)
+
+
+def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + (a / b if value == 1 else a / b * value)
+
+
+def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
+    return x + weight * (y - x)

@@ -1,0 +1,207 @@
+"""`exact_kernels()`: makes any PyTorch code compute with the exact engine, without knowing of it.
+
+Every op that PyTorch dispatches while the mode is on is treated in one of these ways:
+
+- it moves data, rounds correctly or does not depend on an order: it runs as it is;
+- it is a chain (`chain`) or composed (`compositions`): that runs instead;
+- it is a transcendental function of the library's: it runs, once a test has shown that its bits do not depend
+  on where a number stands;
+- it is made of other ops: those are looked at;
+- anything else on floating-point numbers is refused by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import chain, compositions
+
+AS_IS = frozenset(
+    """
+    _assert_async _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d abs
+    add_relu alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli bitwise_and
+    bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max clamp_min clone
+    col2im constant_pad_nd copy copysign detach diag_embed div embedding empty empty_like empty_permuted
+    empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full full_like gather ge gt
+    hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned isfinite isinf isnan
+    item le leaky_relu lift lift_fresh linspace logical_and logical_not logical_or logical_xor lt
+    masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum min minimum mul
+    nan_to_num native_channel_shuffle ne neg new_empty new_empty_strided new_full new_ones new_zeros
+    nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle pixel_unshuffle rand rand_like
+    randint randn randn_like reciprocal record_stream reflection_pad1d reflection_pad2d relu remainder
+    repeat repeat_interleave replication_pad1d replication_pad2d resize roll round scalar_tensor scatter
+    searchsorted select_scatter set sgn sign signbit slice_scatter softshrink sort split_with_sizes_copy
+    sqrt stack threshold topk tril triu trunc unbind unfold uniform unique_consecutive upsample_nearest2d
+    view where zero zeros zeros_like
+    """.split()
+)
+"""Moving, comparing, choosing, and operations that IEEE 754 defines to the last bit."""
+
+TESTED = frozenset("atan cos erf erfc exp expm1 log log10 log1p log2 sin tanh".split())
+"""Functions of the library, one number to one: run once `_even` has held."""
+
+
+COMPOSED: dict[str, Callable[..., Any]] = {
+    "add": compositions.add,
+    "sub": compositions.subtract,
+    "rsub": compositions.reverse_subtract,
+    "addcmul": compositions.addcmul,
+    "addcdiv": compositions.addcdiv,
+    "lerp": compositions.lerp,
+    "sigmoid": compositions.sigmoid,
+    "silu": compositions.silu,
+    "softplus": compositions.softplus,
+    "log_sigmoid_forward": compositions.log_sigmoid,
+    "mish": compositions.mish,
+    "gelu": compositions.gelu,
+    "elu": compositions.elu,
+    "hardsigmoid": compositions.hardsigmoid,
+    "hardswish": compositions.hardswish,
+    "_prelu_kernel": compositions.prelu,
+    "rsqrt": compositions.rsqrt,
+    "pow": compositions.power,
+    "sum": compositions.sum,
+    "mean": compositions.mean,
+    "prod": compositions.prod,
+    "var": compositions.var,
+    "std": compositions.std,
+    "linalg_vector_norm": compositions.vector_norm,
+    "_softmax": compositions.softmax,
+    "_log_softmax": compositions.log_softmax,
+    "logsumexp": compositions.logsumexp,
+    "native_layer_norm": compositions.layer_norm,
+    "native_group_norm": compositions.group_norm,
+    "native_batch_norm": compositions.batch_norm,
+    "_native_batch_norm_legit": compositions.batch_norm,
+    "_native_batch_norm_legit_no_training": compositions.batch_norm,
+    "cudnn_batch_norm": compositions.batch_norm,
+    "avg_pool2d": compositions.avg_pool2d,
+    "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
+    "upsample_bilinear2d": compositions.upsample_bilinear2d,
+    "mm": chain.matmul,
+    "bmm": chain.batched_matmul,
+}
+
+
+class _ExactKernels(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared = chain.Prepared()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        overload = func._schema.name.removeprefix("aten::")
+        name = overload if overload.startswith("__") else overload.rstrip("_")
+        if func.is_view or (name in AS_IS and name not in COMPOSED) or _without_numbers(args, kwargs):
+            return func(*args, **kwargs)
+        exact = self._exact(name)
+        if exact is None and func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
+        if exact is None or "out" in kwargs:
+            raise ExactnessError(
+                str(func),
+                "the exact engine has no kernel for it, so its bits may depend on the shape",
+                'Use engine="stock", or write it with other operations',
+            )
+        result = exact(*args, **kwargs)
+        return args[0].copy_(result) if name != overload else result
+
+    def _exact(self, name: str) -> Callable[..., Any] | None:
+        """What computes an op in a way that no shape changes."""
+        if name == "convolution":
+            return partial(chain.convolution, self.prepared)
+        if name in ("addmm", "baddbmm"):
+            return _added(COMPOSED[name[-3:] if name == "baddbmm" else "mm"])
+        if name in TESTED:
+            return _library_function(name)
+        return COMPOSED.get(name)
+
+
+_active = threading.local()
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Inside, every model computes with kernels whose bits depend on no shape, position, batch or thread.
+
+    It holds for the current thread, in code that knows nothing of it, wrapped or not.
+
+        with overlap_tool.exact_kernels():
+            full = model(x)
+    """
+    if getattr(_active, "on", False):
+        yield
+        return
+    _active.on = True
+    try:
+        with _ExactKernels() as mode:
+            yield
+    finally:
+        _active.on = False
+        mode.prepared.clear()
+
+
+def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`beta * c + alpha * (a @ b)`"""
+
+    def compute(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        found = product(a, b)
+        found = found if alpha == 1 else found * alpha
+        return found if beta == 0 else found + (c if beta == 1 else c * beta)
+
+    return compute
+
+
+def _library_function(name: str) -> Callable[..., Any]:
+    function = getattr(torch, name)
+
+    def compute(x: Tensor) -> Tensor:
+        if not _even(name, x.dtype, x.device.type):
+            raise ExactnessError(
+                f"torch.{name} of {str(x.dtype).removeprefix('torch.')} on {x.device.type}",
+                "on this machine its last bits depend on where a number stands in memory",
+                'Use engine="stock"',
+            )
+        return function(x)
+
+    return compute
+
+
+@cache
+def _even(name: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether a function gives each number the same bits wherever it stands: alone, in a vector, or in the
+    rest that does not fill one, close together or apart."""
+    function = getattr(torch, name)
+    x = torch.linspace(-9, 9, 4099, dtype=torch.float64).to(dtype).to(device)
+    x = x.abs() + 0.01 if name.startswith("log") else x
+    whole = function(x)
+    alone = torch.cat([function(x[i : i + 1]) for i in range(0, 4099, 61)])
+    pieces = [(function(x[start:stop]), whole[start:stop]) for start, stop in ((1, 4098), (3, 40), (5, 12))]
+    apart = function(torch.stack([x, x], 1)[:, 0])
+    return (
+        torch.equal(alone, whole[::61])
+        and torch.equal(apart, whole)
+        and all(torch.equal(piece, part) for piece, part in pieces)
+    )
+
+
+def _without_numbers(args: Any, kwargs: Any) -> bool:
+    """Whether no floating-point tensor goes in, or only shapes are asked for."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
+        return True
+    return not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)

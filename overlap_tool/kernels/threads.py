@@ -1,0 +1,53 @@
+"""Runs a generated function on torch's own threads.
+
+Torch's OpenMP threads stay awake for a while after each of its ops, and a second pool would have to fight
+them for the processors. So the same runtime is asked, through an entry point that GNU's, LLVM's and Intel's
+have. Without one (Windows), a pool of Python threads does it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+Run = Callable[[int, int, int], None]
+
+
+def run_on_threads(function: int, argument: int, threads: int) -> None:
+    """Call the C function at this address with the argument on so many threads, and wait for all."""
+    if threads <= 1:
+        _PROTOTYPE(function)(argument)
+    else:
+        _runner()(function, argument, threads)
+
+
+_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _runner() -> Run:
+    try:
+        # looked up in what torch itself is linked against
+        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return _on_python_threads
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return lambda function, argument, threads: parallel(function, argument, threads, 0)
+
+
+def _on_python_threads(function: int, argument: int, threads: int) -> None:
+    call = _PROTOTYPE(function)
+    waiting = [_pool(threads).submit(call, argument) for _ in range(threads - 1)]
+    call(argument)
+    for one in waiting:
+        one.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="overlap-tool")
