@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from overlap_tool.analysis import Analysis, analyze
     from overlap_tool.kernels import exact_kernels
     from overlap_tool.retrofit import load, plans, save, unwrap, wrap
+    from overlap_tool.verification import Certificate, verify
 
 __version__ = version("overlap-tool")
 __all__ = [
     "Analysis",
+    "Certificate",
     "__version__",
     "analyze",
     "exact_kernels",
@@ -20,6 +22,7 @@ __all__ = [
     "plans",
     "save",
     "unwrap",
+    "verify",
     "wrap",
 ]
 
@@ -28,6 +31,7 @@ _HOMES = {
     **dict.fromkeys(("Analysis", "analyze"), "overlap_tool.analysis"),
     "exact_kernels": "overlap_tool.kernels",
     **dict.fromkeys(("load", "plans", "save", "unwrap", "wrap"), "overlap_tool.retrofit"),
+    **dict.fromkeys(("Certificate", "verify"), "overlap_tool.verification"),
 }
 
 

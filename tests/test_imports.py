@@ -28,6 +28,7 @@ LAYERS = (
     ("execute",),
     ("analysis",),
     ("retrofit",),
+    ("verification",),
     ("report",),
     ("cli", "demo"),
     ("__main__",),

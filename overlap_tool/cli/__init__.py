@@ -11,6 +11,7 @@ from rich.console import Console
 
 from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
+from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(analyze)
 app.command()(wrap)
+app.command()(verify)
 
 
 def _show_version(wanted: bool) -> None:

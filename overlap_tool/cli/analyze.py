@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from enum import Enum
 from typing import Annotated
 
@@ -16,7 +15,10 @@ from overlap_tool.cli.options import (
     ModelKwargs,
     Plugin,
     Source,
+    Stage,
     Trust,
+    busy,
+    load_plugins,
     parse_kwargs,
     parse_size,
 )
@@ -46,9 +48,7 @@ def analyze(
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for memory and arithmetic.")
     ] = "3840x2160",
-    stage: Annotated[
-        str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")
-    ] = None,
+    stage: Stage = None,
     all_ops: Annotated[bool, typer.Option("--all-ops", help="List pointwise ops, too.")] = False,
     arch: Arch = None,
     model: ModelClass = None,
@@ -59,14 +59,10 @@ def analyze(
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
     image, arguments = parse_size(size), parse_kwargs(kwargs)
-    progress = Console(stderr=True)
-    busy = progress.status(f"Analyzing {source or model}") if progress.is_terminal else nullcontext()
-    with busy:
-        from overlap_tool import plugins
+    with busy(f"Analyzing {source or model}"):
         from overlap_tool.analysis import analyze as analyze_model
 
-        for path in plugin or []:
-            plugins.load_file(path)
+        load_plugins(plugin)
         analysis = analyze_model(
             source,
             size=image,

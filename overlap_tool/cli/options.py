@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from overlap_tool.errors import OptionError
 
@@ -20,6 +23,7 @@ Source = Annotated[
         show_default=False,
     ),
 ]
+Stage = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
 Arch = Annotated[
     str | None,
     typer.Option("--arch", help="Take the checkpoint for this architecture instead of detecting it."),
@@ -40,6 +44,26 @@ Plugin = Annotated[
     typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal's stderr what is being done; what is given tells of the next thing."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda doing: None
+        return
+    with console.status(doing) as status:
+        yield status.update
+
+
+def load_plugins(paths: Sequence[Path] | None) -> None:
+    """Import the installed plugins, and then those given as files."""
+    from overlap_tool import plugins
+
+    plugins.discover()
+    for path in paths or []:
+        plugins.load_file(path)
 
 
 def parse_size(text: str) -> tuple[int, int]:

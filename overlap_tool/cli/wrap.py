@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,8 @@ from overlap_tool.cli.options import (
     Plugin,
     Source,
     Trust,
+    busy,
+    load_plugins,
     parse_kwargs,
     parse_size,
     parse_tile,
@@ -55,6 +56,12 @@ def wrap(
     store: Annotated[
         str, typer.Option("--store", help="Where whole maps live: auto, device, host or disk.")
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", help="exact (the same bits for every tile) or stock (the library's own kernels)."
+        ),
+    ] = "exact",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.tiled.pt if left out.")
     ] = None,
@@ -72,16 +79,12 @@ def wrap(
     image, arguments = parse_size(size), parse_kwargs(kwargs)
     side = None if tile is None else parse_tile(tile)
     target = output or _beside(source, model)
-    progress = Console(stderr=True)
-    busy = progress.status(f"Wrapping {source or model}") if progress.is_terminal else nullcontext()
-    with busy:
-        from overlap_tool import checkpoint, plugins, retrofit
+    with busy(f"Wrapping {source or model}"):
+        from overlap_tool import checkpoint, retrofit
         from overlap_tool.report.tables import plan_table
         from overlap_tool.report.terminal import drawn
 
-        plugins.discover()
-        for path in plugin or []:
-            plugins.load_file(path)
+        load_plugins(plugin)
         loaded = checkpoint.load(source, architecture=arch, model_class=model, kwargs=arguments, trust=trust)
         if ":" not in loaded.architecture and loaded.architecture not in checkpoint.names():
             raise OptionError(
@@ -95,6 +98,7 @@ def wrap(
             memory=memory,
             schedule=schedule,  # type: ignore[arg-type]
             store=store,  # type: ignore[arg-type]
+            engine=engine,  # type: ignore[arg-type]
             inplace=True,
         )
         plans = retrofit.plans(tiled, image)

@@ -1,4 +1,4 @@
-"""An analysis for people and for programs."""
+"""An analysis and a certificate for people and for programs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections.abc import Callable
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report.dot import to_dot
-from overlap_tool.report.json import to_json
-from overlap_tool.report.markdown import to_markdown
+from overlap_tool.report.json import certificate_to_json, to_json
+from overlap_tool.report.junit import certificate_to_junit
+from overlap_tool.report.markdown import certificate_to_markdown, to_markdown
+
+__all__ = [
+    "FORMATS",
+    "certificate_to_json",
+    "certificate_to_junit",
+    "certificate_to_markdown",
+]
 
 FORMATS: dict[str, Callable[[Analysis], str]] = {"json": to_json, "markdown": to_markdown, "dot": to_dot}
 """The formats that are plain text; `terminal.show` draws the other one."""

@@ -1,9 +1,11 @@
-"""An analysis as Markdown, for issues, pull requests and summaries."""
+"""An analysis or a certificate as Markdown, for issues, pull requests and summaries."""
 
 from __future__ import annotations
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table
+from overlap_tool.verification import Certificate
 
 
 def to_markdown(analysis: Analysis) -> str:
@@ -11,6 +13,20 @@ def to_markdown(analysis: Analysis) -> str:
     for stage in analysis.stages:
         tables += [layer_table(stage), tile_table(stage)]
     return "\n".join([f"# {headline(analysis)}\n", *(_table(table) for table in tables)])
+
+
+def certificate_to_markdown(certificate: Certificate) -> str:
+    machine = certificate.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
+    parts = [
+        f"# overlap-tool verify: {certificate_tables.verdict(certificate)}\n",
+        f"{certificate_tables.headline(certificate)}\n",
+        *(f"- {failure}\n" for failure in certificate_tables.failures(certificate)),
+        *map(_table, certificate_tables.tables(certificate)),
+        f"{machine.device}, {machine.cpu_capability}, {machine.threads} threads; {versions}\n",
+        f"{certificate.time}\n",
+    ]
+    return "\n".join(parts)
 
 
 def _table(table: Table) -> str:

@@ -1,14 +1,28 @@
-"""An analysis on a terminal."""
+"""An analysis or a certificate on a terminal."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table
+from overlap_tool.verification import Certificate
 
-LEFT_ALIGNED = {"stage", "layer", "op", "status"}
+LEFT_ALIGNED = {
+    "stage",
+    "layer",
+    "op",
+    "status",
+    "check",
+    "result",
+    "tiles",
+    "what",
+    "run",
+    "short of overlap",
+}
 
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
@@ -17,6 +31,16 @@ def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
     for stage in analysis.stages:
         console.print(drawn(layer_table(stage, all_ops)))
         console.print(drawn(tile_table(stage)))
+
+
+def show_certificate(certificate: Certificate, console: Console) -> None:
+    console.print(f"[bold]{certificate_tables.headline(certificate)}[/bold]\n", highlight=False)
+    for table in certificate_tables.tables(certificate):
+        console.print(drawn(table))
+    for failure in certificate_tables.failures(certificate):
+        console.print(f"[red]failed[/red] {escape(failure)}", highlight=False, soft_wrap=True)
+    color = "green" if certificate.holds else "red"
+    console.print(f"[{color}]{certificate_tables.verdict(certificate)}[/{color}]", highlight=False)
 
 
 def drawn(table: Table) -> RichTable:

@@ -1,0 +1,150 @@
+"""`overlap-tool verify`: is a tiled model the untouched one, bit for bit? For people, and for CI."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.console import Console
+
+from overlap_tool.cli.options import (
+    Arch,
+    Debug,
+    ModelClass,
+    ModelKwargs,
+    Plugin,
+    Source,
+    Stage,
+    Trust,
+    busy,
+    load_plugins,
+    parse_kwargs,
+    parse_size,
+    parse_tile,
+)
+from overlap_tool.errors import OptionError
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  overlap-tool verify mbt2018.pt --tile 256
+
+  overlap-tool verify mbt2018.pt --tile 128,256,512 --schedule both --report report.json --junit junit.xml
+
+  overlap-tool verify mbt2018.tiled.pt --image photo.png --summary summary.md
+
+  overlap-tool verify zoo:bmshj2018-hyperprior --tile 128 --ablate
+
+[bold]Exit codes[/bold]
+
+  0 all holds, 1 something does not, 2 bad input
+"""
+
+
+def verify(
+    source: Source = "",
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            "--tile",
+            metavar="N or WxH,...",
+            help="Tiles in pixels of the image, with commas between them; 256 if left out, or what a wrapped "
+            "model was wrapped with.",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="stream, tiles or both; both if left out, or a wrapped model's own."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", help="The made-up image; large enough for the tiles if left out."
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A PNG or JPEG instead. Repeatable.")
+    ] = None,
+    stage: Stage = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Show what overlaps of one sample less do to rate and quality.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write the certificate.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write the checks for a CI.")
+    ] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE.md", help="Write a summary in Markdown.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    arch: Arch = None,
+    model: ModelClass = None,
+    kwargs: ModelKwargs = None,
+    trust: Trust = False,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
+    tiles = None if tile is None else [parse_tile(part) for part in tile.split(",")]
+    sides, arguments = None if size is None else parse_size(size), parse_kwargs(kwargs)
+    for option, path in (("--report", report), ("--junit", junit), ("--summary", summary)):
+        _refuse_missing_folder(option, path)
+    with busy(f"Verifying {source or model}") as progress:
+        from overlap_tool import report as reports
+        from overlap_tool.checkpoint import write_atomically
+        from overlap_tool.report.terminal import show_certificate
+        from overlap_tool.verification import verify as verify_model
+
+        load_plugins(plugin)
+        certificate = verify_model(
+            source,
+            tiles=tiles,
+            schedules=_schedules(schedule),  # type: ignore[arg-type]
+            size=sides,
+            images=image or [],
+            stage=stage,
+            ablate=ablate,
+            device=device,
+            architecture=arch,
+            model_class=model,
+            kwargs=arguments,
+            trust=trust,
+            progress=progress,
+        )
+    for path, written in (
+        (report, reports.certificate_to_json),
+        (junit, reports.certificate_to_junit),
+        (summary, reports.certificate_to_markdown),
+    ):
+        if path is not None:
+            write_atomically(path, partial(_put, written(certificate)))
+    show_certificate(certificate, Console())
+    if not certificate.holds:
+        raise typer.Exit(1)
+
+
+def _put(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def _schedules(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    if text not in ("stream", "tiles", "both"):
+        raise OptionError(f"--schedule {text}", "is not one", "Use stream, tiles or both")
+    return ["stream", "tiles"] if text == "both" else [text]
+
+
+def _refuse_missing_folder(option: str, path: Path | None) -> None:
+    """Before the work is done, and not after."""
+    if path is not None and not path.parent.is_dir():
+        raise OptionError(f"{option} {path}", "its folder does not exist", "Make it, or name another file")
+    if path is not None and path.is_dir():
+        raise OptionError(f"{option} {path}", "is a folder", "Name a file in it")
+
+
+verify.__doc__ = f"{verify.__doc__}\n{EXAMPLES}"

@@ -1,0 +1,147 @@
+"""The tables of a certificate as rows of text, whatever draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from overlap_tool.report.tables import Table
+from overlap_tool.verification import Certificate, Check
+
+TOLD: dict[str, str] = {
+    "stage-equality": "{outputs} numbers",
+    "minimality": "{side} {overlap}",
+    "model-equality": "{output}",
+    "latents": "{nonzero_share:.0%} of {symbols} symbols are not 0",
+    "bitstream": "{bytes} bytes, {bits_per_pixel:.3f} bits per pixel",
+    "decoding": "streams that differ: {streams}",
+}
+"""What a check that passed is told by; one that failed has a message."""
+
+NOTED = {"exact-against-stock": "exact kernels", "stock-tiles-against-stock": "stock kernels"}
+
+
+def headline(certificate: Certificate) -> str:
+    images = ", ".join(
+        image.name
+        if image.size == image.padded
+        else f"{image.name} ({_sides(image.size)} padded to {_sides(image.padded)})"
+        for image in certificate.images
+    )
+    return f"{certificate.architecture}, weights {certificate.weights_sha256[:12]}, on {images}"
+
+
+def verdict(certificate: Certificate) -> str:
+    counts = ", ".join(
+        f"{len(certificate.of(status))} {status}"
+        for status in ("passed", "failed", "skipped")
+        if certificate.of(status)
+    )
+    if certificate.holds:
+        return f"holds: tiles give the untouched model's bits ({counts})"
+    return f"FAILS ({counts})"
+
+
+def check_table(certificate: Certificate) -> Table:
+    """One row for all checks of one kind on one thing that came out alike: tiles, sides, outputs, images."""
+    alike: dict[tuple[str, str, str], list[Check]] = {}
+    for check in certificate.checks:
+        if check.status != "noted":
+            alike.setdefault((check.stage, check.name, check.status), []).append(check)
+    return Table(
+        "Checks",
+        ("stage", "check", "result", "checks", "tiles", "what"),
+        tuple(
+            (
+                stage,
+                name,
+                status,
+                str(len(checks)),
+                _joined(_tile(check) for check in checks),
+                _joined(TOLD[name].format(**c.figures) if status == "passed" else c.message for c in checks),
+            )
+            for (stage, name, status), checks in alike.items()
+        ),
+    )
+
+
+def kernel_table(certificate: Certificate) -> Table:
+    return Table(
+        "What differs from the full image with the library's own kernels (nothing is asked of it)",
+        ("run", "largest difference", "symbols", "bitstream", "8-bit image"),
+        tuple(
+            (
+                f"{NOTED[check.name]}, {_tile(check) or 'full image'}",
+                f"{check.figures['output']} {check.figures['largest_difference']:.3g}",
+                _symbols(check),
+                _identical(check, "bitstream_identical"),
+                _identical(check, "image_identical_in_8_bits"),
+            )
+            for check in certificate.of("noted")
+            if check.name in NOTED
+        ),
+    )
+
+
+def ablation_table(certificate: Certificate) -> Table:
+    return Table(
+        "Overlaps of one sample less on every side, against the exact result",
+        ("short of overlap", "tile", "bits per pixel", "change", "PSNR", "change", "PSNR to exact"),
+        tuple(
+            (
+                check.stage,
+                _sides(check.tile),
+                _number(check, "bits_per_pixel", ".4f"),
+                _number(check, "change_of_bits_per_pixel", "+.4f"),
+                _number(check, "psnr", ".3f"),
+                _number(check, "change_of_psnr", "+.3f"),
+                _number(check, "psnr_to_exact", ".1f") or "identical",
+            )
+            for check in certificate.of("noted")
+            if check.name == "ablation"
+        ),
+    )
+
+
+def tables(certificate: Certificate) -> list[Table]:
+    found = [check_table(certificate), kernel_table(certificate), ablation_table(certificate)]
+    return [table for table in found if table.rows]
+
+
+def failures(certificate: Certificate) -> list[str]:
+    return [f"{check.stage}: {title(check)}: {check.message}" for check in certificate.of("failed")]
+
+
+def title(check: Check) -> str:
+    parts = [check.name, *(str(check.figures[key]) for key in ("side", "output") if key in check.figures)]
+    parts += [f"tile {_sides(check.tile)}"] if check.tile is not None else []
+    return ", ".join([*parts, *([check.schedule] if check.schedule is not None else [])])
+
+
+def figures(check: Check) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in check.figures.items())
+
+
+def _tile(check: Check) -> str:
+    return f"{check.schedule or ''} {_sides(check.tile)}".strip()
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(text for text in dict.fromkeys(texts) if text)
+
+
+def _symbols(check: Check) -> str:
+    if "symbols" not in check.figures:
+        return ""
+    return "{differing_symbols} of {symbols} differ".format(**check.figures)
+
+
+def _identical(check: Check, key: str) -> str:
+    return "" if key not in check.figures else "identical" if check.figures[key] else "differs"
+
+
+def _number(check: Check, key: str, form: str) -> str:
+    return format(check.figures[key], form) if key in check.figures else ""
+
+
+def _sides(pair: tuple[int, int] | None) -> str:
+    return "" if pair is None else "x".join(map(str, pair))

@@ -1,0 +1,113 @@
+"""The published experiment: what an overlap of one sample less on every side does to rate and quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.axis import Axis
+from overlap_tool.geometry import Span
+from overlap_tool.network import Network
+from overlap_tool.schedule.choose import Settings, Shape, plan_stage
+from overlap_tool.schedule.plan import AxisPlan
+from overlap_tool.stages import Stage
+from overlap_tool.verification.certificate import MODEL, Check, Figure
+from overlap_tool.verification.equality import Run, run_model
+from overlap_tool.verification.observing import differing, largest_difference
+from overlap_tool.verification.pieces import ShortSource, halo, run_from
+
+
+def ablate(
+    model: nn.Module, stages: Sequence[Stage], settings: Settings, image: Tensor, exact: Run, blank: Check
+) -> list[Check]:
+    """The model with one stage at a time short of overlap, then with all of them, against the exact result.
+
+    Independent tiles, exact kernels; zeros stand in place of what a tile does not get, as in a patch that is
+    too small. Bits per pixel are estimated from the likelihoods, as in CompressAI's evaluation.
+    """
+    groups = [[stage] for stage in stages] + ([list(stages)] if len(stages) > 1 else [])
+    return [
+        _ablate(model, group, settings, image, exact, replace(blank, stage=_label(group, stages)))
+        for group in groups
+    ]
+
+
+def _label(group: Sequence[Stage], stages: Sequence[Stage]) -> str:
+    return "all stages" if len(group) > 1 else group[0].name or MODEL
+
+
+def _ablate(
+    model: nn.Module, stages: Sequence[Stage], settings: Settings, image: Tensor, exact: Run, blank: Check
+) -> Check:
+    with _short(model, stages, settings):
+        run = run_model(model, image)
+    figures: dict[str, Figure] = {}
+    likelihoods = [name for name in exact.outputs if name.partition(".")[0] == "likelihoods"]
+    if likelihoods:
+        rates = [_bits(each, likelihoods) / image[0, 0].numel() for each in (run, exact)]
+        figures |= {"bits_per_pixel": rates[0], "change_of_bits_per_pixel": rates[0] - rates[1]}
+    output = "x_hat" if "x_hat" in exact.outputs else next(iter(exact.outputs))
+    if output == "x_hat":
+        qualities = [_psnr(each.outputs[output], image) for each in (run, exact)]
+        figures |= {"psnr": qualities[0], "change_of_psnr": qualities[0] - qualities[1]}
+    found, expected = run.outputs[output], exact.outputs[output]
+    error = float((found - expected).double().square().mean())
+    if error and output == "x_hat":
+        figures["psnr_to_exact"] = -10 * math.log10(error)
+    figures |= {
+        "differing": differing(found, expected),
+        "numbers": expected.numel(),
+        "largest_difference": largest_difference(found, expected),
+    }
+    return replace(blank, name="ablation", status="noted", schedule="tiles", figures=figures)
+
+
+@contextmanager
+def _short(model: nn.Module, stages: Sequence[Stage], settings: Settings) -> Iterator[None]:
+    """While it lasts, these stages of the model run in tiles whose overlaps are one sample too small."""
+    modules = [model.get_submodule(stage.name) for stage in stages]
+    for module, stage in zip(modules, stages, strict=True):
+        module.forward = _ShortForward(stage, settings)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+class _ShortForward:
+    def __init__(self, stage: Stage, settings: Settings) -> None:
+        self.stage = stage
+        self.settings = settings
+
+    def __call__(self, whole: Tensor) -> Tensor:
+        network: Network = self.stage.network
+        shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
+        plan = plan_stage(self.stage.name, network, self.stage.input_scale, shape, self.settings)
+        rows = _shortened(network.rows, plan.rows, shape.rows)
+        columns = _shortened(network.columns, plan.columns, shape.columns)
+        return run_from(network, plan.rows, plan.columns, ShortSource(whole, rows, columns))
+
+
+def _shortened(axis: Axis, plan: AxisPlan, n: int) -> dict[Span, Span]:
+    """For each span that tiles read, what is left without the outermost sample of its overlaps."""
+    kept = {}
+    for step in plan.steps:
+        part = halo(axis, step, n)
+        kept[part.reads] = Span(part.reads.start + (part.before > 0), part.reads.stop - (part.after > 0))
+    return kept
+
+
+def _bits(run: Run, names: Sequence[str]) -> float:
+    return sum(float(-torch.log2(run.outputs[name].double()).sum()) for name in names)
+
+
+def _psnr(found: Tensor, image: Tensor) -> float:
+    """Of the 8-bit image, in decibels."""
+    error = ((found.clamp(0, 1) - image).double() * 255).round().square().mean()
+    return 10 * math.log10(255**2 / max(float(error), 1e-12))

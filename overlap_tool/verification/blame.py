@@ -1,0 +1,175 @@
+"""Which op of a stage is the first to differ in tiles, and whether its overlap or its kernel is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import RuleError
+from overlap_tool.execute import compute_piece, evaluate_constants, freed_after, substituted
+from overlap_tool.geometry import Patch, Span
+from overlap_tool.kernels import exact_kernels
+from overlap_tool.network import Input, Network, Op, leaves
+from overlap_tool.rules import Operand, Patches, Size
+from overlap_tool.schedule.choose import StagePlan
+from overlap_tool.schedule.plan import AxisPlan, whole
+from overlap_tool.verification.observing import largest_difference
+
+Fault = Literal["overlap", "kernel", "schedule"]
+"""The rule claims that too few inputs are read; the same numbers give other bits in another shape; or every
+op is right by itself, and it is the handing on of samples from tile to tile that is not."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    fault: Fault
+    op: str
+    kind: str
+    message: str
+
+
+@torch.no_grad()
+def find_fault(network: Network, plan: StagePlan, given: Tensor) -> Blame:
+    """The first op, in the order in which they run, whose tiles differ from what the model's own op gives.
+
+    Every op is computed twice from the same numbers: whole, by what the model itself calls, and tile by tile,
+    by its rule, from pieces of the whole maps. So an op cannot be blamed for what an earlier one did wrong.
+    If a tile differs, the model's own op is run once more on the whole maps, with everything outside of the
+    inputs that the rule names replaced by other numbers. The shape is the same, and so is every kernel: if
+    the tile's outputs change, they depend on what the rule does not name, and the overlap is too small. If
+    they do not, the piece held all that counts, and the kernel gave other bits for its shape.
+    """
+    constants = evaluate_constants(network)
+    plans = whole(network.rows, given.shape[-2]), whole(network.columns, given.shape[-1])
+    maps: dict[str, Tensor] = {network.ops[0].id: given}
+    freed = freed_after(network)
+
+    def value(operand: Operand) -> Any:
+        return maps[operand.id] if operand.spatial else constants[operand.id]
+
+    with exact_kernels():
+        for index, op in enumerate(network.ops):
+            if isinstance(op, Input):
+                continue
+            everything = _patches(plans, index)
+            full = _by_the_model(op, value, everything)
+            found = _first_difference(op, index, plan, value, full, everything)
+            if found is not None:
+                return found
+            maps[op.id] = full
+            for done in freed[index]:
+                del maps[network.ops[done].id]
+    return Blame(
+        "schedule",
+        "",
+        "",
+        "every op gives the same bits in tiles: the schedule hands on other samples than were computed",
+    )
+
+
+def _first_difference(
+    op: Op,
+    index: int,
+    plan: StagePlan,
+    value: Callable[[Operand], Any],
+    full: Tensor,
+    everything: Patches,
+) -> Blame | None:
+    for row in plan.rows.steps:
+        for column in plan.columns.steps:
+            vertical, horizontal = row.patches[index], column.patches[index]
+            if vertical is None or horizontal is None:
+                continue
+            patches = vertical, horizontal
+            expected = _part(full, vertical.out, horizontal.out)
+            where = f"rows {_text(vertical.out)}, columns {_text(horizontal.out)} of {op.name} ({op.kind})"
+            try:
+                found = compute_piece(op, patches, partial(_piece, value=value, patches=patches))
+            except RuleError as error:
+                return Blame("overlap", op.name, op.kind, f"{where}: {error.reason}")
+            if torch.equal(found, expected):
+                continue
+            largest = largest_difference(found, expected)
+            if _reads_outside(op, patches, value, expected, everything):
+                reason = (
+                    f"depend on inputs outside of the rows {_text(vertical.need)} and columns "
+                    f"{_text(horizontal.need)} that its rule names: the overlap is too small"
+                )
+                return Blame("overlap", op.name, op.kind, f"{where} {reason} (off by {largest:.3g})")
+            reason = (
+                "read no other inputs than the rule names, and yet have other bits: the kernel is at fault"
+            )
+            return Blame("kernel", op.name, op.kind, f"{where} {reason} (off by {largest:.3g})")
+    return None
+
+
+def _reads_outside(
+    op: Op, patches: Patches, value: Callable[[Operand], Any], expected: Tensor, everything: Patches
+) -> bool:
+    """Whether the model's own op gives this tile other outputs once all inputs outside of it are others.
+
+    Large numbers of both signs, and not NaN: a mask multiplies taps by 0, which NaN would get through.
+    """
+    vertical, horizontal = patches
+
+    def disturbed(sign: float) -> Callable[[Operand], Any]:
+        def give(operand: Operand) -> Any:
+            given = value(operand)
+            if not operand.spatial:
+                return given
+            strange = torch.full_like(given, sign * (1 + 16 * float(given.abs().max())))
+            _part(strange, vertical.have, horizontal.have).copy_(_part(given, vertical.have, horizontal.have))
+            return strange
+
+        return give
+
+    return any(
+        not torch.equal(
+            _part(_by_the_model(op, disturbed(sign), everything), vertical.out, horizontal.out), expected
+        )
+        for sign in (1.0, -1.0)
+    )
+
+
+def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) -> Tensor:
+    """The op on whole maps, as the model calls it.
+
+    An argument that follows the size of the image is not kept in a network, so the rule runs such an op.
+    """
+
+    def own(operand: Operand) -> Any:
+        given = value(operand)
+        # the model may work in place
+        return given.clone() if operand.spatial else given
+
+    if any(isinstance(leaf, Size) for leaf in leaves((op.args, op.kwargs))):
+        return compute_piece(op, everything, own)
+    args, kwargs = substituted(op.args, own), substituted(op.kwargs, own)
+    if isinstance(op.target, str):
+        return getattr(args[0], op.target)(*args[1:], **kwargs)
+    return op.target(*args, **kwargs)
+
+
+def _piece(operand: Operand, value: Callable[[Operand], Any], patches: Patches) -> Any:
+    given = value(operand)
+    return _part(given, patches[0].have, patches[1].have) if operand.spatial else given
+
+
+def _part(whole: Tensor, rows: Span, columns: Span) -> Tensor:
+    return whole[..., rows.start : rows.stop, columns.start : columns.stop]
+
+
+def _patches(plans: tuple[AxisPlan, AxisPlan], index: int) -> Patches:
+    vertical, horizontal = (plan.steps[0].patches[index] for plan in plans)
+    assert isinstance(vertical, Patch)
+    assert isinstance(horizontal, Patch)
+    return vertical, horizontal
+
+
+def _text(span: Span) -> str:
+    return f"{span.start} to {span.stop - 1}"

@@ -1,0 +1,98 @@
+"""What a verification found, as plain data: every check with its figures, and all that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from overlap_tool.schedule.choose import Schedule
+
+SCHEMA = 1
+
+Status = Literal["passed", "failed", "skipped", "noted"]
+"""`noted` is information that nothing was asked of, such as the difference to other kernels."""
+
+Figure = int | float | bool | str
+
+MODEL = "model"
+"""Stands for the whole model where a check names a stage."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question, and its answer on one image. `tile` is width and height in pixels of the image."""
+
+    name: str
+    stage: str
+    image: str
+    status: Status
+    message: str = ""
+    tile: tuple[int, int] | None = None
+    schedule: Schedule | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image that was used: width and height, the same as the model got it, and a hash of its pixels."""
+
+    name: str
+    size: tuple[int, int]
+    padded: tuple[int, int]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """How a stage ran. The overlaps are in samples of its input, for an aligned tile."""
+
+    stage: str
+    image: str
+    tile: tuple[int, int]
+    schedule: Schedule
+    tiles: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    macs: int
+    working_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computed."""
+
+    device: str
+    cpu_capability: str
+    threads: int
+    libraries: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The answer of `overlap-tool verify`. `time` is in UTC."""
+
+    source: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    weights_sha256: str
+    engine: str
+    machine: Machine
+    time: str
+    images: tuple[ImageRecord, ...]
+    plans: tuple[PlanRecord, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.of("failed")
+
+    @property
+    def verdict(self) -> str:
+        return "holds" if self.holds else "fails"
+
+    def of(self, status: Status) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == status)

@@ -1,0 +1,213 @@
+"""Whether tiles give the untouched model's own bits: stage by stage, and for all that the model gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.errors import OverlapToolError, RuleError
+from overlap_tool.kernels import engine
+from overlap_tool.network import Network
+from overlap_tool.schedule.choose import Engine, StagePlan
+from overlap_tool.stages import Stage
+from overlap_tool.verification.blame import find_fault
+from overlap_tool.verification.certificate import Check, Figure
+from overlap_tool.verification.observing import (
+    Seen,
+    bytes_in,
+    differing,
+    largest_difference,
+    tensors_in,
+    watched_stages,
+    watched_symbols,
+)
+from overlap_tool.verification.pieces import run_stage
+
+LEAST_SHARE = 0.01
+"""Of symbols that are not zero. Below it, equal bitstreams say next to nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a model gave: its outputs, the symbols it codes, and what its stages got and gave."""
+
+    outputs: dict[str, Tensor]
+    symbols: tuple[Tensor, ...]
+    seen: dict[str, Seen]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A compressed image, or why there is none."""
+
+    stream: dict[str, Any] | None
+    refusal: str = ""
+
+
+@torch.no_grad()
+def run_model(
+    model: nn.Module, image: Tensor, stages: Sequence[Stage] = (), kernels: Engine = "exact"
+) -> Run:
+    with watched_stages(model, stages) as seen, watched_symbols(model) as symbols, engine(kernels):
+        outputs = tensors_in(model(image.clone()))
+    return Run(outputs, tuple(symbols), seen)
+
+
+@torch.no_grad()
+def compress(model: Any, image: Tensor, kernels: Engine = "exact") -> Coded:
+    """What the model's own compress gives. What it cannot do without tiles is no fault of tiles."""
+    if not hasattr(model, "compress"):
+        return Coded(None, "the model has no compress")
+    try:
+        with engine(kernels):
+            return Coded(model.compress(image.clone()))
+    except OverlapToolError:
+        raise
+    except Exception as error:
+        return Coded(None, f"its compress refuses: {_first_line(error)}")
+
+
+@torch.no_grad()
+def decompress(model: Any, stream: dict[str, Any]) -> dict[str, Tensor]:
+    with engine("exact"):
+        return tensors_in(model.decompress(stream["strings"], stream["shape"]))
+
+
+def check_stage(network: Network, plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
+    """Tiled against full on the stage's real input; where they differ, the op to blame."""
+    blank = replace(blank, name="stage-equality")
+    try:
+        with engine("exact"):
+            found = run_stage(network, plan, seen.input, batch)
+    except RuleError as error:
+        return replace(
+            blank, status="failed", message=str(error), figures={"op": error.where, "fault": "overlap"}
+        )
+    except Exception as error:  # a wrong rule may raise whatever it likes
+        return raised(blank, error)
+    figures: dict[str, Figure] = {
+        "tiles": plan.tiles,
+        "outputs": seen.output.numel(),
+        "differing": differing(found, seen.output),
+        "largest_difference": largest_difference(found, seen.output),
+    }
+    if torch.equal(found, seen.output):
+        return replace(blank, status="passed", figures=figures)
+    blame = find_fault(network, plan, seen.input)
+    return replace(
+        blank,
+        status="failed",
+        message=f"first to differ: {blame.message}" if blame.op else blame.message,
+        figures={**figures, "op": blame.op, "fault": blame.fault},
+    )
+
+
+def raised(check: Check, error: Exception) -> Check:
+    """What cannot even be run in tiles, though the untouched model can be run, does not hold."""
+    return replace(check, status="failed", message=f"in tiles it raises {_first_line(error)}")
+
+
+def check_outputs(found: Run, expected: Run, blank: Check) -> list[Check]:
+    """Each of the model's outputs by itself: x_hat, likelihoods, or the one map of a plain network."""
+    checks = []
+    for name, values in expected.outputs.items():
+        other = found.outputs.get(name)
+        same = other is not None and torch.equal(other, values)
+        differ = values.numel() if other is None else differing(other, values)
+        figures: dict[str, Figure] = {"output": name, "numbers": values.numel(), "differing": differ}
+        if other is not None:
+            figures["largest_difference"] = largest_difference(other, values)
+        checks.append(
+            replace(
+                blank,
+                name="model-equality",
+                status="passed" if same else "failed",
+                message="" if same else f"{name}: {differ} of {values.numel()} numbers differ",
+                figures=figures,
+            )
+        )
+    return checks
+
+
+def check_latents(run: Run, blank: Check) -> Check:
+    """Whether there is anything in the symbols for a bitstream to get wrong."""
+    blank = replace(blank, name="latents")
+    total = sum(part.numel() for part in run.symbols)
+    if not total:
+        return replace(blank, status="skipped", message="the model codes no symbols")
+    share = sum(int((part != 0).sum()) for part in run.symbols) / total
+    told = share >= LEAST_SHARE
+    return replace(
+        blank,
+        status="passed" if told else "failed",
+        message=""
+        if told
+        else f"only {share:.2%} of the symbols are not zero: equal bitstreams say little. Give an --image",
+        figures={"symbols": total, "nonzero_share": share},
+    )
+
+
+def check_bitstream(found: Coded, expected: Coded, pixels: int, blank: Check) -> Check:
+    blank = replace(blank, name="bitstream")
+    if expected.stream is None:
+        return replace(blank, status="skipped", message=expected.refusal)
+    size = bytes_in(expected.stream)
+    same = found.stream == expected.stream
+    return replace(
+        blank,
+        status="passed" if same else "failed",
+        message="" if same else found.refusal or "the strings differ from the untouched model's",
+        figures={"bytes": size, "bits_per_pixel": 8 * size / pixels},
+    )
+
+
+def check_decoding(
+    tiled: nn.Module, streams: Sequence[dict[str, Any]], expected: Sequence[dict[str, Tensor]], blank: Check
+) -> Check:
+    """All streams that differ, whoever wrote them, decoded by tiles as the untouched model decodes them."""
+    differ = 0
+    for stream, images in zip(streams, expected, strict=True):
+        found = decompress(tiled, stream)
+        differ += sum(differing(found[name], image) for name, image in images.items())
+    return replace(
+        blank,
+        name="decoding",
+        status="failed" if differ else "passed",
+        message=f"{differ} numbers of the decoded image differ" if differ else "",
+        figures={"streams": len(streams), "differing": differ},
+    )
+
+
+def note_difference(name: str, found: tuple[Run, Coded], expected: tuple[Run, Coded], blank: Check) -> Check:
+    """What other kernels change: in the image, the symbols, the bitstream. Nothing is asked of it."""
+    (run, coded), (base, base_coded) = found, expected
+    output = "x_hat" if "x_hat" in base.outputs else next(iter(base.outputs))
+    values, other = base.outputs[output], run.outputs[output]
+    figures: dict[str, Figure] = {
+        "output": output,
+        "largest_difference": largest_difference(other, values),
+        "differing": differing(other, values),
+        "numbers": values.numel(),
+    }
+    if output == "x_hat":
+        figures["image_identical_in_8_bits"] = torch.equal(_eight_bits(other), _eight_bits(values))
+    if base.symbols:
+        figures["symbols"] = sum(part.numel() for part in base.symbols)
+        figures["differing_symbols"] = sum(
+            differing(part, other) for part, other in zip(run.symbols, base.symbols, strict=True)
+        )
+    if base_coded.stream is not None:
+        figures["bitstream_identical"] = coded.stream == base_coded.stream
+    return replace(blank, name=name, status="noted", figures=figures)
+
+
+def _eight_bits(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,113 @@
+"""The images to verify on: a seeded one, or files; and how large the seeded one has to be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, lcm
+
+import torch
+import torch.nn.functional as F
+from compressai.ops import compute_padding
+from PIL import Image as Picture
+from torch import Tensor
+
+from overlap_tool.axis import Axis
+from overlap_tool.errors import OptionError
+from overlap_tool.stages import Stage, Survey
+from overlap_tool.verification.certificate import ImageRecord
+
+BLOCKS = (64, 16, 4, 1)
+"""Sides of the squares that a seeded image is a sum of: it has detail at every scale, as photos have."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as the model gets it: samples from 0 to 1, padded."""
+
+    record: ImageRecord
+    values: Tensor
+
+
+def seeded(size: tuple[int, int], channels: int, multiple: int) -> Image:
+    """Made-up pixels, the same on every machine."""
+    width, height = size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.zeros(channels, height, width, dtype=torch.int64)
+    for block in BLOCKS:
+        squares = torch.randint(
+            0, 256 // len(BLOCKS), (channels, ceil(height / block), ceil(width / block)), generator=generator
+        )
+        pixels += squares.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
+    return _prepared(f"seeded {width}x{height}", pixels.to(torch.uint8), multiple)
+
+
+def read(path: str | os.PathLike[str], channels: int, multiple: int) -> Image:
+    """A picture from a file, in colour or grey as the model wants it."""
+    where = f"--image {os.fspath(path)}"
+    if channels not in (1, 3):
+        raise OptionError(where, f"the model takes {channels} channels", "Leave --image out: one is made up")
+    try:
+        with Picture.open(path) as opened:
+            picture = opened.convert("RGB" if channels == 3 else "L")
+    except (OSError, ValueError, Picture.DecompressionBombError) as error:
+        raise OptionError(where, f"cannot be read ({error})", "Give a PNG or JPEG file") from error
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    pixels = pixels.reshape(picture.height, picture.width, channels).permute(2, 0, 1)
+    return _prepared(os.path.basename(path), pixels, multiple)
+
+
+def _prepared(name: str, pixels: Tensor, multiple: int) -> Image:
+    """Padded with black on all sides to a size that the model takes, as CompressAI's evaluation does it."""
+    _, height, width = pixels.shape
+    padding, _ = compute_padding(height, width, min_div=multiple)
+    values = F.pad(pixels.unsqueeze(0).float() / 255, padding)
+    sha256 = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
+    record = ImageRecord(name, (width, height), (values.shape[3], values.shape[2]), sha256)
+    return Image(record, values)
+
+
+def multiple(found: Survey) -> int:
+    """What the sides of an image should be a multiple of.
+
+    A codec's is known. Another network may take any size, or fail where a part that goes down and up again
+    meets one that does not, unless its stages' patterns fit in.
+    """
+    if found.multiple > 1:
+        return found.multiple
+    periods = (
+        Fraction(axis.reaches()[-1].period.input) / stage.input_scale
+        for stage in found.stages
+        for axis in (stage.network.rows, stage.network.columns)
+    )
+    return lcm(*(ceil(period) for period in periods))
+
+
+def telling_size(stages: Sequence[Stage], tiles: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """The width and height of an image on which a check has something to find.
+
+    It has at least two tiles on either axis and a rest, and in every stage some tile whose whole overlap, on
+    every side, lies in the image.
+    """
+    width = max(_telling_side([(s, s.network.columns) for s in stages], tile) for tile, _ in tiles)
+    height = max(_telling_side([(s, s.network.rows) for s in stages], tile) for _, tile in tiles)
+    # not square, so that rows and columns cannot be mistaken for one another
+    return _raised(width, multiple) + multiple, _raised(height, multiple)
+
+
+def _telling_side(axes: Sequence[tuple[Stage, Axis]], tile: int) -> int:
+    side = 2 * tile
+    for stage, axis in axes:
+        overlap = axis.reaches()[-1].overlap
+        outputs = max(1, int(tile * stage.input_scale * axis.scale))
+        own = outputs / axis.scale  # a tile in samples of the stage's input
+        first = ceil(overlap.before / own) * own
+        side = max(side, *(ceil(n / stage.input_scale) for n in (first, 2 * own, own + overlap.after)))
+    return side + max(1, tile // 8)
+
+
+def _raised(side: int, multiple: int) -> int:
+    return ceil(side / multiple) * multiple

@@ -1,0 +1,142 @@
+"""Watching a model that knows nothing of it: what its stages get and give, and which symbols it codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.rules import is_quantiser
+from overlap_tool.stages import Stage
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one call of a stage's own module got and gave."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def watched_stages(model: nn.Module, stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
+    """The first call of every stage, by the stage's name, while the model runs."""
+    seen: dict[str, Seen] = {}
+    inputs: dict[str, Tensor] = {}
+
+    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs.setdefault(name, args[0].clone())
+
+        return note
+
+    def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def note(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if name not in seen:
+                # copies, since whoever comes next may work in place
+                seen[name] = Seen(inputs[name], output.clone())
+
+        return note
+
+    hooks = []
+    for stage in stages:
+        module = model.get_submodule(stage.name)
+        hooks += [
+            module.register_forward_pre_hook(before(stage.name)),
+            module.register_forward_hook(after(stage.name)),
+        ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watched_symbols(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The integers that entropy models make of what they are called with, call by call.
+
+    A model may quantise a latent more than once; what counts is the last time in each call: that is coded.
+    """
+    symbols: list[Tensor] = []
+    hooks = []
+    patched: list[tuple[nn.Module, str]] = []
+
+    def watch(module: nn.Module) -> None:
+        last: list[Tensor] = []
+
+        def watch_method(name: str) -> None:
+            quantise = getattr(module, name)
+
+            def noting(inputs: Tensor, mode: str, means: Any = None, qs: Any = None, **rest: Any) -> Tensor:
+                steps = {} if qs is None else {"qs": qs}
+                outputs: Tensor = quantise(inputs, mode, means, **steps, **rest)
+                levels = outputs if means is None or mode == "symbols" else outputs - means
+                last[:] = [torch.round(levels if qs is None or mode == "symbols" else levels / qs)]
+                return outputs
+
+            setattr(module, name, noting)
+            patched.append((module, name))
+
+        def take(*_: Any) -> None:
+            symbols.extend(last)
+            last.clear()
+
+        for name in ("quantize", "quantize_variable"):
+            if hasattr(module, name):
+                watch_method(name)
+        hooks.append(module.register_forward_hook(take))
+
+    for module in model.modules():
+        if is_quantiser(module):
+            watch(module)
+    try:
+        yield symbols
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, name in patched:
+            delattr(module, name)
+
+
+def tensors_in(value: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of a model's nested output, by its dotted name."""
+    if isinstance(value, Tensor):
+        return {name or "output": value}
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    return {
+        path: tensor
+        for key, item in items
+        for path, tensor in tensors_in(item, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def bytes_in(value: Any) -> int:
+    """How long all strings of a compressed image are together."""
+    if isinstance(value, bytes):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(bytes_in(item) for item in items)
+
+
+def differing(found: Tensor, expected: Tensor) -> int:
+    """How many numbers differ; all of them, if the shapes do."""
+    if found.shape != expected.shape:
+        return expected.numel()
+    return int((found != expected).sum())
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape or not expected.numel():
+        return float("inf") if found.shape != expected.shape else 0.0
+    return float((found.double() - expected.double()).abs().max())

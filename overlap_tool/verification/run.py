@@ -1,0 +1,297 @@
+"""`verify`: every check on one model, gathered in a certificate."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool import checkpoint, plugins
+from overlap_tool.analysis import Edges
+from overlap_tool.checkpoint.artefact import wrapped_settings
+from overlap_tool.errors import OptionError
+from overlap_tool.retrofit import tiled_stages, wrap
+from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, plan_stage
+from overlap_tool.stages import Stage, Survey, survey
+from overlap_tool.verification import equality, images, machine
+from overlap_tool.verification.ablation import ablate as ablate_model
+from overlap_tool.verification.certificate import MODEL, Certificate, Check, PlanRecord
+from overlap_tool.verification.images import Image
+from overlap_tool.verification.minimality import check_minimality
+
+TILE = (256, 256)
+BOTH: tuple[Schedule, ...] = ("stream", "tiles")
+LARGEST_CHOSEN = (512, 512)
+"""No budget of memory chooses a larger tile."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is verified: a model that knows nothing of tiles, its stages, and the ways to tile them."""
+
+    model: nn.Module
+    found: Survey
+    ways: tuple[Settings, ...]
+    whole: bool
+    """Whether the model is asked, too, and not only one stage of it."""
+    ablate: bool
+    progress: Callable[[str], None]
+
+    def name_of(self, stage: Stage) -> str:
+        return stage.name or type(self.model).__name__
+
+
+def verify(
+    model: nn.Module | str | os.PathLike[str],
+    *,
+    tiles: Sequence[int | tuple[int, int]] | None = None,
+    schedules: Sequence[Schedule] | None = None,
+    size: tuple[int, int] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    stage: str | None = None,
+    ablate: bool = False,
+    device: str = "cpu",
+    architecture: str | None = None,
+    model_class: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Certificate:
+    """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
+
+    `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
+    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told.
+    Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
+    under `exact_kernels()`; the difference to the library's kernels is noted.
+    """
+    plugins.discover()
+    place = machine.find_device(device)
+    own = None if isinstance(model, nn.Module) else wrapped_settings(model)
+    ways = _ways(tiles, schedules, None if own is None else Settings(**own))
+    if isinstance(model, nn.Module):
+        if tiled_stages(model):
+            raise OptionError(
+                type(model).__name__,
+                "is wrapped already",
+                "Give the model itself, or call overlap_tool.unwrap",
+            )
+        state = checkpoint.hash_weights(model.state_dict())
+        # a copy, since CDFs may be computed and the device changed
+        loaded = checkpoint.Loaded(copy.deepcopy(model).eval(), type(model).__qualname__, {}, state, "")
+    else:
+        loaded = checkpoint.load(
+            model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
+        )
+    found = survey(loaded.model, only=stage)
+    pictures = _pictures(found, ways, size, images)
+    loaded.model.to(place)
+    if callable(update := getattr(loaded.model, "update", None)):
+        update()
+    subject = _Subject(loaded.model, found, ways, stage is None, ablate, progress)
+    with torch.no_grad():
+        results = [_verify_on(subject, picture, place) for picture in pictures]
+    plans = tuple(plan for of_image, _ in results for plan in of_image)
+    if all(plan.tiles == 1 for plan in plans):
+        raise OptionError(
+            f"--tile {', '.join('x'.join(map(str, plan.tile)) for plan in plans[:1])}",
+            "is the whole image in every stage, so that there is nothing to verify",
+            "Give a smaller --tile, or a larger --size or --image",
+        )
+    return Certificate(
+        source=loaded.source,
+        architecture=loaded.architecture,
+        arguments=dict(loaded.arguments),
+        weights_sha256=loaded.weights_sha256,
+        engine="exact",
+        machine=machine.describe(place),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        images=tuple(picture.record for picture in pictures),
+        plans=plans,
+        checks=tuple(check for _, checks in results for check in checks),
+    )
+
+
+def _ways(
+    tiles: Sequence[int | tuple[int, int]] | None, schedules: Sequence[Schedule] | None, own: Settings | None
+) -> tuple[Settings, ...]:
+    """The settings to verify: those asked for, else those of a wrapped model, else both schedules at 256."""
+    if own is not None and own.engine != "exact":
+        raise OptionError(
+            "--engine stock",
+            "this model was wrapped to compute with the library's kernels, of which no equality is claimed",
+            "Wrap it without --engine stock, or verify the checkpoint that it was made from",
+        )
+    if tiles is None and own is not None:
+        if schedules is None:
+            return (own,)
+        return tuple(
+            replace(own, schedule=schedule, batch=own.batch if schedule == "tiles" else 1)
+            for schedule in schedules
+        )
+    sides = [(tile, tile) if isinstance(tile, int) else tile for tile in tiles or [TILE]]
+    ways = (Settings(tile=side, schedule=schedule) for side in sides for schedule in schedules or BOTH)
+    return tuple(dict.fromkeys(ways))
+
+
+def _pictures(
+    found: Survey,
+    ways: Sequence[Settings],
+    size: tuple[int, int] | None,
+    paths: Sequence[str | os.PathLike[str]],
+) -> list[Image]:
+    multiple = images.multiple(found)
+    if paths:
+        if size is not None:
+            raise OptionError("--size", "an --image has a size of its own", "Give one of the two")
+        return [images.read(path, found.channels, multiple) for path in paths]
+    if size is None:
+        tiles = [way.tile or LARGEST_CHOSEN for way in ways]
+        size = images.telling_size(found.stages, tiles, multiple)
+    elif min(size) < 1:
+        raise OptionError(f"--size {size[0]}x{size[1]}", "is not the size of an image", "Use numbers from 1")
+    return [images.seeded(size, found.channels, multiple)]
+
+
+def _verify_on(
+    subject: _Subject, picture: Image, place: torch.device
+) -> tuple[list[PlanRecord], list[Check]]:
+    dtype = next((p.dtype for p in subject.model.parameters() if p.is_floating_point()), torch.float32)
+    image = picture.values.to(place, dtype)
+    blank = Check("", MODEL, picture.record.name, "skipped")
+    subject.progress(f"{blank.image}: the untouched model")
+    exact = equality.run_model(subject.model, image, subject.found.stages)
+    plans: list[PlanRecord] = []
+    checks: list[Check] = []
+    for stage in subject.found.stages:
+        for record, check in _stage_checks(subject, stage, exact, blank):
+            plans += [] if record is None else [record]
+            checks.append(check)
+    if subject.whole:
+        checks += _model_checks(subject, image, exact, blank)
+    if subject.ablate:
+        for settings in dict.fromkeys(replace(way, schedule="tiles", batch=1) for way in subject.ways):
+            subject.progress(f"{blank.image}: overlaps one sample too small")
+            tiled = replace(blank, tile=settings.tile)
+            checks += ablate_model(subject.model, subject.found.stages, settings, image, exact, tiled)
+    return plans, checks
+
+
+def _stage_checks(
+    subject: _Subject, stage: Stage, exact: equality.Run, blank: Check
+) -> Iterator[tuple[PlanRecord | None, Check]]:
+    """Equality for every way to tile it, and minimality for every tile."""
+    name = subject.name_of(stage)
+    blank = replace(blank, stage=name)
+    seen = exact.seen.get(stage.name)
+    reason = ""
+    if seen is None:
+        reason = "the model's forward does not call it"
+    elif not stage.network.accepts(seen.input.shape[2], seen.input.shape[3]):
+        reason = "its input is too small for tiles: the model's own code runs"
+    if seen is None or reason:
+        yield None, replace(blank, name="stage-equality", message=reason)
+        return
+    whole = Shape(seen.input.shape[0], seen.input.shape[2], seen.input.shape[3], seen.input.element_size())
+    tiled: dict[tuple[int, int], StagePlan] = {}
+    runs = True
+    for way in subject.ways:
+        plan = plan_stage(name, stage.network, stage.input_scale, whole, way)
+        of_way = replace(blank, tile=plan.tile, schedule=plan.schedule)
+        subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, plan.tile))}, {plan.schedule}")
+        check = equality.check_stage(stage.network, plan, seen, way.batch, of_way)
+        runs = runs and "differing" in check.figures
+        yield _plan_record(stage, of_way, plan), check
+        if plan.tile not in tiled:
+            alone = replace(way, tile=plan.tile, memory=None, schedule="tiles")
+            tiled[plan.tile] = plan_stage(name, stage.network, stage.input_scale, whole, alone)
+    for tile, plan in tiled.items() if runs else ():
+        subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, tile))}, is it minimal")
+        for check in check_minimality(stage.network, plan, seen, replace(blank, tile=tile)):
+            yield None, check
+
+
+def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
+    edges = Edges.of(stage.network.rows.reaches()[-1].overlap, stage.network.columns.reaches()[-1].overlap)
+    return PlanRecord(
+        stage=check.stage,
+        image=check.image,
+        tile=plan.tile,
+        schedule=plan.schedule,
+        tiles=plan.tiles,
+        left=edges.left,
+        right=edges.right,
+        top=edges.top,
+        bottom=edges.bottom,
+        macs=plan.macs,
+        working_bytes=plan.working_bytes,
+        peak_bytes=plan.peak_bytes,
+    )
+
+
+def _model_checks(subject: _Subject, image: Tensor, exact: equality.Run, blank: Check) -> list[Check]:
+    """What the model as a whole gives: outputs, symbols, bitstreams, decoded images."""
+    model, progress = subject.model, subject.progress
+    pixels = image.shape[0] * image.shape[2] * image.shape[3]
+    progress(f"{blank.image}: the untouched model's bitstream")
+    coded = equality.compress(model, image)
+    progress(f"{blank.image}: the same with the library's kernels")
+    stock = equality.run_model(model, image, kernels="stock"), equality.compress(model, image, "stock")
+    checks = [
+        equality.check_latents(exact, blank),
+        equality.note_difference("exact-against-stock", (exact, coded), stock, blank),
+    ]
+    tiled: list[tuple[nn.Module, Check]] = []
+    streams = [] if coded.stream is None else [coded.stream]
+    for way in subject.ways:
+        of_way = replace(blank, tile=way.tile, schedule=way.schedule)
+        progress(f"{blank.image}: the model in {_described(way)}")
+        wrapped = _wrapped(model, way)
+        try:
+            found = equality.run_model(wrapped, image)
+        except Exception as error:
+            checks.append(equality.raised(replace(of_way, name="model-equality"), error))
+            continue
+        checks += equality.check_outputs(found, exact, of_way)
+        written = equality.compress(wrapped, image)
+        checks.append(equality.check_bitstream(written, coded, pixels, of_way))
+        if written.stream is not None and written.stream not in streams:
+            streams.append(written.stream)
+        tiled.append((wrapped, of_way))
+        library = _wrapped(model, replace(way, engine="stock"))
+        noted = (
+            equality.run_model(library, image, kernels="stock"),
+            equality.compress(library, image, "stock"),
+        )
+        checks.append(equality.note_difference("stock-tiles-against-stock", noted, stock, of_way))
+    if not streams:
+        reason = coded.refusal
+        return [*checks, *(replace(each, name="decoding", message=reason) for _, each in tiled)]
+    progress(f"{blank.image}: the untouched model decodes")
+    decoded = [equality.decompress(model, stream) for stream in streams]
+    for wrapped, of_way in tiled:
+        progress(f"{blank.image}: tiles decode")
+        checks.append(equality.check_decoding(wrapped, streams, decoded, of_way))
+    return checks
+
+
+def _wrapped(model: nn.Module, way: Settings) -> nn.Module:
+    return wrap(
+        model,
+        tile=way.tile,
+        memory=way.memory,
+        schedule=way.schedule,
+        store=way.store,
+        batch=way.batch,
+        engine=way.engine,
+    )
+
+
+def _described(way: Settings) -> str:
+    tile = "a budget of memory" if way.tile is None else f"tiles of {'x'.join(map(str, way.tile))}"
+    return tile if way.schedule is None else f"{tile}, {way.schedule}"
