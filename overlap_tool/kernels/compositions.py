@@ -290,6 +290,10 @@ def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -
     return torch.where(x > 0, x * scale, below)
 
 
+def celu(x: Tensor, alpha: float = 1) -> Tensor:
+    return elu(x, alpha, 1, 1 / alpha)
+
+
 def hardsigmoid(x: Tensor) -> Tensor:
     return (x + 3).clamp(0, 6) / 6
 
@@ -306,8 +310,12 @@ def rsqrt(x: Tensor) -> Tensor:
     return x.sqrt().reciprocal_() if x.is_floating_point() else 1 / x.sqrt()
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
+def power(x: Any, exponent: Any) -> Tensor:
     """Products and square roots; other exponents have no exact kernel."""
+    if isinstance(exponent, Tensor):
+        raise ExactnessError(
+            "pow with exponents in a tensor", "there is no exact kernel for it", 'Use engine="stock"'
+        )
     if exponent in (0.5, -0.5):
         return x.sqrt() if exponent > 0 else rsqrt(x)
     if exponent != int(exponent) or abs(exponent) > 16:

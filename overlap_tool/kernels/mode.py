@@ -66,6 +66,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "mish": compositions.mish,
     "gelu": compositions.gelu,
     "elu": compositions.elu,
+    "celu": compositions.celu,
     "hardsigmoid": compositions.hardsigmoid,
     "hardswish": compositions.hardswish,
     "_prelu_kernel": compositions.prelu,

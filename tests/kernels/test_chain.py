@@ -1,0 +1,214 @@
+"""The CPU kernels give the canonical chain, bit for bit, as an emulation in numpy does; threads and shapes
+change nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from convolutions import CASES, LAYOUTS, Case, chain, operands
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from overlap_tool import exact_kernels
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import codegen, cpu, emulation, threads
+
+NEIGHBOURS = [name for name in LAYOUTS if name in ("rows", "channels last", "some channels")]
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert torch.equal(found, expected), f"{(found != expected).float().mean():.1%} of the outputs differ"
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
+    """`F.conv2d` by the emulation: zeros around, then chains."""
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    return chain(padded, weight, bias, (stride, dilation, groups))
+
+
+def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
+    """`F.conv_transpose2d` by the emulation: the convolution of the input with zeros between its samples and
+    the kernel turned round. Zeros do not change a chain, so this is the same chain."""
+    kernel = weight.shape[-2:]
+    spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[-2:], stride, strict=True)))
+    spread[..., :: stride[0], :: stride[1]] = x
+    around = []
+    for k, d, p, o in reversed(list(zip(kernel, dilation, padding, output_padding, strict=True))):
+        around += [d * (k - 1) - p, d * (k - 1) - p + o]
+    turned = weight.flip(-2, -1).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return chain(F.pad(spread, around), turned, bias, ((1, 1), dilation, groups))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.out in (None, *NEIGHBOURS)])
+def test_cases_of_every_kind(name: str) -> None:
+    case = CASES[name]
+    if case.out == "rows":
+        pytest.skip("the CPU kernel writes channels side by side")
+    x, weight, bias, geometry = operands(case)
+    expected = chain(x, weight, bias, geometry)
+    out = None
+    if case.out is not None:
+        out = LAYOUTS[case.out](torch.full_like(expected, 7).to(memory_format=torch.channels_last))
+    same(cpu.convolve(x, weight, bias, *geometry, out), expected)
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def layers(draw) -> tuple[Tensor, Tensor, Tensor | None, dict]:
+    depthwise = draw(st.integers(0, 5)) == 0
+    groups = draw(st.sampled_from([3, 17, 70]) if depthwise else st.sampled_from([1, 1, 1, 2, 5]))
+    channels = groups * (1 if depthwise else draw(st.sampled_from([1, 2, 5, 16, 33])))
+    outputs = groups * (1 if depthwise else draw(st.sampled_from([1, 3, 12, 16, 31, 65, 130])))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dilation = draw(pairs)
+    size = [d * (k - 1) + draw(st.integers(1, 9)) for d, k in zip(dilation, kernel, strict=True)]
+    size[1] += draw(st.sampled_from([0, 0, 48, 53]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x = torch.randn(draw(st.sampled_from([1, 3])), channels, *size, generator=generator)
+    x = LAYOUTS[draw(st.sampled_from(["rows", "channels last", "some channels", "columns"]))](x)
+    weight = torch.randn(outputs, channels // groups, *kernel, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
+    options = {"stride": draw(pairs), "dilation": dilation, "groups": groups}
+    return x, weight, bias, options | {"padding": draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))}
+
+
+@settings(max_examples=120, deadline=None)
+@given(layers())
+def test_convolutions_are_chains(layer) -> None:
+    x, weight, bias, options = layer
+    with exact_kernels():
+        found = F.conv2d(x, weight, bias, **options)
+    same(found, convolution(x, weight, bias, **options))
+
+
+@settings(max_examples=120, deadline=None)
+@given(layers(), st.tuples(st.integers(0, 2), st.integers(0, 2)))
+def test_transposed_convolutions_are_chains(layer, more) -> None:
+    x, weight, bias, options = layer
+    x = x[..., :9, :9]
+    groups, kernel = options["groups"], weight.shape[-2:]
+    options["padding"] = [
+        min(p, d * (k - 1)) for p, d, k in zip(options["padding"], options["dilation"], kernel, strict=True)
+    ]
+    options["output_padding"] = [min(o, s - 1) for o, s in zip(more, options["stride"], strict=True)]
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # (in, out / groups, ...)
+    with exact_kernels():
+        found = F.conv_transpose2d(x, weight, bias, **options)
+    same(found, transposed(x, weight, bias, **options))
+
+
+@pytest.mark.parametrize("channels", [640, 1280])
+def test_very_many_taps_are_a_chain_too(channels: int) -> None:
+    """Where libraries begin to cut the sum in parts, and the weights are read in portions."""
+    case = Case(channels, 40, (3, 3), x="channels last")
+    x, weight, bias, geometry = operands(case)
+    assert weight[0].numel() * 4 * 32 > cpu.CACHED_BYTES
+    same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+
+
+def test_one_dimension_is_a_row() -> None:
+    x, weight, bias = torch.randn(2, 6, 31), torch.randn(8, 3, 5), torch.randn(8)
+    with exact_kernels():
+        found = F.conv1d(x, weight, bias, stride=2, padding=2, groups=2)
+    expected = convolution(x[:, :, None], weight[:, :, None], bias, (1, 2), (0, 2), (1, 1), 2)
+    same(found, expected[:, :, 0])
+
+
+def test_matrix_products_are_chains() -> None:
+    a, b, c = torch.randn(53, 37), torch.randn(37, 70), torch.randn(70)
+    expected = torch.from_numpy(emulation.chains(a.numpy()[:, None], b.T.numpy()[None]))
+    with exact_kernels():
+        same(a @ b, expected)
+        same(F.linear(a, b.T, c), expected + c)
+        same(torch.addmm(c, a, b, beta=0.5, alpha=2.0), 2.0 * expected + 0.5 * c)
+        for rows in (1, 2, 7, 50):
+            same(a[:rows] @ b, expected[:rows])
+
+
+def test_batches_of_matrix_products_are_chains() -> None:
+    a, b = torch.randn(5, 9, 11), torch.randn(5, 11, 20)
+    expected = np.stack(
+        [emulation.chains(x[:, None], y.T[None]) for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    )
+    with exact_kernels():
+        same(a @ b, torch.from_numpy(expected))
+        same(a[3:4] @ b[3:4], torch.from_numpy(expected[3:4]))
+
+
+def test_double_precision_is_a_chain_of_its_own() -> None:
+    case = Case(7, 20, (3, 2), (2, 1), x="channels last", dtype=torch.float64)
+    x, weight, bias, geometry = operands(case)
+    same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_threads_change_no_bit(count: int) -> None:
+    x, weight, bias = torch.randn(2, 24, 61, 67), torch.randn(70, 24, 3, 3), torch.randn(70)
+    assert x[:, :1].numel() * weight.numel() > cpu.WORTH_THREADS
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        found = cpu.convolve(x, weight, bias, (1, 1), (1, 1), 1)
+    finally:
+        torch.set_num_threads(before)
+    same(found[1:, :, 50:], chain(x[1:, :, 50:], weight, bias, ((1, 1), (1, 1), 1)))
+    same(found[:1, :, :9], chain(x[:1, :, :11], weight, bias, ((1, 1), (1, 1), 1)))
+
+
+def test_without_an_openmp_runtime_python_threads_do_it(monkeypatch) -> None:
+    monkeypatch.setattr(threads, "_runner", lambda: threads._on_python_threads)
+    x, weight = torch.randn(1, 24, 61, 67), torch.randn(70, 24, 3, 3)
+    found = cpu.convolve(x, weight, None, (1, 1), (1, 1), 1)
+    same(found[..., :2, :], chain(x[..., :4, :], weight, None, ((1, 1), (1, 1), 1)))
+
+
+@pytest.mark.parametrize(
+    "machine", [codegen.Machine(32, 16), codegen.Machine(16, 16), codegen.Machine(16, 32)]
+)
+def test_narrower_processors_compute_the_same(machine, monkeypatch) -> None:
+    """As on AVX2, SSE and NEON: the vectors are shorter, the bits are not different."""
+    for module in (codegen, cpu):
+        monkeypatch.setattr(module, "machine", lambda: machine)
+    monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)
+    for name in ("3x3", "two groups of 17", "depthwise", "more than a block of channels"):
+        x, weight, bias, geometry = operands(CASES[name])
+        same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+
+
+def test_operands_that_do_not_fit_get_the_librarys_own_error() -> None:
+    """Nothing may be read beyond a tensor's end."""
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(6, 5, 3, 3)
+    for call in (
+        lambda: F.conv2d(x, weight),
+        lambda: F.conv2d(x, weight[:, :4].double()),
+        lambda: F.conv2d(x[..., :2], weight[:, :4]),
+        lambda: F.conv_transpose2d(x, weight),
+        lambda: x[0, 0] @ weight[0, 0],
+        lambda: torch.bmm(x[0], weight[0]),
+    ):
+        with pytest.raises(RuntimeError) as own:
+            call()
+        with exact_kernels(), pytest.raises(RuntimeError) as ours:
+            call()
+        assert str(ours.value) == str(own.value)
+        assert not isinstance(ours.value, ExactnessError)
+
+
+def test_empty_batches_stay_empty() -> None:
+    with exact_kernels():
+        assert F.conv2d(torch.randn(0, 4, 8, 8), torch.randn(6, 4, 3, 3)).shape == (0, 6, 6, 6)
+        assert (torch.randn(0, 3) @ torch.randn(3, 2)).shape == (0, 2)
+
+
+def test_weights_that_change_are_packed_again() -> None:
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(6, 4, 3, 3)
+    with exact_kernels():
+        first = F.conv2d(x, weight)
+        weight.mul_(2)
+        same(F.conv2d(x, weight), first * 2)

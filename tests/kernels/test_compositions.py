@@ -1,0 +1,135 @@
+"""Functions and sums composed of correctly rounded operations: near to the library's in float64, and the same
+bits for any piece, layout and number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from overlap_tool import exact_kernels
+from overlap_tool.errors import ExactnessError
+
+torch.manual_seed(0)
+
+POINTWISE = {
+    "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus,
+    "softplus with options": lambda x: F.softplus(x, 3.0, 2.0), "logsigmoid": F.logsigmoid, "mish": F.mish,
+    "gelu": F.gelu, "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"), "elu": F.elu, "celu": F.celu,
+    "selu": F.selu, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "relu6": F.relu6,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.01), "softsign": F.softsign, "tanhshrink": F.tanhshrink,
+    "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(), "square": torch.square, "cube": lambda x: x**3,
+    "root": lambda x: x.abs() ** 0.5, "inverse root": lambda x: (x.abs() + 0.1) ** -0.5,
+    "inverse": lambda x: (x.abs() + 0.1) ** -1, "exp": torch.exp, "log": lambda x: torch.log(x.abs() + 0.1),
+    "tanh": torch.tanh, "erf": torch.erf, "erfc": torch.erfc, "log1p": lambda x: torch.log1p(x.abs()),
+    "scaled sum": lambda x: torch.add(x, x * x, alpha=0.3),
+    "difference": lambda x: torch.sub(x, x * x, alpha=0.3),
+    "difference from one": lambda x: 1 - x, "addcmul": lambda x: torch.addcmul(x, x, x + 1, value=0.3),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x.abs() + 1, value=0.3),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "prelu": lambda x: F.prelu(x, torch.linspace(-1, 1, 7).to(x)),
+    "batch norm": nn.BatchNorm2d(7).eval(), "a layer norm of channels": lambda x: F.layer_norm(
+        x.permute(0, 2, 3, 1), (7,), torch.linspace(1, 2, 7).to(x), torch.linspace(0, 1, 7).to(x)
+    ).permute(0, 3, 1, 2),
+    "softmax of channels": lambda x: torch.softmax(x, 1), "log_softmax": lambda x: torch.log_softmax(x, 1),
+    "logsumexp": lambda x: torch.logsumexp(x, 1, keepdim=True), "sum": lambda x: x.sum(1, keepdim=True),
+    "mean": lambda x: x.mean(1, keepdim=True), "prod": lambda x: x.prod(1, keepdim=True),
+    "var": lambda x: x.var(1, keepdim=True), "std": lambda x: x.std(1, keepdim=True, unbiased=False),
+    "norm": lambda x: x.norm(dim=1, keepdim=True), "absolute norm": lambda x: x.norm(p=1, dim=1, keepdim=True),
+}  # fmt: skip
+"""Of a map of seven channels: every position by itself."""
+
+WHOLE = {
+    "mean of all": lambda x: x.mean(), "sum of rows and columns": lambda x: x.sum((2, 3)),
+    "one adaptive pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "nine adaptive pools": lambda x: F.adaptive_avg_pool2d(x, 3),
+    "group norm": nn.GroupNorm(1, 7), "instance norm": nn.GroupNorm(7, 7), "variance": lambda x: x.var(),
+    "average pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "average pool with a ceiling": lambda x: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True, count_include_pad=False),
+    "average pool with a divisor": lambda x: F.avg_pool2d(x, (2, 3), divisor_override=5),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bilinear to corners": lambda x: F.interpolate(x, size=(11, 40), mode="bilinear", align_corners=True),
+    "bilinear down": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear"),
+    "attention": lambda x: torch.softmax(x.flatten(2) @ x.flatten(2).mT, -1) @ x.flatten(2),
+}  # fmt: skip
+"""Of whole maps."""
+
+
+def exactly(function, x):
+    with torch.no_grad(), exact_kernels():
+        return function(x)
+
+
+def near(function, x) -> None:
+    """To the library's own in float64, within a few roundings."""
+    module = isinstance(function, nn.Module)
+    with torch.no_grad():
+        expected = (function.double() if module else function)(x.double())
+        found = exactly(function.float() if module else function, x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_near_to_the_library(name: str) -> None:
+    near(POINTWISE[name], 4 * torch.randn(2, 7, 13, 17))
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_no_bit_depends_on_the_piece(name: str) -> None:
+    """Pieces of several sizes at several places, in either layout, alone and in a batch, with one thread and two."""
+    function, x = POINTWISE[name], 4 * torch.randn(3, 7, 61, 67)
+    whole = exactly(function, x)
+    torch.set_num_threads(1)
+    assert torch.equal(exactly(function, x), whole)
+    torch.set_num_threads(2)
+    assert torch.equal(exactly(function, x.to(memory_format=torch.channels_last)), whole)
+    for rows, columns in (((0, 1), (0, 1)), ((5, 12), (3, 20)), ((60, 61), (0, 67)), ((1, 60), (66, 67))):
+        place = ..., slice(*rows), slice(*columns)
+        for piece in (x[place], x[place].contiguous(), x[1:2][place].to(memory_format=torch.channels_last)):
+            images = slice(1, 2) if len(piece) == 1 else slice(None)
+            assert torch.equal(exactly(function, piece), whole[images][place])
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_maps(name: str) -> None:
+    function, x = WHOLE[name], torch.randn(3, 7, 23, 31)
+    near(function, x)
+    whole = exactly(function, x)
+    assert torch.equal(exactly(function, x.to(memory_format=torch.channels_last)), whole)
+    torch.set_num_threads(1)
+    assert torch.equal(exactly(function, x), whole)
+    torch.set_num_threads(2)
+    if whole.ndim > 1:
+        assert torch.equal(exactly(function, x[1:2]), whole[1:2]), "alone as in a batch"
+
+
+def test_sums_are_trees_of_neighbours() -> None:
+    """Against a loop in Python."""
+    x = torch.randn(11)
+    level = list(x)
+    while len(level) > 1:
+        level = [level[i] + level[i + 1] for i in range(0, len(level) - 1, 2)] + (
+            level[-1:] if len(level) % 2 else []
+        )
+    assert torch.equal(exactly(torch.sum, x), level[0])
+
+
+def test_extremes_do_not_overflow() -> None:
+    x = torch.tensor([-500.0, -90.0, 0.0, 90.0, 500.0])
+    for name in ("sigmoid", "silu", "softplus", "logsigmoid", "mish", "gelu", "elu"):
+        with torch.no_grad():
+            expected = POINTWISE[name](x.double())
+        torch.testing.assert_close(exactly(POINTWISE[name], x).double(), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("exponent", [1.7, 17, -0.3])
+def test_other_powers_are_refused(exponent: float) -> None:
+    with pytest.raises(ExactnessError, match=str(exponent)):
+        exactly(lambda x: x**exponent, torch.rand(5))
+
+
+def test_normalising_by_the_batch_is_refused() -> None:
+    with pytest.raises(ExactnessError, match=r"model\.eval"):
+        exactly(nn.BatchNorm2d(3).train(), torch.rand(2, 3, 4, 4))

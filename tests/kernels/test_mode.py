@@ -1,0 +1,172 @@
+"""`exact_kernels()` as a user meets it: any model, nested, in threads, in and out without a trace."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import overlap_tool
+from overlap_tool import exact_kernels
+from overlap_tool.errors import ExactnessError, OverlapToolError
+from overlap_tool.kernels import mode
+
+X = torch.randn(1, 8, 33, 35, generator=torch.Generator().manual_seed(0))
+MODEL = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(24, 4, 5, 2, 2)).eval()
+
+
+@pytest.fixture
+def stock() -> torch.Tensor:
+    with torch.no_grad():
+        return MODEL(X)
+
+
+@pytest.fixture
+def exact() -> torch.Tensor:
+    with torch.no_grad(), exact_kernels():
+        return MODEL(X)
+
+
+def test_it_computes_something_else_and_nearly_the_same(stock, exact) -> None:
+    assert not torch.equal(stock, exact), "if these were equal, no test here would say anything"
+    torch.testing.assert_close(stock, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_it_leaves_no_trace(stock) -> None:
+    with torch.no_grad():
+        with exact_kernels():
+            MODEL(X)
+        assert torch.equal(MODEL(X), stock)
+        with pytest.raises(ZeroDivisionError), exact_kernels():
+            _ = 1 / 0
+        assert torch.equal(MODEL(X), stock)
+
+
+def test_it_nests(exact, stock) -> None:
+    with torch.no_grad():
+        with exact_kernels():
+            with exact_kernels():
+                assert torch.equal(MODEL(X), exact)
+            assert torch.equal(MODEL(X), exact)
+        assert torch.equal(MODEL(X), stock)
+
+
+def test_it_is_a_decorator_too(exact) -> None:
+    @exact_kernels()
+    def compute() -> torch.Tensor:
+        return MODEL(X)
+
+    with torch.no_grad():
+        assert torch.equal(compute(), exact)
+        assert torch.equal(compute(), exact)
+
+
+def test_each_thread_has_its_own(exact, stock) -> None:
+    found = {}
+    inside = threading.Barrier(2)
+
+    @torch.no_grad()
+    def compute(name: str, exactly: bool) -> None:
+        if exactly:
+            with exact_kernels():
+                inside.wait()
+                found[name] = MODEL(X)
+        else:
+            inside.wait()
+            found[name] = MODEL(X)
+
+    threads = [threading.Thread(target=compute, args=args) for args in (("exact", True), ("stock", False))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found["exact"], exact)
+    assert torch.equal(found["stock"], stock)
+
+
+def test_inference_mode_is_the_same(exact) -> None:
+    with torch.inference_mode(), exact_kernels():
+        assert torch.equal(MODEL(X), exact)
+
+
+def test_with_gradients_wanted_the_values_are_the_same(exact) -> None:
+    with exact_kernels():
+        assert torch.equal(MODEL(X.clone().requires_grad_()), exact)
+
+
+def test_in_place_ops_change_their_tensor() -> None:
+    x = torch.randn(5)
+    with exact_kernels():
+        expected = torch.sigmoid(x)
+        y = x.clone()
+        assert y.sigmoid_() is y
+        assert torch.equal(y, expected)
+        y.add_(x, alpha=0.5)
+        assert torch.equal(y, expected + 0.5 * x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_results_lie_in_memory_as_the_librarys_do(layout) -> None:
+    x = X.to(memory_format=layout)
+    with torch.no_grad():
+        expected = [module(y).stride() for module, y in ((MODEL[0], x), (MODEL[2], MODEL[0](x)))]
+        with exact_kernels():
+            assert [module(y).stride() for module, y in ((MODEL[0], x), (MODEL[2], MODEL[0](x)))] == expected
+
+
+def test_integers_are_let_through() -> None:
+    x = torch.arange(10)
+    with exact_kernels():
+        assert torch.equal(torch.cumsum(x, 0), x * (x + 1) // 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(dtype) -> None:
+    with pytest.raises(ExactnessError, match=r"float32 and float64 only.*\.float\(\)"), exact_kernels():
+        F.conv2d(X.to(dtype), MODEL[0].weight.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("compute", "name"),
+    [
+        (lambda: torch.fft.rfft(X), "fft"),
+        (lambda: torch.cumsum(X, 0), "cumsum"),
+        (lambda: torch.add(X, X, out=torch.empty_like(X)), "out"),
+        (lambda: F.conv3d(X[None], torch.randn(2, 1, 3, 3, 3)), "three dimensions"),
+        (lambda: torch.pow(2.0, X), "pow"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(compute, name: str) -> None:
+    with pytest.raises(ExactnessError, match=name), exact_kernels():
+        compute()
+
+
+def test_a_library_function_whose_bits_move_is_refused(monkeypatch) -> None:
+    """As where the rest that fills no vector is computed another way."""
+
+    def uneven(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y.view(-1)[len(x) // 16 * 16 :] *= 1 + 2**-23
+        return y
+
+    monkeypatch.setattr(torch, "tanh", uneven)
+    mode._even.cache_clear()
+    with pytest.raises(ExactnessError, match="tanh"), exact_kernels():
+        torch.ops.aten.tanh(X)
+    mode._even.cache_clear()
+
+
+def test_the_stock_engine_is_the_librarys(stock, exact) -> None:
+    with torch.no_grad():
+        assert torch.equal(overlap_tool.wrap(MODEL, tile=512, engine="exact")(X), exact)
+        assert torch.equal(overlap_tool.wrap(MODEL, tile=16, engine="exact")(X), exact)
+        torch.testing.assert_close(overlap_tool.wrap(MODEL, tile=16, engine="stock")(X), stock)
+        assert not torch.equal(overlap_tool.wrap(MODEL, tile=16, engine="stock")(X), exact)
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(OverlapToolError, match="--engine fast"):
+        overlap_tool.wrap(MODEL, engine="fast")  # type: ignore[arg-type]
