@@ -26,6 +26,8 @@ from overlap_tool.plugins import GROUP
 from overlap_tool.rules import registry
 from overlap_tool.trace import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -129,6 +131,11 @@ def test_a_command_runs(folder, run, line) -> None:
         stage = rest[rest.index("--stage") + 1] if "--stage" in rest else ""
         assert stage in out
         assert len(out.splitlines()) > 5
+    elif command == "verify":
+        assert "holds" in out
+        for option in ("--report", "--junit", "--summary"):
+            if option in rest:
+                assert (folder / rest[rest.index(option) + 1]).stat().st_size > 0
     elif command == "wrap":
         target = folder / out.rpartition("wrote ")[2].strip()
         assert target.is_file()

@@ -15,6 +15,8 @@ LIBRARIES = ("compressai", "numpy", "llvmlite")
 
 
 def find_device(name: str) -> torch.device:
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name}", "is not one", "Use cpu or cuda")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
