@@ -6,6 +6,7 @@ others.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from random_networks import Case, Layer, RandomNetwork, cases
-from torch import Tensor
+from torch import Tensor, nn
 
+from overlap_tool import exact_kernels
 from overlap_tool.axis import Axis
 from overlap_tool.execute import execute
 from overlap_tool.geometry import Span
@@ -55,10 +57,43 @@ def check(case: Case) -> None:
     assert torch.equal(x, case.image()), "the input was changed"
 
 
+REAL = {nn.ReLU6: nn.GELU, nn.PReLU: nn.Softplus, nn.Identity: nn.SiLU}
+"""What takes the place of activations that keep integers."""
+
+
+def check_exactly(case: Case) -> None:
+    """The same in float32, on numbers that round at every step, with the exact engine."""
+    network = copy.deepcopy(case.network).float()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.4
+    for i, module in enumerate(network.ops):
+        if type(module) in REAL:
+            network.ops[i] = REAL[type(module)]()
+    x = case.image().float() * 0.37
+    with torch.no_grad(), exact_kernels():
+        full = network(x.clone())
+        traced = trace(network, "net", network.channels)
+        found = {
+            "stream": in_tiles(case, traced, x, plan.stream),
+            "tiles": in_tiles(case, traced, x, plan.tiles),
+            "tiles, three at once": in_tiles(case, traced, x, plan.tiles, batch=3),
+        }
+    assert full.isfinite().all()
+    for name, tiles in found.items():
+        assert torch.equal(tiles, full), name
+
+
 @settings(max_examples=COUNT, deadline=None, derandomize=True)
 @given(cases())
 def test_tiles_of_random_networks_are_the_full_image(case):
     check(case)
+
+
+@settings(max_examples=COUNT, deadline=None, derandomize=True)
+@given(cases())
+def test_tiles_are_the_full_image_bit_for_bit_in_single_precision(case):
+    check_exactly(case)
 
 
 @pytest.mark.slow
@@ -66,6 +101,7 @@ def test_tiles_of_random_networks_are_the_full_image(case):
 @given(cases())
 def test_tiles_of_thousands_of_random_networks_are_the_full_image(case):
     check(case)
+    check_exactly(case)
 
 
 # --- what random networks have found ----------------------------------------------------------------------

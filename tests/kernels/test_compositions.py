@@ -36,7 +36,7 @@ POINTWISE = {
     "logsumexp": lambda x: torch.logsumexp(x, 1, keepdim=True), "sum": lambda x: x.sum(1, keepdim=True),
     "mean": lambda x: x.mean(1, keepdim=True), "prod": lambda x: x.prod(1, keepdim=True),
     "var": lambda x: x.var(1, keepdim=True), "std": lambda x: x.std(1, keepdim=True, unbiased=False),
-    "norm": lambda x: x.norm(dim=1, keepdim=True), "absolute norm": lambda x: x.norm(p=1, dim=1, keepdim=True),
+    "norm": lambda x: x.norm(dim=1, keepdim=True), "absolute norm": lambda x: x.norm(1, dim=1, keepdim=True),
 }  # fmt: skip
 """Of a map of seven channels: every position by itself."""
 
@@ -46,7 +46,7 @@ WHOLE = {
     "nine adaptive pools": lambda x: F.adaptive_avg_pool2d(x, 3),
     "group norm": nn.GroupNorm(1, 7), "instance norm": nn.GroupNorm(7, 7), "variance": lambda x: x.var(),
     "average pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
-    "average pool with a ceiling": lambda x: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True, count_include_pad=False),
+    "average pool, ceiling": lambda x: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True, count_include_pad=False),
     "average pool with a divisor": lambda x: F.avg_pool2d(x, (2, 3), divisor_override=5),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bilinear to corners": lambda x: F.interpolate(x, size=(11, 40), mode="bilinear", align_corners=True),
@@ -78,7 +78,7 @@ def test_near_to_the_library(name: str) -> None:
 
 @pytest.mark.parametrize("name", POINTWISE)
 def test_no_bit_depends_on_the_piece(name: str) -> None:
-    """Pieces of several sizes at several places, in either layout, alone and in a batch, with one thread and two."""
+    """Pieces of several sizes and places, in either layout, alone and in a batch, with one thread and two."""
     function, x = POINTWISE[name], 4 * torch.randn(3, 7, 61, 67)
     whole = exactly(function, x)
     torch.set_num_threads(1)
