@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,15 +46,10 @@ Plugin = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-@contextmanager
-def busy(doing: str) -> Iterator[Callable[[str], None]]:
-    """Say on a terminal's stderr what is being done; what is given tells of the next thing."""
+def busy(doing: str) -> AbstractContextManager[object]:
+    """Say on a terminal's stderr what is being done."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda doing: None
-        return
-    with console.status(doing) as status:
-        yield status.update
+    return console.status(doing) if console.is_terminal else nullcontext()
 
 
 def load_plugins(paths: Sequence[Path] | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from overlap_tool.cli.options import (
     Arch,
@@ -18,7 +20,6 @@ from overlap_tool.cli.options import (
     Source,
     Stage,
     Trust,
-    busy,
     load_plugins,
     parse_kwargs,
     parse_size,
@@ -93,28 +94,27 @@ def verify(
     sides, arguments = None if size is None else parse_size(size), parse_kwargs(kwargs)
     for option, path in (("--report", report), ("--junit", junit), ("--summary", summary)):
         _refuse_missing_folder(option, path)
-    with busy(f"Verifying {source or model}") as progress:
-        from overlap_tool import report as reports
-        from overlap_tool.checkpoint import write_atomically
-        from overlap_tool.report.terminal import show_certificate
-        from overlap_tool.verification import verify as verify_model
+    from overlap_tool import report as reports
+    from overlap_tool.checkpoint import write_atomically
+    from overlap_tool.report.terminal import show_certificate
+    from overlap_tool.verification import verify as verify_model
 
-        load_plugins(plugin)
-        certificate = verify_model(
-            source,
-            tiles=tiles,
-            schedules=_schedules(schedule),  # type: ignore[arg-type]
-            size=sides,
-            images=image or [],
-            stage=stage,
-            ablate=ablate,
-            device=device,
-            architecture=arch,
-            model_class=model,
-            kwargs=arguments,
-            trust=trust,
-            progress=progress,
-        )
+    load_plugins(plugin)
+    certificate = verify_model(
+        source,
+        tiles=tiles,
+        schedules=_schedules(schedule),  # type: ignore[arg-type]
+        size=sides,
+        images=image or [],
+        stage=stage,
+        ablate=ablate,
+        device=device,
+        architecture=arch,
+        model_class=model,
+        kwargs=arguments,
+        trust=trust,
+        progress=_told_on_a_terminal(),
+    )
     for path, written in (
         (report, reports.certificate_to_json),
         (junit, reports.certificate_to_junit),
@@ -125,6 +125,14 @@ def verify(
     show_certificate(certificate, Console())
     if not certificate.holds:
         raise typer.Exit(1)
+
+
+def _told_on_a_terminal() -> Callable[[str], None]:
+    """What is being done, line by line: the bars that count tiles come and go below."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return lambda doing: None
+    return lambda doing: console.print(f"[dim]{escape(doing)}[/dim]", highlight=False)
 
 
 def _put(text: str, file: BinaryIO) -> None:

@@ -31,4 +31,8 @@ def certificate_to_markdown(certificate: Certificate) -> str:
 
 def _table(table: Table) -> str:
     lines = [table.header, ("---",) * len(table.header), *table.rows]
-    return f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return f"## {table.title}\n\n" + "\n".join(map(_row, lines)) + "\n"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
