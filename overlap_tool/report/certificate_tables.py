@@ -13,7 +13,7 @@ TOLD: dict[str, str] = {
     "model-equality": "{output}",
     "latents": "{nonzero_share:.0%} of {symbols} symbols are not 0",
     "bitstream": "{bytes} bytes, {bits_per_pixel:.3f} bits per pixel",
-    "decoding": "streams that differ: {streams}",
+    "decoding": "distinct streams: {streams}",
 }
 """What a check that passed is told by; one that failed has a message."""
 
