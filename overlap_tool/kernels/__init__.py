@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from overlap_tool.kernels.mode import exact_kernels
+from overlap_tool.kernels.mode import exact_kernels, register
 
-__all__ = ["engine", "exact_kernels"]
+__all__ = ["engine", "exact_kernels", "register"]
 
 
 def engine(name: str) -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 - it is a chain (`chain`) or composed (`compositions`): that runs instead;
 - it is a transcendental function of the library's: it runs, once a test has shown that its bits do not depend
   on where a number stands;
-- it is made of other ops: those are looked at;
+- a function was registered for it, or it is made of other ops: those are looked at;
 - anything else on floating-point numbers is refused by name.
 """
 
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from overlap_tool.errors import ExactnessError
+from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import chain, compositions
 
 AS_IS = frozenset(
@@ -32,18 +32,18 @@ AS_IS = frozenset(
     _assert_async _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d abs
     add_relu alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli bitwise_and
     bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max clamp_min clone
-    col2im constant_pad_nd copy copysign detach diag_embed div embedding empty empty_like empty_permuted
-    empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full full_like gather ge gt
-    hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned isfinite isinf isnan
-    item le leaky_relu lift lift_fresh linspace logical_and logical_not logical_or logical_xor lt
-    masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum min minimum mul
-    nan_to_num native_channel_shuffle ne neg new_empty new_empty_strided new_full new_ones new_zeros
-    nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle pixel_unshuffle rand rand_like
-    randint randn randn_like reciprocal record_stream reflection_pad1d reflection_pad2d relu remainder
-    repeat repeat_interleave replication_pad1d replication_pad2d resize roll round scalar_tensor scatter
-    searchsorted select_scatter set sgn sign signbit slice_scatter softshrink sort split_with_sizes_copy
-    sqrt stack threshold topk tril triu trunc unbind unfold uniform unique_consecutive upsample_nearest2d
-    view where zero zeros zeros_like
+    col2im constant_pad_nd copy copysign cummax cummin detach diag_embed div embedding empty empty_like
+    empty_permuted empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full full_like
+    gather ge gt hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned isfinite
+    isinf isnan item kthvalue le leaky_relu lift lift_fresh linspace logical_and logical_not logical_or
+    logical_xor lt masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum median min
+    minimum mul nan_to_num nanmedian native_channel_shuffle ne neg new_empty new_empty_strided new_full
+    new_ones new_zeros nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle
+    pixel_unshuffle rand rand_like randint randn randn_like reciprocal record_stream reflection_pad1d
+    reflection_pad2d relu remainder repeat repeat_interleave replication_pad1d replication_pad2d resize
+    roll round scalar_tensor scatter searchsorted select_scatter set sgn sign signbit slice_scatter
+    softshrink sort split_with_sizes_copy sqrt stack threshold topk tril triu trunc unbind unfold uniform
+    unique_consecutive upsample_nearest2d view where zero zeros zeros_like
     """.split()
 )
 """Moving, comparing, choosing, and operations that IEEE 754 defines to the last bit."""
@@ -95,6 +95,26 @@ COMPOSED: dict[str, Callable[..., Any]] = {
 }
 
 
+_registered: dict[str, Callable[..., Any]] = {}
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def register(op: str) -> Callable[[AnyFunction], AnyFunction]:
+    """Say what computes an op of your own, named as `namespace::op`, under the exact engine.
+
+    The function is called with the op's arguments, and its own ops run exactly in turn.
+    """
+
+    def add(function: AnyFunction) -> AnyFunction:
+        if op in _registered:
+            raise PluginError(op, "an exact function is already registered", "Register each op once")
+        _registered[op] = function
+        return function
+
+    return add
+
+
 class _ExactKernels(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +128,9 @@ class _ExactKernels(TorchDispatchMode):
         name = overload if overload.startswith("__") else overload.rstrip("_")
         if func.is_view or (name in AS_IS and name not in COMPOSED) or _without_numbers(args, kwargs):
             return func(*args, **kwargs)
+        if func._schema.name in _registered:
+            with self:
+                return _registered[func._schema.name](*args, **kwargs)
         exact = self._exact(name)
         if exact is None and func._can_decompose():
             with self:
@@ -116,7 +139,8 @@ class _ExactKernels(TorchDispatchMode):
             raise ExactnessError(
                 str(func),
                 "the exact engine has no kernel for it, so its bits may depend on the shape",
-                'Use engine="stock", or write it with other operations',
+                'Use engine="stock", write it with other operations, or register a function for it with '
+                "overlap_tool.kernels.register",
             )
         result = exact(*args, **kwargs)
         return args[0].copy_(result) if name != overload else result

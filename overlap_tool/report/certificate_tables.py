@@ -49,7 +49,7 @@ def check_table(certificate: Certificate) -> Table:
             alike.setdefault((check.stage, check.name, check.status), []).append(check)
     return Table(
         "Checks",
-        ("stage", "check", "result", "checks", "tiles", "what"),
+        ("stage", "check", "result", "checks", "tiling", "what"),
         tuple(
             (
                 stage,

@@ -18,7 +18,7 @@ LEFT_ALIGNED = {
     "status",
     "check",
     "result",
-    "tiles",
+    "tiling",
     "what",
     "run",
     "short of overlap",

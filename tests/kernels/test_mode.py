@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import overlap_tool
-from overlap_tool import exact_kernels
-from overlap_tool.errors import ExactnessError, OverlapToolError
+from overlap_tool import exact_kernels, kernels
+from overlap_tool.errors import ExactnessError, OverlapToolError, PluginError
 from overlap_tool.kernels import mode
 
 X = torch.randn(1, 8, 33, 35, generator=torch.Generator().manual_seed(0))
@@ -157,6 +157,20 @@ def test_a_library_function_whose_bits_move_is_refused(monkeypatch) -> None:
     with pytest.raises(ExactnessError, match="tanh"), exact_kernels():
         torch.ops.aten.tanh(X)
     mode._even.cache_clear()
+
+
+def test_an_op_of_ones_own_is_registered_by_name() -> None:
+    @torch.library.custom_op("overlap_tool_tests::mixed", mutates_args=())
+    def mixed(x: torch.Tensor) -> torch.Tensor:
+        return MODEL[0](x)
+
+    with torch.no_grad(), exact_kernels():
+        with pytest.raises(ExactnessError, match="overlap_tool_tests.mixed.*kernels.register"):
+            mixed(X)
+        kernels.register("overlap_tool_tests::mixed")(MODEL[0])
+        assert torch.equal(mixed(X), MODEL[0](X)), "and its own ops are exact"
+    with pytest.raises(PluginError, match="already"):
+        kernels.register("overlap_tool_tests::mixed")(MODEL[0])
 
 
 def test_the_stock_engine_is_the_librarys(stock, exact) -> None:
