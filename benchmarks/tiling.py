@@ -68,7 +68,7 @@ def _stages() -> list[tuple[str, TiledForward]]:
 @torch.no_grad()
 def main() -> None:
     speed = Table(
-        title=f"stream by the exact engine, tile {TILE}, on {SIDE}x{SIDE}, against stock full-image inference, "
+        title=f"stream by the exact engine, tile {TILE}, on {SIDE}x{SIDE}, against the stock full image, "
         f"{torch.get_num_threads()} threads; median of {RUNS} runs in turn\n{machine.describe()}"
     )
     for heading in ("stage", "stock, full", "exact, stream", "stream / full (range)", "limit", "same bits"):
