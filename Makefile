@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: help demo test test-slow lint bench clean
 
 help:
 	@echo "make demo       install, write a seeded mbt2018 checkpoint, and analyze it (offline)"
-	@echo "make test       install, then lint, type-check and run the test suite"
+	@echo "make test       install, plugins too, then lint, type-check and run the test suite"
 	@echo "make test-slow  the long checks: full widths, many more random cases"
 	@echo "make bench      the benchmarks"
 	@echo "make lint       ruff and mypy only"
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(PLUGINS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+ifneq ($(PLUGINS),)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(PLUGINS:%/pyproject.toml=--editable ./%)
+endif
 	@touch $@
 
 demo: $(INSTALLED)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from overlap_tool import checkpoint, cli
+from overlap_tool import checkpoint, cli, plugins
 
 # A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
 # else, and by `make test-slow`.
@@ -23,6 +23,12 @@ if os.environ.get("CI"):
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _installed_plugins() -> None:
+    """Imported before the first test, so that what is registered does not depend on the order of tests."""
+    plugins.discover()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import count
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ def _sizes(stage: Stage, dim: int) -> tuple[int, int]:
     """A length that holds a tile with its whole halo, not a multiple of the period, and a narrow width."""
     reach = _axis(stage, dim).reaches()[-1]
     long = reach.receptive_field + 3 * reach.period.input + 1
-    narrow = max(reach.period.input, 2)
+    across = _axis(stage, COLUMNS if dim == ROWS else ROWS)
+    # without padding, an op may need more than a period
+    narrow = next(n for n in count(max(reach.period.input, 2)) if min(across.sizes(n)) >= 1)
     return long, narrow
 
 
