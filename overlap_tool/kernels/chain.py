@@ -8,7 +8,7 @@ The canonical chain of an output, one rounding per step:
     y = acc + bias
 
 A transposed convolution is, for each of its phases, an ordinary convolution with every stride-th tap, and a
-matrix product is a convolution with one tap. Taps of zeros change no bit, so padding may be written out.
+matrix product is a convolution with one tap. Taps of zeros change no value, so padding may be written out.
 """
 
 from __future__ import annotations
@@ -36,13 +36,21 @@ class Prepared:
     def clear(self) -> None:
         self._known.clear()
 
+    def changed(self, tensor: Tensor) -> None:
+        """Forget what was made of this memory: `weight.data` can be written without a count of changes."""
+        storage = tensor.untyped_storage().data_ptr()
+        for weight in list(self._known):
+            if weight.untyped_storage().data_ptr() == storage:
+                del self._known[weight]
+
     def get(self, weight: Tensor, how: tuple[Any, ...], make: Callable[[Tensor], Any]) -> Any:
         if weight.is_inference():  # such a tensor does not count its changes
             return make(weight)
+        now = weight._version, weight.data_ptr(), weight.dtype
         version, made = self._known.get(weight, (None, {}))
-        if version != weight._version:
+        if version != now:
             made = {}
-            self._known[weight] = weight._version, made
+            self._known[weight] = now, made
         if how not in made:
             made[how] = make(weight)
         return made[how]
@@ -100,7 +108,7 @@ class Phase(NamedTuple):
     """
 
     r: int
-    indices: list[int]
+    indices: tuple[int, ...]
     offset: int
     step: int
 
@@ -116,7 +124,7 @@ def phases(kernel: int, stride: int, dilation: int) -> list[Phase]:
         fed = [(divmod(r - dilation * i, stride), i) for i in range(kernel)]
         taps = sorted((e, i) for (e, rest), i in fed if rest == 0)
         step = taps[1][0] - taps[0][0] if len(taps) > 1 else 1
-        found.append(Phase(r, [i for _, i in taps], taps[0][0] if taps else 0, step))
+        found.append(Phase(r, tuple(i for _, i in taps), taps[0][0] if taps else 0, step))
     return found
 
 
@@ -180,10 +188,10 @@ def _phases_apart(
                 continue
 
             def make(w: Tensor, both: tuple[Phase, Phase] = both) -> Any:
-                taps = w[:, :, both[0].indices][..., both[1].indices]
+                taps = w[:, :, list(both[0].indices)][..., list(both[1].indices)]
                 return _pack(taps.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1), groups)
 
-            packed = prepared.get(weight, ("phase", *stride, vertical.r, horizontal.r, groups), make)
+            packed = prepared.get(weight, ("phase", stride, both, groups), make)
             piece = _read_by(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
             _convolve(piece, packed, bias, (1, 1), (vertical.step, horizontal.step), groups, part)
 

@@ -30,7 +30,7 @@ from overlap_tool.kernels import chain, compositions
 AS_IS = frozenset(
     """
     _assert_async _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d abs
-    add_relu alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli bitwise_and
+    alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli bitwise_and
     bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max clamp_min clone
     col2im constant_pad_nd copy copysign cummax cummin detach diag_embed div embedding empty empty_like
     empty_permuted empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full full_like
@@ -126,7 +126,9 @@ class _ExactKernels(TorchDispatchMode):
         kwargs = kwargs or {}
         overload = func._schema.name.removeprefix("aten::")
         name = overload if overload.startswith("__") else overload.rstrip("_")
-        if func.is_view or (name in AS_IS and name not in COMPOSED) or _without_numbers(args, kwargs):
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
+            self.prepared.changed(args[0])
+        if func.is_view or name in AS_IS or _without_numbers(args, kwargs):
             return func(*args, **kwargs)
         if func._schema.name in _registered:
             with self:
