@@ -1,20 +1,39 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks by name, or all of them."""
+"""`python -m benchmarks [NAME ...] [--save FOLDER]`: run benchmarks by name, or all of them.
+
+With `--save`, each one's tables are written to FOLDER/NAME.md as well, with what they were measured on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
+from datetime import date
+from pathlib import Path
 
-NAMES = ("command_line", "tiling")
+from rich.console import Console
+
+from benchmarks import machine
+from benchmarks.markdown import as_markdown
+
+NAMES = ("command_line", "tiling", "zoo", "alternatives")
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or NAMES
-    unknown = set(wanted) - set(NAMES)
-    if unknown:
-        sys.exit(f"no benchmark is called {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
-    for name in wanted:
-        importlib.import_module(f"benchmarks.{name}").main()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *NAMES], help=", ".join(NAMES))
+    parser.add_argument("--save", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    console = Console(width=140)
+    console.print(machine.describe())
+    for name in options.names or NAMES:
+        tables = importlib.import_module(f"benchmarks.{name}").main()
+        for table in tables:
+            console.print(table)
+        if options.save:
+            head = f"`python -m benchmarks {name}`. {machine.describe()}, {date.today()}."
+            options.save.mkdir(parents=True, exist_ok=True)
+            text = "\n\n".join([head, *map(as_markdown, tables)])
+            (options.save / f"{name}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import sys
 import time
 from statistics import median
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
@@ -32,9 +31,9 @@ def _wall(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def main() -> None:
+def main() -> list[Table]:
     tool = [sys.executable, "-m", "overlap_tool"]
-    table = Table(title=f"Seconds, median of {RUNS} runs\n{machine.describe()}")
+    table = Table(title=f"Seconds, median of {RUNS} runs")
     for heading in ("command", "median (range)", "limit", "holds"):
         table.add_column(heading)
 
@@ -51,4 +50,4 @@ def main() -> None:
         inner = [float(_wall([sys.executable, "-c", ANALYSIS, source])[1]) for _ in range(RUNS)]
         add(f"analyze {source}", walls, LIMITS["analyze"])
         add("  of which tracing and analysis", inner, LIMITS["of which tracing and analysis"])
-    Console(width=120).print(table)
+    return [table]

@@ -12,13 +12,11 @@ from fractions import Fraction
 from statistics import median
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import overlap_tool
-from benchmarks import machine
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
@@ -66,10 +64,10 @@ def _stages() -> list[tuple[str, TiledForward]]:
 
 
 @torch.no_grad()
-def main() -> None:
+def main() -> list[Table]:
     speed = Table(
         title=f"stream by the exact engine, tile {TILE}, on {SIDE}x{SIDE}, against the stock full image, "
-        f"{torch.get_num_threads()} threads; median of {RUNS} runs in turn\n{machine.describe()}"
+        f"{torch.get_num_threads()} threads; median of {RUNS} runs in turn"
     )
     for heading in ("stage", "stock, full", "exact, stream", "stream / full (range)", "limit", "same bits"):
         speed.add_column(heading)
@@ -80,7 +78,6 @@ def main() -> None:
     for heading in ("stage", "full image", "stream", "stream / full", "predicted"):
         memory.add_column(heading)
 
-    console = Console(width=120)
     for name, stage in _stages():
         label = f"{name} {stage.name}"
         image = _input(stage, SIDE, SIDE)
@@ -106,6 +103,5 @@ def main() -> None:
             f"{tiled / full:.2%}",
             f"{plan.peak_bytes / 1e6:.1f} MB",
         )
-        console.print(f"{label}: {median(ratios):.3f} of the time, {tiled / full:.2%} of the bytes")
-    console.print(speed)
-    console.print(memory)
+        print(f"{label}: {median(ratios):.3f} of the time, {tiled / full:.2%} of the bytes")
+    return [speed, memory]
