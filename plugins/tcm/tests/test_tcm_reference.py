@@ -1,7 +1,7 @@
 """The definition gives what the authors' own model gives: keys, shapes, and outputs for weights by formula.
 
-`reference/tcm-n64.keys.json` has every key and shape of the authors' state dict. `tcm-n64.pt` has an image and
-what their code made of it in float64: of large maps 2000 places, drawn at random, and small ones whole.
+`reference/tcm-n64.keys.json` has every key and shape of the authors' state dict. `tcm-n64.pt` has an image
+and what their code made of it in float64: of large maps 2000 places, drawn at random, and small ones whole.
 """
 
 from __future__ import annotations
