@@ -8,6 +8,7 @@ number while tracing, and a condition on `x.size(2)` is caught.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,16 +20,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from overlap_tool.axis import MisalignedJoin
 from overlap_tool.errors import (
     DataDependenceError,
+    GlobalOpError,
     OverlapToolError,
     RuleError,
     SizeDependenceError,
     TraceError,
     UnknownOpError,
+    WrapAroundError,
 )
 from overlap_tool.network import Constant, Input, Network, Op, leaves, operands
 from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
 from overlap_tool.rules.pointwise import inplace_position
 from overlap_tool.rules.registry import Registered
+from overlap_tool.spread import Reach, spread
 
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
@@ -73,6 +77,8 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
     module.eval()
     try:
         graph = tracer.trace(module)
+    except TraceError as error:
+        raise _explained(error, tracer) from error
     finally:
         changed = buffers.restore()
         for submodule in was_training:
@@ -83,10 +89,43 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
             "is a buffer that changes while the module runs, which tiles could not do alike",
             "Do not change it in eval mode",
         )
-    _functionalise(graph, tracer)
-    network = _network(graph, tracer)
+    try:
+        _functionalise(graph, tracer)
+        network = _network(graph, tracer)
+    except TraceError as error:
+        raise _explained(error, tracer) from error
     _check_sizes(network, tracer)
     return network
+
+
+def _explained(error: TraceError, tracer: _Tracer) -> TraceError:
+    """The error, or what is at the bottom of it: no rule could help a part that mixes the whole map."""
+    if type(error) not in (TraceError, UnknownOpError, SizeDependenceError):
+        return error
+    for path in tracer.parts_around(tracer.stopped_in):
+        part = tracer.root.get_submodule(path)
+        seen = spread(part, tracer.parts[path])
+        if seen is not None:
+            break
+    if seen is None or seen.reach is Reach.NEAR:
+        return error
+    where = f"{tracer.dotted(path)} ({type(part).__name__})"
+    trial = f"in a trial on {seen.size[0]}x{seen.size[1]} samples, a change in one outermost {seen.line}"
+    stopped = f"tracing stopped at {error.where}: it {error.reason}"
+    if seen.reach is Reach.EVERYWHERE:
+        return GlobalOpError(
+            where,
+            f"mixes the whole map: {trial} was seen up to the opposite one, so that no finite overlap is "
+            f"enough ({stopped})",
+            "Analyze the parts before and after it, with --stage, or replace it by a local op",
+        )
+    return WrapAroundError(
+        where,
+        f"reads across the border of the map: {trial} was seen at the opposite one and not between, as when "
+        f"a roll is not masked or a map is mirrored, so that tiles at one border need the other ({stopped})",
+        f"Mask what comes from across the border and retrain, or {REGISTER[0].lower()}{REGISTER[1:]}, with a "
+        "circular geometry",
+    )
 
 
 class _Buffers:
@@ -203,11 +242,16 @@ for _changing, _plain in INPLACE_OPERATORS.items():
 
 class _Tracer(fx.Tracer):
     def __init__(self, name: str, root: nn.Module, channels: int) -> None:
-        super().__init__()
+        # einops looks at the type of what it is given, so its functions are traced as they stand
+        super().__init__(autowrap_functions=_einops_functions())
         self.name = name
         self.channels = channels
         self.nodes: dict[str, fx.Node] = {}
         self.evaluating = False
+        self.parts: dict[str, int] = {"": channels}
+        """The parts that were called with one map, and its channels."""
+        self.stopped_in = ""
+        """The innermost part at which tracing stands, once it is refused."""
         device = next((p.device for p in root.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -224,6 +268,14 @@ class _Tracer(fx.Tracer):
         scope = self.scope
         kind = scope.module_type or type(self.root)
         return f"{self.dotted(scope.module_path)} ({kind.__name__})"
+
+    def parts_around(self, path: str) -> Iterator[str]:
+        """The parts at or around this one that take one map, from the inside out to the whole stage."""
+        while path:
+            if path in self.parts:
+                yield path
+            path = path.rpartition(".")[0]
+        yield path
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -256,15 +308,23 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
+            self.note_part(m, args, kwargs)
             return super().call_module(m, forward, args, kwargs)
-        except OverlapToolError:
-            raise
         except NameError as error:
             raise TraceError(
                 self.where(), f"calls a {type(m).__name__} that is not one of its own submodules", REGISTER
             ) from error
         except Exception as error:
+            self.stopped_in = self.stopped_in or self.path_of_module(m)
+            if isinstance(error, OverlapToolError):
+                raise
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) == 1 and not kwargs and isinstance(args[0], _Proxy):
+            value = args[0].node.meta["values"][0]
+            if isinstance(value, Tensor) and value.ndim == 4:
+                self.parts.setdefault(self.path_of_module(m), value.shape[1])
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluating:
@@ -350,6 +410,12 @@ class _Tracer(fx.Tracer):
             self.evaluating = False
 
 
+def _einops_functions() -> tuple[Callable[..., Any], ...]:
+    """einops' functions, if the model has imported it."""
+    einops = sys.modules.get("einops")
+    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
+
+
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
@@ -374,6 +440,7 @@ def _functionalise(graph: fx.Graph, tracer: _Tracer) -> None:
     order = {node: i for i, node in enumerate(graph.nodes)}
     from_input: set[fx.Node] = set()
     for node in graph.nodes:
+        tracer.stopped_in = node.meta["scope"]
         if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
             from_input.add(node)
         if not _works_in_place(node, tracer):
@@ -439,6 +506,7 @@ def _network(graph: fx.Graph, tracer: _Tracer) -> Network:
     names: dict[str, int] = {}
     output: fx.Node | None = None
     for node in _live(graph):
+        tracer.stopped_in = node.meta["scope"]
         if node.op == "output":
             output = _single_output(node, from_input, tracer)
             continue
@@ -522,6 +590,13 @@ def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: 
         target, kind, args = _part_of_split(node, from_input, name)
     registered = rule_for_module(module) if module is not None else rule_for_function(target)
     inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
+    if not inputs:
+        raise SizeDependenceError(
+            f"{name} ({kind})",
+            "makes a tensor by the size of its input alone, so that a piece would be given another one",
+            f"Make it of the values of the map, or {REGISTER[0].lower()}{REGISTER[1:]} that makes the whole "
+            "module one op",
+        )
     call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
     channels = Operand("", tuple(node.meta["values"][0].shape), True).channels

@@ -18,7 +18,7 @@ LAYERS = (
     ("axis",),
     ("schedule.plan",),
     ("rules",),
-    ("network",),
+    ("network", "spread"),
     ("trace",),
     ("stages",),
     ("schedule.cost",),

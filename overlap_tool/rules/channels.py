@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, Size, register
 
 
-def _dims(dim: Any, ndim: int) -> list[int]:
+def dims_of(dim: Any, ndim: int) -> list[int]:
     dims = list(range(ndim)) if dim is None else list(dim) if isinstance(dim, tuple | list) else [dim]
     return [d % ndim for d in dims]
 
 
-def _along_the_map(dims: list[int], ndim: int) -> bool:
+def along_the_map(dims: list[int], ndim: int) -> bool:
     return ndim - 1 in dims or ndim - 2 in dims
 
 
 def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
-    dims = _dims(dim, ndim)
-    if _along_the_map(dims, ndim):
+    dims = dims_of(dim, ndim)
+    if along_the_map(dims, ndim):
         call.refuse_global(f"{doing} over rows or columns")
     _no_images(call, dims, doing)
 
@@ -37,26 +38,27 @@ def _no_images(call: Call, dims: list[int], doing: str) -> None:
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
         call.refuse("joins a map and a constant")
-    dims = _dims(dim, len(tensors[0].shape))
+    dims = dims_of(dim, len(tensors[0].shape))
     _no_images(call, dims, "joins maps")
-    if _along_the_map(dims, len(tensors[0].shape)):
+    if along_the_map(dims, len(tensors[0].shape)):
         call.refuse_size("joins maps side by side, at a place that depends on their size")
     return Rule(lambda patches, tensors, dim=0: torch.cat(tensors, dim))
 
 
 @register(torch.narrow, "narrow")
 def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rule:
-    dims = _dims(dim, len(input.shape))
+    dims = dims_of(dim, len(input.shape))
     _no_images(call, dims, "cuts a map")
-    if _along_the_map(dims, len(input.shape)):
+    if along_the_map(dims, len(input.shape)):
         call.refuse_size("cuts rows or columns at a place counted from one border")
     return Rule(lambda patches, input, dim, start, length: input.narrow(dim, start, length))
 
 
 @register(
     torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
-    torch.prod, torch.var, torch.std, torch.logsumexp,
+    torch.prod, torch.var, torch.std, torch.logsumexp, torch.cumsum, torch.cumprod, torch.logcumsumexp,
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
+    "cumsum", "cumprod", "logcumsumexp",
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
     _only_channels(call, dim, len(input.shape), "reduces")
@@ -96,6 +98,23 @@ def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     def run(patches: Patches, *args: Any, **_: Any) -> Tensor:
         input = args[1] if takes_module else args[0]
         return input.reshape(input.shape[0], *channels, *input.shape[-2:])
+
+    return Rule(run)
+
+
+@register("einops.einops.rearrange", accepts_sizes=True)
+def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
+    """`b (heads c) h w -> b heads c h w`: images, rows and columns stand alone and stay in place."""
+    given, made = (re.findall(r"\([^)]*\)|\S+", side) for side in pattern.split("->"))
+    kept = [given[0], *given[-2:]]
+    if kept != [made[0], *made[-2:]] or any("(" in name for name in kept) or kept[-2:].count("..."):
+        call.refuse("moves rows, columns or images, or regroups them")
+    lengths = {name: length for name, length in sizes.items() if name not in kept}
+    if any(isinstance(length, Size) for length in lengths.values()):
+        call.refuse_size("regroups channels by the size of the map")
+
+    def run(patches: Patches, tensor: Tensor, *_: Any, **__: Any) -> Any:
+        return call.target(tensor, pattern, **lengths)
 
     return Rule(run)
 

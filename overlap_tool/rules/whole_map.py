@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from overlap_tool.rules.registry import Call, Rule, register
+from overlap_tool.rules.channels import along_the_map, dims_of
+from overlap_tool.rules.registry import Call, Operand, Rule, register
 
 
 @register(
@@ -30,8 +31,12 @@ def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("works along the last dimension, which is that of the columns here")
 
 
-@register(torch.cumsum, "cumsum", torch.cumprod, "cumprod", torch.flip, "flip", torch.sort, "sort",
-          torch.fft.fft, torch.fft.rfft, torch.fft.fft2, torch.fft.rfft2, torch.fft.fftn,
-          torch.fft.rfftn)  # fmt: skip
-def scans(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    call.refuse_global("scans, sorts, mirrors or transforms the map")
+@register(
+    torch.fft.fft, torch.fft.fft2, torch.fft.fftn, torch.fft.rfft, torch.fft.rfft2, torch.fft.rfftn,
+    torch.fft.ifft, torch.fft.ifft2, torch.fft.ifftn, torch.fft.irfft, torch.fft.irfft2, torch.fft.irfftn,
+)  # fmt: skip
+def frequencies(call: Call, input: Operand, size: Any = None, dim: Any = None, *_: Any, **__: Any) -> Rule:
+    """`dim` left out is the last one at least, which is that of the columns."""
+    if dim is None or along_the_map(dims_of(dim, len(input.shape)), len(input.shape)):
+        call.refuse_global("transforms rows or columns to frequencies or back")
+    call.refuse("transforms channels to frequencies or back")
