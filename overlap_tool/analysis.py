@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -14,15 +14,18 @@ from torch import nn
 from overlap_tool import checkpoint, plugins
 from overlap_tool.axis import Axis, exact_overlap
 from overlap_tool.errors import OptionError
-from overlap_tool.geometry import Overlap, padding_free_overlap
+from overlap_tool.geometry import Overlap, Span, padding_free_overlap
 from overlap_tool.network import Input, Network, Op
+from overlap_tool.schedule.choose import Schedule, Settings, Shape, parse_bytes, plan_stage
 from overlap_tool.schedule.cost import full_bytes, macs, op_costs, working_bytes
-from overlap_tool.schedule.plan import cut, tiles, whole
+from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, whole
 from overlap_tool.stages import Stage, survey
 
 SCHEMA = 1
 IMAGE = (3840, 2160)
 TILES = (128, 256, 512, 1024)
+CHOSEN = Settings(tile=(256, 256))
+"""What `wrap` does unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,26 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class TileReport:
-    """What tiles of one size cost when each recomputes its halo. `tile` is in pixels of the image."""
+    """What tiles of one size cost under one schedule. `tile` is in pixels of the image."""
 
     tile: int
     count: int
     peak_bytes: int
     macs: int
     overhead: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How `wrap` runs a stage, by default or within a bound on memory.
+
+    `cost` counts as for any other tile. `bounded_bytes` is what `wrap --memory` bounds: with the stage's
+    whole input and output, and the copy of the weights that the exact engine reads.
+    """
+
+    schedule: Schedule
+    cost: TileReport
+    bounded_bytes: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,10 @@ class StageReport:
     full_peak_bytes: int
     layers: tuple[LayerReport, ...]
     tiles: tuple[TileReport, ...]
+    """Independent tiles, each of which recomputes its halo."""
+    streams: tuple[TileReport, ...]
+    """Tiles in order, which compute nothing twice."""
+    chosen: Choice
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,7 @@ def analyze(
     *,
     size: tuple[int, int] = IMAGE,
     tiles: Sequence[int] = TILES,
+    memory: int | str | None = None,
     stage: str | None = None,
     architecture: str | None = None,
     model_class: str | None = None,
@@ -129,7 +150,7 @@ def analyze(
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
     `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height, and
-    `tiles` are in pixels of the image.
+    `tiles` are in pixels of the image. `memory` ("2GiB", or bytes) is what a chosen tile has to stay within.
     """
     if min(size) < 1:
         raise OptionError(
@@ -137,6 +158,11 @@ def analyze(
         )
     if any(tile < 1 for tile in tiles):
         raise OptionError(f"tiles {list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
+    chosen = (
+        CHOSEN
+        if memory is None
+        else Settings(memory=parse_bytes(memory) if isinstance(memory, str) else memory)
+    )
     plugins.discover()
     if isinstance(model, nn.Module):
         sha256 = checkpoint.hash_weights(model.state_dict())
@@ -153,11 +179,13 @@ def analyze(
         weights_sha256=loaded.weights_sha256,
         image=size,
         padded=(padded[0], padded[1]),
-        stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles) for part in found.stages),
+        stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles, chosen) for part in found.stages),
     )
 
 
-def _stage_report(stage: Stage, image: tuple[int, int], tile_sides: Sequence[int]) -> StageReport:
+def _stage_report(
+    stage: Stage, image: tuple[int, int], tile_sides: Sequence[int], chosen: Settings
+) -> StageReport:
     network = stage.network
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
     edges = Edges.of(rows.overlap, columns.overlap)
@@ -185,14 +213,23 @@ def _stage_report(stage: Stage, image: tuple[int, int], tile_sides: Sequence[int
         full_macs=full_macs,
         full_peak_bytes=full_bytes(costs, *full),
         layers=_layer_reports(network, full[0].sizes, full[1].sizes),
-        tiles=tuple(_tile_report(stage, height, width, tile, full_macs) for tile in tile_sides),
+        tiles=tuple(_tile_report(stage, tiles, height, width, tile, full_macs) for tile in tile_sides),
+        streams=tuple(_tile_report(stage, stream, height, width, tile, full_macs) for tile in tile_sides),
+        chosen=_choice(stage, height, width, full_macs, chosen),
     )
 
 
-def _tile_report(stage: Stage, height: int, width: int, tile: int, full_macs: int) -> TileReport:
+def _tile_report(
+    stage: Stage,
+    planner: Callable[[Axis, int, Sequence[Span]], AxisPlan],
+    height: int,
+    width: int,
+    tile: int,
+    full_macs: int,
+) -> TileReport:
     network = stage.network
     rows, columns = (
-        tiles(axis, n, cut(axis.sizes(n)[-1], _tile_of_output(axis, stage.input_scale, tile)))
+        planner(axis, n, cut(axis.sizes(n)[-1], _tile_of_output(axis, stage.input_scale, tile)))
         for axis, n in ((network.rows, height), (network.columns, width))
     )
     costs = op_costs(network)
@@ -204,6 +241,14 @@ def _tile_report(stage: Stage, height: int, width: int, tile: int, full_macs: in
         macs=total,
         overhead=total / full_macs if full_macs else 1.0,
     )
+
+
+def _choice(stage: Stage, height: int, width: int, full_macs: int, settings: Settings) -> Choice:
+    name = stage.name or type(stage.module).__name__
+    plan = plan_stage(name, stage.network, stage.input_scale, Shape(1, height, width), settings)
+    planner = stream if plan.schedule == "stream" else tiles
+    cost = _tile_report(stage, planner, height, width, plan.tile[0], full_macs)
+    return Choice(plan.schedule, cost, plan.peak_bytes)
 
 
 def _tile_of_output(axis: Axis, input_scale: Fraction, tile: int) -> int:

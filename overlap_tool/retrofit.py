@@ -32,6 +32,7 @@ from overlap_tool.schedule.choose import (
     Shape,
     StagePlan,
     Store,
+    parse_bytes,
     plan_stage,
 )
 from overlap_tool.stages import survey
@@ -213,21 +214,6 @@ def save(
     }
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)
-
-
-def parse_bytes(text: str) -> int:
-    """`2GiB`, `500 MB` or `1048576` as bytes."""
-    number, unit = text.strip(), ""
-    while number and not (number[-1].isdigit() or number[-1] == "."):
-        number, unit = number[:-1], number[-1] + unit
-    factors = {"": 1, "b": 1}
-    for power, letter in enumerate("kmgt", start=1):
-        factors |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
-    try:
-        value = float(number) * factors[unit.strip().lower()]
-    except (ValueError, KeyError) as error:
-        raise OptionError(f"--memory {text}", "is not an amount of memory", "Write --memory 2GiB") from error
-    return int(value)
 
 
 def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:

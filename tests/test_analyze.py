@@ -55,7 +55,14 @@ def test_json_has_the_documented_keys(analysis) -> None:
     assert [tile["tile"] for tile in stage["tiles"]] == [128, 256, 512, 1024]
 
     documented = set(re.findall(r"^\| `(\w+)` \|", SCHEMA.read_text(), flags=re.M))
-    for part in (told, stage, stage["layers"][0], stage["tiles"][0], stage["layers"][0]["exact"]):
+    for part in (
+        told,
+        stage,
+        stage["layers"][0],
+        stage["tiles"][0],
+        stage["chosen"],
+        stage["layers"][0]["exact"],
+    ):
         assert set(part) <= documented, set(part) - documented
 
 
@@ -110,3 +117,28 @@ def test_dot_has_an_edge_into_every_layer(analysis) -> None:
         for layer in stage.layers:
             assert f'-> "{layer.name}"' in text
     assert text.count("{") == text.count("}")
+
+
+def test_streams_cost_what_their_plans_cost(analysis) -> None:
+    """Against the plans of a wrapped model, which is what runs."""
+    tiled = overlap_tool.wrap(small_model("mbt2018"), tile=128)
+    for stage in analysis.stages:
+        plan = overlap_tool.plans(tiled, analysis.padded)[stage.name]
+        stream = stage.streams[0]
+        assert (stream.tile, stream.count, stream.macs) == (128, plan.tiles, plan.macs)
+        assert stream.overhead <= 1.0
+        assert stream.peak_bytes <= plan.working_bytes  # which has the exact engine's weights in it
+
+
+def test_the_choice_is_that_of_wrap(analysis) -> None:
+    tiled = overlap_tool.wrap(small_model("mbt2018"))
+    small = overlap_tool.wrap(small_model("mbt2018"), memory="220MB")
+    bounded = overlap_tool.analyze(small_model("mbt2018"), memory="220MB")
+    for found, model in ((analysis, tiled), (bounded, small)):
+        for stage in found.stages:
+            plan, chosen = overlap_tool.plans(model, found.padded)[stage.name], stage.chosen
+            assert (chosen.schedule, (chosen.cost.tile,) * 2) == (plan.schedule, plan.tile)
+            assert chosen.bounded_bytes == plan.peak_bytes
+    assert {stage.chosen.cost.tile for stage in bounded.stages} != {256}
+    with pytest.raises(OptionError, match="needs at least"):
+        overlap_tool.analyze(small_model("mbt2018"), memory=1000)

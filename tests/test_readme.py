@@ -132,6 +132,8 @@ def test_a_command_runs(folder, run, line) -> None:
         stage = rest[rest.index("--stage") + 1] if "--stage" in rest else ""
         assert stage in out
         assert len(out.splitlines()) > 5
+        if "--html" in rest:
+            assert (folder / rest[rest.index("--html") + 1]).stat().st_size > 0
     elif command == "verify":
         assert "holds" in out
         for option in ("--report", "--junit", "--summary"):

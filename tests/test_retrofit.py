@@ -16,7 +16,8 @@ import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, TrainingModeError
-from overlap_tool.retrofit import Shape, parse_bytes, tiled_stages
+from overlap_tool.retrofit import Shape, tiled_stages
+from overlap_tool.schedule.choose import parse_bytes
 from overlap_tool.stages import survey
 
 SCHEDULES = ["stream", "tiles"]

@@ -9,7 +9,7 @@ from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.loading import Loaded, load, rebuild
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
 from overlap_tool.checkpoint.seeded import seed_weights
-from overlap_tool.checkpoint.writing import save_atomically, write_atomically
+from overlap_tool.checkpoint.writing import save_atomically, write_atomically, write_bytes
 from overlap_tool.checkpoint.zoo import seeded_model
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "shape",
     "size",
     "write_atomically",
+    "write_bytes",
 ]

@@ -16,6 +16,10 @@ def save_atomically(payload: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(path, lambda file: torch.save(payload, file))
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Write beside the destination, then rename; on failure nothing is left behind."""
     target = Path(path)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
@@ -52,5 +53,5 @@ def main() -> None:
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

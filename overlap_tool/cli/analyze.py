@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +23,9 @@ from overlap_tool.cli.options import (
     load_plugins,
     parse_kwargs,
     parse_size,
+    refuse_missing_folder,
 )
+from overlap_tool.errors import OptionError
 
 
 class Format(str, Enum):
@@ -35,6 +39,8 @@ EXAMPLES = """
 [bold]Examples[/bold]
 
   overlap-tool analyze mbt2018.pt
+
+  overlap-tool analyze mbt2018.pt --html report.html --memory 500MB
 
   overlap-tool analyze zoo:cheng2020-attn --size 7680x4320 --stage g_a
 
@@ -50,6 +56,20 @@ def analyze(
     ] = "3840x2160",
     stage: Stage = None,
     all_ops: Annotated[bool, typer.Option("--all-ops", help="List pointwise ops, too.")] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="2GiB", help="Show the tile that wrap --memory would choose."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help="Write the report as a page, with pictures."),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FOLDER", help="Write its pictures there, as SVG.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FOLDER", help="Write its pictures there, as PNG.")
+    ] = None,
     arch: Arch = None,
     model: ModelClass = None,
     kwargs: ModelKwargs = None,
@@ -59,6 +79,9 @@ def analyze(
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
     image, arguments = parse_size(size), parse_kwargs(kwargs)
+    refuse_missing_folder("--html", html)
+    _refuse_no_folder("--svg", svg)
+    _refuse_no_folder("--png", png)
     with busy(f"Analyzing {source or model}"):
         from overlap_tool.analysis import analyze as analyze_model
 
@@ -66,6 +89,7 @@ def analyze(
         analysis = analyze_model(
             source,
             size=image,
+            memory=memory,
             stage=stage,
             architecture=arch,
             model_class=model,
@@ -74,11 +98,33 @@ def analyze(
         )
 
         from overlap_tool import report
+        from overlap_tool.checkpoint import write_bytes
         from overlap_tool.report.terminal import show
+
+        pages = {} if html is None else {html: report.to_html(analysis).encode()}
+        pages |= _inside(svg, report.svg_files(analysis)) if svg is not None else {}
+        pages |= _inside(png, report.png_files(analysis)) if png is not None else {}
+        for path, content in pages.items():
+            write_bytes(path, content)
     if format is Format.rich:
         show(analysis, Console(), all_ops)
     else:
         typer.echo(report.FORMATS[format.value](analysis))
+
+
+def _inside(folder: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:
+    folder.mkdir(exist_ok=True)
+    return {folder / name: content for name, content in files.items()}
+
+
+def _refuse_no_folder(option: str, path: Path | None) -> None:
+    """A folder that is made if it is not there, in one that is."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise OptionError(f"{option} {path}", "is not a folder", "Name a folder for the pictures")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OptionError(
+            f"{option} {path}", "the folder above it does not exist", "Make it, or name another"
+        )
 
 
 analyze.__doc__ = f"{analyze.__doc__}\n{EXAMPLES}"

@@ -81,6 +81,14 @@ def parse_tile(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def refuse_missing_folder(option: str, path: Path | None) -> None:
+    """Before the work is done, and not after."""
+    if path is not None and not path.parent.is_dir():
+        raise OptionError(f"{option} {path}", "its folder does not exist", "Make it, or name another file")
+    if path is not None and path.is_dir():
+        raise OptionError(f"{option} {path}", "is a folder", "Name a file in it")
+
+
 def parse_kwargs(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +23,7 @@ from overlap_tool.cli.options import (
     parse_kwargs,
     parse_size,
     parse_tile,
+    refuse_missing_folder,
 )
 from overlap_tool.errors import OptionError
 
@@ -93,9 +93,9 @@ def verify(
     tiles = None if tile is None else [parse_tile(part) for part in tile.split(",")]
     sides, arguments = None if size is None else parse_size(size), parse_kwargs(kwargs)
     for option, path in (("--report", report), ("--junit", junit), ("--summary", summary)):
-        _refuse_missing_folder(option, path)
+        refuse_missing_folder(option, path)
     from overlap_tool import report as reports
-    from overlap_tool.checkpoint import write_atomically
+    from overlap_tool.checkpoint import write_bytes
     from overlap_tool.report.terminal import show_certificate
     from overlap_tool.verification import verify as verify_model
 
@@ -121,7 +121,7 @@ def verify(
         (summary, reports.certificate_to_markdown),
     ):
         if path is not None:
-            write_atomically(path, partial(_put, written(certificate)))
+            write_bytes(path, written(certificate).encode())
     show_certificate(certificate, Console())
     if not certificate.holds:
         raise typer.Exit(1)
@@ -135,24 +135,12 @@ def _told_on_a_terminal() -> Callable[[str], None]:
     return lambda doing: console.print(f"[dim]{escape(doing)}[/dim]", highlight=False)
 
 
-def _put(text: str, file: BinaryIO) -> None:
-    file.write(text.encode())
-
-
 def _schedules(text: str | None) -> list[str] | None:
     if text is None:
         return None
     if text not in ("stream", "tiles", "both"):
         raise OptionError(f"--schedule {text}", "is not one", "Use stream, tiles or both")
     return ["stream", "tiles"] if text == "both" else [text]
-
-
-def _refuse_missing_folder(option: str, path: Path | None) -> None:
-    """Before the work is done, and not after."""
-    if path is not None and not path.parent.is_dir():
-        raise OptionError(f"{option} {path}", "its folder does not exist", "Make it, or name another file")
-    if path is not None and path.is_dir():
-        raise OptionError(f"{option} {path}", "is a folder", "Name a file in it")
 
 
 verify.__doc__ = f"{verify.__doc__}\n{EXAMPLES}"

@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report.dot import to_dot
+from overlap_tool.report.html import to_html
 from overlap_tool.report.json import certificate_to_json, to_json
 from overlap_tool.report.junit import certificate_to_junit
 from overlap_tool.report.markdown import certificate_to_markdown, to_markdown
+from overlap_tool.report.pictures.files import png_files, svg_files
 
 __all__ = [
     "FORMATS",
     "certificate_to_json",
     "certificate_to_junit",
     "certificate_to_markdown",
+    "png_files",
+    "svg_files",
+    "to_html",
 ]
 
 FORMATS: dict[str, Callable[[Analysis], str]] = {"json": to_json, "markdown": to_markdown, "dot": to_dot}

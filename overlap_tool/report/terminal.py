@@ -26,7 +26,7 @@ LEFT_ALIGNED = {
 
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
-    console.print(f"[bold]{headline(analysis)}[/bold]\n", highlight=False)
+    console.print(f"[bold]{escape(headline(analysis))}[/bold]\n", highlight=False)
     console.print(drawn(stage_table(analysis)))
     for stage in analysis.stages:
         console.print(drawn(layer_table(stage, all_ops)))
@@ -34,7 +34,7 @@ def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
 
 
 def show_certificate(certificate: Certificate, console: Console) -> None:
-    console.print(f"[bold]{certificate_tables.headline(certificate)}[/bold]\n", highlight=False)
+    console.print(f"[bold]{escape(certificate_tables.headline(certificate))}[/bold]\n", highlight=False)
     for table in certificate_tables.tables(certificate):
         console.print(drawn(table))
     for failure in certificate_tables.failures(certificate):
@@ -45,10 +45,10 @@ def show_certificate(certificate: Certificate, console: Console) -> None:
 
 def drawn(table: Table) -> RichTable:
     """A table as rich draws it."""
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
+    drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
     for heading in table.header:
         left = heading in LEFT_ALIGNED
         drawn.add_column(heading, justify="left" if left else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(escape, row))
     return drawn

@@ -115,6 +115,21 @@ def plan_stage(
     )
 
 
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `500 MB` or `1048576` as bytes."""
+    number, unit = text.strip(), ""
+    while number and not (number[-1].isdigit() or number[-1] == "."):
+        number, unit = number[:-1], number[-1] + unit
+    factors = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        factors |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    try:
+        value = float(number) * factors[unit.strip().lower()]
+    except (ValueError, KeyError) as error:
+        raise OptionError(f"--memory {text}", "is not an amount of memory", "Write --memory 2GiB") from error
+    return int(value)
+
+
 def _plan(
     network: Network,
     input_scale: Fraction,

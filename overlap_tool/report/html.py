@@ -1,0 +1,95 @@
+"""An analysis as a page that stands alone: graphs, the anatomy of a tile, costs, and the tables."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from overlap_tool import __version__
+from overlap_tool.analysis import Analysis, StageReport
+from overlap_tool.report.maps import NOTHING, maps
+from overlap_tool.report.page import Part, element, page, picture, table, titled
+from overlap_tool.report.pictures.anatomy import anatomy, joins
+from overlap_tool.report.pictures.costs import costs
+from overlap_tool.report.pictures.graph import graph
+from overlap_tool.report.tables import headline, layer_table, size, stage_table, tile_table
+
+FEW = 12
+"""Pictures of joins that are shown at once; more are folded away."""
+
+
+def to_html(analysis: Analysis) -> str:
+    stages = stage_table(analysis)
+    parts: list[Part] = [
+        element("h1", "", f"{analysis.architecture}: overlaps of its tiles"),
+        element("p", "", headline(analysis)),
+        element("p", "note", f"weights {analysis.weights_sha256[:16]}, overlap-tool {__version__}"),
+        element(
+            "nav",
+            "",
+            *(
+                element("a", "", stage.name, href=f"#stage-{number}")
+                for number, stage in enumerate(analysis.stages)
+            ),
+        ),
+        *titled(stages),
+    ]
+    for number, stage in enumerate(analysis.stages):
+        parts += _stage(number, stage)
+    return page(f"{analysis.architecture}: overlaps", *parts)
+
+
+def _stage(number: int, stage: StageReport) -> list[Part]:
+    status = element("span", "badge good" if stage.status == "proved" else "badge", stage.status)
+    chosen = stage.chosen
+    every = layer_table(stage, all_ops=True)
+    spatial = layer_table(stage)
+    return [
+        element("h2", "", f"{stage.name} ", status, id=f"stage-{number}"),
+        element(
+            "p",
+            "",
+            f"A tile reads {stage.left} samples of the stage's input on its left, {stage.right} on its "
+            f"right, {stage.top} above and {stage.bottom} below. This holds for tiles that start on a "
+            f"multiple of {_pair(stage.period, stage.period_rows)}. The output has scale {stage.scale}.",
+        ),
+        element("h3", "", "How the overlap grows, from the output up to the input"),
+        picture(
+            partial(graph, stage),
+            "One line per map, in the order in which they are computed. Pointwise ops stand with the op that "
+            "they follow. Numbers are samples of that map; lengths are to scale at the stage's input. "
+            "A filled circle joins branches.",
+        ),
+        element("h3", "", "One tile"),
+        picture(partial(anatomy, stage), "Dashed lines are where tiles meet."),
+        *_joins(stage),
+        element("h3", "", "Memory and arithmetic against the size of a tile"),
+        picture(
+            partial(costs, stage),
+            f"Marked is what wrap does: {chosen.schedule}, tile {chosen.cost.tile}. Its maps take "
+            f"{size(chosen.cost.peak_bytes)} at most; {size(chosen.bounded_bytes)} with the stage's whole "
+            "input and output and the engine's copy of the weights. Batch 1, 32-bit floats.",
+        ),
+        *titled(tile_table(stage)),
+        *titled(spatial),
+        None
+        if len(every.rows) == len(spatial.rows)
+        else element("details", "", element("summary", "", f"All {len(every.rows)} ops"), table(every)),
+    ]
+
+
+def _joins(stage: StageReport) -> list[Part]:
+    shown = picture(
+        partial(joins, stage),
+        "A branch is computed for all who read it. What a join does not take of it is cropped: "
+        "on each side so many samples.",
+    )
+    if shown is None:
+        return []
+    cropped = sum(crop != NOTHING for row in maps(stage) for crop in row.crops if row.is_join)
+    if cropped > FEW:
+        shown = element("details", "", element("summary", "", f"All {cropped} branches"), shown)
+    return [element("h3", "", "What joins crop"), shown]
+
+
+def _pair(columns: int, rows: int) -> str:
+    return str(columns) if columns == rows else f"{columns} columns and {rows} rows"

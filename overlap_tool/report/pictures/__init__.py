@@ -1,0 +1,1 @@
+"""Pictures of an analysis and of a certificate, as SVG."""

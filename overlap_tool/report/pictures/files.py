@@ -1,0 +1,69 @@
+"""Every picture of an analysis as a file of its own, for papers: SVG, or PNG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+from overlap_tool.analysis import Analysis
+from overlap_tool.errors import OptionError
+from overlap_tool.report.pictures.anatomy import anatomy, joins
+from overlap_tool.report.pictures.costs import costs
+from overlap_tool.report.pictures.drawing import PAPER, Drawing
+from overlap_tool.report.pictures.graph import graph
+
+ZOOM = 3
+"""A PNG has so many pixels for each of the SVG's: about 300 per inch over the width of a page."""
+
+
+def svg_files(analysis: Analysis) -> dict[str, bytes]:
+    """The pictures of every stage by their file names."""
+    drawings = {"graph": graph, "tile": anatomy, "joins": joins, "costs": costs}
+    files: dict[str, bytes] = {}
+    for stage in analysis.stages:
+        for kind, draw in drawings.items():
+            drawing: Drawing | None = draw(stage)
+            if drawing is not None:
+                files[_file_name(f"{stage.name}-{kind}", files)] = drawing.alone().encode()
+    return files
+
+
+def png_files(analysis: Analysis) -> dict[str, bytes]:
+    """The same pictures on white. The letters are those that come with matplotlib, on any machine."""
+    resvg, fonts = _renderer()
+    return {
+        f"{name.removesuffix('.svg')}.png": bytes(
+            resvg.svg_to_bytes(
+                svg_string=svg.decode(),
+                background=PAPER,
+                zoom=ZOOM,
+                skip_system_fonts=True,
+                font_dirs=[str(fonts)],
+                font_family="DejaVu Sans",
+            )
+        )
+        for name, svg in svg_files(analysis).items()
+    }
+
+
+def _file_name(name: str, taken: dict[str, bytes]) -> str:
+    """A name for a file that leads nowhere else, whatever a stage is called, and that is not taken."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[-100:]
+    number = 1
+    while (file := f"{plain}{'' if number == 1 else f'-{number}'}.svg") in taken:
+        number += 1
+    return file
+
+
+def _renderer() -> tuple[ModuleType, Path]:
+    try:
+        import matplotlib
+        import resvg_py
+    except ImportError as error:
+        raise OptionError(
+            "--png",
+            f"needs {error.name}, which is not installed",
+            "Run pip install 'overlap-tool[png]', or use --svg",
+        ) from error
+    return resvg_py, Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -1,0 +1,181 @@
+"""The graph of a stage, one line per map, with the overlap of a tile growing from the output to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlap_tool.analysis import Edges, StageReport
+from overlap_tool.report.legible import shortened
+from overlap_tool.report.maps import Map, maps
+from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
+
+LANE = 13.0
+OWN = 40.0
+"""How wide a tile's own part is drawn: overlaps are to scale, tiles are not."""
+NUMBER = 30.0
+"""Room for a number beside a bar."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lane that every map runs in, from where it is computed to where it is read for the last time."""
+
+    of: tuple[int, ...]
+    count: int
+
+
+def lanes(rows: Sequence[Map]) -> Lanes:
+    """Every map in the leftmost lane of those it reads for the last time, else in the leftmost free one."""
+    last = {source: number for number, row in enumerate(rows) for source in row.inputs}
+    holders: list[int | None] = []
+    of: list[int] = []
+    for number, row in enumerate(rows):
+        done = [lane for lane, held in enumerate(holders) if held in row.inputs and last[held] == number]
+        free = [lane for lane, held in enumerate(holders) if held is None]
+        lane = min(done or free, default=len(holders))
+        if lane == len(holders):
+            holders.append(None)
+        for other in done:
+            holders[other] = None
+        holders[lane] = number if number in last else None
+        of.append(lane)
+    return Lanes(tuple(of), len(holders))
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Where things stand: the overlap beside its op where there is room, else below it."""
+
+    rows: tuple[Map, ...]
+    placed: Lanes
+    two_axes: bool
+    width: int
+
+    @property
+    def beside(self) -> bool:
+        return self.width >= WIDE
+
+    @property
+    def labels(self) -> float:
+        return 14 + self.placed.count * LANE
+
+    @property
+    def bars(self) -> float:
+        return self.width * 0.56 if self.beside else self.labels
+
+    @property
+    def height(self) -> float:
+        """Of one line."""
+        return (20 if self.beside else 36) + (12 if self.two_axes else 0)
+
+    def top(self, number: int) -> float:
+        return (42 if self.two_axes else 28) + number * self.height
+
+    def x(self, number: int) -> float:
+        return 10 + self.placed.of[number] * LANE
+
+    def y(self, number: int) -> float:
+        """The middle of a node."""
+        return self.top(number) + (self.height / 2 if self.beside else 12)
+
+    @property
+    def unit(self) -> float:
+        """Pixels per sample of the stage's input."""
+        most = max(self.extent(before=True) + self.extent(before=False), 1)
+        return (self.width - self.bars - OWN - 2 * NUMBER - 4) / most
+
+    def extent(self, before: bool) -> float:
+        """The most overlap on one side, in samples of the stage's input."""
+        return max(
+            float(side / row.scale)
+            for row in self.rows
+            for side in (
+                (row.overlap.left, row.overlap.top) if before else (row.overlap.right, row.overlap.bottom)
+            )
+        )
+
+
+def graph(stage: StageReport, width: int = WIDE) -> Drawing:
+    rows = maps(stage)
+    two_axes = any(_across(row.overlap) != _down(row.overlap) for row in rows)
+    sheet = _Sheet(rows, lanes(rows), two_axes, width)
+    drawing = Drawing(width, f"{stage.name}: its maps, and what a tile needs of each")
+    _legend(drawing, sheet)
+    for number in range(0, len(rows), 2):
+        drawing.rect(0, sheet.top(number), width, sheet.height, "stripe")
+    for number, row in enumerate(rows):
+        for source in row.inputs:
+            _edge(drawing, sheet, source, number)
+    for number, row in enumerate(rows):
+        _node(drawing, sheet, number, stage.name)
+        first = sheet.top(number) + (5 if sheet.beside else 21)
+        _bar(drawing, sheet, row, _across(row.overlap), first)
+        if two_axes:
+            _bar(drawing, sheet, row, _down(row.overlap), first + 13)
+    drawing.height = sheet.top(len(rows)) + 2
+    return drawing
+
+
+def _legend(drawing: Drawing, sheet: _Sheet) -> None:
+    before, after = ("left", "right") if not sheet.two_axes else ("left, top", "right, bottom")
+    if sheet.beside:
+        drawing.text(sheet.bars - 4, 17, "scale", "small", "end")
+    x = sheet.bars + 4
+    for kind, name in (("before", before), ("own", "the tile itself"), ("after", after)):
+        drawing.rect(x, 9, 9, 9, kind)
+        drawing.text(x + 13, 17, name, "small")
+        x += 28 + 6 * len(name)
+    if sheet.two_axes:
+        drawing.text(sheet.bars + 4, 34, "columns above, rows below", "small")
+
+
+def _edge(drawing: Drawing, sheet: _Sheet, source: int, reader: int) -> None:
+    """Down the lane of the map that is read, and over to its reader on the last line."""
+    x1, x2, y1, y2 = sheet.x(source), sheet.x(reader), sheet.y(source), sheet.y(reader)
+    bend, half = y2 - sheet.height, sheet.height / 2
+    steps = f"M{x1:g} {y1:g}V{bend:g}"
+    if x1 == x2:
+        steps = f"M{x1:g} {y1:g}V{y2:g}"
+    else:
+        steps += f"C{x1:g} {bend + half:g} {x2:g} {y2 - half:g} {x2:g} {y2:g}"
+    drawing.path(steps, "edge")
+
+
+def _node(drawing: Drawing, sheet: _Sheet, number: int, stage: str) -> None:
+    row = sheet.rows[number]
+    whole = ", ".join(row.layers) or row.name
+    drawing.circle(sheet.x(number), sheet.y(number), 4, "join" if row.is_join else "node", whole)
+    end = sheet.bars if sheet.beside else sheet.width
+    scale = str(row.scale)
+    drawing.text(
+        end - 4, sheet.y(number) + 4, scale, "small", "end", "samples per sample of the stage's input"
+    )
+    room = int((end - sheet.labels - 10) / LETTER) - len(scale)
+    name = row.name.removeprefix(f"{stage}.")
+    what = shortened(row.what, max(room - len(name) - 1, room * 3 // 5))
+    name = shortened(name, max(room - len(what) - 1, 1))
+    x, y = sheet.labels, sheet.y(number) + 4
+    drawing.text(x, y, name, "code strong", title=whole)
+    drawing.text(x + (len(name) + 1) * LETTER, y, what, "code", title=whole)
+
+
+def _bar(drawing: Drawing, sheet: _Sheet, row: Map, sides: tuple[int, int], y: float) -> None:
+    """Lengths in samples of the stage's input, numbers in the map's own."""
+    before, after = (float(side / row.scale) * sheet.unit for side in sides)
+    own = sheet.bars + NUMBER + sheet.extent(before=True) * sheet.unit
+    drawing.rect(own, y, OWN, 10, "own")
+    if sides[0]:
+        drawing.rect(own - before, y, before, 10, "before")
+    if sides[1]:
+        drawing.rect(own + OWN, y, after, 10, "after")
+    drawing.text(own - before - 4, y + 9, str(sides[0]), "small", "end")
+    drawing.text(own + OWN + after + 4, y + 9, str(sides[1]), "small")
+
+
+def _across(edges: Edges) -> tuple[int, int]:
+    return edges.left, edges.right
+
+
+def _down(edges: Edges) -> tuple[int, int]:
+    return edges.top, edges.bottom
