@@ -91,6 +91,8 @@ class Axis:
             op = self.ops[index]
             if op.geometry is None or spans[index].empty:
                 continue
+            if sizes is not None:
+                spans[index] = op.geometry.together(spans[index], sizes[op.inputs[0]])
             for source in op.inputs:
                 if sizes is None:
                     asked[source].append(op.geometry.need(spans[index]))

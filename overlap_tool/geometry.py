@@ -143,6 +143,11 @@ class Geometry(ABC):
             return Span(0, 0)
         return self.padding.inside(self.need(outputs), n)
 
+    def together(self, outputs: Span, n: int) -> Span:
+        """What an op computes of an input of length `n` when it is asked for `outputs`: those, or more where
+        they come together."""
+        return outputs
+
     def ready(self, stop: int, n: int) -> int:
         """How many leading outputs can be computed once the inputs `[0, stop)` of `n` exist."""
         low, high = 0, self.size(n)
@@ -405,18 +410,24 @@ class Windows(Geometry):
     """Window attention: every output reads the whole window it lies in.
 
     The windows of size `window` are cut at `shift` and every `window` samples on either side; a cyclic shift
-    whose wrapped windows are masked, as in Swin, has exactly this dependence.
+    whose wrapped windows are masked, as in Swin, has exactly this dependence. A window is computed at once,
+    since all its outputs read the same keys and values. An op that does not fill up its input accepts only
+    `whole` windows.
     """
 
     window: int
     shift: int = 0
+    whole: bool = False
 
     @property
     def period(self) -> Period:
         return Period(self.window, self.window)
 
     def size(self, n: int) -> int:
-        return n
+        return 0 if self.whole and n % self.window else n
+
+    def together(self, outputs: Span, n: int) -> Span:
+        return self.need(outputs).clip(n)
 
     def need(self, outputs: Span) -> Span:
         first = (outputs.start - self.shift) // self.window

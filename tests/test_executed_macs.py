@@ -16,6 +16,7 @@ import torch
 from compressai.layers import GDN, MaskedConv2d
 from networks import PlainCnn
 from small_models import small_model, small_survey
+from swin import SwinAttention
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -197,6 +198,46 @@ def test_a_network_with_a_skip_and_a_transposed_convolution(monkeypatch):
         with counted(monkeypatch, gdn=True) as streamed:
             run(stage, x, *plans(stage, x, stream, tile))
         assert streamed.macs == full.macs
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the products of matrices, which is all that attention computes with."""
+
+    macs = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            self.macs += result.numel() * args[0].shape[-1]
+        elif func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm):
+            self.macs += result.numel() * args[1].shape[-1]
+        return result
+
+
+@pytest.mark.parametrize("tile", [3, 8, 16, 100])
+def test_a_stream_computes_every_window_once(tile):
+    """Plain and shifted windows, and a convolution whose outputs ask for parts of them."""
+    module = nn.Sequential(
+        SwinAttention(6, 2, 4, 0), nn.Conv2d(6, 6, 3, padding=1), SwinAttention(6, 3, 4, 2)
+    ).eval()
+    network = trace(module, "", 6)
+    stage = Stage("", module, network, Fraction(1))
+    x = torch.rand(2, 6, 32, 40)
+    with torch.no_grad(), ProductCounter() as full:
+        module(x)
+    # by hand: four projections, and sixteen keys for each query, twice; of two attentions
+    assert full.macs == 2 * 32 * 40 * 2 * (4 * 6 * 6 + 2 * 16 * 6)
+    rows, columns = plans(stage, x, stream, tile)
+    with ProductCounter() as streamed:
+        run(stage, x, rows, columns)
+    assert streamed.macs == full.macs
+    reported = sum(
+        op.rule.macs * high * wide
+        for op, high, wide in zip(network.ops[1:], rows.computed[1:], columns.computed[1:], strict=True)
+    )
+    assert reported == streamed.macs // 2 + 32 * 40 * 6 * 6 * 9
 
 
 def test_tiles_execute_more_than_the_full_image(monkeypatch):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "overlap_tool"
 
 LAYERS = (
-    ("errors", "progress"),
+    ("errors", "progress", "layers"),
     ("kernels",),
     ("geometry",),
     ("axis",),

@@ -96,6 +96,16 @@ def cuts(draw: Any, size: int) -> tuple[Span, ...]:
     return tuple(map(Span, [0, *inner], [*inner, size]))
 
 
+def together(case: Case, op: int, outputs: Span) -> Span:
+    """By windows, for attention; all other ops can compute any outputs."""
+    geometry = case.axis.ops[op].geometry
+    if not isinstance(geometry, Windows):
+        return outputs
+    edges = range(geometry.shift % geometry.window - geometry.window, 999, geometry.window)
+    start = max(edge for edge in edges if edge <= outputs.start)
+    return Span(start, min(edge for edge in edges if edge >= outputs.stop)).clip(case.sizes[op])
+
+
 def each_op(case: Case, plan: AxisPlan) -> list[tuple[int, list[Step]]]:
     return [(op, list(plan.steps)) for op in range(len(case.axis.ops))]
 
@@ -125,7 +135,18 @@ def test_a_stream_computes_every_needed_output_once_and_in_order(case):
         assert plan.computed[op] == case.needed[op].length
         for before, after in pairwise(steps):
             assert before.compute[op].stop == after.compute[op].start
-    assert [step.compute[-1] for step in plan.steps] == list(case.cuts)
+    assert [step.compute[-1].stop for step in plan.steps] == [
+        together(case, len(case.sizes) - 1, Span(0, cut.stop)).stop for cut in case.cuts
+    ]
+
+
+@given(cases(), st.sampled_from([stream, tiles]))
+@many
+def test_what_comes_together_is_computed_together(case, planner):
+    for op, steps in each_op(case, planner(case.axis, case.n, case.cuts)):
+        for step in steps:
+            if op and not step.compute[op].empty:
+                assert together(case, op, step.compute[op]) == step.compute[op]
 
 
 @given(cases())
@@ -207,7 +228,8 @@ def test_a_stream_computes_nothing_before_some_output_asks_for_it(case):
                 continue
             readers = [i for i in range(len(case.axis.ops)) if op in case.sources(i)]
             reads = [step.patches[reader] for reader in readers]
-            assert stop == max(p.have.stop for p in reads if p is not None and not p.have.empty)
+            asked = max(p.have.stop for p in reads if p is not None and not p.have.empty)
+            assert stop == together(case, op, Span(0, asked)).stop
 
 
 # --- tiles, and the whole ---------------------------------------------------------------------------------
@@ -260,7 +282,9 @@ def test_steps_that_are_alike_cut_their_pieces_alike(case, most):
     """In a group, every op takes the same part of what each of its inputs holds."""
     steps = tiles(case.axis, case.n, case.cuts).steps
     groups = alike(case.axis, steps, most)
-    assert sorted(step.compute[-1] for group in groups for step in group) == list(case.cuts)
+    assert sorted(step.compute[-1] for group in groups for step in group) == [
+        together(case, len(case.sizes) - 1, tile) for tile in case.cuts
+    ]
     for group in groups:
         assert 1 <= len(group) <= most
         for op in range(len(case.axis.ops)):

@@ -90,8 +90,17 @@ def vector_norm(
     raise ExactnessError(f"a norm of order {ord}", "there is no exact kernel for it", 'Use engine="stock"')
 
 
+NEGLIGIBLE = 2.0**-64
+"""A weight of a softmax that is at most this part of the largest is nothing at all.
+
+It is far below the rounding errors of either precision, and yet it could tip one. What a mask of -100 takes
+away would so leave a trace in the bits, and a window at the border depend on the image's other end.
+"""
+
+
 def softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     powers = (x - x.amax(dim, keepdim=True)).exp()
+    powers = torch.nn.functional.threshold(powers, NEGLIGIBLE, 0.0)
     return powers / tree_sum(powers, [dim])
 
 

@@ -9,6 +9,7 @@ from overlap_tool.rules import (
     pooling,
     resampling,
     whole_map,
+    windows,
 )
 from overlap_tool.rules.pieces import extend, place
 from overlap_tool.rules.registry import (
@@ -23,6 +24,7 @@ from overlap_tool.rules.registry import (
     rule_for_function,
     rule_for_module,
 )
+from overlap_tool.rules.windows import Attention, attend, attention_in_windows
 
 register_quantiser(
     "compressai.entropy_models.entropy_models.EntropyModel",
@@ -30,12 +32,15 @@ register_quantiser(
 )
 
 __all__ = [
+    "Attention",
     "Call",
     "Operand",
     "Patch",
     "Patches",
     "Rule",
     "Size",
+    "attend",
+    "attention_in_windows",
     "borders",
     "channels",
     "convolution",
@@ -50,4 +55,5 @@ __all__ = [
     "rule_for_function",
     "rule_for_module",
     "whole_map",
+    "windows",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, Size, register
 
 
@@ -138,3 +139,13 @@ def channel_shuffle(call: Call, *args: Any) -> Rule:
             args[0](args[1]) if len(args) == 2 and callable(args[0]) else call.target(*args)
         )
     )
+
+
+@register(ChannelLinear)
+def channel_linear(call: Call, module: ChannelLinear, input: Operand) -> Rule:
+    return Rule(lambda patches, module, input: module(input), macs=module.weight.numel())
+
+
+@register(ChannelNorm)
+def channel_norm(call: Call, module: ChannelNorm, input: Operand) -> Rule:
+    return Rule(lambda patches, module, input: module(input), scratch=2)

@@ -132,6 +132,8 @@ def _frontiers(axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stop: i
         done = Span(needed[index].start, frontiers[index])
         if geometry is None or done.empty:
             continue
+        done = geometry.together(done, sizes[axis.ops[index].inputs[0]])
+        frontiers[index] = done.stop
         for source in axis.ops[index].inputs:
             reads = geometry.reads(done, sizes[source])
             if not reads.empty:

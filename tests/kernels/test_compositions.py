@@ -124,6 +124,19 @@ def test_extremes_do_not_overflow() -> None:
         torch.testing.assert_close(exactly(POINTWISE[name], x).double(), expected, rtol=1e-5, atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_softmax_has_no_weight_left_for_what_a_mask_takes_away(dtype: torch.dtype) -> None:
+    """Whatever stands behind a mask of -100, up to 55 above what is seen, the rest has the same weights."""
+    seen, masked = torch.randn(50, 8, dtype=dtype), torch.linspace(-20, 50, 400, dtype=dtype).view(50, 8)
+    weights = exactly(lambda x: torch.softmax(x, 1), torch.cat([masked - 100, seen], 1))
+    assert not weights[:, :8].any()
+    assert torch.equal(weights[:, 8:], exactly(lambda x: torch.softmax(x, 1), seen))
+    # what it calls nothing is far below a rounding error
+    whole = torch.softmax(torch.linspace(-60, 0, 1001, dtype=torch.float64), 0)
+    found = exactly(lambda x: torch.softmax(x, 0), torch.linspace(-60, 0, 1001, dtype=torch.float64))
+    torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-19)
+
+
 @pytest.mark.parametrize("exponent", [1.7, 17, -0.3])
 def test_other_powers_are_refused(exponent: float) -> None:
     with pytest.raises(ExactnessError, match=str(exponent)):

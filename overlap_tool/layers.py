@@ -1,0 +1,25 @@
+"""Layers between channels that published transformers apply to tokens, for maps.
+
+Their parameters have the names and shapes that PyTorch's own layers have, so that checkpoints fit.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelLinear(nn.Linear):
+    """A linear layer at every position of a map."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalises the channels at every position of a map by their own mean and variance."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        tokens = input.permute(0, 2, 3, 1)
+        normal = F.layer_norm(tokens, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normal.permute(0, 3, 1, 2)

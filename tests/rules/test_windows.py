@@ -1,0 +1,142 @@
+"""Attention in windows, by the rule and in pieces, against roll and mask on the whole map."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from swin import SwinAttention
+from torch import Tensor, nn
+
+from overlap_tool import exact_kernels
+from overlap_tool.execute import execute
+from overlap_tool.geometry import Span
+from overlap_tool.layers import ChannelLinear, ChannelNorm
+from overlap_tool.schedule.choose import Settings, Shape, plan_stage
+from overlap_tool.schedule.plan import cut, stream, tiles, whole
+from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.trace import trace
+from overlap_tool.verification.blame import find_fault
+
+MASKS = (-100.0, -torch.inf)
+
+
+class Case(NamedTuple):
+    module: nn.Module
+    input: Tensor
+    tile: tuple[int, int]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """One or two attentions, with a convolution between them that asks for parts of windows."""
+    torch.manual_seed(draw(st.integers(0, 99)))
+    window, fills = draw(st.integers(1, 5)), draw(st.booleans())
+    heads, closed = draw(st.integers(1, 3)), draw(st.sampled_from(MASKS))
+    channels = heads * draw(st.integers(1, 3))
+
+    def attention() -> nn.Module:
+        return SwinAttention(channels, heads, window, draw(st.integers(0, window - 1)), fills, closed)
+
+    layers: list[nn.Module] = [attention()]
+    if draw(st.booleans()):
+        kernel, ahead = draw(st.sampled_from([(1, 0), (2, 0), (3, 0), (3, 2)]))
+        between = nn.Sequential(nn.ConstantPad2d((0, kernel - 1, ahead, kernel - 1 - ahead), 0.0))
+        layers += [between.append(nn.Conv2d(channels, channels, kernel)), attention()]
+    sides = (draw(st.integers(1, 4)) * (1 if fills else window) for _ in "hw")
+    height, width = (side + draw(st.integers(0, 8)) if fills else side for side in sides)
+    x = torch.randn(draw(st.integers(1, 2)), channels, height, width, dtype=torch.float64)
+    tile = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    return Case(nn.Sequential(*layers).double().eval(), x, tile)
+
+
+def in_tiles(case: Case, planner: object) -> Tensor:
+    network = trace(case.module, "stage", case.input.shape[1])
+    rows, columns = (
+        planner(axis, n, cut(axis.sizes(n)[-1], side))  # type: ignore[operator]
+        for axis, n, side in zip(
+            (network.rows, network.columns), case.input.shape[-2:], case.tile, strict=True
+        )
+    )
+    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
+    execute(network, rows, columns, TensorSource(case.input, case.input.device), sink)
+    return sink.result()
+
+
+@pytest.mark.parametrize("planner", [stream, tiles])
+@given(case=cases())
+@settings(max_examples=80, deadline=None)
+def test_pieces_give_what_roll_and_mask_give_on_the_whole_map(planner, case):
+    with torch.no_grad():
+        torch.testing.assert_close(in_tiles(case, planner), case.module(case.input), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("planner", [stream, tiles])
+@given(case=cases(), dtype=st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=40, deadline=None)
+def test_pieces_give_the_bits_of_the_whole_map_under_the_exact_engine(planner, case, dtype):
+    case = case._replace(module=case.module.to(dtype), input=case.input.to(dtype))
+    with torch.no_grad(), exact_kernels():
+        assert torch.equal(in_tiles(case, planner), case.module(case.input))
+
+
+@given(case=cases(), far=st.floats(0, 40))
+@settings(max_examples=40, deadline=None)
+def test_keys_that_a_mask_of_minus_100_takes_away_leave_no_trace(case, far):
+    """Similarities that differ by up to 40 between keys that are seen and keys that are masked."""
+    module = case.module[0].float()
+    module.bias.data.uniform_(0, 1)
+    module.bias.data[:, :, 0] += far
+    case = case._replace(module=module, input=case.input.float() / 4)
+    with torch.no_grad(), exact_kernels():
+        assert torch.equal(in_tiles(case, tiles), module(case.input))
+
+
+def test_a_mask_that_leaks_is_blamed_on_the_attention():
+    """A key behind the mask that is 200 above what is seen: the model attends to the image's other end."""
+    module = SwinAttention(4, 2, 4, 2)
+    module.bias.data[:, :, 0] += 200
+    network, x = trace(module, "stage", 4), torch.randn(1, 4, 16, 16)
+    shape, settings = Shape(1, 16, 16), Settings(tile=(8, 8))
+    blame = find_fault(network, plan_stage("stage", network, Fraction(1), shape, settings), x)
+    assert (blame.fault, blame.kind) == ("overlap", "SwinAttention")
+    module.bias.data[:, :, 0] -= 200
+    blame = find_fault(network, plan_stage("stage", network, Fraction(1), shape, settings), x)
+    assert blame.fault == "schedule", "no op differs"
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_windows_are_computed_whole_and_once(shift):
+    axis = trace(SwinAttention(4, 2, 4, shift), "stage", 4).rows
+    plan = stream(axis, 24, cut(24, 5))
+    assert plan.computed == (24, 24)
+    inner = [edge for step in plan.steps for edge in step.compute[1] if 0 < edge < 24]
+    assert inner
+    assert all(edge % 4 == shift for edge in inner)
+    assert [step.compute[1] for step in whole(axis, 24).steps] == [Span(0, 24)]
+
+
+def test_an_input_that_is_not_whole_windows_is_left_to_the_model():
+    network = trace(SwinAttention(4, 2, 4, 2), "stage", 4)
+    assert network.accepts(8, 12)
+    assert not network.accepts(8, 13)
+    assert trace(SwinAttention(4, 2, 4, 2, fills=True), "stage", 4).accepts(8, 13)
+
+
+def test_layers_of_tokens_on_maps_are_pytorchs_own():
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    tokens = x.flatten(2).transpose(1, 2)
+    linear, norm = nn.Linear(6, 4).double(), nn.LayerNorm(6).double()
+    nn.init.normal_(norm.weight)
+    ours = ChannelLinear(6, 4).double(), ChannelNorm(6).double()
+    for mine, theirs in zip(ours, (linear, norm), strict=True):
+        mine.load_state_dict(theirs.state_dict())
+        expected = theirs(tokens).transpose(1, 2).unflatten(2, (5, 7))
+        torch.testing.assert_close(mine(x), expected, rtol=0, atol=1e-14)
+    network = trace(nn.Sequential(ChannelNorm(6), ChannelLinear(6, 4)), "stage", 6)
+    assert [op.rule.macs for op in network.ops[1:]] == [0, 24]
+    assert not network.has_spatial_context
