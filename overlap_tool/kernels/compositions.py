@@ -360,3 +360,11 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
 
 def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
     return x + weight * (y - x)
+
+
+def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    if accumulate:
+        raise ExactnessError(
+            "torch.index_put that accumulates", "it adds up in no fixed order", 'Use engine="stock"'
+        )
+    return torch.index_put(x, indices, values)

@@ -56,6 +56,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "add": compositions.add,
     "sub": compositions.subtract,
     "rsub": compositions.reverse_subtract,
+    "index_put": compositions.index_put,
     "addcmul": compositions.addcmul,
     "addcdiv": compositions.addcdiv,
     "lerp": compositions.lerp,
