@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import shutil
-import subprocess
 import sys
 from fractions import Fraction
 from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from browser import CHROMIUM, HOSTILE, Strict, in_browser
 from small_models import small_model, small_survey
 
 import overlap_tool
@@ -30,8 +27,6 @@ from overlap_tool.report.pictures.graph import graph, lanes
 from overlap_tool.report.tables import size
 
 CODEC = "cheng2020-anchor"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -48,34 +43,6 @@ def analysis() -> Analysis:
 @pytest.fixture(scope="module")
 def page(analysis) -> str:
     return report.to_html(analysis)
-
-
-class Strict(HTMLParser):
-    """Every element is closed where it should be; remembers what it saw."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.text += data
 
 
 def _svg(drawing: Drawing) -> ElementTree.Element:
@@ -253,11 +220,6 @@ def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere(analysis, page
     assert "57/42" in seen.text
 
 
-HOSTILE = (
-    "</title></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&]]>\x00\x1b[2J\u202e\ud800"
-)
-
-
 def _hostile(analysis: Analysis) -> Analysis:
     """The same with every name that a file could give made hostile."""
 
@@ -372,49 +334,15 @@ def test_what_cannot_be_written_is_refused(
 
 # --- in a browser -----------------------------------------------------------------------------------------
 
-FRAME = """<body><iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument;
-  const shown = [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().width > 0);
-  const told = {{
-    width: page.documentElement.scrollWidth,
-    pictures: shown.length,
-    widest: Math.max(...shown.map(svg => svg.getBoundingClientRect().right)),
-    background: getComputedStyle(page.body).backgroundColor,
-  }};
-  document.title = JSON.stringify(told);
-}};
-</script>"""
-
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_shows_it_without_a_fault(analysis, page, tmp_path, width, dark) -> None:
-    """In a frame of that width: nothing overflows, each picture is there once, the browser is silent."""
-    (tmp_path / "page.html").write_text(page)
-    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"),
-            *(
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--enable-logging=stderr",
-                "--window-size=1400,1000",
-            ),
-            *(f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"),
-            f"file://{tmp_path / 'frame.html'}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    told = json.loads(re.search(r"<title>(.*)</title>", done.stdout)[1].replace("&quot;", '"'))
-    assert told["width"] <= width
-    assert told["widest"] <= width
-    pictures = sum(3 + (joins(stage) is not None) for stage in analysis.stages)
-    assert told["pictures"] == pictures
-    assert told["background"] == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
+    """Nothing overflows, each picture is there once, the browser is silent."""
+    shown = in_browser(page, tmp_path, width, dark)
+    assert shown["complaints"] == []
+    assert shown["width"] <= width
+    assert shown["widest"] <= width
+    assert shown["pictures"] == sum(3 + (joins(stage) is not None) for stage in analysis.stages)
+    assert shown["background"] == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")

@@ -136,7 +136,7 @@ def test_a_command_runs(folder, run, line) -> None:
             assert (folder / rest[rest.index("--html") + 1]).stat().st_size > 0
     elif command == "verify":
         assert "holds" in out
-        for option in ("--report", "--junit", "--summary"):
+        for option in ("--report", "--junit", "--summary", "--html"):
             if option in rest:
                 assert (folder / rest[rest.index(option) + 1]).stat().st_size > 0
     elif command == "wrap":

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from browser import Strict
 from PIL import Image
 from small_models import small_model
 
@@ -75,12 +76,19 @@ def _picture(path: Path, width: int, height: int, mode: str = "RGB") -> Path:
 
 def test_all_holds_and_every_report_says_so(run, checkpoint_path, tmp_path) -> None:
     report, junit, summary = tmp_path / "report.json", tmp_path / "junit.xml", tmp_path / "summary.md"
-    files = ("--report", report, "--junit", junit, "--summary", summary)
+    html = tmp_path / "report.html"
+    files = ("--report", report, "--junit", junit, "--summary", summary, "--html", html)
     code, out, err = run("verify", checkpoint_path, "--tile", "64,96x64", "--ablate", *files)
     assert (code, err) == (0, "")
     assert "holds: tiles give the untouched model's bits" in out
     assert "FAILS" not in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.json", "summary.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("junit.xml", "report.html", "report.json", "summary.md")
+    ]
+    page = Strict(html.read_text())
+    assert "tiles give the untouched model's bits" in page.text
+    assert "svg" not in page.tags
+    assert {check["where"] for check in json.loads(report.read_text())["checks"]} == {None}
 
     told = json.loads(report.read_text())
     assert (told["schema"], told["verdict"], told["architecture"]) == (1, "holds", "mbt2018-mean")
@@ -102,18 +110,9 @@ def test_all_holds_and_every_report_says_so(run, checkpoint_path, tmp_path) -> N
 
 def test_a_wrong_rule_is_exit_code_1_and_blamed(run, checkpoint_path, wrong_rule, tmp_path) -> None:
     junit, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
-    code, out, err = run(
-        "verify",
-        checkpoint_path,
-        "--tile",
-        "64",
-        "--plugin",
-        wrong_rule,
-        "--junit",
-        junit,
-        "--summary",
-        summary,
-    )
+    report, html = tmp_path / "report.json", tmp_path / "report.html"
+    files = ("--junit", junit, "--summary", summary, "--report", report, "--html", html)
+    code, out, err = run("verify", checkpoint_path, "--tile", "64", "--plugin", wrong_rule, *files)
     assert (code, err) == (1, "")
     assert "FAILS" in out
     assert re.search(r"first to differ: .* of h_a\.0 \(Conv2d\) depend on inputs outside", out)
@@ -124,6 +123,29 @@ def test_a_wrong_rule_is_exit_code_1_and_blamed(run, checkpoint_path, wrong_rule
     assert int(suite.get("failures", 0)) > 0
     assert "FAILS" in summary.read_text()
     assert "h_a.0" in summary.read_text()
+    _check_where(json.loads(report.read_text()), html.read_text())
+
+
+def _check_where(told: dict, page: str) -> None:
+    """Every difference has its place, and the page shows the places."""
+    placed = [check for check in told["checks"] if check["where"] is not None]
+    assert {check["name"] for check in placed} >= {"stage-equality", "model-equality"}
+    assert all(check["status"] == "failed" for check in placed)
+    for check in placed:
+        counts = check["where"]["counts"]
+        if check["name"] != "decoding":
+            assert sum(map(sum, counts)) == check["figures"]["differing"]
+        assert max(len(counts), len(counts[0])) <= 32
+    documented = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "schema.md").read_text(), flags=re.M))
+    assert set(placed[0]["where"]) <= documented
+    drawn = page.count('class="differs"')
+    assert drawn == sum(
+        count > 0 for check in placed[:12] for row in check["where"]["counts"] for count in row
+    )
+    seen = Strict(page)
+    assert "FAILS" in seen.text
+    assert "h_a.0 (Conv2d)" in seen.text
+    assert seen.tags.count("svg") == min(len(placed), 12)
 
 
 def test_pictures(run, checkpoint_path, tmp_path) -> None:

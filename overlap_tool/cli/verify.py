@@ -34,7 +34,7 @@ EXAMPLES = """
 
   overlap-tool verify mbt2018.pt --tile 128,256,512 --schedule both --report report.json --junit junit.xml
 
-  overlap-tool verify mbt2018.tiled.pt --image photo.png --summary summary.md
+  overlap-tool verify mbt2018.tiled.pt --image photo.png --html report.html
 
   overlap-tool verify zoo:bmshj2018-hyperprior --tile 128 --ablate
 
@@ -81,6 +81,10 @@ def verify(
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="FILE.md", help="Write a summary in Markdown.")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help="Write a page, with pictures of where bits differ."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     arch: Arch = None,
     model: ModelClass = None,
@@ -92,7 +96,12 @@ def verify(
     """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
     tiles = None if tile is None else [parse_tile(part) for part in tile.split(",")]
     sides, arguments = None if size is None else parse_size(size), parse_kwargs(kwargs)
-    for option, path in (("--report", report), ("--junit", junit), ("--summary", summary)):
+    for option, path in (
+        ("--report", report),
+        ("--junit", junit),
+        ("--summary", summary),
+        ("--html", html),
+    ):
         refuse_missing_folder(option, path)
     from overlap_tool import report as reports
     from overlap_tool.checkpoint import write_bytes
@@ -119,6 +128,7 @@ def verify(
         (report, reports.certificate_to_json),
         (junit, reports.certificate_to_junit),
         (summary, reports.certificate_to_markdown),
+        (html, reports.certificate_to_html),
     ):
         if path is not None:
             write_bytes(path, written(certificate).encode())

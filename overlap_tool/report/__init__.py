@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.report.certificate_html import certificate_to_html
 from overlap_tool.report.dot import to_dot
 from overlap_tool.report.html import to_html
 from overlap_tool.report.json import certificate_to_json, to_json
@@ -14,6 +15,7 @@ from overlap_tool.report.pictures.files import png_files, svg_files
 
 __all__ = [
     "FORMATS",
+    "certificate_to_html",
     "certificate_to_json",
     "certificate_to_junit",
     "certificate_to_markdown",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from overlap_tool.report.tables import Table
+from overlap_tool.report.tables import Table, count, size
 from overlap_tool.verification import Certificate, Check
 
 TOLD: dict[str, str] = {
@@ -102,6 +102,28 @@ def ablation_table(certificate: Certificate) -> Table:
     )
 
 
+def plan_table(certificate: Certificate) -> Table:
+    """How the stages ran."""
+    return Table(
+        "How the stages ran in tiles",
+        ("stage", "image", "tile", "schedule", "tiles", "left/right", "top/bottom", "memory", "MACs"),
+        tuple(
+            (
+                plan.stage,
+                plan.image,
+                _sides(plan.tile),
+                plan.schedule,
+                str(plan.tiles),
+                f"{plan.left}/{plan.right}",
+                f"{plan.top}/{plan.bottom}",
+                size(plan.peak_bytes),
+                count(plan.macs),
+            )
+            for plan in certificate.plans
+        ),
+    )
+
+
 def tables(certificate: Certificate) -> list[Table]:
     found = [check_table(certificate), kernel_table(certificate), ablation_table(certificate)]
     return [table for table in found if table.rows]
@@ -119,6 +141,12 @@ def title(check: Check) -> str:
 
 def figures(check: Check) -> str:
     return "\n".join(f"{name}: {value}" for name, value in check.figures.items())
+
+
+def machine(certificate: Certificate) -> str:
+    found = certificate.machine
+    versions = ", ".join(f"{name} {version}" for name, version in found.libraries.items())
+    return f"{found.device}, {found.cpu_capability}, {found.threads} threads; {versions}"
 
 
 def _tile(check: Check) -> str:

@@ -16,14 +16,12 @@ def to_markdown(analysis: Analysis) -> str:
 
 
 def certificate_to_markdown(certificate: Certificate) -> str:
-    machine = certificate.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
     parts = [
         f"# overlap-tool verify: {certificate_tables.verdict(certificate)}\n",
         f"{certificate_tables.headline(certificate)}\n",
         *(f"- {failure}\n" for failure in certificate_tables.failures(certificate)),
         *map(_table, certificate_tables.tables(certificate)),
-        f"{machine.device}, {machine.cpu_capability}, {machine.threads} threads; {versions}\n",
+        f"{certificate_tables.machine(certificate)}\n",
         f"{certificate.time}\n",
     ]
     return "\n".join(parts)

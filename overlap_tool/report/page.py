@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 WORDS = {
     *("stage", "layer", "op", "status", "check", "result", "tiling", "what", "run", "short of overlap"),
-    *("schedule", "image", "stage's plan"),
+    *("schedule", "image"),
 }
 """Columns of words; the others are numbers, and end on one line."""
 
@@ -49,7 +49,10 @@ th { font-weight: 600; color: #5b6474; }
 .word { text-align: left; white-space: normal; overflow-wrap: break-word; max-width: 22em; }
 th:first-child, td:first-child { padding-left: 0; }
 summary { cursor: pointer; margin: 0.6em 0; }
-.heat { max-width: 420px; }
+.heats { display: flex; flex-wrap: wrap; gap: 16px; }
+.heats figure { width: 280px; margin: 0; }
+ul { padding-left: 1.2em; }
+li { overflow-wrap: anywhere; }
 @media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } }
 """
 

@@ -1,6 +1,6 @@
 """`verify`: a tiled model against the untouched one, bit for bit, with a certificate of what was found."""
 
-from overlap_tool.verification.certificate import SCHEMA, Certificate, Check
+from overlap_tool.verification.certificate import SCHEMA, Certificate, Check, DifferenceMap
 from overlap_tool.verification.run import verify
 
-__all__ = ["SCHEMA", "Certificate", "Check", "verify"]
+__all__ = ["SCHEMA", "Certificate", "Check", "DifferenceMap", "verify"]

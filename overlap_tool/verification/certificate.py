@@ -20,8 +20,24 @@ MODEL = "model"
 
 
 @dataclass(frozen=True)
+class DifferenceMap:
+    """Where a map differs, coarsely: how many of its numbers do in every cell, all channels together.
+
+    A cell is a square of `cell` rows and columns; `counts` has a row of them for each row of cells.
+    """
+
+    rows: int
+    columns: int
+    cell: int
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Check:
-    """One question, and its answer on one image. `tile` is width and height in pixels of the image."""
+    """One question, and its answer on one image. `tile` is width and height in pixels of the image.
+
+    `where` is kept only of maps that differ and should not.
+    """
 
     name: str
     stage: str
@@ -31,6 +47,7 @@ class Check:
     tile: tuple[int, int] | None = None
     schedule: Schedule | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    where: DifferenceMap | None = None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from overlap_tool.network import Network
 from overlap_tool.schedule.choose import Engine, StagePlan
 from overlap_tool.stages import Stage
 from overlap_tool.verification.blame import find_fault
-from overlap_tool.verification.certificate import Check, Figure
+from overlap_tool.verification.certificate import Check, DifferenceMap, Figure
 from overlap_tool.verification.observing import (
     Seen,
     bytes_in,
+    difference_map,
     differing,
     largest_difference,
     tensors_in,
@@ -105,6 +106,7 @@ def check_stage(network: Network, plan: StagePlan, seen: Seen, batch: int, blank
         status="failed",
         message=f"first to differ: {blame.message}" if blame.op else blame.message,
         figures={**figures, "op": blame.op, "fault": blame.fault},
+        where=difference_map(found, seen.output),
     )
 
 
@@ -131,6 +133,7 @@ def check_outputs(found: Run, expected: Run, stages_hold: bool, blank: Check) ->
                 status="passed" if same else "failed",
                 message="" if same else f"{name}: {differ} of {values.numel()} numbers differ{cause}",
                 figures=figures,
+                where=None if other is None else difference_map(other, values),
             )
         )
     return checks
@@ -173,15 +176,19 @@ def check_decoding(
 ) -> Check:
     """All streams that differ, whoever wrote them, decoded by tiles as the untouched model decodes them."""
     differ = 0
+    where: DifferenceMap | None = None
     for stream, images in zip(streams, expected, strict=True):
         found = decompress(tiled, stream)
-        differ += sum(differing(found[name], image) for name, image in images.items())
+        for name, image in images.items():
+            differ += differing(found[name], image)
+            where = where or difference_map(found[name], image)
     return replace(
         blank,
         name="decoding",
         status="failed" if differ else "passed",
         message=f"{differ} numbers of the decoded image differ" if differ else "",
         figures={"streams": len(streams), "differing": differ},
+        where=where,
     )
 
 

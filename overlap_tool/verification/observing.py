@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.rules import is_quantiser
 from overlap_tool.stages import Stage
+from overlap_tool.verification.certificate import DifferenceMap
+
+CELLS = 32
+"""The most cells of a coarse map on either axis: a certificate stays small, whatever the image."""
 
 
 @dataclass(frozen=True)
@@ -140,3 +146,16 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape or not expected.numel():
         return float("inf") if found.shape != expected.shape else 0.0
     return float((found.double() - expected.double()).abs().max())
+
+
+def difference_map(found: Tensor, expected: Tensor) -> DifferenceMap | None:
+    """Where they differ, in cells; None if nothing does, or if these are no maps of one size."""
+    if found.shape != expected.shape or expected.ndim < 3 or not differing(found, expected):
+        return None
+    rows, columns = expected.shape[-2:]
+    cell = ceil(max(rows, columns) / CELLS)
+    down, along = ceil(rows / cell), ceil(columns / cell)
+    per_position = (found != expected).flatten(0, -3).sum(0)
+    padded = F.pad(per_position, (0, along * cell - columns, 0, down * cell - rows))
+    counts = padded.reshape(down, cell, along, cell).sum((1, 3)).tolist()
+    return DifferenceMap(rows, columns, cell, tuple(tuple(row) for row in counts))

@@ -41,6 +41,7 @@ text { font-family: 'DejaVu Sans', system-ui, sans-serif; font-size: 11px; fill:
 .chosen { fill: none; stroke: #d92d20; stroke-width: 2; }
 .none { fill: #e4e7ec; }
 .differs { fill: #d92d20; }
+.border { stroke: #1f2430; stroke-width: 0.8; stroke-dasharray: 2 2; }
 """
 
 DARK = """
@@ -65,6 +66,7 @@ text { fill: #e6e9ef; }
 .chosen { stroke: #f26a60; }
 .none { fill: #2a313c; }
 .differs { fill: #f26a60; }
+.border { stroke: #e6e9ef; }
 """
 
 Anchor = Literal["start", "middle", "end"]
