@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "plugins/README.md", "notebooks/README.md"))]
+PICTURES = sorted((ROOT / "docs" / "pictures").iterdir())
 BUILT_IN = checkpoint.names()  # while tests are collected, before any plugin is imported
 
 NOT_RUN = {
@@ -206,16 +207,28 @@ def test_the_rules_shown_are_as_short_as_promised() -> None:
     assert len(FILES["smooth.py"].splitlines()) < 45
 
 
-def test_the_demo_checkpoint_is_the_one_analyzed(run, monkeypatch) -> None:
-    """`make demo` writes the weights of zoo:mbt2018, so the excerpt is of its report."""
+def test_the_demo_checkpoint_is_the_one_analyzed(run, monkeypatch, tmp_path) -> None:
+    """`make demo` writes the weights of zoo:mbt2018, so excerpt and pictures are of its report."""
     monkeypatch.setenv("COLUMNS", "200")
-    printed = {line.rstrip() for line in run("overlap-tool analyze zoo:mbt2018").splitlines()}
+    out = run(f"overlap-tool analyze zoo:mbt2018 --svg {tmp_path}")
+    for picture in PICTURES:
+        assert picture.read_bytes() == (tmp_path / picture.name).read_bytes(), "see docs/contributing.md"
+    printed = {line.rstrip() for line in out.splitlines()}
     printed |= {line.partition(" (")[0] if line.startswith("g_a: tiles") else line for line in printed}
     excerpts = [block for block in BLOCKS if block.language == "text"]
     assert excerpts
     for block in excerpts:
         missing = [line for line in block.text.splitlines() if line.rstrip() not in printed]
         assert missing == []
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {(page.parent / path).resolve() for page in ALL_PAGES for path in _pictures(page)}
+    assert shown == set(PICTURES)
+
+
+def _pictures(page: Path) -> list[str]:
+    return re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
 
 
 def _rows(page: Path) -> dict[str, tuple[str, ...]]:
