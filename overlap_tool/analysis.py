@@ -19,7 +19,7 @@ from overlap_tool.network import Input, Network, Op
 from overlap_tool.schedule.choose import Schedule, Settings, Shape, parse_bytes, plan_stage
 from overlap_tool.schedule.cost import full_bytes, macs, op_costs, working_bytes
 from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, whole
-from overlap_tool.stages import Stage, survey
+from overlap_tool.stages import Stage, Untiled, survey
 
 SCHEMA = 1
 IMAGE = (3840, 2160)
@@ -133,6 +133,8 @@ class Analysis:
     image: tuple[int, int]
     padded: tuple[int, int]
     stages: tuple[StageReport, ...]
+    untiled: tuple[Untiled, ...] = ()
+    """Parts that stay whole, and why: their maps are not in any stage's figures."""
 
 
 def analyze(
@@ -180,6 +182,7 @@ def analyze(
         image=size,
         padded=(padded[0], padded[1]),
         stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles, chosen) for part in found.stages),
+        untiled=found.untiled,
     )
 
 

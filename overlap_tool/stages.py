@@ -1,5 +1,6 @@
 """Finding the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
 
+What no finite overlap serves is refused, unless it works on latents: then the model's own code runs it whole.
 The model is run once on a small image, in a copy, to see which of its parts map one map to one map, and at
 which scale. Everything else is static.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
 from math import lcm
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overlap_tool.errors import OptionError, TraceError
+from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
 from overlap_tool.network import Network
 from overlap_tool.rules import is_quantiser
 from overlap_tool.trace import input_channels, trace
@@ -38,6 +39,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Untiled:
+    """A part that stays whole: the model's own code runs it on whole maps, tiled or not."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Survey:
     """The stages of a model, and what images it takes: their channels, and the number that their sides must
     be a multiple of."""
@@ -45,6 +54,25 @@ class Survey:
     stages: tuple[Stage, ...]
     multiple: int
     channels: int
+    untiled: tuple[Untiled, ...] = ()
+
+
+@dataclass
+class _Observed:
+    """What one run of a model showed of its parts."""
+
+    scales: dict[str, Fraction] = field(default_factory=dict)
+    """For each part that is called with one map and returns one: samples of its input per pixel."""
+    inputs: dict[str, int] = field(default_factory=dict)
+    """For the same parts, the channels of the input."""
+    finest: dict[str, Fraction] = field(default_factory=dict)
+    """For the same parts, the larger of the scales of input and output."""
+    several: set[str] = field(default_factory=set)
+    """The parts that take or return several maps."""
+    latent: Fraction = Fraction(0)
+    """The finest scale at which something is quantised."""
+    channels: int | None = None
+    """Of the image."""
 
 
 def survey(model: nn.Module, only: str | None = None) -> Survey:
@@ -54,33 +82,45 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     nothing else is traced then.
     """
     coded = _contains_quantiser(model)
-    scales, channels = _observed_scales(model) if coded or only else ({"": Fraction(1)}, None)
+    seen = _observed(model) if coded or only else _Observed(scales={"": Fraction(1)})
     if only is not None:
-        path = _path_of(only, [path for path in scales if path] or [""], model)
+        path = _path_of(only, [path for path in seen.scales if path] or [""], model)
         module = model.get_submodule(path)
-        stages: tuple[Stage, ...] = (Stage(path, module, trace(module, path), scales[path]),)
+        parts: list[Stage | Untiled] = [
+            Stage(path, module, trace(module, path, seen.inputs.get(path)), seen.scales[path])
+        ]
     else:
-        stages = tuple(_walk("", model, scales))
+        parts = list(_walk("", model, seen))
+    stages = tuple(part for part in parts if isinstance(part, Stage))
+    untiled = tuple(part for part in parts if isinstance(part, Untiled))
     if coded and not stages:
         raise TraceError(
             type(model).__name__,
             "has no part with spatial context outside its quantisers",
             "Give the module that holds the transforms, with --model",
         )
-    multiple = lcm(*(scale.denominator for scale in scales.values())) if coded else 1
-    return Survey(stages, multiple, channels or stages[0].network.ops[0].channels)
+    multiple = lcm(*(scale.denominator for scale in seen.scales.values())) if coded else 1
+    return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
 
 
-def _walk(path: str, module: nn.Module, scales: dict[str, Fraction]) -> Iterator[Stage]:
+def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
     if is_quantiser(module):
         return
-    if path in scales and not _contains_quantiser(module):
-        network = trace(module, path)
+    if path in seen.scales and not _contains_quantiser(module):
+        try:
+            network = trace(module, path, seen.inputs.get(path))
+        except (GlobalOpError, WrapAroundError) as refusal:
+            if not path or seen.finest[path] > seen.latent:
+                raise
+            yield Untiled(path, f"{refusal.where} {refusal.reason}")
+            return
         if network.has_spatial_context or not path:
-            yield Stage(path, module, network, scales[path])
+            yield Stage(path, module, network, seen.scales[path])
         return
+    if path in seen.several and not _contains_quantiser(module):
+        yield Untiled(path, "takes or returns several maps; those of its parts that take one are stages")
     for name, child in module.named_children():
-        yield from _walk(f"{path}.{name}" if path else name, child, scales)
+        yield from _walk(f"{path}.{name}" if path else name, child, seen)
 
 
 def _contains_quantiser(module: nn.Module) -> bool:
@@ -102,14 +142,12 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
     )
 
 
-def _observed_scales(model: nn.Module) -> tuple[dict[str, Fraction], int]:
-    """For each part that is called with one map and returns one: the scale of its input. And the channels of
-    the image."""
+def _observed(model: nn.Module) -> _Observed:
     failures: list[Exception] = []
     for side in TRIAL_IMAGES:
         for channels in input_channels(model):
             try:
-                return _run_once(copy.deepcopy(model).eval(), channels, side), channels
+                return _run_once(copy.deepcopy(model).eval(), channels, side)
             except Exception as failure:
                 failures.append(failure)
     reason = str(failures[0]).strip().split("\n")[0]
@@ -120,23 +158,39 @@ def _observed_scales(model: nn.Module) -> tuple[dict[str, Fraction], int]:
     )
 
 
-def _run_once(model: nn.Module, channels: int, side: int) -> dict[str, Fraction]:
-    scales: dict[str, Fraction] = {}
+def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
+    seen = _Observed(channels=channels)
 
-    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if len(args) == 1 and _is_map(args[0]) and _is_map(output):
-                scales.setdefault(path, Fraction(args[0].shape[-2], side))
+    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            given, made = _maps((args, named)), _maps(output)
+            scales = [Fraction(each.shape[-2], side) for each in (*given, *made)]
+            if is_quantiser(module):
+                seen.latent = max(seen.latent, *scales)
+            elif len(args) == 1 and not named and _is_map(args[0]) and _is_map(output):
+                seen.scales.setdefault(path, scales[0])
+                seen.inputs.setdefault(path, args[0].shape[1])
+                seen.finest[path] = max(seen.finest.get(path, scales[0]), *scales)
+            elif given and made:
+                seen.several.add(path)
 
         return note
 
     for path, module in model.named_modules():
-        module.register_forward_hook(watch(path))
+        module.register_forward_hook(watch(path), with_kwargs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         model(torch.full((1, channels, side, side), 0.5, device=device, dtype=dtype))
-    return scales
+    return seen
+
+
+def _maps(value: Any) -> list[Tensor]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [found for item in value for found in _maps(item)]
+    return [value] if _is_map(value) else []
 
 
 def _is_map(value: Any) -> bool:

@@ -111,7 +111,7 @@ def _explained(error: TraceError, tracer: _Tracer) -> TraceError:
         return error
     where = f"{tracer.dotted(path)} ({type(part).__name__})"
     trial = f"in a trial on {seen.size[0]}x{seen.size[1]} samples, a change in one outermost {seen.line}"
-    stopped = f"tracing stopped at {error.where}: it {error.reason}"
+    stopped = f"tracing stopped at {error.where}: {error.reason}"
     if seen.reach is Reach.EVERYWHERE:
         return GlobalOpError(
             where,

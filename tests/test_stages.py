@@ -6,11 +6,20 @@ from fractions import Fraction
 
 import pytest
 import torch
-from networks import PlainCnn, ThirdPartyCodec
+from foreign_blocks import (
+    FrequencyAwareBlock,
+    GlobalContextCodec,
+    LinearAttention,
+    LinearAttentionBetween,
+    WindowAttention,
+)
+from networks import PlainCnn, ThirdPartyCodec, UnknownOp
 from small_models import small_model, small_survey
 from torch import nn
 
-from overlap_tool.errors import OptionError, TraceError
+import overlap_tool
+from overlap_tool import report
+from overlap_tool.errors import GlobalOpError, OptionError, TraceError, UnknownOpError, WrapAroundError
 from overlap_tool.network import Op
 from overlap_tool.stages import survey
 
@@ -117,3 +126,62 @@ def test_a_module_used_twice_is_two_ops() -> None:
     (stage,) = survey(Twice()).stages
     assert [op.name for op in stage.network.ops[1:]] == ["conv", "conv#2"]
     assert stage.network.rows.reaches()[-1].overlap == (2, 2)
+
+
+# --- parts that no finite overlap serves -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        (LinearAttention(4), "mixes the whole map"),
+        (WindowAttention(4, shift=2), "across the border"),
+        (LinearAttentionBetween(4), "several maps"),
+    ],
+    ids=["one map", "unmasked roll", "two maps"],
+)
+def test_a_context_model_over_the_whole_latent_stays_whole_and_is_named(context, reason) -> None:
+    codec = GlobalContextCodec(context).eval()
+    found = survey(codec)
+    assert {"g_a", "g_s"} <= {stage.name for stage in found.stages}
+    (part,) = found.untiled
+    assert part.name == "context"
+    assert reason in part.reason
+
+    told = overlap_tool.analyze(codec, size=(128, 128))
+    assert [untiled.name for untiled in told.untiled] == ["context"]
+    for written in (report.FORMATS["json"], report.FORMATS["markdown"], report.to_html):
+        assert reason in written(told)
+
+    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with overlap_tool.exact_kernels():
+            whole = codec(image)
+        tiled = overlap_tool.wrap(codec, tile=32)(image)
+    assert all(torch.equal(tiled[key], whole[key]) for key in whole)
+
+
+def test_the_parts_of_what_takes_several_maps_are_stages() -> None:
+    names = [stage.name for stage in survey(GlobalContextCodec(LinearAttentionBetween(4))).stages]
+    assert names == ["g_a", "context.keys", "context.queries", "context.values", "g_s"]
+
+
+def test_what_works_on_finer_maps_than_latents_does_not_stay_whole() -> None:
+    codec = GlobalContextCodec(nn.Identity())
+    codec.g_a.insert(2, LinearAttention(4))
+    with pytest.raises(GlobalOpError, match=r"g_a\.2 \(LinearAttention\)"):
+        survey(codec)
+    codec.g_a[2] = FrequencyAwareBlock(4)
+    with pytest.raises(WrapAroundError, match=r"g_a\.2\.attention"):
+        survey(codec)
+
+
+def test_a_context_model_that_only_lacks_a_rule_is_refused() -> None:
+    context = UnknownOp()
+    context.conv = nn.Conv2d(4, 4, 3, padding=1)
+    with pytest.raises(UnknownOpError, match="bessel"):
+        survey(GlobalContextCodec(context))
+
+
+def test_every_part_of_the_zoo_models_is_in_a_stage_or_pointwise(architecture: str) -> None:
+    assert small_survey(architecture).untiled == ()

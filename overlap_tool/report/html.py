@@ -11,7 +11,7 @@ from overlap_tool.report.page import Part, element, page, picture, table, titled
 from overlap_tool.report.pictures.anatomy import anatomy, joins
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.graph import graph
-from overlap_tool.report.tables import headline, layer_table, size, stage_table, tile_table
+from overlap_tool.report.tables import headline, layer_table, size, stage_table, tile_table, untiled_tables
 
 FEW = 12
 """Pictures of joins that are shown at once; more are folded away."""
@@ -32,6 +32,7 @@ def to_html(analysis: Analysis) -> str:
             ),
         ),
         *titled(stages),
+        *(part for whole in untiled_tables(analysis) for part in titled(whole)),
     ]
     for number, stage in enumerate(analysis.stages):
         parts += _stage(number, stage)

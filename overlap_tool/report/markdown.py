@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table
+from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table, untiled_tables
 from overlap_tool.verification import Certificate
 
 
 def to_markdown(analysis: Analysis) -> str:
-    tables = [stage_table(analysis)]
+    tables = [stage_table(analysis), *untiled_tables(analysis)]
     for stage in analysis.stages:
         tables += [layer_table(stage), tile_table(stage)]
     return "\n".join([f"# {headline(analysis)}\n", *(_table(table) for table in tables)])

@@ -36,6 +36,13 @@ def stage_table(analysis: Analysis) -> Table:
     )
 
 
+def untiled_tables(analysis: Analysis) -> list[Table]:
+    """One table, or none if every part is in a stage."""
+    rows = tuple((part.name, part.reason) for part in analysis.untiled)
+    title = "Parts that stay whole, run by the model's own code"
+    return [Table(title, ("part", "why"), rows)] if rows else []
+
+
 def layer_table(stage: StageReport, all_ops: bool = False) -> Table:
     """The ops with spatial context, or all of them."""
     layers = [layer for layer in stage.layers if all_ops or not layer.pointwise]

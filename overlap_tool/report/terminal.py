@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table
+from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table, untiled_tables
 from overlap_tool.verification import Certificate
 
 LEFT_ALIGNED = {
@@ -19,6 +19,8 @@ LEFT_ALIGNED = {
     "check",
     "result",
     "tiling",
+    "part",
+    "why",
     "what",
     "run",
     "short of overlap",
@@ -27,7 +29,8 @@ LEFT_ALIGNED = {
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
     console.print(f"[bold]{escape(headline(analysis))}[/bold]\n", highlight=False)
-    console.print(drawn(stage_table(analysis)))
+    for table in (stage_table(analysis), *untiled_tables(analysis)):
+        console.print(drawn(table))
     for stage in analysis.stages:
         console.print(drawn(layer_table(stage, all_ops)))
         console.print(drawn(tile_table(stage)))
