@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool import checkpoint, plugins
+from overlap_tool import checkpoint
 from overlap_tool.axis import Axis, exact_overlap
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Overlap, Span, padding_free_overlap
@@ -165,7 +165,6 @@ def analyze(
         if memory is None
         else Settings(memory=parse_bytes(memory) if isinstance(memory, str) else memory)
     )
-    plugins.discover()
     if isinstance(model, nn.Module):
         sha256 = checkpoint.hash_weights(model.state_dict())
         loaded = checkpoint.Loaded(model, type(model).__qualname__, {}, sha256, "")

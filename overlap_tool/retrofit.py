@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import checkpoint, plugins
+from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.execute import execute
@@ -189,7 +189,6 @@ def plans(model: nn.Module, size: tuple[int, int], images: int = 1) -> dict[str,
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
     """A wrapped model from the file that `overlap-tool wrap` wrote."""
-    plugins.discover()
     where = os.fspath(path)
     artefact = Artefact.read(path)
     try:

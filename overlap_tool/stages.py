@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from overlap_tool import plugins
 from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
 from overlap_tool.network import Network
 from overlap_tool.rules import is_quantiser
@@ -81,6 +82,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     `only` picks one, by its name or the last part of it, or names any other part that maps one map to one;
     nothing else is traced then.
     """
+    plugins.discover()  # for their rules
     coded = _contains_quantiser(model)
     seen = _observed(model) if coded or only else _Observed(scales={"": Fraction(1)})
     if only is not None:

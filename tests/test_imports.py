@@ -13,6 +13,7 @@ PACKAGE = "overlap_tool"
 
 LAYERS = (
     ("errors", "progress", "layers"),
+    ("plugins",),
     ("kernels",),
     ("geometry",),
     ("axis",),
@@ -23,7 +24,7 @@ LAYERS = (
     ("stages",),
     ("schedule.cost",),
     ("schedule.choose",),
-    ("checkpoint", "plugins"),
+    ("checkpoint",),
     ("stores",),
     ("execute",),
     ("analysis",),

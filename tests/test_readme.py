@@ -20,7 +20,8 @@ from small_models import small_model
 from torch import nn
 
 import overlap_tool
-from overlap_tool import checkpoint, cli
+from overlap_tool import checkpoint, cli, plugins
+from overlap_tool.checkpoint import registry as architectures
 from overlap_tool.errors import UnknownOpError
 from overlap_tool.plugins import GROUP
 from overlap_tool.rules import registry
@@ -95,13 +96,15 @@ def written(tmp_path_factory) -> Iterator[Path]:
 def folder(written, monkeypatch) -> Iterator[Path]:
     """The reader's folder, as the current one.
 
-    Rules registered by name are forgotten after each test, for a file may be given as --plugin in the next.
+    Rules registered by name, and architectures, are forgotten after each test, for a file may be given as
+    --plugin in the next.
     Those of imported objects stay with their modules, since torch does not let go of a custom op at once.
     """
     monkeypatch.chdir(written)
     monkeypatch.setattr(sys, "path", [str(written), *sys.path])
     monkeypatch.setenv("COLUMNS", "200")
     before = set(registry._registered)
+    monkeypatch.setattr(architectures, "_architectures", dict(architectures._architectures))
     yield written
     for target in [target for target in registry._registered if isinstance(target, str)]:
         if target not in before:
@@ -202,7 +205,30 @@ def test_the_rules_shown_are_right(folder, module, name, overlap, schedule) -> N
         torch.testing.assert_close(tiled(image), model(image), rtol=0, atol=1e-12)
 
 
+def test_the_plugin_shown_is_recognised_and_its_tiles_are_exact(folder, tmp_path) -> None:
+    plugins.load_file(folder / "tiny.py")
+    torch.save(checkpoint.seeded_model(checkpoint.find("tiny"), {"N": 8}).state_dict(), tmp_path / "mine.pt")
+    loaded = checkpoint.load(tmp_path / "mine.pt")
+    assert (loaded.architecture, loaded.arguments) == ("tiny", {"N": 8})
+    g_a = overlap_tool.analyze(loaded.model).stages[0]
+    assert (g_a.name, g_a.left, g_a.right) == ("g_a", 30 + 1, 15 + 1)
+    image = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with overlap_tool.exact_kernels():
+            whole = loaded.model(image)["x_hat"]
+        assert torch.equal(overlap_tool.wrap(loaded.model, tile=32)(image)["x_hat"], whole)
+
+
+def test_the_plugin_shown_is_the_only_one_to_recognise_its_checkpoints(folder, architecture) -> None:
+    plugins.load_file(folder / "tiny.py")
+    known = checkpoint.find("tiny")
+    assert not known.detect(small_model(architecture).state_dict())
+    tiny = checkpoint.seeded_model(known, {"N": 8}).state_dict()
+    assert not checkpoint.find(architecture).detect(tiny)
+
+
 def test_the_rules_shown_are_as_short_as_promised() -> None:
+    assert len(FILES["tiny.py"].splitlines()) < 40
     assert len(FILES["median.py"].splitlines()) < 20
     assert len(FILES["smooth.py"].splitlines()) < 45
 

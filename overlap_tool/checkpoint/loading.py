@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from overlap_tool import plugins
 from overlap_tool.checkpoint import registry, third_party, zoo
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
@@ -44,6 +45,7 @@ def load(
     `source` may be left out only with `model_class`: the weights are then as constructed, from a fixed seed.
     Pickled modules run their code when loaded, so they are refused unless `trust` is given.
     """
+    plugins.discover()
     where = os.fspath(source) if source else ""
     _refuse_contradictions(where, architecture, model_class, kwargs)
     if model_class is not None:
@@ -59,6 +61,7 @@ def load(
 
 def rebuild(architecture: str, arguments: Mapping[str, Any], state: StateDict, where: str) -> nn.Module:
     """The model of an artefact: a registered architecture, or a class that has to be importable."""
+    plugins.discover()
     if ":" in architecture:
         model = third_party.construct(architecture, arguments)
         third_party.fill(model, state, f"{where} as {architecture}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import checkpoint, plugins
+from overlap_tool import checkpoint
 from overlap_tool.analysis import Edges
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import OptionError
@@ -70,7 +70,6 @@ def verify(
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted.
     """
-    plugins.discover()
     place = machine.find_device(device)
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
     ways = _ways(tiles, schedules, None if own is None else Settings(**own))
