@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -60,6 +61,25 @@ def test_help_and_version_do_not_import_torch() -> None:
     for option in ("--help", "--version"):
         done = subprocess.run([sys.executable, "-c", probe.format(option)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("overlap-tool an", "analyze"), ("overlap-tool verify --sch", "--schedule")]
+)
+def test_shells_complete_commands_and_options(words, offered) -> None:
+    """As the script that `overlap-tool --install-completion` sets up for bash asks for it."""
+    asked = {
+        "_OVERLAP_TOOL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [Path(sys.executable).with_name("overlap-tool")],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [offered]), done.stderr
 
 
 def test_a_class_of_ones_own(run, tmp_path) -> None:

@@ -232,6 +232,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
 # --- the GitHub Action ------------------------------------------------------------------------------------
 
 
+def test_the_example_workflow_uses_what_the_action_has() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    text = (ROOT / "docs" / "verify-checkpoint.yml").read_text()
+    steps = yaml.safe_load(text)["jobs"]["verify"]["steps"]
+    (ours,) = (step for step in steps if step.get("uses", "").partition("@")[0] == "OWNER/overlap-tool")
+    assert set(ours["with"]) <= set(action["inputs"])
+    required = {name for name, of in action["inputs"].items() if of.get("required")}
+    assert required <= set(ours["with"])
+    read = set(re.findall(rf"steps\.{ours['id']}\.outputs\.(\w+)", text))
+    assert read
+    assert read <= set(action["outputs"])
+
+
 def test_the_action_runs_the_script_and_tells_its_outputs() -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     assert action["runs"]["using"] == "composite"
