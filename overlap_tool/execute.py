@@ -42,6 +42,8 @@ def execute(
         raise ValueError("tiles that keep something for others cannot be computed in batches")
     if any(rows.kept) and columns.overlapping:
         raise ValueError("rows are kept, but columns recomputed, which would be kept twice")
+    ends = [(rows.sizes[op], columns.sizes[op]) for op in (0, -1)]
+    source, sink = EndlessSource(source, *ends[0]), EndlessSink(sink, *ends[1])
     run = _Run(network, rows, columns, source, sink)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
@@ -57,6 +59,40 @@ def execute(
         run.tile(row, group[0])
         for _ in group:
             after_tile()
+
+
+class EndlessSource:
+    """Pieces that may go beyond the image. NaN stands there, which shows where it is taken for a sample."""
+
+    def __init__(self, source: Source, height: int, width: int) -> None:
+        self.source = source
+        self.height = height
+        self.width = width
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        inside = rows.clip(self.height), columns.clip(self.width)
+        samples = self.source.read(*inside)
+        if inside == (rows, columns):
+            return samples
+        piece = _empty(samples, rows.length, columns.length).fill_(float("nan"))
+        piece[..., _slice(inside[0], rows.start), _slice(inside[1], columns.start)] = samples
+        return piece
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        self.source.expect(rows.clip(self.height), columns.clip(self.width))
+
+
+class EndlessSink:
+    """Takes what lies inside the image."""
+
+    def __init__(self, sink: Sink, height: int, width: int) -> None:
+        self.sink = sink
+        self.height = height
+        self.width = width
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        inside = rows.clip(self.height), columns.clip(self.width)
+        self.sink.write(*inside, _Held(values, rows, columns).piece(*inside))
 
 
 class _BatchedSource:

@@ -172,9 +172,20 @@ class Patch:
     need: Span
     """The inputs that they read, unclipped."""
     have: Span
-    """The real samples that the piece holds: all of those that `need` reads."""
+    """The samples that the piece holds: all the real ones that `need` reads. Where it goes beyond the image,
+    as in tiles of one shape, anything may stand there."""
     n: int
     """The length of the whole input."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the piece serves as it is: just what is needed, all of it inside the image."""
+        return self.need == self.have and self.inside
+
+    @property
+    def inside(self) -> bool:
+        """Whether the piece holds samples of the image only."""
+        return self.have.start >= 0 and self.have.stop <= self.n
 
 
 def patch(op: Geometry, out: Span, n: int) -> Patch:

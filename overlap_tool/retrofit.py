@@ -34,6 +34,7 @@ from overlap_tool.schedule.choose import (
     Store,
     parse_bytes,
     plan_stage,
+    require_uniform,
 )
 from overlap_tool.stages import survey
 from overlap_tool.stores import TensorSink, TensorSource
@@ -134,6 +135,7 @@ def wrap(
     store: Store = "auto",
     batch: int = 1,
     engine: Engine = "exact",
+    uniform: bool = False,
     inplace: bool = False,
 ) -> Model:
     """The same model with its stages computed tile by tile, in bounded memory.
@@ -141,7 +143,9 @@ def wrap(
     `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
     `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
     and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
-    from those of the full image. A copy is wrapped, unless `inplace`.
+    from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
+    for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage. A copy is
+    wrapped, unless `inplace`.
     """
     if tile is None and memory is None:
         tile = 256
@@ -150,10 +154,11 @@ def wrap(
         Settings(
             tile=tile if tile is None or isinstance(tile, tuple) else (tile, tile),
             memory=parse_bytes(memory) if isinstance(memory, str) else memory,
-            schedule=schedule,
+            schedule="tiles" if uniform and schedule is None else schedule,
             store=store,
             batch=batch,
             engine=engine,
+            uniform=uniform,
         ),
         inplace,
     )
@@ -219,7 +224,11 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     if tiled_stages(model):
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copy.deepcopy(model)
-    for stage in survey(model).stages:
+    stages = survey(model).stages
+    if settings.uniform:
+        for stage in stages:
+            require_uniform(stage.network)
+    for stage in stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
         stage.module.forward = forward

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlap_tool import analyze
 from overlap_tool.execute import execute
-from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles
+from overlap_tool.schedule.cost import macs, op_costs, peak_macs
+from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, uniform
 from overlap_tool.stages import Stage
 from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
@@ -174,6 +176,35 @@ def test_the_reported_figures_are_the_counted_ones(architecture, monkeypatch):
         with counted(monkeypatch, gdn=False) as tiled:
             run(stage, x, *plans(stage, x, tiles, int(64 * of.input_scale)))
         assert whole_kernels(stage, tiled) == of.tiles[0].macs, of.name
+
+
+@pytest.mark.parametrize("planner", [stream, tiles])
+def test_the_most_expensive_tile_is_the_predicted_one(planner, monkeypatch):
+    stage = small_survey("cheng2020-anchor").stages[0]
+    x = image(stage, 150, 100)
+    rows, columns = plans(stage, x, planner, 32)
+    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
+    done = [0]
+    with counted(monkeypatch, gdn=False) as counter:
+        source = TensorSource(x, x.device)
+        execute(stage.network, rows, columns, source, sink, after_tile=lambda: done.append(counter.macs))
+    of_tiles = [after - before for before, after in pairwise(done)]
+    assert len(of_tiles) == len(rows.steps) * len(columns.steps) > 9
+    assert len(set(of_tiles)) > 3
+    assert max(of_tiles) == peak_macs(op_costs(stage.network), rows, columns)
+
+
+@pytest.mark.parametrize("name", ["mbt2018", "elic2022-official"])
+def test_uniform_tiles_execute_what_is_predicted(name, monkeypatch):
+    """The whole of every tile, also where it goes beyond the image."""
+    for stage in small_survey(name).stages:
+        network = stage.network
+        larger = max(1, network.rows.reaches()[-1].scale)
+        x = image(stage, ceil(80 / larger), ceil(48 / larger))
+        rows, columns = plans(stage, x, lambda axis, n, cuts: uniform(axis, n, cuts[0].length))
+        with counted(monkeypatch, gdn=False) as executed:
+            run(stage, x, rows, columns)
+        assert whole_kernels(stage, executed) == macs(op_costs(network), rows, columns) > 0, stage.name
 
 
 def whole_kernels(stage: Stage, counter: Counter) -> int:

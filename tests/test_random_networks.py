@@ -1,4 +1,4 @@
-"""Random networks, tiles and images: both schedules give the full image of the original module, bit for bit.
+"""Random networks, tiles and images: each way gives the full image of the original module, bit for bit.
 
 `RANDOM_NETWORKS=5000 pytest tests/test_random_networks.py` tries as many, and `make test-slow` a few thousand
 others.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from overlap_tool import exact_kernels
 from overlap_tool.axis import Axis
 from overlap_tool.execute import execute
-from overlap_tool.geometry import Span
 from overlap_tool.network import Network
 from overlap_tool.schedule import plan
 from overlap_tool.stores import TensorSink, TensorSource
@@ -31,12 +30,29 @@ COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
 SLOW_COUNT = 3000
 
 
-Planner = Callable[[Axis, int, Sequence[Span]], plan.AxisPlan]
+Planner = Callable[[Axis, int, int], plan.AxisPlan]
+
+
+def stream(axis: Axis, n: int, tile: int) -> plan.AxisPlan:
+    return plan.stream(axis, n, plan.cut(axis.sizes(n)[-1], tile))
+
+
+def tiles(axis: Axis, n: int, tile: int) -> plan.AxisPlan:
+    return plan.tiles(axis, n, plan.cut(axis.sizes(n)[-1], tile))
+
+
+WAYS: dict[str, tuple[Planner, int]] = {
+    "stream": (stream, 1),
+    "tiles": (tiles, 1),
+    "tiles, three at once": (tiles, 3),
+    "uniform tiles": (plan.uniform, 1),
+    "uniform tiles, three at once": (plan.uniform, 3),
+}
 
 
 def in_tiles(case: Case, network: Network, x: Tensor, planner: Planner, batch: int = 1) -> Tensor:
     rows, columns = (
-        planner(axis, n, plan.cut(axis.sizes(n)[-1], tile))
+        planner(axis, n, tile)
         for axis, n, tile in zip((network.rows, network.columns), x.shape[-2:], case.tile, strict=True)
     )
     sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
@@ -51,9 +67,8 @@ def check(case: Case) -> None:
     assert full.isfinite().all()
     assert full.abs().max() < 2.0**53, "no longer exact"
     network = trace(case.network, "net", case.network.channels)
-    assert torch.equal(in_tiles(case, network, x, plan.stream), full), "stream"
-    assert torch.equal(in_tiles(case, network, x, plan.tiles), full), "tiles"
-    assert torch.equal(in_tiles(case, network, x, plan.tiles, batch=3), full), "tiles, three at once"
+    for way, how in WAYS.items():
+        assert torch.equal(in_tiles(case, network, x, *how), full), way
     assert torch.equal(x, case.image()), "the input was changed"
 
 
@@ -74,14 +89,10 @@ def check_exactly(case: Case) -> None:
     with torch.no_grad(), exact_kernels():
         full = network(x.clone())
         traced = trace(network, "net", network.channels)
-        found = {
-            "stream": in_tiles(case, traced, x, plan.stream),
-            "tiles": in_tiles(case, traced, x, plan.tiles),
-            "tiles, three at once": in_tiles(case, traced, x, plan.tiles, batch=3),
-        }
+        found = {way: in_tiles(case, traced, x, *how) for way, how in WAYS.items()}
     assert full.isfinite().all()
-    for name, tiles in found.items():
-        assert torch.equal(tiles, full), name
+    for way, result in found.items():
+        assert torch.equal(result, full), way
 
 
 @settings(max_examples=COUNT, deadline=None, derandomize=True)

@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from overlap_tool.axis import Axis, AxisOp
+from overlap_tool.axis import Axis, AxisOp, MisalignedJoin
 from overlap_tool.geometry import (
     POINTWISE,
     Expand,
@@ -25,7 +25,7 @@ from overlap_tool.geometry import (
     patch,
     roll,
 )
-from overlap_tool.schedule.plan import AxisPlan, Step, alike, cut, stream, tiles, whole
+from overlap_tool.schedule.plan import AxisPlan, Step, alike, cut, stream, tiles, uniform, whole
 
 many = settings(max_examples=400, deadline=None)
 
@@ -296,6 +296,89 @@ def test_steps_that_are_alike_cut_their_pieces_alike(case, most):
 def _part(step: Step, op: int, source: int) -> Span | None:
     reads = step.patches[op]
     return None if reads is None or reads.have.empty else reads.have.shift(-step.hold[source].start)
+
+
+# --- tiles of one shape -----------------------------------------------------------------------------------
+
+
+def in_one_shape(case: Case, tile: int) -> AxisPlan:
+    try:
+        return uniform(case.axis, case.n, tile)
+    except MisalignedJoin:  # which no stage has
+        assume(False)
+        raise
+
+
+tile_sides = st.integers(1, 40)
+
+
+@given(cases(), tile_sides)
+@many
+def test_uniform_tiles_have_one_shape_at_every_op_and_cover_the_output_once(case, tile):
+    plan = in_one_shape(case, tile)
+    for op, steps in each_op(case, plan):
+        assert len({step.compute[op].length for step in steps}) == 1
+        if case.axis.ops[op].geometry is not None and not steps[0].compute[op].empty:
+            source = case.sources(op)[0]
+            assert len({step.patches[op].need.length for step in steps}) == 1
+            assert len({_part(step, op, source) for step in steps}) == 1, "the same part of what is held"
+    outputs = [i for step in plan.steps for i in range(*step.compute[-1])]
+    assert outputs == list(range(len(outputs)))
+    first, *_, last = plan.steps[0], plan.steps[-1]
+    assert last.compute[-1].start < case.sizes[-1] <= last.compute[-1].stop
+    assert first.compute[-1].length <= tile or len(plan.steps) == 1 or tile < _period(case.axis)
+
+
+def _period(axis: Axis) -> int:
+    """In samples of the output: the shift that moves every op by a whole number of its own periods."""
+    shift = 1
+    while any((shift / axis.scale * reach.scale) % reach.period.output for reach in axis.reaches()):
+        shift += 1
+    return shift
+
+
+@given(cases(), tile_sides)
+@many
+def test_uniform_tiles_hold_all_that_their_samples_inside_the_image_read(case, tile):
+    plan = in_one_shape(case, tile)
+    for op, steps in each_op(case, plan):
+        geometry = case.axis.ops[op].geometry
+        for step in steps if geometry is not None else []:
+            if step.compute[op].empty:
+                continue
+            reads = step.patches[op]
+            assert (reads.out, reads.need) == (step.compute[op], geometry.need(step.compute[op]))
+            for source in case.sources(op):
+                real = geometry.reads(step.compute[op].clip(case.sizes[op]), case.sizes[source])
+                if not real.empty:
+                    assert reads.have.start <= real.start
+                    assert real.stop <= reads.have.stop
+                if not reads.have.empty:
+                    assert step.hold[source].start <= reads.have.start
+                    assert reads.have.stop <= step.hold[source].stop
+
+
+def test_uniform_tiles_have_the_shape_of_a_tile_in_the_middle_whatever_the_image():
+    axis = chain(Window(5, 2, 2, 2), Window(3, 1, 1, 1), Window(5, 2, 2, 2))
+    for n in (1, 7, 64, 1000):
+        plan = uniform(axis, n, 4)
+        assert plan.steps[0].compute == axis.needs({3: Span(0, 4)}) == (
+            Span(-8, 21), Span(-3, 10), Span(-2, 9), Span(0, 4),
+        )  # fmt: skip
+        assert len(plan.steps) == max(1, -(-axis.sizes(n)[-1] // 4))
+
+
+def test_a_uniform_tile_is_rounded_down_to_whole_periods():
+    axis = chain(Expand(4), Window(3, 1, 1, 1))
+    lengths = {tile: uniform(axis, 50, tile).steps[0].compute[-1].length for tile in (1, 4, 7, 8, 30)}
+    assert lengths == {1: 4, 4: 4, 7: 4, 8: 8, 30: 28}
+
+
+def test_uniform_tiles_hold_what_padding_reflects_into_the_last_of_them():
+    """Its one sample reads three samples back, which belong to the tile before."""
+    plan = uniform(chain(Pad(0, 3, Padding.REFLECT)), 6, 4)
+    assert plan.steps[-1].compute[1] == Span(8, 12)
+    assert plan.steps[-1].patches[1].have.start <= 2, "8 stands for 5 - 3"
 
 
 # --- by hand ----------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ def verify(
         list[Path] | None, typer.Option("--image", help="A PNG or JPEG instead. Repeatable.")
     ] = None,
     stage: Stage = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Independent tiles that have one shape at every op.")
+    ] = False,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Show what overlaps of one sample less do to rate and quality.")
     ] = False,
@@ -116,6 +119,7 @@ def verify(
         size=sides,
         images=image or [],
         stage=stage,
+        uniform=uniform,
         ablate=ablate,
         device=device,
         architecture=arch,

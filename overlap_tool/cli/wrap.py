@@ -62,6 +62,12 @@ def wrap(
             "--engine", help="exact (the same bits for every tile) or stock (the library's own kernels)."
         ),
     ] = "exact",
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform", help="Give all tiles one shape at every op, for capture or export; schedule tiles."
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.tiled.pt if left out.")
     ] = None,
@@ -99,6 +105,7 @@ def wrap(
             schedule=schedule,  # type: ignore[arg-type]
             store=store,  # type: ignore[arg-type]
             engine=engine,  # type: ignore[arg-type]
+            uniform=uniform,
             inplace=True,
         )
         plans = retrofit.plans(tiled, image)

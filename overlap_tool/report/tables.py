@@ -102,7 +102,7 @@ def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, St
         tuple(
             (
                 name,
-                plan.schedule,
+                f"{plan.schedule}, uniform" if plan.uniform else plan.schedule,
                 "x".join(map(str, plan.tile)),
                 str(plan.tiles),
                 size(plan.working_bytes),

@@ -11,7 +11,7 @@ from overlap_tool.rules import (
     whole_map,
     windows,
 )
-from overlap_tool.rules.pieces import extend, place
+from overlap_tool.rules.pieces import cleared, extend, place
 from overlap_tool.rules.registry import (
     Call,
     Operand,
@@ -43,6 +43,7 @@ __all__ = [
     "attention_in_windows",
     "borders",
     "channels",
+    "cleared",
     "convolution",
     "extend",
     "is_quantiser",

@@ -34,7 +34,7 @@ def pad(
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         return extend(input, patches, outside, fill)
 
-    return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside))
+    return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside), uniform=True)
 
 
 @register(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
@@ -78,7 +78,7 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
         index = (*channels, slice(None, None, strides[0]), slice(None, None, strides[1]))
         return input[index]
 
-    return Rule(run, rows, columns)
+    return Rule(run, rows, columns, uniform=True)
 
 
 @register(getitem)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
-from overlap_tool.rules.pieces import extend
+from overlap_tool.rules.pieces import cleared, extend
 from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
 
 PADDING_MODES = {
@@ -76,7 +76,9 @@ def conv2d(
 
     kernel = weight.shape[-2:]
     rows, columns = windows(kernel, stride, padding, dilation)
-    return Rule(run, rows, columns, _macs(weight.shape), kernel=pair(kernel), stride=pair(stride))
+    return Rule(
+        run, rows, columns, _macs(weight.shape), kernel=pair(kernel), stride=pair(stride), uniform=True
+    )
 
 
 @register(nn.Conv2d)
@@ -89,7 +91,9 @@ def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
 
     rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation, outside)
     macs = _macs(module.weight.shape)
-    return Rule(run, rows, columns, macs, kernel=pair(module.kernel_size), stride=pair(module.stride))
+    return Rule(
+        run, rows, columns, macs, kernel=pair(module.kernel_size), stride=pair(module.stride), uniform=True
+    )
 
 
 @register("compressai.layers.layers.MaskedConv2d")
@@ -116,6 +120,7 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
         _macs(module.weight.shape),
         kernel=pair(module.kernel_size),
         stride=pair(module.stride),
+        uniform=True,
     )
 
 
@@ -173,6 +178,8 @@ def conv_transpose2d(
             # no input feeds these outputs: a zero stands in, and the bias alone comes out
             lengths = [max(1, patch.have.length) for patch in patches]
             input = input.new_zeros((*input.shape[:2], *lengths))
+        else:
+            input = cleared(input, patches)
         zeros = [amount for trim in reversed(trims) for amount in (trim.before, trim.after)]
         if any(zeros):
             input = F.pad(input, zeros)
@@ -183,7 +190,7 @@ def conv_transpose2d(
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included
     macs = weight.shape[0] * weight.shape[1] * weight.shape[2] * weight.shape[3]
-    return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride))
+    return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride), uniform=True)
 
 
 @register(nn.ConvTranspose2d)

@@ -12,18 +12,26 @@ from overlap_tool.rules.registry import Patches
 
 def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0) -> Tensor:
     """The piece with what stands outside the image added, so that it covers all of `need`."""
-    if all(patch.need == patch.have for patch in patches):
+    if all(patch.complete for patch in patches):
         return piece
     if padding in (Padding.CONSTANT, Padding.CLAMP):
-        return _with_constant(piece, patches, value)
+        return _with_constant(cleared(piece, patches, value), patches, value)
     for dim, patch in zip((-2, -1), patches, strict=True):
-        if patch.need != patch.have:
+        if not patch.complete:
             sources = [padding.source(index, patch.n) for index in range(*patch.need)]
             # what lies between the taps at a border is not read, so that `have` may lack it
             last = patch.have.length - 1
             index = torch.tensor([min(max(i - patch.have.start, 0), last) for i in sources if i is not None])
             piece = piece.index_select(dim, index.to(piece.device))
     return piece
+
+
+def cleared(piece: Tensor, patches: Patches, value: float = 0.0) -> Tensor:
+    """The piece with `value` wherever it goes beyond the image; there, a tile of one shape holds anything."""
+    if all(patch.inside for patch in patches):
+        return piece
+    rows, columns = (_beyond(patch, piece.device) for patch in patches)
+    return piece.masked_fill(rows[:, None] | columns, value)
 
 
 def place(piece: Tensor, begins: tuple[int, int], patches: Patches) -> Tensor:
@@ -37,6 +45,11 @@ def _with_constant(piece: Tensor, patches: Patches, value: float) -> Tensor:
     if rows.have.empty or columns.have.empty:
         return piece.new_full((*piece.shape[:-2], rows.need.length, columns.need.length), value)
     return F.pad(piece, (*_missing(columns), *_missing(rows)), value=value)
+
+
+def _beyond(patch: Patch, device: torch.device) -> Tensor:
+    at = torch.arange(patch.have.start, patch.have.stop, device=device)
+    return (at < 0) | (at >= patch.n)
 
 
 def _missing(patch: Patch) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def max_pool2d(
         piece = extend(input, patches, Padding.CONSTANT, value=float("-inf"))
         return F.max_pool2d(piece, kernel_size, strides, 0, dilation)
 
-    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
+    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
 @register(nn.MaxPool2d)
@@ -75,7 +75,7 @@ def avg_pool2d(
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         piece = extend(input, patches, Padding.CONSTANT)
-        if divisor_override is not None or all(patch.need == patch.have for patch in patches):
+        if divisor_override is not None or all(patch.complete for patch in patches):
             return F.avg_pool2d(piece, kernel_size, strides, divisor_override=divisor_override)
         counts = [
             _counts(window, patch, count_include_pad)
@@ -85,7 +85,7 @@ def avg_pool2d(
         total = F.avg_pool2d(piece, kernel_size, strides, divisor_override=1)
         return total / divisor.to(total)
 
-    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
+    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
 @register(nn.AvgPool2d)

@@ -92,7 +92,9 @@ class Rule:
     `run(patches, *args, **kwargs)` returns exactly the outputs `patches[axis].out`. It may not change its
     inputs, and has to give the same values for any piece. `macs` counts multiply-accumulates per output
     position, all channels together; `scratch` how many tensors as large as its output it holds besides while
-    it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`.
+    it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`. A rule is
+    `uniform` if its `run` can do with pieces that go beyond the image, where anything may stand: `extend` and
+    `cleared` see to that. One that is local always can.
     """
 
     run: Callable[..., Any]
@@ -103,6 +105,7 @@ class Rule:
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     proved: bool = True
+    uniform: bool = False
 
     @property
     def local(self) -> bool:

@@ -21,7 +21,7 @@ def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         return place(F.pixel_shuffle(input, upscale_factor), _begins(patches, geometry), patches)
 
-    return Rule(run, geometry, geometry)
+    return Rule(run, geometry, geometry, uniform=True)
 
 
 @register(nn.PixelShuffle)
@@ -37,7 +37,7 @@ def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
         return F.pixel_unshuffle(input, factor)
 
     geometry = Shrink(factor)
-    return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor))
+    return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor), uniform=True)
 
 
 @register(nn.PixelUnshuffle)
@@ -109,7 +109,7 @@ def _nearest(ratios: list[tuple[int, int]]) -> Rule:
                 input = input[..., ::down] if dim == -1 else input[..., ::down, :]
         return place(input, _begins(patches, rows, columns), patches)
 
-    return Rule(run, rows, columns)
+    return Rule(run, rows, columns, uniform=True)
 
 
 def _bilinear(ratios: list[tuple[int, int]]) -> Rule:
@@ -133,7 +133,7 @@ def _bilinear(ratios: list[tuple[int, int]]) -> Rule:
         )
         return place(piece, begins, patches)
 
-    return Rule(run, rows, columns)
+    return Rule(run, rows, columns, uniform=True)
 
 
 def _begins(patches: Patches, rows: Geometry, columns: Geometry | None = None) -> tuple[int, int]:

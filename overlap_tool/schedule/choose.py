@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+from overlap_tool.axis import Axis
 from overlap_tool.errors import OptionError
-from overlap_tool.network import Network
+from overlap_tool.geometry import Padding
+from overlap_tool.network import Input, Network
 from overlap_tool.schedule.cost import macs, op_costs, working_bytes
-from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles
+from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, uniform
 
 Schedule = Literal["stream", "tiles"]
 Store = Literal["auto", "device", "host", "disk"]
@@ -26,6 +28,7 @@ class Settings:
 
     `tile` is width and height in pixels of the image; with `memory`, in bytes, tile and schedule are chosen
     for each input. The `engine` is what computes: kernels whose bits no shape changes, or the library's.
+    `uniform` tiles have one shape at every op, those at the border of the image, too.
     """
 
     tile: tuple[int, int] | None = None
@@ -34,6 +37,7 @@ class Settings:
     store: Store = "auto"
     batch: int = 1
     engine: Engine = "exact"
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
@@ -59,6 +63,12 @@ class Settings:
             raise OptionError(
                 f"batch {self.batch}", "tiles of a stream depend on one another", 'Add schedule="tiles"'
             )
+        if self.uniform and self.schedule != "tiles":
+            raise OptionError(
+                "--uniform",
+                "tiles of a stream differ in shape, since each computes what those before it did not",
+                "Add --schedule tiles, or leave --uniform out",
+            )
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class StagePlan:
     macs: int
     working_bytes: int
     peak_bytes: int
+    uniform: bool = False
 
     @property
     def tiles(self) -> int:
@@ -130,6 +141,20 @@ def parse_bytes(text: str) -> int:
     return int(value)
 
 
+def require_uniform(network: Network) -> None:
+    """Refuse the first op of which no tiles of one shape can be made."""
+    for op in network.ops:
+        if isinstance(op, Input) or op.rule.local:
+            continue
+        reason = ""
+        if Padding.CIRCULAR in (op.rule.rows.padding, op.rule.columns.padding):
+            reason = "takes samples from the other end of the map, so that each tile would hold all of it"
+        elif not op.rule.uniform:
+            reason = "has a rule that is not said to compute tiles that go beyond the image"
+        if reason:
+            raise OptionError(f"--uniform at {op.name} ({op.kind})", reason, "Leave --uniform out")
+
+
 def _plan(
     network: Network,
     input_scale: Fraction,
@@ -138,9 +163,10 @@ def _plan(
     tile: tuple[int, int],
     settings: Settings,
 ) -> StagePlan:
-    planner = stream if schedule == "stream" else tiles
+    if settings.uniform:
+        require_uniform(network)
     rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], max(1, int(side * input_scale * axis.scale))))
+        _axis_plan(axis, n, max(1, int(side * input_scale * axis.scale)), schedule, settings.uniform)
         for axis, n, side in (
             (network.rows, shape.rows, tile[1]),
             (network.columns, shape.columns, tile[0]),
@@ -160,7 +186,15 @@ def _plan(
         macs=shape.images * macs(costs, rows, columns),
         working_bytes=working,
         peak_bytes=working + shape.images * ends * shape.itemsize,
+        uniform=settings.uniform,
     )
+
+
+def _axis_plan(axis: Axis, n: int, tile: int, schedule: Schedule, one_shape: bool) -> AxisPlan:
+    if one_shape:
+        return uniform(axis, n, tile)
+    cuts = cut(axis.sizes(n)[-1], tile)
+    return stream(axis, n, cuts) if schedule == "stream" else tiles(axis, n, cuts)
 
 
 def _is_count(value: object) -> bool:

@@ -60,6 +60,18 @@ def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
     )
 
 
+def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
+    """Multiply-accumulates of the tile that takes most, per image."""
+    heights, widths = (
+        {tuple(span.length for span in step.compute) for step in plan.steps} for plan in (rows, columns)
+    )
+    return max(
+        sum(cost.macs * a * b for cost, a, b in zip(costs, height, width, strict=True))
+        for height in heights
+        for width in widths
+    )
+
+
 def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
     """The most bytes alive when the model itself computes the whole map: its input and output included, and
     its in-place ops taking no memory of their own."""
@@ -165,7 +177,7 @@ def _extended(channels: int, vertical: Patch | None, horizontal: Patch | None) -
     """The copy that an op makes of its input where it has to add its own padding."""
     if vertical is None or horizontal is None:
         return 0
-    if vertical.need == vertical.have and horizontal.need == horizontal.have:
+    if vertical.complete and horizontal.complete:
         return 0
     return channels * vertical.need.length * horizontal.need.length
 
@@ -178,7 +190,7 @@ def _shape(step: Step) -> tuple[tuple[int, int, int, int, int], ...]:
             hold.length,
             keep.length,
             compute.start - hold.start,
-            0 if patch is None or patch.need == patch.have else patch.need.length,
+            0 if patch is None or patch.complete else patch.need.length,
         )
         for compute, hold, keep, patch in zip(step.compute, step.hold, step.keep, step.patches, strict=True)
     )

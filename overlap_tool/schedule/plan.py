@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import lcm
 
 from overlap_tool.axis import Axis
-from overlap_tool.geometry import Patch, Span, patch
+from overlap_tool.geometry import Geometry, Padding, Patch, Span, hull, patch
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,65 @@ def tiles(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
     return AxisPlan(sizes, tuple(_step(axis, sizes, axis.needs({last: cut}, sizes)) for cut in cuts))
 
 
+def uniform(axis: Axis, n: int, tile: int) -> AxisPlan:
+    """Independent tiles that have one shape at every op: that of a tile in the middle of an endless image.
+
+    Each is the first one, shifted by whole periods: `tile` is rounded down to them, but to no less than one.
+    So tiles differ in nothing but where the image ends within them. Beyond its end a map holds anything;
+    inside the image, every sample that a tile computes is right.
+    """
+    sizes = axis.sizes(n)
+    reaches = axis.reaches()
+    period = lcm(*(reach.period.input for reach in reaches))
+    periods = max(1, tile // int(period * axis.scale))
+    shifts = [int(periods * period * reach.scale) for reach in reaches]
+    count = -(-sizes[-1] // shifts[-1])
+    spans = [Span(0, 0)] * len(axis.ops)
+    spans[-1] = Span(0, shifts[-1])
+    patches: list[Patch | None] = [None] * len(axis.ops)
+    for index in reversed(range(len(axis.ops))):
+        op, span = axis.ops[index], spans[index]
+        if op.geometry is None or span.empty:
+            continue
+        source = op.inputs[0]
+        ends = sizes[index], sizes[source]
+        have = _reads_of_any(op.geometry, span, ends, (shifts[index], shifts[source]), count)
+        patches[index] = Patch(span, op.geometry.need(span), have, sizes[source])
+        for source in op.inputs:
+            spans[source] = hull([spans[source], have])
+    return AxisPlan(
+        sizes, tuple(_shifted(axis, spans, patches, [i * by for by in shifts]) for i in range(count))
+    )
+
+
+def _reads_of_any(
+    geometry: Geometry, outputs: Span, sizes: tuple[int, int], shifts: tuple[int, int], count: int
+) -> Span:
+    """Of which inputs the first of `count` tiles has to hold the samples, for the others to do as it does:
+    what its outputs need, and where, in any tile, the op's padding takes what stands outside the image.
+
+    `sizes` and `shifts` are those of its output and of its input.
+    """
+    need = geometry.need(outputs)
+    if geometry.padding in (Padding.CONSTANT, Padding.CLAMP):
+        return need
+    real = (outputs.shift(i * shifts[0]).clip(sizes[0]) for i in range(count))
+    return hull([need, *(geometry.reads(out, sizes[1]).shift(-i * shifts[1]) for i, out in enumerate(real))])
+
+
+def _shifted(axis: Axis, spans: Sequence[Span], patches: Sequence[Patch | None], by: Sequence[int]) -> Step:
+    """The first of several tiles of one shape, moved."""
+    moved = tuple(span.shift(shift) for span, shift in zip(spans, by, strict=True))
+    nothing = tuple(Span(span.stop, span.stop) for span in moved)
+    reads = tuple(
+        None
+        if patch is None
+        else Patch(out, patch.need.shift(by[op.inputs[0]]), patch.have.shift(by[op.inputs[0]]), patch.n)
+        for op, patch, out in zip(axis.ops, patches, moved, strict=True)
+    )
+    return Step(moved, moved, nothing, reads)
+
+
 def stream(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
     to be read, so that nothing is computed twice."""
@@ -107,7 +167,7 @@ def _form(axis: Axis, step: Step) -> tuple[object, ...]:
     for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
         if op.geometry is None or reads is None:
             form.append(hold.length)
-        elif reads.need != reads.have:
+        elif not reads.complete:
             form.append(reads)
         else:
             start = reads.have.start

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import RuleError
-from overlap_tool.execute import compute_piece, evaluate_constants, freed_after, substituted
+from overlap_tool.execute import EndlessSource, compute_piece, evaluate_constants, freed_after, substituted
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.network import Input, Network, Op, leaves
 from overlap_tool.rules import Operand, Patches, Size
 from overlap_tool.schedule.choose import StagePlan
 from overlap_tool.schedule.plan import AxisPlan, whole
+from overlap_tool.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
 
 Fault = Literal["overlap", "kernel", "schedule"]
@@ -86,16 +87,20 @@ def _first_difference(
             if vertical is None or horizontal is None:
                 continue
             patches = vertical, horizontal
-            expected = _part(full, vertical.out, horizontal.out)
+            outputs = vertical.out.clip(full.shape[-2]), horizontal.out.clip(full.shape[-1])
+            expected = _part(full, *outputs)
             where = f"rows {_text(vertical.out)}, columns {_text(horizontal.out)} of {op.name} ({op.kind})"
             try:
                 found = compute_piece(op, patches, partial(_piece, value=value, patches=patches))
             except RuleError as error:
                 return Blame("overlap", op.name, op.kind, f"{where}: {error.reason}")
+            found = _part(
+                found, outputs[0].shift(-vertical.out.start), outputs[1].shift(-horizontal.out.start)
+            )
             if torch.equal(found, expected):
                 continue
             largest = largest_difference(found, expected)
-            if _reads_outside(op, patches, value, expected, everything):
+            if _reads_outside(op, patches, outputs, value, expected, everything):
                 reason = (
                     f"depend on inputs outside of the rows {_text(vertical.need)} and columns "
                     f"{_text(horizontal.need)} that its rule names: the overlap is too small"
@@ -109,7 +114,12 @@ def _first_difference(
 
 
 def _reads_outside(
-    op: Op, patches: Patches, value: Callable[[Operand], Any], expected: Tensor, everything: Patches
+    op: Op,
+    patches: Patches,
+    outputs: tuple[Span, Span],
+    value: Callable[[Operand], Any],
+    expected: Tensor,
+    everything: Patches,
 ) -> bool:
     """Whether the model's own op gives this tile other outputs once all inputs outside of it are others.
 
@@ -123,15 +133,14 @@ def _reads_outside(
             if not operand.spatial:
                 return given
             strange = torch.full_like(given, sign * (1 + 16 * float(given.abs().max())))
-            _part(strange, vertical.have, horizontal.have).copy_(_part(given, vertical.have, horizontal.have))
+            named = vertical.have.clip(vertical.n), horizontal.have.clip(horizontal.n)
+            _part(strange, *named).copy_(_part(given, *named))
             return strange
 
         return give
 
     return any(
-        not torch.equal(
-            _part(_by_the_model(op, disturbed(sign), everything), vertical.out, horizontal.out), expected
-        )
+        not torch.equal(_part(_by_the_model(op, disturbed(sign), everything), *outputs), expected)
         for sign in (1.0, -1.0)
     )
 
@@ -157,7 +166,10 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
 
 def _piece(operand: Operand, value: Callable[[Operand], Any], patches: Patches) -> Any:
     given = value(operand)
-    return _part(given, patches[0].have, patches[1].have) if operand.spatial else given
+    if not operand.spatial:
+        return given
+    source = EndlessSource(TensorSource(given, given.device), given.shape[-2], given.shape[-1])
+    return source.read(patches[0].have, patches[1].have)
 
 
 def _part(whole: Tensor, rows: Span, columns: Span) -> Tensor:

@@ -76,6 +76,7 @@ class PlanRecord:
     macs: int
     working_bytes: int
     peak_bytes: int
+    uniform: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def verify(
     size: tuple[int, int] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     stage: str | None = None,
+    uniform: bool = False,
     ablate: bool = False,
     device: str = "cpu",
     architecture: str | None = None,
@@ -66,13 +67,14 @@ def verify(
     """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
 
     `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
-    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told.
+    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told;
+    independent tiles of one shape, if `uniform`.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted.
     """
     place = machine.find_device(device)
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
-    ways = _ways(tiles, schedules, None if own is None else Settings(**own))
+    ways = _ways(tiles, schedules, uniform, None if own is None else Settings(**own))
     if isinstance(model, nn.Module):
         if tiled_stages(model):
             raise OptionError(
@@ -117,7 +119,10 @@ def verify(
 
 
 def _ways(
-    tiles: Sequence[int | tuple[int, int]] | None, schedules: Sequence[Schedule] | None, own: Settings | None
+    tiles: Sequence[int | tuple[int, int]] | None,
+    schedules: Sequence[Schedule] | None,
+    uniform: bool,
+    own: Settings | None,
 ) -> tuple[Settings, ...]:
     """The settings to verify: those asked for, else those of a wrapped model, else both schedules at 256."""
     if own is not None and own.engine != "exact":
@@ -126,15 +131,26 @@ def _ways(
             "this model was wrapped to compute with the library's kernels, of which no equality is claimed",
             "Wrap it without --engine stock, or verify the checkpoint that it was made from",
         )
+    if uniform and schedules is None:
+        schedules = ["tiles"]
     if tiles is None and own is not None:
         if schedules is None:
             return (own,)
         return tuple(
-            replace(own, schedule=schedule, batch=own.batch if schedule == "tiles" else 1)
+            replace(
+                own,
+                schedule=schedule,
+                batch=own.batch if schedule == "tiles" else 1,
+                uniform=uniform or (own.uniform and schedule == "tiles"),
+            )
             for schedule in schedules
         )
     sides = [(tile, tile) if isinstance(tile, int) else tile for tile in tiles or [TILE]]
-    ways = (Settings(tile=side, schedule=schedule) for side in sides for schedule in schedules or BOTH)
+    ways = (
+        Settings(tile=side, schedule=schedule, uniform=uniform)
+        for side in sides
+        for schedule in schedules or BOTH
+    )
     return tuple(dict.fromkeys(ways))
 
 
@@ -175,7 +191,7 @@ def _verify_on(
         stages_hold = all(check.status != "failed" for check in checks if check.name == "stage-equality")
         checks += _model_checks(subject, image, exact, stages_hold, blank)
     if subject.ablate:
-        for settings in dict.fromkeys(replace(way, schedule="tiles", batch=1) for way in subject.ways):
+        for settings in dict.fromkeys(_independent(way) for way in subject.ways):
             subject.progress(f"{blank.image}: overlaps one sample too small")
             tiled = replace(blank, tile=settings.tile)
             checks += ablate_model(subject.model, subject.found.stages, settings, image, exact, tiled)
@@ -208,7 +224,7 @@ def _stage_checks(
         runs = runs and "differing" in check.figures
         yield _plan_record(stage, of_way, plan), check
         if plan.tile not in tiled:
-            alone = replace(way, tile=plan.tile, memory=None, schedule="tiles")
+            alone = replace(_independent(way), tile=plan.tile, memory=None)
             tiled[plan.tile] = plan_stage(name, stage.network, stage.input_scale, whole, alone)
     for tile, plan in tiled.items() if runs else ():
         subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, tile))}, is it minimal")
@@ -231,6 +247,7 @@ def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
         macs=plan.macs,
         working_bytes=plan.working_bytes,
         peak_bytes=plan.peak_bytes,
+        uniform=plan.uniform,
     )
 
 
@@ -291,9 +308,16 @@ def _wrapped(model: nn.Module, way: Settings) -> nn.Module:
         store=way.store,
         batch=way.batch,
         engine=way.engine,
+        uniform=way.uniform,
     )
+
+
+def _independent(way: Settings) -> Settings:
+    """The same tiles, each with no more than it needs: those that overlaps are asked of."""
+    return replace(way, schedule="tiles", batch=1, uniform=False)
 
 
 def _described(way: Settings) -> str:
     tile = "a budget of memory" if way.tile is None else f"tiles of {'x'.join(map(str, way.tile))}"
-    return tile if way.schedule is None else f"{tile}, {way.schedule}"
+    parts = [tile, way.schedule or "", "uniform" if way.uniform else ""]
+    return ", ".join(part for part in parts if part)
