@@ -44,16 +44,17 @@ svg { max-width: 100%; height: auto; display: block; }
 .narrow { display: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25em 0.7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e7ec; }
+th, td { padding: 0.25em 0.5em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e7ec; }
 th { font-weight: 600; color: #5b6474; }
-.word { text-align: left; white-space: normal; overflow-wrap: break-word; max-width: 22em; }
+.word { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 4em; max-width: 22em; }
+.word:first-child { min-width: 8em; }
 th:first-child, td:first-child { padding-left: 0; }
 summary { cursor: pointer; margin: 0.6em 0; }
 .heats { display: flex; flex-wrap: wrap; gap: 16px; }
 .heats figure { width: 280px; margin: 0; }
 ul { padding-left: 1.2em; }
 li { overflow-wrap: anywhere; }
-@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } }
+@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } .word { max-width: 10em; } }
 """
 
 DARK_STYLE = """
