@@ -95,7 +95,7 @@ def test_the_schedule_tiles_has_several_shapes(shapes) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard", "elic2022-official"])
+@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard"])
 def test_a_codec_writes_and_reads_the_untouched_models_bytes(name) -> None:
     model = small_model(name)
     given = image(192, 128)
