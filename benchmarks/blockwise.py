@@ -84,6 +84,7 @@ def _stage_rows(
         for way, options in WAYS.items():
             settings = Settings(tile=(tile, tile), **options)  # type: ignore[arg-type]
             plan = plan_stage(stage.name, network, stage.input_scale, shape, settings)
+            (only,) = plan.segments
             rows.append(
                 Row(
                     name,
@@ -95,7 +96,7 @@ def _stage_rows(
                     macs_of_all,
                     plan.peak_bytes / bytes_of_all,
                     (plan.peak_bytes + weights) / (bytes_of_all + weights),
-                    peak_macs(costs, plan.rows, plan.columns) / macs_of_all,
+                    peak_macs(costs, only.rows, only.columns) / macs_of_all,
                 )
             )
     return rows

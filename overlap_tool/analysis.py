@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -11,14 +11,22 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool import checkpoint
-from overlap_tool.axis import Axis, exact_overlap
+from overlap_tool import checkpoint, segments
+from overlap_tool.axis import exact_overlap
 from overlap_tool.errors import OptionError
-from overlap_tool.geometry import Overlap, Span, padding_free_overlap
-from overlap_tool.network import Input, Network, Op
-from overlap_tool.schedule.choose import Schedule, Settings, Shape, parse_bytes, plan_stage
-from overlap_tool.schedule.cost import full_bytes, macs, op_costs, working_bytes
-from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, whole
+from overlap_tool.geometry import Overlap, padding_free_overlap
+from overlap_tool.network import Barrier, Input, Network, Op
+from overlap_tool.schedule.choose import (
+    Schedule,
+    Settings,
+    Shape,
+    parse_bytes,
+    plan_segments,
+    plan_stage,
+)
+from overlap_tool.schedule.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
+from overlap_tool.schedule.plan import whole
+from overlap_tool.segments import Segment
 from overlap_tool.stages import Stage, Untiled, survey
 
 SCHEMA = 1
@@ -43,16 +51,39 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One op of a stage.
+class StageOverlap:
+    """The overlap of a stage, and the receptive field of its outputs; nothing of it is finite where barriers
+    make every output depend on all of the input."""
 
-    `left` to `bottom` are the published recursion: the overlap at this op's input that an aligned tile of the
-    stage's output asks for. `exact` is the same by the op's own map; `reach` the overlap at the stage's input
-    that a tile of this op's output asks for.
+    left: int | None = None
+    right: int | None = None
+    top: int | None = None
+    bottom: int | None = None
+    receptive_field: int | None = None
+    receptive_field_rows: int | None = None
+
+    @staticmethod
+    def of(network: Network) -> StageOverlap:
+        if network.barriers:
+            return StageOverlap()
+        rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
+        edges = Edges.of(rows.overlap, columns.overlap)
+        fields = columns.receptive_field, rows.receptive_field
+        return StageOverlap(edges.left, edges.right, edges.top, edges.bottom, *fields)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One op of a stage, within its segment.
+
+    `left` to `bottom` are the published recursion: the overlap at this op's input that an aligned tile of
+    what the segment gives asks for. `exact` is the same by the op's own map; `reach` the overlap at the
+    stage's input, or at the same place in a stored map, that a tile of this op's output asks for.
     """
 
     name: str
     op: str
+    segment: int
     kernel: tuple[int, int] | None
     stride: tuple[int, int] | None
     scale: Fraction
@@ -97,30 +128,74 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class StageReport:
-    """One stage. Overlaps are in samples of its input, for a tile aligned to `period`."""
+class MapReport:
+    """A map that a segment reads, and how far its tiles read beyond their own part of it, in its samples."""
 
     name: str
-    input_scale: Fraction
     scale: Fraction
     left: int
     right: int
     top: int
     bottom: int
-    receptive_field: int
-    receptive_field_rows: int
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """A map that a segment stores for later ones or for its barriers."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """What runs in one pass. `store_bytes` is all that lies in stores at its end, of earlier ones, too."""
+
+    reads: tuple[MapReport, ...]
+    stores: tuple[StoreReport, ...]
+    barriers: tuple[str, ...]
+    store_bytes: int
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage. Overlaps are in samples of its input, for a tile aligned to `period`.
+
+    A stage with barriers runs in several passes. Its outputs depend on all of its input, so that overlaps are
+    those of its `segments`, each pass by itself, and the stage's own are None.
+    """
+
+    name: str
+    input_scale: Fraction
+    scale: Fraction
+    left: int | None
+    right: int | None
+    top: int | None
+    bottom: int | None
+    receptive_field: int | None
+    receptive_field_rows: int | None
     period: int
     period_rows: int
     padding_free_overlap: int | None
     status: str
     full_macs: int
     full_peak_bytes: int
+    passes: int
+    store_bytes: int
+    segments: tuple[SegmentReport, ...]
     layers: tuple[LayerReport, ...]
     tiles: tuple[TileReport, ...]
     """Independent tiles, each of which recomputes its halo."""
     streams: tuple[TileReport, ...]
     """Tiles in order, which compute nothing twice."""
     chosen: Choice
+
+    @property
+    def overlap(self) -> Edges | None:
+        """The overlap of a tile, if it is finite."""
+        if self.left is None or self.right is None or self.top is None or self.bottom is None:
+            return None
+        return Edges(self.left, self.right, self.top, self.bottom)
 
 
 @dataclass(frozen=True)
@@ -190,56 +265,59 @@ def _stage_report(
 ) -> StageReport:
     network = stage.network
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
-    edges = Edges.of(rows.overlap, columns.overlap)
+    overlap = StageOverlap.of(network)
     height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
     full_macs = macs(costs, *full)
     down = 1 / columns.scale
+    field = overlap.receptive_field
+    parts = segments.cut(network)
+    passes = tuple(_segment_reports(network, parts, full[0].sizes, full[1].sizes))
     return StageReport(
         name=stage.name or type(stage.module).__name__,
         input_scale=stage.input_scale,
         scale=columns.scale,
-        left=edges.left,
-        right=edges.right,
-        top=edges.top,
-        bottom=edges.bottom,
-        receptive_field=columns.receptive_field,
-        receptive_field_rows=rows.receptive_field,
+        left=overlap.left,
+        right=overlap.right,
+        top=overlap.top,
+        bottom=overlap.bottom,
+        receptive_field=field,
+        receptive_field_rows=overlap.receptive_field_rows,
         period=columns.period.input,
         period_rows=rows.period.input,
         padding_free_overlap=(
-            padding_free_overlap(columns.receptive_field, int(down)) if down.denominator == 1 else None
+            padding_free_overlap(field, int(down)) if field is not None and down.denominator == 1 else None
         ),
         status="proved" if all(op.rule.proved for op in network.ops if isinstance(op, Op)) else "probed",
         full_macs=full_macs,
         full_peak_bytes=full_bytes(costs, *full),
-        layers=_layer_reports(network, full[0].sizes, full[1].sizes),
-        tiles=tuple(_tile_report(stage, tiles, height, width, tile, full_macs) for tile in tile_sides),
-        streams=tuple(_tile_report(stage, stream, height, width, tile, full_macs) for tile in tile_sides),
+        passes=len(parts),
+        store_bytes=max(part.store_bytes for part in passes),
+        segments=passes,
+        layers=tuple(_layer_reports(network, parts, full[0].sizes, full[1].sizes)),
+        tiles=tuple(_tile_report(stage, "tiles", height, width, tile, full_macs) for tile in tile_sides),
+        streams=tuple(_tile_report(stage, "stream", height, width, tile, full_macs) for tile in tile_sides),
         chosen=_choice(stage, height, width, full_macs, chosen),
     )
 
 
 def _tile_report(
-    stage: Stage,
-    planner: Callable[[Axis, int, Sequence[Span]], AxisPlan],
-    height: int,
-    width: int,
-    tile: int,
-    full_macs: int,
+    stage: Stage, schedule: Schedule, height: int, width: int, tile: int, full_macs: int
 ) -> TileReport:
-    network = stage.network
-    rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], _tile_of_output(axis, stage.input_scale, tile)))
-        for axis, n in ((network.rows, height), (network.columns, width))
-    )
-    costs = op_costs(network)
-    total = macs(costs, rows, columns)
+    parts = [
+        part
+        for part in plan_segments(stage.network, stage.input_scale, (height, width), schedule, (tile, tile))
+        if part.segment.computes
+    ]
+    costs = [op_costs(part.segment.network) for part in parts]
+    total = sum(macs(of_ops, part.rows, part.columns) for of_ops, part in zip(costs, parts, strict=True))
     return TileReport(
         tile=tile,
-        count=len(rows.steps) * len(columns.steps),
-        peak_bytes=working_bytes(costs, rows, columns),
+        count=sum(part.tiles for part in parts),
+        peak_bytes=max(
+            working_bytes(of_ops, part.rows, part.columns) for of_ops, part in zip(costs, parts, strict=True)
+        ),
         macs=total,
         overhead=total / full_macs if full_macs else 1.0,
     )
@@ -248,33 +326,51 @@ def _tile_report(
 def _choice(stage: Stage, height: int, width: int, full_macs: int, settings: Settings) -> Choice:
     name = stage.name or type(stage.module).__name__
     plan = plan_stage(name, stage.network, stage.input_scale, Shape(1, height, width), settings)
-    planner = stream if plan.schedule == "stream" else tiles
-    cost = _tile_report(stage, planner, height, width, plan.tile[0], full_macs)
+    cost = _tile_report(stage, plan.schedule, height, width, plan.tile[0], full_macs)
     return Choice(plan.schedule, cost, plan.peak_bytes)
 
 
-def _tile_of_output(axis: Axis, input_scale: Fraction, tile: int) -> int:
-    """A tile of the image in samples of the stage's output; at least one."""
-    return max(1, int(tile * input_scale * axis.scale))
+def _segment_reports(
+    network: Network, parts: Sequence[Segment], heights: Sequence[int], widths: Sequence[int]
+) -> Iterator[SegmentReport]:
+    areas = [height * width for height, width in zip(heights, widths, strict=True)]
+    for part, stored in zip(parts, store_sizes(network, parts, areas), strict=True):
+        rows, columns = part.network.rows.overlaps(), part.network.columns.overlaps()
+        reads = []
+        for op, *overlaps in zip(part.network.ops, rows, columns, strict=True):
+            if isinstance(op, Input):
+                edges = Edges.of(*(Overlap(max(0, o.before), max(0, o.after)) for o in overlaps))
+                reads.append(
+                    MapReport(op.name, op.scale[1], edges.left, edges.right, edges.top, edges.bottom)
+                )
+        names = {op.id: op.name for op in part.network.ops}
+        yield SegmentReport(
+            reads=tuple(reads),
+            stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored),
+            barriers=tuple(node.name for node in part.reduced if isinstance(node, Barrier)),
+            store_bytes=4 * sum(stored.values()),
+        )
 
 
 def _layer_reports(
-    network: Network, heights: Sequence[int], widths: Sequence[int]
-) -> tuple[LayerReport, ...]:
-    rows, columns = network.rows, network.columns
-    row_reaches, column_reaches = rows.reaches(), columns.reaches()
-    published = list(zip(rows.published_overlaps(), columns.published_overlaps(), strict=True))
-    asked = list(zip(rows.overlaps(), columns.overlaps(), strict=True))
-    names = {op.id: op.name for op in network.ops}
-    reports = []
-    for i, op in enumerate(network.ops):
-        if isinstance(op, Input):
-            continue
-        edges = Edges.of(*published[i])
-        reports.append(
-            LayerReport(
+    network: Network, parts: Sequence[Segment], heights: Sequence[int], widths: Sequence[int]
+) -> Iterator[LayerReport]:
+    """In the order in which they run, segment by segment."""
+    for number, part in enumerate(parts):
+        rows, columns = part.network.rows, part.network.columns
+        row_reaches, column_reaches = rows.reaches(), columns.reaches()
+        published = list(zip(rows.published_overlaps(), columns.published_overlaps(), strict=True))
+        asked = list(zip(rows.overlaps(), columns.overlaps(), strict=True))
+        names = {op.id: op.name for op in part.network.ops}
+        for i, op in enumerate(part.network.ops):
+            if isinstance(op, Input):
+                continue
+            edges = Edges.of(*published[i])
+            place = network.index[op.id]
+            yield LayerReport(
                 name=op.name,
                 op=op.kind,
+                segment=number,
                 kernel=op.rule.kernel,
                 stride=op.rule.stride,
                 scale=column_reaches[i].scale,
@@ -290,9 +386,7 @@ def _layer_reports(
                 receptive_field_rows=row_reaches[i].receptive_field,
                 period=column_reaches[i].period.input,
                 channels=op.channels,
-                macs=op.rule.macs * heights[i] * widths[i],
+                macs=op.rule.macs * heights[place] * widths[place],
                 pointwise=op.rule.local,
                 inputs=tuple(names[source] for source in op.inputs),
             )
-        )
-    return tuple(reports)

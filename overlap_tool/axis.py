@@ -10,17 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import lcm
+from math import ceil, floor, lcm
 
 from overlap_tool.geometry import Geometry, Overlap, Period, Span, hull, published_overlap
 
 
 @dataclass(frozen=True)
 class AxisOp:
-    """One op: its geometry, and which earlier ops feed it. The stage's input is an op without geometry."""
+    """One op: its geometry, and which earlier ops feed it.
+
+    A map that is given is an op without geometry: the stage's input or, in a segment, one that was computed
+    before. `scale` is that of a given map: its samples per sample of the stage's input.
+    """
 
     geometry: Geometry | None
     inputs: tuple[int, ...] = ()
+    scale: Fraction = Fraction(1)
+
+
+Lengths = int | Sequence[int]
+"""The length of the map that is given; of each, in their order, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,22 @@ class MisalignedJoin(ValueError):
 
 @dataclass(frozen=True)
 class Axis:
-    """The ops of one axis in topological order; the first is the stage's input, the last its output."""
+    """The ops of one axis in topological order. The last is the output; `kept` are others that are wanted."""
 
     ops: tuple[AxisOp, ...]
+    kept: tuple[int, ...] = ()
 
-    def sizes(self, n: int) -> tuple[int, ...]:
-        """The length of every op's output for a stage input of length `n`."""
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ops whose outputs are wanted, the output being the last."""
+        return (*self.kept, len(self.ops) - 1)
+
+    def sizes(self, n: Lengths) -> tuple[int, ...]:
+        """The length of every op's output for given maps of length `n`."""
+        given = iter((n,) if isinstance(n, int) else n)
         sizes: list[int] = []
         for op in self.ops:
-            sizes.append(n if op.geometry is None else op.geometry.size(sizes[op.inputs[0]]))
+            sizes.append(next(given) if op.geometry is None else op.geometry.size(sizes[op.inputs[0]]))
         return tuple(sizes)
 
     def needs(self, wanted: Mapping[int, Span], sizes: Sequence[int] | None = None) -> tuple[Span, ...]:
@@ -105,7 +121,7 @@ class Axis:
         reaches: list[Reach] = []
         for index, op in enumerate(self.ops):
             if op.geometry is None:
-                reaches.append(Reach(Period(1, 1), (Span(0, 1),)))
+                reaches.append(_given(op.scale))
                 continue
             branches = [_through(op.geometry, reaches[source]) for source in op.inputs]
             scales = [branch.scale for branch in branches]
@@ -124,7 +140,7 @@ class Axis:
         reaches = self.reaches()
         period = lcm(*(reach.period.input for reach in reaches))
         cores = [Span(0, int(period * reach.scale)) for reach in reaches]
-        spans = self.needs({len(self.ops) - 1: cores[-1]})
+        spans = self.needs({end: cores[end] for end in self.ends})
         return tuple(
             Overlap(0, 0) if span.empty else Overlap(core.start - span.start, span.stop - core.stop)
             for span, core in zip(spans, cores, strict=True)
@@ -136,9 +152,9 @@ class Axis:
         Where branches fork, the larger demand counts. Ops of which the recursion says nothing (shuffles,
         pads, windows) are bridged by their exact map.
         """
-        last = len(self.ops) - 1
         asked: list[list[Overlap]] = [[] for _ in self.ops]
-        asked[last].append(Overlap(0, 0))
+        for end in self.ends:
+            asked[end].append(Overlap(0, 0))
         at_input = [Overlap(0, 0)] * len(self.ops)
         for index in reversed(range(len(self.ops))):
             op, demands = self.ops[index], asked[index]
@@ -162,6 +178,13 @@ def exact_overlap(op: Geometry, out: Overlap) -> Overlap:
 def _step(op: Geometry, out: Overlap) -> Overlap:
     published = published_overlap(op, out)
     return exact_overlap(op, out) if published is None else published
+
+
+def _given(scale: Fraction) -> Reach:
+    """A given map: each of its samples stands for the samples of the stage's input that it covers."""
+    period = Period(scale.denominator, scale.numerator)
+    table = (Span(floor(i / scale), ceil((i + 1) / scale)) for i in range(period.output))
+    return Reach(period, tuple(table))
 
 
 def _through(op: Geometry, source: Reach) -> Reach:

@@ -1,4 +1,4 @@
-"""Runs a plan over a network: one executor for every schedule.
+"""Runs a plan over a network, a stage or a segment of one: one executor for every schedule.
 
 Tile by tile, every op computes its rows and columns of the step, from pieces of what its inputs hold. A held
 map is put together from what was just computed, what the tile to the left kept, and what the band above kept.
@@ -8,7 +8,7 @@ Each is dropped when its last reader has run.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ from overlap_tool.schedule.plan import AxisPlan, Step, alike
 from overlap_tool.stores import Sink, Source
 
 
-@torch.no_grad()
 def execute(
     network: Network,
     rows: AxisPlan,
@@ -33,7 +32,26 @@ def execute(
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute the stage on all of `source` into `sink`.
+    """Compute a stage without barriers on all of `source` into `sink`, in one pass."""
+    values = evaluate_constants(network)
+    sources, sinks = {network.ops[0].id: source}, {network.output: sink}
+    execute_pass(network, rows, columns, sources, sinks, values, batch, after_tile)
+
+
+@torch.no_grad()
+def execute_pass(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+    values: Mapping[str, Any],
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute a network's output, and what else is kept of it, on all of its given maps.
+
+    `sources` and `sinks` are by the ids of the maps, `values` what is no map: weights and summaries.
 
     Tiles that stand alone and are alike, side by side, can be computed in batches. Rows that are kept serve a
     plan whose columns do not overlap.
@@ -42,9 +60,7 @@ def execute(
         raise ValueError("tiles that keep something for others cannot be computed in batches")
     if any(rows.kept) and columns.overlapping:
         raise ValueError("rows are kept, but columns recomputed, which would be kept twice")
-    ends = [(rows.sizes[op], columns.sizes[op]) for op in (0, -1)]
-    source, sink = EndlessSource(source, *ends[0]), EndlessSink(sink, *ends[1])
-    run = _Run(network, rows, columns, source, sink)
+    run = _Run(network, rows, columns, *_endless(network, rows, columns, sources, sinks), values)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
     )
@@ -52,10 +68,8 @@ def execute(
     for (row, group), following in zip(tiles, [*tiles[1:], None], strict=True):
         if group is groups[0]:
             run.lefts.clear()
-        run.source = source if len(group) == 1 else _BatchedSource(source, group)
-        run.sink = sink if len(group) == 1 else _BatchedSink(sink, group)
-        run.at_once = len(group)
-        run.upcoming = None if following is None else (following[0].hold[0], following[1][0].hold[0])
+        run.group = group
+        run.upcoming = None if following is None else (following[0], following[1][0])
         run.tile(row, group[0])
         for _ in group:
             after_tile()
@@ -95,28 +109,19 @@ class EndlessSink:
         self.sink.write(*inside, _Held(values, rows, columns).piece(*inside))
 
 
-class _BatchedSource:
-    """Pieces of several tiles, read as if they were more images."""
-
-    def __init__(self, source: Source, group: Sequence[Step]) -> None:
-        self.source = source
-        self.group = group
-
-    def read(self, rows: Span, columns: Span) -> Tensor:
-        return torch.cat([self.source.read(rows, step.hold[0]) for step in self.group])
-
-    def expect(self, rows: Span, columns: Span) -> None:
-        pass
-
-
-class _BatchedSink:
-    def __init__(self, sink: Sink, group: Sequence[Step]) -> None:
-        self.sink = sink
-        self.group = group
-
-    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
-        for step, part in zip(self.group, values.chunk(len(self.group)), strict=True):
-            self.sink.write(rows, step.compute[-1], part)
+def _endless(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+) -> tuple[dict[str, EndlessSource], dict[str, EndlessSink]]:
+    """What a network reads and writes, each with the size of its map."""
+    sizes = {map: (rows.sizes[i], columns.sizes[i]) for map, i in network.index.items()}
+    return (
+        {map: EndlessSource(source, *sizes[map]) for map, source in sources.items() if map in sizes},
+        {map: EndlessSink(sink, *sizes[map]) for map, sink in sinks.items() if map in sizes},
+    )
 
 
 @dataclass
@@ -135,21 +140,29 @@ class _Held:
 
 class _Run:
     def __init__(
-        self, network: Network, rows: AxisPlan, columns: AxisPlan, source: Source, sink: Sink
+        self,
+        network: Network,
+        rows: AxisPlan,
+        columns: AxisPlan,
+        sources: Mapping[str, Source],
+        sinks: Mapping[str, Sink],
+        values: Mapping[str, Any],
     ) -> None:
         self.network = network
         self.rows = rows
         self.columns = columns
-        self.source = source
-        self.sink = sink
-        self.at_once = 1
-        """How many tiles lie one after the other among the images."""
-        self.upcoming: tuple[Span, Span] | None = None
-        """What the next tile will read of the stage's input."""
-        self.corner = source.read(Span(0, 1), Span(0, 1))
+        self.sources = sources
+        self.sinks = sinks
+        self.values = values
+        self.group: Sequence[Step] = ()
+        """The column steps of the tiles that are computed at once: they lie one after the other among the
+        images."""
+        self.upcoming: tuple[Step, Step] | None = None
+        """The steps of the next tile."""
+        given = next(op for op in network.ops if isinstance(op, Input))
+        self.corner = sources[given.id].read(Span(0, 1), Span(0, 1))
         """One sample, which shows how many images there are, their type and their device."""
-        self.constants = evaluate_constants(network)
-        self.index = {op.id: i for i, op in enumerate(network.ops)}
+        self.read_later = {i for op in network.ops if isinstance(op, Op) for i in indices(network, op)}
         self.freed_after = freed_after(network)
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""
@@ -159,21 +172,27 @@ class _Run:
 
     def tile(self, row: Step, column: Step) -> None:
         held: dict[int, _Held] = {}
-        last = len(self.network.ops) - 1
         for i, op in enumerate(self.network.ops):
             if isinstance(op, Input):
-                self.read(i, row, column, held)
-            elif i < last:
-                self.hold(i, self.compute(i, op, row, column, held), row, column, held)
-            elif (result := self.compute(i, op, row, column, held)) is not None:
-                self.sink.write(row.compute[i], column.compute[i], result)
+                self.read(i, self.sources[op.id], row, column, held)
+                continue
+            result = self.compute(i, op, row, column, held)
+            if result is not None and op.id in self.sinks:
+                self.write(i, self.sinks[op.id], row, result)
+            if i in self.read_later:
+                self.hold(i, result, row, column, held)
 
-    def read(self, i: int, row: Step, column: Step, held: dict[int, _Held]) -> None:
+    def read(self, i: int, source: Source, row: Step, column: Step, held: dict[int, _Held]) -> None:
         rows, columns = row.hold[i], column.hold[i]
         if not (rows.empty or columns.empty):
-            held[i] = _Held(self.source.read(rows, columns), rows, columns)
-        if self.upcoming is not None:
-            self.source.expect(*self.upcoming)
+            pieces = [source.read(rows, step.hold[i]) for step in self.group]
+            held[i] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), rows, columns)
+        if self.upcoming is not None and len(self.group) == 1:
+            source.expect(self.upcoming[0].hold[i], self.upcoming[1].hold[i])
+
+    def write(self, i: int, sink: Sink, row: Step, result: Tensor) -> None:
+        for step, part in zip(self.group, result.chunk(len(self.group)), strict=True):
+            sink.write(row.compute[i], step.compute[i], part)
 
     def compute(self, i: int, op: Op, row: Step, column: Step, held: dict[int, _Held]) -> Tensor | None:
         """The op's outputs of this tile, if it has any; what was read for the last time is dropped."""
@@ -187,17 +206,19 @@ class _Run:
 
     def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
         def value(operand: Operand) -> Any:
+            if operand.summary and len(self.group) > 1:
+                return torch.cat([self.values[operand.id]] * len(self.group))
             if not operand.spatial:
-                return self.constants[operand.id]
+                return self.values[operand.id]
             if vertical.have.empty or horizontal.have.empty:
                 return self.nothing(operand, vertical, horizontal)
-            return held[self.index[operand.id]].piece(vertical.have, horizontal.have)
+            return held[self.network.index[operand.id]].piece(vertical.have, horizontal.have)
 
         return compute_piece(op, (vertical, horizontal), value)
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
         """A piece without samples, for outputs that padding alone feeds."""
-        images = self.corner.shape[0] * self.at_once
+        images = self.corner.shape[0] * len(self.group)
         size = vertical.have.length, horizontal.have.length
         return self.corner.new_empty((images, *operand.shape[1:-2], *size))
 
@@ -278,7 +299,9 @@ def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
     """Nested arguments with every operand replaced by its value."""
     if isinstance(argument, Operand):
         return value(argument)
-    if isinstance(argument, tuple | list):
+    if isinstance(argument, tuple):
+        return tuple(substituted(item, value) for item in argument)
+    if isinstance(argument, list):
         return [substituted(item, value) for item in argument]
     if isinstance(argument, dict):
         return {key: substituted(item, value) for key, item in argument.items()}
@@ -287,15 +310,19 @@ def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
 
 def freed_after(network: Network) -> list[list[int]]:
     """For every op, the ops whose values nobody reads after it."""
-    index = {op.id: i for i, op in enumerate(network.ops)}
     last_read: dict[int, int] = {}
     for i, op in enumerate(network.ops):
         if isinstance(op, Op):
-            last_read.update({index[source]: i for source in op.inputs})
+            last_read.update(dict.fromkeys(indices(network, op), i))
     freed: list[list[int]] = [[] for _ in network.ops]
     for read, reader in last_read.items():
         freed[reader].append(read)
     return freed
+
+
+def indices(network: Network, op: Op) -> list[int]:
+    """Where the ops stand that feed an op."""
+    return [network.index[source] for source in op.inputs]
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:

@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import checkpoint
+from overlap_tool import checkpoint, passes
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
-from overlap_tool.execute import execute
 from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.network import Input, Network
 from overlap_tool.progress import TileProgress
@@ -89,16 +88,16 @@ class TiledForward:
     def tiled(self, whole: Tensor) -> Tensor:
         plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
         device = next((p.device for p in self.module.parameters()), whole.device)
-        sink = TensorSink(plan.rows.sizes[-1], plan.columns.sizes[-1], self.settings.store)
+        sink = TensorSink(*plan.output_size, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
-            execute(
+            passes.run(
                 self.network,
-                plan.rows,
-                plan.columns,
+                plan.segments,
                 TensorSource(whole, device),
                 sink,
-                batch=self.settings.batch,
-                after_tile=progress.advance,
+                self.settings.store,
+                self.settings.batch,
+                progress.advance,
             )
         return sink.result()
 

@@ -25,7 +25,9 @@ from overlap_tool.rules import is_quantiser
 from overlap_tool.trace import input_channels, trace
 
 TRIAL_IMAGES = (64, 256)
-"""Sides of the square images on which a model is tried, smaller first since it is quicker."""
+"""Heights of the images on which a model is tried, smaller first since it is quicker. They are three times
+as wide, so that every map is wider than high, even half of one, as a checkerboard has it; what a barrier
+makes of a map, such as a pool of 3x3, is not."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _observed(model: nn.Module) -> _Observed:
     reason = str(failures[0]).strip().split("\n")[0]
     raise TraceError(
         type(model).__name__,
-        f"cannot be run on a {TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
+        f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
         "Give the module that holds the transforms, with --model",
     )
 
@@ -168,7 +170,7 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
             given, made = _maps((args, named)), _maps(output)
             scales = [Fraction(each.shape[-2], side) for each in (*given, *made)]
             if is_quantiser(module):
-                seen.latent = max(seen.latent, *scales)
+                seen.latent = max([seen.latent, *scales])
             elif len(args) == 1 and not named and _is_map(args[0]) and _is_map(output):
                 seen.scales.setdefault(path, scales[0])
                 seen.inputs.setdefault(path, args[0].shape[1])
@@ -183,7 +185,7 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
-        model(torch.full((1, channels, side, side), 0.5, device=device, dtype=dtype))
+        model(torch.full((1, channels, side, 3 * side), 0.5, device=device, dtype=dtype))
     return seen
 
 
@@ -196,4 +198,4 @@ def _maps(value: Any) -> list[Tensor]:
 
 
 def _is_map(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > value.shape[-2]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import networkx as nx
@@ -28,8 +30,17 @@ from overlap_tool.errors import (
     UnknownOpError,
     WrapAroundError,
 )
-from overlap_tool.network import Constant, Input, Network, Op, leaves, operands
-from overlap_tool.rules import Call, Operand, Rule, Size, is_quantiser, rule_for_function, rule_for_module
+from overlap_tool.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
+from overlap_tool.rules import (
+    Call,
+    Operand,
+    Reduction,
+    Rule,
+    Size,
+    is_quantiser,
+    rule_for_function,
+    rule_for_module,
+)
 from overlap_tool.rules.pointwise import inplace_position
 from overlap_tool.rules.registry import Registered
 from overlap_tool.spread import Reach, spread
@@ -100,8 +111,8 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
 
 def _explained(error: TraceError, tracer: _Tracer) -> TraceError:
     """The error, or what is at the bottom of it: no rule could help a part that mixes the whole map."""
-    if type(error) not in (TraceError, UnknownOpError, SizeDependenceError):
-        return error
+    if type(error) not in (TraceError, UnknownOpError, SizeDependenceError) or tracer.found_barrier:
+        return error  # behind a barrier, every part is seen to mix the whole map
     for path in tracer.parts_around(tracer.stopped_in):
         part = tracer.root.get_submodule(path)
         seen = spread(part, tracer.parts[path])
@@ -248,6 +259,7 @@ class _Tracer(fx.Tracer):
         self.channels = channels
         self.nodes: dict[str, fx.Node] = {}
         self.evaluating = False
+        self.found_barrier = False
         self.parts: dict[str, int] = {"": channels}
         """The parts that were called with one map, and its channels."""
         self.stopped_in = ""
@@ -500,32 +512,63 @@ def _kind(node: fx.Node, tracer: _Tracer) -> str:
     return str(node.target) if isinstance(node.target, str) else node.target.__name__
 
 
+@dataclass
+class _Origins:
+    """What the nodes seen so far depend on."""
+
+    input: set[fx.Node] = field(default_factory=set)
+    """Those that depend on the stage's input in any way."""
+    summaries: set[fx.Node] = field(default_factory=set)
+    """Those of them that do so through barriers alone, or through the number of images."""
+
+    def note(self, node: fx.Node) -> None:
+        sources = [source for source in node.all_input_nodes if source in self.input]
+        if node.op == "placeholder" or sources:
+            self.input.add(node)
+        if sources and (all(source in self.summaries for source in sources) or _counts_images(node)):
+            self.summaries.add(node)
+
+    def is_map(self, node: fx.Node) -> bool:
+        return node in self.input and node not in self.summaries
+
+
+def _counts_images(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+
+
 def _network(graph: fx.Graph, tracer: _Tracer) -> Network:
     result = nx.DiGraph()
-    from_input: set[fx.Node] = set()
+    origins = _Origins()
     names: dict[str, int] = {}
     output: fx.Node | None = None
     for node in _live(graph):
         tracer.stopped_in = node.meta["scope"]
         if node.op == "output":
-            output = _single_output(node, from_input, tracer)
+            output = _single_output(node, origins, tracer)
             continue
-        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
-            from_input.add(node)
+        origins.note(node)
         if node.op == "placeholder":
             result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
-        elif node not in from_input:
-            result.add_node(node.name, op=_constant(node, tracer))
+            continue
+        op: Constant | Op | Barrier | Summary
+        if node not in origins.input:
+            op = _constant(node, tracer)
+        elif node in origins.summaries:
+            op = _summary(node, origins, tracer)
         elif isinstance(node.meta["values"][0], Tensor):
-            op = _op(node, from_input, names, tracer)
-            result.add_node(node.name, op=op)
+            op = _op(node, origins, names, tracer)
         else:
             continue  # a size, or the parts of a split: they are folded into the ops that take them
-        added = result.nodes[node.name]["op"]
-        if not isinstance(added, Input):
-            for operand in operands((added.args, added.kwargs)):
-                result.add_edge(operand.id, node.name)
+        if isinstance(op, Barrier):
+            origins.summaries.add(node)
+            tracer.found_barrier = True
+        result.add_node(node.name, op=op)
+        for operand in operands((op.args, op.kwargs)):
+            result.add_edge(operand.id, node.name)
     assert output is not None
+    for id in reversed(list(result)):
+        if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
+            result.remove_node(id)  # a number of images, which only ops on maps asked for
     return Network(tracer.name, result, output.name, tracer.root)
 
 
@@ -538,11 +581,11 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in live]
 
 
-def _single_output(node: fx.Node, from_input: set[fx.Node], tracer: _Tracer) -> fx.Node:
+def _single_output(node: fx.Node, origins: _Origins, tracer: _Tracer) -> fx.Node:
     returned = node.args[0]
     if (
         isinstance(returned, fx.Node)
-        and returned in from_input
+        and origins.is_map(returned)
         and isinstance(returned.meta["values"][0], Tensor)
     ):
         return returned
@@ -556,26 +599,47 @@ def _single_output(node: fx.Node, from_input: set[fx.Node], tracer: _Tracer) -> 
 def _constant(node: fx.Node, tracer: _Tracer) -> Constant:
     if node.op == "get_attr":
         return Constant(node.name, source=str(node.target))
-    args, kwargs = _arguments(node, set())
+    args, kwargs = _arguments(node, _Origins())
+    return Constant(node.name, None, _callable(node, tracer), args, kwargs)
+
+
+def _callable(node: fx.Node, tracer: _Tracer) -> Any:
     if node.op == "call_module":
-        return Constant(node.name, None, tracer.root.get_submodule(str(node.target)), args, kwargs)
-    target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
-    return Constant(node.name, None, target, args, kwargs)
+        return tracer.root.get_submodule(str(node.target))
+    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
 
 
-def _arguments(node: fx.Node, from_input: set[fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _summary(node: fx.Node, origins: _Origins, tracer: _Tracer) -> Summary:
+    if _counts_images(node):
+        # every map has as many: the stage's input is one that is always at hand
+        given = next(iter(tracer.nodes.values()))
+        return Summary(node.name, Tensor.size, 0, (_operand(given, origins), 0), {})
+
+    def described(source: fx.Node) -> Any:
+        return _operand(source, origins)
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), described)
+    numbers = sum(tensor[:1].numel() for tensor in _tensors(node.meta["values"][0]))
+    return Summary(node.name, _callable(node, tracer), numbers, tuple(args), dict(kwargs))
+
+
+def _operand(node: fx.Node, origins: _Origins) -> Operand:
+    value = node.meta["values"][0]
+    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+    return Operand(node.name, shape, origins.is_map(node), node in origins.summaries)
+
+
+def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def described(source: fx.Node) -> Any:
         values = source.meta["values"]
-        if isinstance(values[0], Tensor):
-            return Operand(source.name, tuple(values[0].shape), source in from_input)
-        if source in from_input:
+        if source in origins.input and not isinstance(values[0], Tensor):
             return Size(values)
-        return Operand(source.name, (), False)
+        return _operand(source, origins)
 
     return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
 
 
-def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: _Tracer) -> Op:
+def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: _Tracer) -> Op | Barrier:
     kind = _kind(node, tracer)
     module = tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     path = str(node.target) if module is not None else f"{node.meta['scope']}.{kind.strip('_')}".strip(".")
@@ -584,32 +648,54 @@ def _op(node: fx.Node, from_input: set[fx.Node], names: dict[str, int], tracer: 
     if names[name] > 1:
         name = f"{name}#{names[name]}"
 
-    args, kwargs = _arguments(node, from_input)
+    args, kwargs = _arguments(node, origins)
     target: Any = module if module is not None else node.target
     if target is operator.getitem and not isinstance(args[0], Operand):
-        target, kind, args = _part_of_split(node, from_input, name)
+        target, kind, args = _part_of_split(node, origins, name)
     registered = rule_for_module(module) if module is not None else rule_for_function(target)
     inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
     if not inputs:
+        doing = "mixes a value of the whole map with" if _summaries(args, kwargs) else "makes a tensor by"
         raise SizeDependenceError(
             f"{name} ({kind})",
-            "makes a tensor by the size of its input alone, so that a piece would be given another one",
+            f"{doing} the size of its input alone, so that a piece would be given another one",
             f"Make it of the values of the map, or {REGISTER[0].lower()}{REGISTER[1:]} that makes the whole "
             "module one op",
         )
     call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
+    for operand in _summaries(args, kwargs):
+        if not _fixed_per_image(tracer.nodes[operand.id]):
+            call.refuse("takes a value of the whole map that mixes the images of a batch")
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
-    channels = Operand("", tuple(node.meta["values"][0].shape), True).channels
     sources = tuple(operand.id for operand in inputs)
+    shape = tuple(node.meta["values"][0].shape)
+    if isinstance(rule, Reduction):
+        if len(sources) > 1 or not _fixed_per_image(node):
+            call.refuse("reduces several maps at once, or to a value whose size follows the image")
+        numbers = prod(shape[1:])
+        return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
+    channels = Operand("", shape, True).channels
     in_place = _works_in_place(node, tracer)
     return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs)
+
+
+def _summaries(args: Any, kwargs: Any) -> list[Operand]:
+    return [operand for operand in operands((args, kwargs)) if operand.summary]
+
+
+def _fixed_per_image(node: fx.Node) -> bool:
+    """Whether its first dimension is that of the images, and the others do not follow the image's size."""
+    shapes = _shapes(node)
+    return len({shape[1:] for shape in shapes}) == 1 and all(
+        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, TRIALS, strict=True)
+    )
 
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(value.shape) for value in node.meta["values"])
 
 
-def _part_of_split(node: fx.Node, from_input: set[fx.Node], name: str) -> tuple[Any, str, tuple[Any, ...]]:
+def _part_of_split(node: fx.Node, origins: _Origins, name: str) -> tuple[Any, str, tuple[Any, ...]]:
     """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts."""
     split, index = node.args
     assert isinstance(split, fx.Node)
@@ -624,11 +710,12 @@ def _part_of_split(node: fx.Node, from_input: set[fx.Node], name: str) -> tuple[
     parts, total = split.meta["values"][0], whole.meta["values"][0]
     dim = next((d for d in range(total.ndim) if parts[0].shape[d] != total.shape[d]), 1)
     start = sum(part.shape[dim] for part in parts[:index])
-    operand = Operand(whole.name, tuple(total.shape), whole in from_input)
-    return torch.narrow, str(kind), (operand, dim, start, parts[index].shape[dim])
+    return torch.narrow, str(kind), (_operand(whole, origins), dim, start, parts[index].shape[dim])
 
 
-def _rule(call: Call, registered: Registered | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule:
+def _rule(
+    call: Call, registered: Registered | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Rule | Reduction:
     where = f"{call.name} ({call.kind})"
     if registered is None:
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)

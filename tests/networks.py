@@ -32,15 +32,14 @@ class UnknownOp(nn.Module):
         return torch.special.bessel_j0(self.conv(x))
 
 
-class SqueezeAndExcite(nn.Module):
+class NormalisedByTheMap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.norm = nn.InstanceNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x * torch.sigmoid(self.pool(x))
+        return self.norm(self.conv(x))
 
 
 class DataDependentBranch(nn.Module):

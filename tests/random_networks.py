@@ -121,6 +121,36 @@ class FunctionalConv(nn.Module):
         return self.convolve(x, self.weight * self.scale, bias=self.bias, **self.options)
 
 
+class Squeezed(nn.Module):
+    """A barrier: the whole map reduced, a layer on what that gives, and a join with the map or with another.
+
+    Averages are rounded to integers: a library divides exact sums once.
+    """
+
+    def __init__(self, channels: int, kind: str, size: tuple[int, int], join: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.size = size if kind == "pool" else (1, 1)
+        self.mix = nn.Conv2d(channels, channels, self.size)
+        self.join = join
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        images, channels = x.shape[:2]
+        reduced = self.mix(self.reduced(x)).view(images, channels)
+        reduced = folded(reduced).relu_().add(1).view(images, -1, 1, 1)
+        y = x if y is None else y
+        return reduced.expand_as(y) * y if self.join == "scale" else torch.where(y > 0, y, reduced)
+
+    def reduced(self, x: Tensor) -> Tensor:
+        if self.kind == "pool":
+            return F.adaptive_max_pool2d(x, self.size)
+        if self.kind == "mean":
+            return folded(x).mean((2, 3), keepdim=True).floor()
+        if self.kind == "amax":
+            return x.amax((-2, -1), True)
+        return folded(folded(x).sum(dim=(-1, -2)))[:, :, None, None]
+
+
 def folded(x: Tensor) -> Tensor:
     """Integers between -4 and 4 that still differ where the given ones differ by less than 8."""
     return x - 8 * torch.round(x / 8)
@@ -153,8 +183,8 @@ def chosen(x: Tensor, y: Tensor) -> Tensor:
 
 
 OWN = SimpleNamespace(
-    FunctionalConv=FunctionalConv, folded=folded, second_part=second_part, regrouped=regrouped,
-    bounded_=bounded_, rectified_=rectified_, augmented=augmented, chosen=chosen,
+    FunctionalConv=FunctionalConv, Squeezed=Squeezed, folded=folded, second_part=second_part,
+    regrouped=regrouped, bounded_=bounded_, rectified_=rectified_, augmented=augmented, chosen=chosen,
 )  # fmt: skip
 
 HOMES: dict[str, Any] = {
@@ -516,6 +546,15 @@ class Drawing:
         # with the sizes of two images the same apart from a constant, the scales are too
         return missing.pop()
 
+    def squeezed(self, source: int) -> int:
+        """A barrier, whose value meets the map that it is made of or any other of as many channels."""
+        channels = self.values[source].channels
+        others = [i for i, value in enumerate(self.values) if value.channels == channels and i != source]
+        reads = (source, self.one_of(*others)) if others and self.flag() else (source,)
+        kind = self.one_of("pool", "mean", "amax", "sum")
+        args = channels, kind, self.two(1, 3), self.one_of("scale", "choose")
+        return self.add("own.Squeezed", *reads, args=args)
+
     @property
     def scale(self) -> tuple[Fraction, Fraction]:
         given, last = self.values[0].shapes[-1], self.values[-1].shapes[-1]
@@ -534,16 +573,20 @@ sides = st.one_of(st.integers(1, 24), st.sampled_from([1, 2, 3, 9, 12, 17, 18, 2
 
 
 @st.composite
-def cases(draw: Any) -> Case:
+def cases(draw: Any, barriers: bool = False) -> Case:
+    """With `barriers`, at least one; else none."""
+    families = [*FAMILIES, *[Drawing.squeezed] * 4] if barriers else FAMILIES
     channels, size = draw(st.integers(1, 3)), (draw(sides), draw(sides))
     drawing = Drawing(draw, channels, size)
     for _ in range(draw(st.integers(2, 12))):
         source = drawing.source()
-        family = draw(st.sampled_from(FAMILIES))
+        family = draw(st.sampled_from(families))
         try:
             family(drawing, source)
         except Refused:
             drawing.activation(source)
+    if barriers:
+        drawing.squeezed(len(drawing.layers))
     height, width = drawing.values[-1].size
     tile = tuple(draw(st.integers(-(-n // MOST_TILES), n + 2)) for n in (height, width))
     layout = draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))

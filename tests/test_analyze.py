@@ -55,14 +55,9 @@ def test_json_has_the_documented_keys(analysis) -> None:
     assert [tile["tile"] for tile in stage["tiles"]] == [128, 256, 512, 1024]
 
     documented = set(re.findall(r"^\| `(\w+)` \|", SCHEMA.read_text(), flags=re.M))
-    for part in (
-        told,
-        stage,
-        stage["layers"][0],
-        stage["tiles"][0],
-        stage["chosen"],
-        stage["layers"][0]["exact"],
-    ):
+    segment, layer, tile = stage["segments"][0], stage["layers"][0], stage["tiles"][0]
+    reads = segment["reads"][0]
+    for part in (told, stage, segment, reads, layer, layer["exact"], tile, stage["chosen"]):
         assert set(part) <= documented, set(part) - documented
 
 

@@ -62,7 +62,7 @@ def _certificate(name: str = "g_a") -> Certificate:
         Machine(name, name, 1, {name: name}),
         "2026-01-01T00:00:00+00:00",
         (ImageRecord(name, (250, 190), (256, 192), name),),
-        (PlanRecord(name, name, (64, 32), "tiles", 24, 3, 2, 1, 0, 10**9, 10**6, 10**7),),
+        (PlanRecord(name, name, (64, 32), "tiles", 1, 24, 3, 2, 1, 0, 10**9, 10**6, 0, 10**7),),
         (check,),
     )
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import PlainCnn, ThirdPartyCodec
 from small_models import small_model
 from torch import Tensor, nn
@@ -237,15 +238,31 @@ class _Widest(nn.Module):
         return self.tail(torch.cat([self.left(x), self.right(x)], 1))
 
 
+class _Squeezed(nn.Module):
+    """Two barriers; the maps between its passes are most of what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 24, 5, 2, 2)
+        self.left = nn.Sequential(nn.Conv2d(24, 48, 3, 1, 1), nn.LeakyReLU(), nn.Conv2d(48, 24, 7, 1, 3))
+        self.mix = nn.Conv2d(24, 24, 3)
+        self.tail = nn.ConvTranspose2d(24, 8, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        y = self.left(x * x.mean((2, 3), keepdim=True).sigmoid())
+        return self.tail(x + y * self.mix(F.adaptive_avg_pool2d(y, 3)))
+
+
 @pytest.mark.parametrize("way", [*SCHEDULES, "uniform"])
 @pytest.mark.parametrize(
     "case",
     ["mbt2018-mean g_a", "mbt2018-mean g_s", "cheng2020-attn g_a", "cheng2020-attn g_s",
-     "elic2022-official g_a", "elic2022-official g_s", "widest"],
+     "elic2022-official g_a", "elic2022-official g_s", "widest", "squeezed"],
 )  # fmt: skip
 def test_predicted_memory_is_the_true_peak_within_15_percent(case: str, way: str) -> None:
-    if case == "widest":
-        stage, name = _Widest().eval(), ""
+    if case in ("widest", "squeezed"):
+        stage, name = (_Widest() if case == "widest" else _Squeezed()).eval(), ""
     else:
         architecture, name = case.split()
         # half the usual width: wide enough that maps, not weights, are what is counted
@@ -264,7 +281,11 @@ def test_predicted_memory_is_the_true_peak_within_15_percent(case: str, way: str
         result = tiled(image)
     predicted = forward.plan(shape)
     true_peak = live.peak + image.nbytes
-    assert predicted.peak_bytes == predicted.working_bytes + image.nbytes + result.nbytes
+    together = predicted.working_bytes + predicted.store_bytes + image.nbytes + result.nbytes
+    if case == "squeezed":  # the fullest stores, the largest tile and the output do not come in one pass
+        assert predicted.store_bytes + image.nbytes < predicted.peak_bytes <= together
+    else:
+        assert (predicted.peak_bytes, predicted.store_bytes) == (together, 0)
     assert abs(predicted.peak_bytes - true_peak) <= 0.15 * true_peak, predicted.peak_bytes / true_peak
     del result
     assert live.now == 0, "nothing of the run is left"

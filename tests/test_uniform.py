@@ -218,7 +218,8 @@ def test_it_is_kept_in_the_file_and_shown(run, tmp_path) -> None:
     assert all(stage.settings.uniform for stage in tiled_stages(tiled).values())
     plans = overlap_tool.plans(tiled, (256, 192))
     assert {plan.uniform for plan in plans.values()} == {True}
-    assert {span.length for step in plans["g_a"].rows.steps for span in step.hold[:1]} == {64 + 30 + 15}
+    (part,) = plans["g_a"].segments
+    assert {span.length for step in part.rows.steps for span in step.hold[:1]} == {64 + 30 + 15}
     code, out, _ = run("verify", wrapped, "--report", report)
     assert code == 0, out
     written = json.loads(report.read_text())

@@ -402,11 +402,9 @@ def test_the_made_up_image_shows_every_overlap_whole(architecture, tile) -> None
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         settings = Settings(tile=sides, schedule="tiles")
         plan = plan_stage(stage.name, stage.network, stage.input_scale, shape, settings)
-        for axis, steps, n in (
-            (stage.network.rows, plan.rows.steps, shape.rows),
-            (stage.network.columns, plan.columns.steps, shape.columns),
-        ):
-            halos = [halo(axis, step, n) for step in steps]
+        (part,) = plan.segments
+        for axis, of_axis in ((stage.network.rows, part.rows), (stage.network.columns, part.columns)):
+            halos = [halo(axis, step, of_axis.sizes) for step in of_axis.steps]
             overlap = axis.reaches()[-1].overlap
             assert len(halos) >= 2
             assert not overlap.before or any(h.whole_before and h.before >= overlap.before for h in halos)

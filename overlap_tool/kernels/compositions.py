@@ -227,14 +227,15 @@ def _window_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], sizes: 
 
 
 def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
-    rows, columns = (_bins(n, parts) for n, parts in zip(x.shape[-2:], size, strict=True))
+    rows, columns = (bins(n, parts) for n, parts in zip(x.shape[-2:], size, strict=True))
     means = [
         [mean(x[..., top:bottom, left:right], (-2, -1)) for left, right in columns] for top, bottom in rows
     ]
     return torch.stack([torch.stack(row, -1) for row in means], -2)
 
 
-def _bins(n: int, parts: int) -> list[tuple[int, int]]:
+def bins(n: int, parts: int) -> list[tuple[int, int]]:
+    """What each output of an adaptive pool takes of `n` samples; neighbours may share one."""
     return [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
 
 

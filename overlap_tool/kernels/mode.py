@@ -30,19 +30,19 @@ from overlap_tool.kernels import chain, compositions
 AS_IS = frozenset(
     """
     _assert_async _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d abs
-    alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli bitwise_and
-    bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max clamp_min clone
-    col2im constant_pad_nd copy copysign cummax cummin detach diag_embed div embedding empty empty_like
-    empty_permuted empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full full_like
-    gather ge gt hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned isfinite
-    isinf isnan item kthvalue le leaky_relu lift lift_fresh linspace logical_and logical_not logical_or
-    logical_xor lt masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum median min
-    minimum mul nan_to_num nanmedian native_channel_shuffle ne neg new_empty new_empty_strided new_full
-    new_ones new_zeros nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle
+    adaptive_max_pool2d alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli
+    bitwise_and bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max
+    clamp_min clone col2im constant_pad_nd copy copysign cummax cummin detach diag_embed div embedding empty
+    empty_like empty_permuted empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full
+    full_like gather ge gt hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned
+    isfinite isinf isnan item kthvalue le leaky_relu lift lift_fresh linspace logical_and logical_not
+    logical_or logical_xor lt masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum
+    median min minimum mul nan_to_num nanmedian native_channel_shuffle ne neg new_empty new_empty_strided
+    new_full new_ones new_zeros nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle
     pixel_unshuffle rand rand_like randint randn randn_like reciprocal record_stream reflection_pad1d
-    reflection_pad2d relu remainder repeat repeat_interleave replication_pad1d replication_pad2d resize
-    roll round scalar_tensor scatter searchsorted select_scatter set sgn sign signbit slice_scatter
-    softshrink sort split_with_sizes_copy sqrt stack threshold topk tril triu trunc unbind unfold uniform
+    reflection_pad2d relu remainder repeat repeat_interleave replication_pad1d replication_pad2d resize roll
+    round scalar_tensor scatter searchsorted select_scatter set sgn sign signbit slice_scatter softshrink
+    sort split_with_sizes_copy sqrt stack threshold topk tril triu trunc unbind unfold uniform
     unique_consecutive upsample_nearest2d view where zero zeros zeros_like
     """.split()
 )

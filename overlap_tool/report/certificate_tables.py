@@ -134,7 +134,10 @@ def failures(certificate: Certificate) -> list[str]:
 
 
 def title(check: Check) -> str:
-    parts = [check.name, *(str(check.figures[key]) for key in ("side", "output") if key in check.figures)]
+    parts = [
+        check.name,
+        *(str(check.figures[key]) for key in ("segment", "map", "side", "output") if key in check.figures),
+    ]
     parts += [f"tile {_sides(check.tile)}"] if check.tile is not None else []
     return ", ".join([*parts, *([check.schedule] if check.schedule is not None else [])])
 

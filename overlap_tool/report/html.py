@@ -11,7 +11,15 @@ from overlap_tool.report.page import Part, element, page, picture, table, titled
 from overlap_tool.report.pictures.anatomy import anatomy, joins
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.graph import graph
-from overlap_tool.report.tables import headline, layer_table, size, stage_table, tile_table, untiled_tables
+from overlap_tool.report.tables import (
+    headline,
+    layer_table,
+    segment_tables,
+    size,
+    stage_table,
+    tile_table,
+    untiled_tables,
+)
 
 FEW = 12
 """Pictures of joins that are shown at once; more are folded away."""
@@ -49,10 +57,10 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
         element(
             "p",
             "",
-            f"A tile reads {stage.left} samples of the stage's input on its left, {stage.right} on its "
-            f"right, {stage.top} above and {stage.bottom} below. This holds for tiles that start on a "
-            f"multiple of {_pair(stage.period, stage.period_rows)}. The output has scale {stage.scale}.",
+            f"{_reading(stage)} This holds for tiles that start on a multiple of "
+            f"{_pair(stage.period, stage.period_rows)}. The output has scale {stage.scale}.",
         ),
+        *(part for each in segment_tables(stage) for part in titled(each)),
         element("h3", "", "How the overlap grows, from the output up to the input"),
         picture(
             partial(graph, stage),
@@ -60,8 +68,7 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
             "they follow. Numbers are samples of that map; lengths are to scale at the stage's input. "
             "A filled circle joins branches.",
         ),
-        element("h3", "", "One tile"),
-        picture(partial(anatomy, stage), "Dashed lines are where tiles meet."),
+        *_one_tile(stage),
         *_joins(stage),
         element("h3", "", "Memory and arithmetic against the size of a tile"),
         picture(
@@ -76,6 +83,24 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
         if len(every.rows) == len(spatial.rows)
         else element("details", "", element("summary", "", f"All {len(every.rows)} ops"), table(every)),
     ]
+
+
+def _reading(stage: StageReport) -> str:
+    edges = stage.overlap
+    if edges is None:
+        return (
+            f"Every output depends on all of the input: {stage.passes} passes, with stores of "
+            f"{size(stage.store_bytes)} at most between them. Overlaps are those inside each pass."
+        )
+    return (
+        f"A tile reads {edges.left} samples of the stage's input on its left, {edges.right} on its right, "
+        f"{edges.top} above and {edges.bottom} below."
+    )
+
+
+def _one_tile(stage: StageReport) -> list[Part]:
+    shown = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
+    return [] if shown is None else [element("h3", "", "One tile"), shown]
 
 
 def _joins(stage: StageReport) -> list[Part]:

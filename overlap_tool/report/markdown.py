@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table, untiled_tables
+from overlap_tool.report.tables import (
+    Table,
+    headline,
+    layer_table,
+    segment_tables,
+    stage_table,
+    tile_table,
+    untiled_tables,
+)
 from overlap_tool.verification import Certificate
 
 
 def to_markdown(analysis: Analysis) -> str:
     tables = [stage_table(analysis), *untiled_tables(analysis)]
     for stage in analysis.stages:
-        tables += [layer_table(stage), tile_table(stage)]
+        tables += [*segment_tables(stage), layer_table(stage), tile_table(stage)]
     return "\n".join([f"# {headline(analysis)}\n", *(_table(table) for table in tables)])
 
 
@@ -33,4 +41,8 @@ def _table(table: Table) -> str:
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", chr(92) + "|").replace("\n", "<br>")

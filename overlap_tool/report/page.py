@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 WORDS = {
     *("stage", "layer", "op", "status", "check", "result", "tiling", "what", "run", "short of overlap"),
-    *("schedule", "image"),
+    *("schedule", "image", "reads", "stores", "then"),
 }
 """Columns of words; the others are numbers, and end on one line."""
 

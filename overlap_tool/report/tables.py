@@ -24,8 +24,8 @@ def stage_table(analysis: Analysis) -> Table:
             (
                 stage.name,
                 str(stage.scale),
-                f"{stage.left}/{stage.right}",
-                f"{stage.top}/{stage.bottom}",
+                "global" if stage.overlap is None else f"{stage.left}/{stage.right}",
+                "global" if stage.overlap is None else f"{stage.top}/{stage.bottom}",
                 _field(stage),
                 str(stage.period),
                 "-" if stage.padding_free_overlap is None else str(stage.padding_free_overlap),
@@ -43,12 +43,39 @@ def untiled_tables(analysis: Analysis) -> list[Table]:
     return [Table(title, ("part", "why"), rows)] if rows else []
 
 
+def segment_tables(stage: StageReport) -> list[Table]:
+    """For a stage with barriers: what each pass reads, and what it leaves in stores."""
+    if stage.passes == 1:
+        return []
+    return [
+        Table(
+            f"{stage.name}: {stage.passes} passes, one after every barrier, and stores of "
+            f"{size(stage.store_bytes)} at most; overlap of a tile, in samples of the map that it reads",
+            ("pass", "reads", "scale", "left/right", "top/bottom", "stores", "then", "all stores"),
+            tuple(
+                (
+                    str(number),
+                    "\n".join(read.name for read in segment.reads),
+                    "\n".join(str(read.scale) for read in segment.reads),
+                    "\n".join(f"{read.left}/{read.right}" for read in segment.reads),
+                    "\n".join(f"{read.top}/{read.bottom}" for read in segment.reads),
+                    "\n".join(f"{store.name} {size(store.bytes)}" for store in segment.stores),
+                    "\n".join(segment.barriers),
+                    size(segment.store_bytes),
+                )
+                for number, segment in enumerate(stage.segments)
+            ),
+        )
+    ]
+
+
 def layer_table(stage: StageReport, all_ops: bool = False) -> Table:
     """The ops with spatial context, or all of them."""
     layers = [layer for layer in stage.layers if all_ops or not layer.pointwise]
     hidden = len(stage.layers) - len(layers)
     return Table(
-        f"{stage.name}: overlap at each layer's input, accumulated from the stage's output"
+        f"{stage.name}: overlap at each layer's input, accumulated from "
+        + ("the stage's output" if stage.passes == 1 else "what its pass gives")
         + (f" ({hidden} pointwise ops not shown)" if hidden else ""),
         (
             *("layer", "op", "kernel", "stride", "scale", "left/right", "top/bottom"),
@@ -96,14 +123,20 @@ def tile_table(stage: StageReport) -> Table:
 
 
 def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, StagePlan]) -> Table:
+    barriers = any(len(plan.segments) > 1 for plan in plans.values())
     return Table(
         f"{architecture} tile by tile, for an image of {image[0]}x{image[1]}",
-        ("stage", "schedule", "tile", "tiles", "working memory", "with input and output", "MACs"),
+        (
+            *("stage", "schedule", "tile"),
+            *(("passes", "stores") if barriers else ()),
+            *("tiles", "working memory", "with input and output", "MACs"),
+        ),
         tuple(
             (
                 name,
                 f"{plan.schedule}, uniform" if plan.uniform else plan.schedule,
                 "x".join(map(str, plan.tile)),
+                *((str(len(plan.segments)), size(plan.store_bytes)) if barriers else ()),
                 str(plan.tiles),
                 size(plan.working_bytes),
                 size(plan.peak_bytes),
@@ -158,4 +191,6 @@ def _exact(layer: LayerReport) -> str:
 
 def _field(report: StageReport | LayerReport) -> str:
     across, down = report.receptive_field, report.receptive_field_rows
+    if across is None:
+        return "global"
     return str(across) if across == down else f"{across}x{down}"

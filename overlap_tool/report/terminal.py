@@ -8,12 +8,23 @@ from rich.table import Table as RichTable
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.tables import Table, headline, layer_table, stage_table, tile_table, untiled_tables
+from overlap_tool.report.tables import (
+    Table,
+    headline,
+    layer_table,
+    segment_tables,
+    stage_table,
+    tile_table,
+    untiled_tables,
+)
 from overlap_tool.verification import Certificate
 
 LEFT_ALIGNED = {
     "stage",
     "layer",
+    "reads",
+    "stores",
+    "then",
     "op",
     "status",
     "check",
@@ -32,6 +43,8 @@ def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
     for table in (stage_table(analysis), *untiled_tables(analysis)):
         console.print(drawn(table))
     for stage in analysis.stages:
+        for table in segment_tables(stage):
+            console.print(drawn(table))
         console.print(drawn(layer_table(stage, all_ops)))
         console.print(drawn(tile_table(stage)))
 

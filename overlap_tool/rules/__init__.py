@@ -2,6 +2,7 @@
 
 from overlap_tool.geometry import Patch
 from overlap_tool.rules import (
+    barriers,
     borders,
     channels,
     convolution,
@@ -16,8 +17,10 @@ from overlap_tool.rules.registry import (
     Call,
     Operand,
     Patches,
+    Reduction,
     Rule,
     Size,
+    WholeMap,
     is_quantiser,
     register,
     register_quantiser,
@@ -37,10 +40,13 @@ __all__ = [
     "Operand",
     "Patch",
     "Patches",
+    "Reduction",
     "Rule",
     "Size",
+    "WholeMap",
     "attend",
     "attention_in_windows",
+    "barriers",
     "borders",
     "channels",
     "cleared",

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.layers import ChannelLinear, ChannelNorm
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, Size, register
+from overlap_tool.rules.barriers import reduction
+from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -38,7 +39,7 @@ def _no_images(call: Call, dims: list[int], doing: str) -> None:
 @register(torch.cat, torch.concat, torch.concatenate)
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
-        call.refuse("joins a map and a constant")
+        call.refuse("joins a map and a value that is none")
     dims = dims_of(dim, len(tensors[0].shape))
     _no_images(call, dims, "joins maps")
     if along_the_map(dims, len(tensors[0].shape)):
@@ -61,7 +62,12 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
     "cumsum", "cumprod", "logcumsumexp",
 )  # fmt: skip
-def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
+def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:
+    """Over channels at every position; over all rows and columns of an image, a barrier."""
+    ndim = len(input.shape)
+    dims = dims_of(dim, ndim)
+    if {ndim - 2, ndim - 1} <= set(dims) and 0 not in dims and "softmax" not in call.kind:
+        return reduction(call, call.kind, dims, *args, **kwargs)
     _only_channels(call, dim, len(input.shape), "reduces")
     target = call.target
 
@@ -74,7 +80,9 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
 
 @register(torch.norm, "norm")
 def norm(call: Call, input: Operand, p: Any = "fro", dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
-    return reduce(call, input, dim)
+    _only_channels(call, dim, len(input.shape), "takes the norm")
+    target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
+    return Rule(lambda patches, *args, **kwargs: target(*args, **kwargs))
 
 
 @register(nn.Softmax, nn.Softmax2d)
@@ -130,6 +138,14 @@ def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     if moved[0] != 0 or moved[-2:] != (ndim - 2, ndim - 1):
         call.refuse("moves rows, columns or images to another dimension")
     return Rule(lambda patches, input, *dims, **named: target(input, *dims, **named))
+
+
+@register("expand_as")
+def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
+    """A summary, with one number per channel, repeated over all of a map."""
+    if input.spatial or not other.spatial or tuple(input.shape[-2:]) != (1, 1):
+        call.refuse("expands a map, or by a constant")
+    return Rule(lambda patches, input, other: input.expand_as(other))
 
 
 @register(nn.ChannelShuffle, F.channel_shuffle)

@@ -65,7 +65,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Rule:
-    if weight.spatial:
+    if weight.spatial or weight.summary:
         call.refuse("convolves with weights that are made from the input")
 
     def run(
@@ -161,7 +161,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Rule:
-    if weight.spatial:
+    if weight.spatial or weight.summary:
         call.refuse("convolves with weights that are made from the input")
     rows, columns = (
         Transposed(*axis)

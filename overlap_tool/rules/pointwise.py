@@ -60,6 +60,7 @@ MODULES = (
 
 @register(*METHODS)
 def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    _refuse_misaligned(call, args, kwargs)
     name = call.target.rstrip("_")
     return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
 
@@ -68,6 +69,7 @@ def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
 def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
+    _refuse_misaligned(call, args, kwargs)
     compute = out_of_place(call.target)
 
     def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +78,13 @@ def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
 
     inplace_at = inplace_position(call.target)
     return Rule(run)
+
+
+def _refuse_misaligned(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A summary has its images first. With fewer dimensions than the map they would meet its channels."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Operand) and value.summary and len(value.shape) != len(call.output_shapes[0]):
+            call.refuse("broadcasts a value of the whole map that has other dimensions than the map")
 
 
 @register(*MODULES)

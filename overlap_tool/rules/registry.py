@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import getattr_static
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Geometry, Patch
@@ -24,12 +24,14 @@ class Operand:
     """A tensor argument of a traced op.
 
     `shape` is its shape at the first trial size. A `spatial` one depends on the stage's input and has rows
-    and columns as its last two dimensions; the others are weights.
+    and columns as its last two dimensions; the others are weights, or a `summary`: it depends on the input,
+    too, but has no rows and columns that follow it. Its first dimension is that of the images.
     """
 
     id: str
     shape: tuple[int, ...]
     spatial: bool
+    summary: bool = False
 
     @property
     def channels(self) -> int:
@@ -118,7 +120,39 @@ class Rule:
         return replace(self, run=lambda patches, module, *inputs: self.run(patches, *inputs))
 
 
-Builder = Callable[..., Rule]
+class WholeMap(Protocol):
+    """A map as a barrier sees it: too large to be at hand, but to be read band by band."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `reduce` makes of each row, one below the other. It is given bands of rows, of any height, and
+        has to treat every row by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What is known of a barrier: an op that needs the whole map, and reduces it to a value of fixed size.
+
+    `run` has the arguments of a `Rule`'s, but no patches, and a `WholeMap` in place of the map. It has to
+    give the bits of the model's own op whatever the bands: so it reduces the columns first, within each row,
+    and then the rows. `profile` is how many numbers per row and channel it holds in between; `scratch`, how
+    many tensors as large as a band it takes to reduce one.
+    """
+
+    run: Callable[..., Tensor]
+    profile: int = 1
+    scratch: int = 1
+
+    @property
+    def of_module(self) -> Reduction:
+        """The same for a module that holds a function's options: its run takes the module, and ignores it."""
+        return replace(self, run=lambda module, *inputs: self.run(*inputs))
+
+
+Builder = Callable[..., Rule | Reduction]
 AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 
 

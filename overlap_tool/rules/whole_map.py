@@ -1,4 +1,4 @@
-"""Ops that need the whole map at once: recognised, and refused by name."""
+"""Ops that need the whole map and are no barriers: recognised, and refused by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from overlap_tool.rules.channels import along_the_map, dims_of
 from overlap_tool.rules.registry import Call, Operand, Rule, register
 
 
-@register(
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d,
-)  # fmt: skip
-def adaptive_pool(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    call.refuse_global("pools over parts of the map whose bounds depend on its size")
+@register(nn.LPPool2d)
+def power_pool(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    call.refuse("pools by a norm")
 
 
 @register(nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm, F.batch_norm)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from overlap_tool.axis import Axis
+from overlap_tool import segments
+from overlap_tool.axis import Axis, Lengths
 from overlap_tool.errors import OptionError
-from overlap_tool.geometry import Padding
-from overlap_tool.network import Input, Network
-from overlap_tool.schedule.cost import macs, op_costs, working_bytes
+from overlap_tool.geometry import Padding, Span
+from overlap_tool.network import Barrier, Input, Network
+from overlap_tool.schedule.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
 from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, uniform
+from overlap_tool.segments import Segment
 
 Schedule = Literal["stream", "tiles"]
 Store = Literal["auto", "device", "host", "disk"]
@@ -72,25 +75,58 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Bands:
+    """How a barrier reads its map of this height and width: so many rows at a time."""
+
+    height: int
+    width: int
+    rows: int
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return cut(self.height, self.rows)
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """How one segment of a stage runs: the steps of its pass, and how each of its barriers reads its map."""
+
+    segment: Segment
+    rows: AxisPlan
+    columns: AxisPlan
+    bands: Mapping[str, Bands]
+
+    @property
+    def tiles(self) -> int:
+        return len(self.rows.steps) * len(self.columns.steps) if self.segment.computes else 0
+
+
+@dataclass(frozen=True)
 class StagePlan:
-    """How a stage runs on one size of input, and what that takes.
+    """How a stage runs on one size of input, and what that takes: one pass, and one more after every barrier.
 
     `working_bytes` is what the executor holds at once, with the copy of the weights that the exact engine
-    reads; `peak_bytes` adds the stage's whole input and output.
+    reads; `store_bytes` the most that lies in stores between segments. `peak_bytes` is the largest sum of
+    these, the stage's whole input, and its output from the last pass on; stores on disk take no memory.
     """
 
     schedule: Schedule
     tile: tuple[int, int]
-    rows: AxisPlan
-    columns: AxisPlan
+    segments: tuple[SegmentPlan, ...]
     macs: int
     working_bytes: int
+    store_bytes: int
     peak_bytes: int
     uniform: bool = False
 
     @property
     def tiles(self) -> int:
-        return len(self.rows.steps) * len(self.columns.steps)
+        return sum(part.tiles for part in self.segments)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """The height and width of the stage's output."""
+        return self.segments[-1].rows.sizes[-1], self.segments[-1].columns.sizes[-1]
 
 
 @dataclass(frozen=True)
@@ -165,36 +201,119 @@ def _plan(
 ) -> StagePlan:
     if settings.uniform:
         require_uniform(network)
-    rows, columns = (
-        _axis_plan(axis, n, max(1, int(side * input_scale * axis.scale)), schedule, settings.uniform)
-        for axis, n, side in (
-            (network.rows, shape.rows, tile[1]),
-            (network.columns, shape.columns, tile[0]),
-        )
-    )
-    costs = op_costs(network)
-    at_once = shape.images * (
-        min(settings.batch, len(rows.steps) * len(columns.steps)) if schedule == "tiles" else 1
-    )
-    working = working_bytes(costs, rows, columns, shape.itemsize, at_once, settings.engine == "exact")
-    ends = sum(costs[op].channels * rows.sizes[op] * columns.sizes[op] for op in (0, -1))
+    size = shape.rows, shape.columns
+    parts = plan_segments(network, input_scale, size, schedule, tile, settings.uniform)
+    costs = [op_costs(part.segment.network) for part in parts]
+    memory = _memory(network, parts, costs, shape, schedule, settings)
     return StagePlan(
         schedule=schedule,
         tile=tile,
-        rows=rows,
-        columns=columns,
-        macs=shape.images * macs(costs, rows, columns),
-        working_bytes=working,
-        peak_bytes=working + shape.images * ends * shape.itemsize,
+        segments=parts,
+        macs=shape.images
+        * sum(macs(c, part.rows, part.columns) for c, part in zip(costs, parts, strict=True)),
+        working_bytes=max(moment.working for moment in memory),
+        store_bytes=max(moment.stores for moment in memory),
+        peak_bytes=max(
+            moment.working + moment.ends + (moment.stores if settings.store != "disk" else 0)
+            for moment in memory
+        ),
         uniform=settings.uniform,
     )
 
 
-def _axis_plan(axis: Axis, n: int, tile: int, schedule: Schedule, one_shape: bool) -> AxisPlan:
+def plan_segments(
+    network: Network,
+    input_scale: Fraction,
+    size: tuple[int, int],
+    schedule: Schedule,
+    tile: tuple[int, int],
+    one_shape: bool = False,
+) -> tuple[SegmentPlan, ...]:
+    """The steps of every pass on an input of this height and width, by tiles of one width and height in
+    pixels of the image."""
+    axes = (network.rows, network.columns)
+    sizes = [dict(zip(network.index, axis.sizes(n), strict=True)) for axis, n in zip(axes, size, strict=True)]
+    scales = [[reach.scale for reach in axis.reaches()] for axis in axes] if network.barriers else []
+    sides = tile[::-1]
+
+    def axis_plan(part: Network, dim: int) -> AxisPlan:
+        axis = (part.rows, part.columns)[dim]
+        lengths = [sizes[dim][op.id] for op in part.ops if isinstance(op, Input)]
+        side = max(1, int(sides[dim] * input_scale * axis.scale))
+        return _axis_plan(axis, lengths, side, schedule, one_shape)
+
+    def bands(source: str) -> Bands:
+        """As many rows as hold about a tile's samples, over the whole width."""
+        height, width = (of_axis[source] for of_axis in sizes)
+        down, across = (
+            max(1, int(side * input_scale * of_axis[network.index[source]]))
+            for side, of_axis in zip(sides, scales, strict=True)
+        )
+        return Bands(height, width, min(height, max(1, down * across // width)))
+
+    return tuple(
+        SegmentPlan(
+            segment,
+            axis_plan(segment.network, 0),
+            axis_plan(segment.network, 1),
+            {op.id: bands(op.source) for op in segment.reduced if isinstance(op, Barrier)},
+        )
+        for segment in segments.cut(network)
+    )
+
+
+def _axis_plan(axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool) -> AxisPlan:
     if one_shape:
         return uniform(axis, n, tile)
     cuts = cut(axis.sizes(n)[-1], tile)
     return stream(axis, n, cuts) if schedule == "stream" else tiles(axis, n, cuts)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What is alive at once in a pass, or while one of its barriers reads: bytes."""
+
+    working: int
+    stores: int
+    ends: int
+
+
+def _memory(
+    network: Network,
+    parts: Sequence[SegmentPlan],
+    costs: Sequence[Sequence[OpCost]],
+    shape: Shape,
+    schedule: Schedule,
+    settings: Settings,
+) -> list[_Moment]:
+    """Pass by pass, in the order in which a stage runs."""
+    exact = settings.engine == "exact"
+    item = shape.images * shape.itemsize
+    heights, widths = network.rows.sizes(shape.rows), network.columns.sizes(shape.columns)
+    areas = [height * width for height, width in zip(heights, widths, strict=True)]
+    stored = store_sizes(network, [part.segment for part in parts], areas)
+    given, output = (network.ops[place].channels * areas[place] for place in (0, -1))
+    values = packed = 0
+    moments = []
+    for number, (part, of_ops) in enumerate(zip(parts, costs, strict=True)):
+        segment = part.segment
+        stores = item * sum(stored[number].values())
+        ends = item * (given + (output if number == len(parts) - 1 else 0))
+        if segment.computes:
+            at_once = shape.images * (min(settings.batch, part.tiles) if schedule == "tiles" else 1)
+            working = working_bytes(of_ops, part.rows, part.columns, shape.itemsize, at_once, exact)
+            moments.append(_Moment(working + item * values + shape.itemsize * packed, stores, ends))
+        packed += sum(cost.weights for cost in of_ops) if exact else 0
+        for op in segment.reduced:
+            if isinstance(op, Barrier):
+                bands = part.bands[op.id]
+                read = bands.rows * bands.width * (1 + op.rule.scratch) + 2 * op.rule.profile * bands.height
+                working = item * (network.ops[network.index[op.source]].channels * read + values)
+                moments.append(_Moment(working + shape.itemsize * packed, stores, ends))
+            elif exact:
+                packed += weights(op)
+            values += op.numbers
+    return moments
 
 
 def _is_count(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What a plan costs: multiply-accumulates, and bytes alive at once. Pure integers."""
+"""What a plan costs: multiply-accumulates, and bytes alive at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from torch import nn
+
 from overlap_tool.geometry import Patch
-from overlap_tool.network import Network, Op, operands
+from overlap_tool.network import Barrier, Network, Op, Summary, operands
 from overlap_tool.schedule.plan import AxisPlan, Step
+from overlap_tool.segments import Segment
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,23 @@ class OpCost:
 
 
 def op_costs(network: Network) -> tuple[OpCost, ...]:
-    index = {op.id: i for i, op in enumerate(network.ops)}
+    index = network.index
     sources = [tuple(index[i] for i in op.inputs) if isinstance(op, Op) else () for op in network.ops]
     last_read = [len(network.ops)] * len(network.ops)
-    for reader, inputs in enumerate(sources):
-        for source in inputs:
-            last_read[source] = reader
+    latest = 0
+    for node in network.nodes.values():
+        if isinstance(node, Op):
+            latest = index[node.id]
+            for source in sources[latest]:
+                last_read[source] = latest
+        elif isinstance(node, Barrier):
+            last_read[index[node.source]] = latest
     return tuple(
         OpCost(
             op.channels,
             op.rule.scratch * op.channels if isinstance(op, Op) else 0,
             op.rule.macs if isinstance(op, Op) else 0,
-            _weights(op) if isinstance(op, Op) else 0,
+            weights(op) if isinstance(op, Op) else 0,
             isinstance(op, Op) and op.in_place,
             inputs,
             last_read[i],
@@ -45,10 +53,15 @@ def op_costs(network: Network) -> tuple[OpCost, ...]:
     )
 
 
-def _weights(op: Op) -> int:
+def weights(op: Op | Summary) -> int:
     """The numbers in the kernels of an op: what has one dimension is a bias or a factor."""
-    own = () if op.module is None else op.module.parameters()
-    given = (operand.shape for operand in operands((op.args, op.kwargs)) if not operand.spatial)
+    module = op.module if isinstance(op, Op) else op.target
+    own = module.parameters() if isinstance(module, nn.Module) else ()
+    given = (
+        operand.shape[1:] if operand.summary else operand.shape
+        for operand in operands((op.args, op.kwargs))
+        if not operand.spatial
+    )
     return sum(prod(shape) for shape in (*(weight.shape for weight in own), *given) if len(shape) > 1)
 
 
@@ -72,6 +85,21 @@ def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int
     )
 
 
+def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[int]) -> list[dict[str, int]]:
+    """How many numbers per image lie in stores at the end of each segment, by map. `areas` are the positions
+    of every op's map."""
+    alive: dict[str, int] = {}
+    found = []
+    for segment in segments:
+        for map in segment.stored:
+            place = network.index[map]
+            alive[map] = network.ops[place].channels * areas[place]
+        found.append(dict(alive))
+        for map in segment.dropped:
+            alive.pop(map, None)
+    return found
+
+
 def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
     """The most bytes alive when the model itself computes the whole map: its input and output included, and
     its in-place ops taking no memory of their own."""
@@ -89,9 +117,8 @@ def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, items
             total += sizes[op]
         scratch = cost.scratch * rows.sizes[op] * columns.sizes[op]
         peak = max(peak, total + scratch)
-        for done in set(cost.inputs):
-            if done and costs[done].last_read == op and done in alive:
-                total -= alive.pop(done)
+        for done in [done for done in alive if done and costs[done].last_read == op]:
+            total -= alive.pop(done)
     return itemsize * peak
 
 
@@ -107,8 +134,10 @@ def working_bytes(
 
     Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
     """
-    above = [cost.channels * kept * n for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)]
-    above[0] = 0  # the stage's input is read again, not kept
+    above = [
+        cost.channels * kept * n if cost.inputs else 0  # what is given is read again, not kept
+        for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)
+    ]
     first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
     # Steps in the middle of the image are alike, so few of the others differ in shape.
     row_steps = {_shape(step): step for step in rows.steps}.values()
@@ -140,9 +169,8 @@ def _tile(
     kept = 0 if first else sum(above)
     kept += sum(
         cost.channels * rows.length * max(0, compute.start - hold.start)
-        for cost, rows, hold, compute in zip(
-            costs[1:], row.hold[1:], column.hold[1:], column.compute[1:], strict=True
-        )
+        for cost, rows, hold, compute in zip(costs, row.hold, column.hold, column.compute, strict=True)
+        if cost.inputs
     )
     held: dict[int, int] = {}
     peak = 0
@@ -165,7 +193,7 @@ def _tile(
         kept_left = cost.channels * height * max(0, column.compute[op].start - column.hold[op].start)
         keep_right = cost.channels * height * column.keep[op].length
         joined = (row.hold[op], column.hold[op]) != (row.compute[op], column.compute[op])
-        if op < len(costs) - 1 and block:
+        if block and cost.last_read < len(costs):
             peak = max(peak, images * (total + new + (block if joined else 0)) + weights)
             held[op] = block
             kept += keep_right - kept_left + (above[op] if first else 0)

@@ -6,13 +6,13 @@ of every op, the rows of row step i and the columns of column step j.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import lcm
+from math import ceil, lcm
 
-from overlap_tool.axis import Axis
+from overlap_tool.axis import Axis, Lengths
 from overlap_tool.geometry import Geometry, Padding, Patch, Span, hull, patch
 
 
@@ -60,21 +60,26 @@ class AxisPlan:
         )
 
 
-def whole(axis: Axis, n: int) -> AxisPlan:
+def whole(axis: Axis, n: Lengths) -> AxisPlan:
     """The whole map in one step, outputs that nobody reads included."""
     sizes = axis.sizes(n)
     everything = tuple(Span(0, size) for size in sizes)
     return AxisPlan(sizes, (_step(axis, sizes, everything),))
 
 
-def tiles(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
+def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Independent tiles of the output, `cuts`: every tile computes all that it reads, and keeps nothing."""
     sizes = axis.sizes(n)
-    last = len(axis.ops) - 1
-    return AxisPlan(sizes, tuple(_step(axis, sizes, axis.needs({last: cut}, sizes)) for cut in cuts))
+    places = _places(axis, sizes)
+    steps = []
+    for cut in cuts:
+        starts, stops = places(cut.start), places(cut.stop)
+        wanted = {end: Span(starts[end], stops[end]) for end in axis.ends}
+        steps.append(_step(axis, sizes, axis.needs(wanted, sizes)))
+    return AxisPlan(sizes, tuple(steps))
 
 
-def uniform(axis: Axis, n: int, tile: int) -> AxisPlan:
+def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
     """Independent tiles that have one shape at every op: that of a tile in the middle of an endless image.
 
     Each is the first one, shifted by whole periods: `tile` is rounded down to them, but to no less than one.
@@ -86,9 +91,8 @@ def uniform(axis: Axis, n: int, tile: int) -> AxisPlan:
     period = lcm(*(reach.period.input for reach in reaches))
     periods = max(1, tile // int(period * axis.scale))
     shifts = [int(periods * period * reach.scale) for reach in reaches]
-    count = -(-sizes[-1] // shifts[-1])
-    spans = [Span(0, 0)] * len(axis.ops)
-    spans[-1] = Span(0, shifts[-1])
+    count = max(-(-sizes[end] // shifts[end]) for end in axis.ends)
+    spans = [Span(0, shift if op in axis.ends else 0) for op, shift in enumerate(shifts)]
     patches: list[Patch | None] = [None] * len(axis.ops)
     for index in reversed(range(len(axis.ops))):
         op, span = axis.ops[index], spans[index]
@@ -133,13 +137,13 @@ def _shifted(axis: Axis, spans: Sequence[Span], patches: Sequence[Patch | None],
     return Step(moved, moved, nothing, reads)
 
 
-def stream(axis: Axis, n: int, cuts: Sequence[Span]) -> AxisPlan:
+def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
     to be read, so that nothing is computed twice."""
     sizes = axis.sizes(n)
-    last = len(axis.ops) - 1
-    needed = axis.needs({last: Span(0, sizes[last])}, sizes)
-    frontiers = [_frontiers(axis, sizes, needed, stop) for stop in (0, *(cut.stop for cut in cuts))]
+    needed = axis.needs({end: Span(0, sizes[end]) for end in axis.ends}, sizes)
+    stops = map(_places(axis, sizes), (0, *(cut.stop for cut in cuts)))
+    frontiers = [_frontiers(axis, sizes, needed, each) for each in stops]
     unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
     steps = []
     for done, now, low, next_low in zip(frontiers, frontiers[1:], unread, unread[1:], strict=False):
@@ -182,11 +186,29 @@ def cut(size: int, tile: int) -> tuple[Span, ...]:
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
 
 
-def _frontiers(axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stop: int) -> tuple[int, ...]:
-    """How far every op must have come, from its first output that anything needs, for the last one to have
-    come to `stop`."""
-    frontiers = [span.start for span in needed]
-    frontiers[-1] = stop
+def _places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
+    """For a place in the output, that place in everything that is wanted: as far as it is at the other's
+    scale, and at its end for the output's end."""
+    last = len(axis.ops) - 1
+    reaches = axis.reaches() if axis.kept else ()
+    scales = {end: reaches[end].scale / axis.scale for end in axis.kept}
+
+    def places(place: int) -> dict[int, int]:
+        others = {
+            end: sizes[end] if place == sizes[last] else min(sizes[end], ceil(place * scale))
+            for end, scale in scales.items()
+        }
+        return {**others, last: place}
+
+    return places
+
+
+def _frontiers(
+    axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stops: Mapping[int, int]
+) -> tuple[int, ...]:
+    """How far every op must have come, from its first output that anything needs, for those that are wanted
+    to have come to their `stops`."""
+    frontiers = [stops.get(index, span.start) for index, span in enumerate(needed)]
     for index in reversed(range(len(axis.ops))):
         geometry = axis.ops[index].geometry
         done = Span(needed[index].start, frontiers[index])

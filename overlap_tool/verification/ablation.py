@@ -10,16 +10,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from overlap_tool import passes
 from overlap_tool.axis import Axis
 from overlap_tool.geometry import Span
 from overlap_tool.network import Network
 from overlap_tool.schedule.choose import Settings, Shape, plan_stage
 from overlap_tool.schedule.plan import AxisPlan
 from overlap_tool.stages import Stage
+from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
 from overlap_tool.verification.observing import differing, largest_difference
-from overlap_tool.verification.pieces import ShortSource, halo, run_from
+from overlap_tool.verification.pieces import ShortSource, halo
 
 
 def ablate(
@@ -89,16 +91,23 @@ class _ShortForward:
         network: Network = self.stage.network
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = plan_stage(self.stage.name, network, self.stage.input_scale, shape, self.settings)
-        rows = _shortened(network.rows, plan.rows, shape.rows)
-        columns = _shortened(network.columns, plan.columns, shape.columns)
-        return run_from(network, plan.rows, plan.columns, ShortSource(whole, rows, columns))
+        sink = TensorSink(*plan.output_size)
+        for each in passes.one_by_one(network, plan.segments, TensorSource(whole, whole.device), sink):
+            part = each.plan
+            for map, source in each.sources.items():
+                given = part.segment.network.index[map]
+                rows = _shortened(part.segment.network.rows, part.rows, given)
+                columns = _shortened(part.segment.network.columns, part.columns, given)
+                each.sources[map] = ShortSource(source, rows, columns)
+        return sink.result()
 
 
-def _shortened(axis: Axis, plan: AxisPlan, n: int) -> dict[Span, Span]:
-    """For each span that tiles read, what is left without the outermost sample of its overlaps."""
+def _shortened(axis: Axis, plan: AxisPlan, given: int) -> dict[Span, Span]:
+    """For each span that tiles read of a given map, what is left without the outermost sample of its
+    overlaps."""
     kept = {}
     for step in plan.steps:
-        part = halo(axis, step, n)
+        part = halo(axis, step, plan.sizes, given)
         kept[part.reads] = Span(part.reads.start + (part.before > 0), part.reads.stop - (part.after > 0))
     return kept
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from overlap_tool import passes
 from overlap_tool.errors import RuleError
-from overlap_tool.execute import EndlessSource, compute_piece, evaluate_constants, freed_after, substituted
+from overlap_tool.execute import EndlessSource, compute_piece, evaluate_constants, substituted
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.kernels import exact_kernels
-from overlap_tool.network import Input, Network, Op, leaves
+from overlap_tool.network import Barrier, Network, Op, Summary, leaves, maps_read
 from overlap_tool.rules import Operand, Patches, Size
-from overlap_tool.schedule.choose import StagePlan
+from overlap_tool.schedule.choose import SegmentPlan, StagePlan
 from overlap_tool.schedule.plan import AxisPlan, whole
 from overlap_tool.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
@@ -45,26 +46,32 @@ def find_fault(network: Network, plan: StagePlan, given: Tensor) -> Blame:
     the tile's outputs change, they depend on what the rule does not name, and the overlap is too small. If
     they do not, the piece held all that counts, and the kernel gave other bits for its shape.
     """
-    constants = evaluate_constants(network)
     plans = whole(network.rows, given.shape[-2]), whole(network.columns, given.shape[-1])
-    maps: dict[str, Tensor] = {network.ops[0].id: given}
-    freed = freed_after(network)
+    values: dict[str, Any] = {**evaluate_constants(network), network.ops[0].id: given}
+    parts = {op.id: part for part in plan.segments for op in part.segment.network.ops if isinstance(op, Op)}
+    last_readers = {map: node.id for node in network.nodes.values() for map in maps_read(node)}
 
     def value(operand: Operand) -> Any:
-        return maps[operand.id] if operand.spatial else constants[operand.id]
+        return values[operand.id]
 
     with exact_kernels():
-        for index, op in enumerate(network.ops):
-            if isinstance(op, Input):
-                continue
-            everything = _patches(plans, index)
-            full = _by_the_model(op, value, everything)
-            found = _first_difference(op, index, plan, value, full, everything)
+        for node in network.nodes.values():
+            found: Blame | None = None
+            if isinstance(node, Op):
+                everything = _patches(plans, network.index[node.id])
+                full = _by_the_model(node, value, everything)
+                found = _first_difference(node, parts[node.id], value, full, everything)
+                values[node.id] = full
+            elif isinstance(node, Barrier):
+                values[node.id] = _called(node.target, *_given(node, value))
+                found = _barrier_difference(node, plan, values)
+            elif isinstance(node, Summary):
+                values[node.id] = _called(node.target, *_given(node, value))
             if found is not None:
                 return found
-            maps[op.id] = full
-            for done in freed[index]:
-                del maps[network.ops[done].id]
+            for map in maps_read(node):
+                if last_readers[map] == node.id and map != network.ops[0].id:
+                    values.pop(map, None)
     return Blame(
         "schedule",
         "",
@@ -75,14 +82,14 @@ def find_fault(network: Network, plan: StagePlan, given: Tensor) -> Blame:
 
 def _first_difference(
     op: Op,
-    index: int,
-    plan: StagePlan,
+    part: SegmentPlan,
     value: Callable[[Operand], Any],
     full: Tensor,
     everything: Patches,
 ) -> Blame | None:
-    for row in plan.rows.steps:
-        for column in plan.columns.steps:
+    index = part.segment.network.index[op.id]
+    for row in part.rows.steps:
+        for column in part.columns.steps:
             vertical, horizontal = row.patches[index], column.patches[index]
             if vertical is None or horizontal is None:
                 continue
@@ -111,6 +118,22 @@ def _first_difference(
             )
             return Blame("kernel", op.name, op.kind, f"{where} {reason} (off by {largest:.3g})")
     return None
+
+
+def _barrier_difference(barrier: Barrier, plan: StagePlan, values: Mapping[str, Any]) -> Blame | None:
+    bands = next(part.bands[barrier.id] for part in plan.segments if barrier.id in part.bands)
+    whole = values[barrier.source]
+    found = passes.reduced(barrier, values, TensorSource(whole, whole.device), bands)
+    if torch.equal(found, values[barrier.id]):
+        return None
+    largest = largest_difference(found, values[barrier.id])
+    return Blame(
+        "kernel",
+        barrier.name,
+        barrier.kind,
+        f"{barrier.name} ({barrier.kind}) gives other bits when it reads its map in bands of {bands.rows} "
+        f"rows (off by {largest:.3g})",
+    )
 
 
 def _reads_outside(
@@ -151,17 +174,28 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
     An argument that follows the size of the image is not kept in a network, so the rule runs such an op.
     """
 
+    if any(isinstance(leaf, Size) for leaf in leaves((op.args, op.kwargs))):
+        return compute_piece(op, everything, value)
+    return _called(op.target, *_given(op, value))
+
+
+def _given(
+    op: Op | Barrier | Summary, value: Callable[[Operand], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Its arguments, in memory of their own where the model may work in place."""
+
     def own(operand: Operand) -> Any:
         given = value(operand)
-        # the model may work in place
-        return given.clone() if operand.spatial else given
+        return given.clone() if operand.spatial and isinstance(given, Tensor) else given
 
-    if any(isinstance(leaf, Size) for leaf in leaves((op.args, op.kwargs))):
-        return compute_piece(op, everything, own)
-    args, kwargs = substituted(op.args, own), substituted(op.kwargs, own)
-    if isinstance(op.target, str):
-        return getattr(args[0], op.target)(*args[1:], **kwargs)
-    return op.target(*args, **kwargs)
+    args: tuple[Any, ...] = substituted(op.args, own)
+    return args, substituted(op.kwargs, own)
+
+
+def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if isinstance(target, str):
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
 
 
 def _piece(operand: Operand, value: Callable[[Operand], Any], patches: Patches) -> Any:

@@ -62,19 +62,21 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """How a stage ran. The overlaps are in samples of its input, for an aligned tile."""
+    """How a stage ran. The overlaps are in samples of its input, for an aligned tile; None with barriers."""
 
     stage: str
     image: str
     tile: tuple[int, int]
     schedule: Schedule
+    passes: int
     tiles: int
-    left: int
-    right: int
-    top: int
-    bottom: int
+    left: int | None
+    right: int | None
+    top: int | None
+    bottom: int | None
     macs: int
     working_bytes: int
+    store_bytes: int
     peak_bytes: int
     uniform: bool = False
 

@@ -15,6 +15,7 @@ from compressai.ops import compute_padding
 from PIL import Image as Picture
 from torch import Tensor
 
+from overlap_tool import segments
 from overlap_tool.axis import Axis
 from overlap_tool.errors import OptionError
 from overlap_tool.stages import Stage, Survey
@@ -92,8 +93,9 @@ def telling_size(stages: Sequence[Stage], tiles: Sequence[tuple[int, int]], mult
     It has at least two tiles on either axis and a rest, and in every stage some tile whose whole overlap, on
     every side, lies in the image.
     """
-    width = max(_telling_side([(s, s.network.columns) for s in stages], tile) for tile, _ in tiles)
-    height = max(_telling_side([(s, s.network.rows) for s in stages], tile) for _, tile in tiles)
+    networks = [(stage, segment.network) for stage in stages for segment in segments.cut(stage.network)]
+    width = max(_telling_side([(s, network.columns) for s, network in networks], tile) for tile, _ in tiles)
+    height = max(_telling_side([(s, network.rows) for s, network in networks], tile) for _, tile in tiles)
     # not square, so that rows and columns cannot be mistaken for one another
     return _raised(width, multiple) + multiple, _raised(height, multiple)
 
@@ -101,11 +103,13 @@ def telling_size(stages: Sequence[Stage], tiles: Sequence[tuple[int, int]], mult
 def _telling_side(axes: Sequence[tuple[Stage, Axis]], tile: int) -> int:
     side = 2 * tile
     for stage, axis in axes:
-        overlap = axis.reaches()[-1].overlap
         outputs = max(1, int(tile * stage.input_scale * axis.scale))
         own = outputs / axis.scale  # a tile in samples of the stage's input
-        first = ceil(overlap.before / own) * own
-        side = max(side, *(ceil(n / stage.input_scale) for n in (first, 2 * own, own + overlap.after)))
+        for op, (before, after) in zip(axis.ops, axis.overlaps(), strict=True):
+            if op.geometry is None:
+                first = ceil(before / op.scale / own) * own
+                needed = (first, 2 * own, own + after / op.scale)
+                side = max(side, *(ceil(n / stage.input_scale) for n in needed))
     return side + max(1, tile // 8)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
+from overlap_tool import passes
+from overlap_tool.axis import Axis
 from overlap_tool.geometry import Span
 from overlap_tool.kernels import exact_kernels
-from overlap_tool.network import Network
+from overlap_tool.network import Input, Network
+from overlap_tool.passes import Pass
 from overlap_tool.schedule.choose import StagePlan
 from overlap_tool.schedule.plan import AxisPlan, Step
-from overlap_tool.verification.certificate import Check
+from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.verification.certificate import Check, Figure
 from overlap_tool.verification.observing import Seen, differing
-from overlap_tool.verification.pieces import ShortSource, halo, run_from
+from overlap_tool.verification.pieces import ShortSource, halo, run_tile
 
 SIDES = {
     "left": ("columns", True),
@@ -25,51 +30,79 @@ SIDES = {
 
 
 def check_minimality(network: Network, plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
-    """One check per side. `plan` is one of independent tiles; `blank` is what all checks have in common.
+    """One check per side of every map that a segment is given; without barriers that is the stage's input.
+    `plan` is one of independent tiles; `blank` is what all checks have in common.
 
-    For a tile with its whole overlap inside the image, the executor runs that tile alone on the stage's real
-    input, but without the outermost line of samples that it reads on one side. All other samples are as they
-    were, so this is the tile with an overlap of one sample less on that side; whatever stands in place of the
-    line is all that the smaller patch has there.
+    For a tile with its whole overlap inside the map, the executor runs that tile alone on the real maps, but
+    without the outermost line of samples that it reads on one side. All other samples are as they were, so
+    this is the tile with an overlap of one sample less on that side; whatever stands in place of the line is
+    all that the smaller patch has there.
 
     NaN in its place decides: it shows whether the arithmetic uses the line at all. NaN times anything is NaN,
     so no weight that happens to be 0 hides a dependence, and a line that is not read cannot make NaN of any
     output. Zeros are what a smaller patch would see, its own padding; how many outputs differ then is told
     as a figure, for it depends on these weights and this image.
     """
-    return [_check_side(network, plan, seen, side, blank) for side in SIDES]
+    blank = replace(blank, name="minimality", schedule="tiles")
+    checks: list[Check] = []
+    with exact_kernels():
+        whole = TensorSource(seen.input, seen.input.device)
+        for each in passes.one_by_one(network, plan.segments, whole, TensorSink(*plan.output_size)):
+            checks += _check_segment(each, plan, blank)
+            if each.plan is plan.segments[-1]:
+                break  # its outputs are of no use here
+    return checks
 
 
-def _check_side(network: Network, plan: StagePlan, seen: Seen, side: str, blank: Check) -> Check:
+def _check_segment(each: Pass, plan: StagePlan, blank: Check) -> Iterator[Check]:
+    for given, op in enumerate(each.plan.segment.network.ops):
+        if isinstance(op, Input) and each.plan.segment.computes:
+            for side in SIDES:
+                figures: dict[str, Figure] = {"side": side}
+                if len(plan.segments) > 1:
+                    figures |= {"segment": plan.segments.index(each.plan), "map": op.name}
+                yield _check_side(each, given, side, replace(blank, figures=figures))
+
+
+def _check_side(each: Pass, given: int, side: str, blank: Check) -> Check:
     along, before = SIDES[side]
-    axis, steps = getattr(network, along), {"rows": plan.rows.steps, "columns": plan.columns.steps}
-    overlap = axis.reaches()[-1].overlap[0 if before else 1]
-    blank = replace(blank, name="minimality", schedule="tiles", figures={"side": side, "overlap": overlap})
+    network = each.plan.segment.network
+    axis: Axis = getattr(network, along)
+    of_axis: AxisPlan = getattr(each.plan, along)
+    told = f"{blank.figures['map']}, {side}" if "map" in blank.figures else side
+    overlap = max(0, axis.overlaps()[given][0 if before else 1])
+    blank = replace(blank, figures={**blank.figures, "overlap": overlap})
     if overlap == 0:
-        return replace(blank, status="skipped", message=f"{side}: there is no overlap to make smaller")
-    n = seen.input.shape[-1 if along == "columns" else -2]
+        return replace(blank, status="skipped", message=f"{told}: there is no overlap to make smaller")
     widest: tuple[int, Step, Span] | None = None
-    for step in steps[along]:
-        part = halo(axis, step, n)
+    for step in of_axis.steps:
+        part = halo(axis, step, of_axis.sizes, given)
         whole, width = (part.whole_before, part.before) if before else (part.whole_after, part.after)
         if whole and width > (widest[0] if widest else 0):
             start, stop = part.reads
             widest = width, step, Span(start + 1, stop) if before else Span(start, stop - 1)
     if widest is None:
         return replace(
-            blank, status="skipped", message=f"{side}: no tile has its whole overlap inside this image"
+            blank, status="skipped", message=f"{told}: no tile has its whole overlap inside this image"
         )
     width, step, kept = widest
-    chosen = {name: of_axis[len(of_axis) // 2] for name, of_axis in steps.items()} | {along: step}
-    expected = _tile(seen.output, chosen)
-    lost = int(_without(network, plan, seen, chosen, along, kept, float("nan")).isnan().sum())
-    changed = differing(_without(network, plan, seen, chosen, along, kept, 0.0), expected)
+    chosen = {name: _middle(getattr(each.plan, name)) for name in ("rows", "columns")} | {along: step}
+    shorter = {name: {chosen[name].hold[given]: kept} if name == along else {} for name in chosen}
+    map = network.ops[given].id
+
+    def tile(fill: float) -> tuple[Tensor, ...]:
+        short = ShortSource(each.sources[map], shorter["rows"], shorter["columns"], fill)
+        return run_tile(each, chosen["rows"], chosen["columns"], {**each.sources, map: short})
+
+    lost = sum(int(part.isnan().sum()) for part in tile(float("nan")))
+    expected = run_tile(each, chosen["rows"], chosen["columns"], each.sources)
+    changed = sum(differing(*pair) for pair in zip(tile(0.0), expected, strict=True))
     return replace(
         blank,
         status="passed" if lost else "failed",
         message=""
         if lost
-        else f"{side}: the outermost of {width} lines is not used, so the overlap could be smaller",
+        else f"{told}: the outermost of {width} lines is not used, so the overlap could be smaller",
         figures={
             **blank.figures,
             "overlap_of_tile": width,
@@ -79,26 +112,5 @@ def _check_side(network: Network, plan: StagePlan, seen: Seen, side: str, blank:
     )
 
 
-def _without(
-    network: Network,
-    plan: StagePlan,
-    seen: Seen,
-    chosen: dict[str, Step],
-    along: str,
-    kept: Span,
-    fill: float,
-) -> Tensor:
-    """One tile's outputs when it gets only the part `kept` of what it reads."""
-    short: dict[str, dict[Span, Span]] = {"rows": {}, "columns": {}} | {along: {chosen[along].hold[0]: kept}}
-    rows = AxisPlan(plan.rows.sizes, (chosen["rows"],))
-    columns = AxisPlan(plan.columns.sizes, (chosen["columns"],))
-    with exact_kernels():
-        found = run_from(
-            network, rows, columns, ShortSource(seen.input, short["rows"], short["columns"], fill)
-        )
-    return _tile(found, chosen)
-
-
-def _tile(whole: Tensor, chosen: dict[str, Step]) -> Tensor:
-    rows, columns = chosen["rows"].compute[-1], chosen["columns"].compute[-1]
-    return whole[..., rows.start : rows.stop, columns.start : columns.stop]
+def _middle(plan: AxisPlan) -> Step:
+    return plan.steps[len(plan.steps) // 2]

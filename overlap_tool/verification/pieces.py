@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -10,10 +10,12 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
+from overlap_tool import passes
 from overlap_tool.axis import Axis
-from overlap_tool.execute import execute
+from overlap_tool.execute import execute_pass
 from overlap_tool.geometry import Span
 from overlap_tool.network import Network
+from overlap_tool.passes import Pass
 from overlap_tool.schedule.choose import StagePlan
 from overlap_tool.schedule.plan import AxisPlan, Step
 from overlap_tool.stores import Source, TensorSink, TensorSource
@@ -21,18 +23,33 @@ from overlap_tool.stores import Source, TensorSink, TensorSource
 
 def run_stage(network: Network, plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
     """The stage's output by the executor."""
-    return run_from(network, plan.rows, plan.columns, TensorSource(whole, whole.device), batch)
-
-
-def run_from(network: Network, rows: AxisPlan, columns: AxisPlan, source: Source, batch: int = 1) -> Tensor:
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, source, sink, batch=batch)
+    sink = TensorSink(*plan.output_size)
+    passes.run(network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
     return sink.result()
+
+
+def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:
+    """What one tile of a pass gives: its part of every map that the segment hands on."""
+    network = each.plan.segment.network
+    rows, columns = AxisPlan(each.plan.rows.sizes, (row,)), AxisPlan(each.plan.columns.sizes, (column,))
+    caught = {map: _Caught() for map in (*network.kept, network.output)}
+    execute_pass(network, rows, columns, sources, caught, each.values)
+    return tuple(part for sink in caught.values() for part in sink.parts)
+
+
+class _Caught:
+    """A sink that keeps the pieces as they come."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        self.parts.append(values)
 
 
 @dataclass(frozen=True)
 class Halo:
-    """What one tile reads of the stage's input on one axis, and which part of that is its own.
+    """What one tile reads of a given map on one axis, and which part of that is its own.
 
     `whole_before` and `whole_after` say whether all of the overlap on that side lies in the image.
     """
@@ -51,31 +68,31 @@ class Halo:
         return max(0, self.reads.stop - self.own.stop)
 
 
-def halo(axis: Axis, step: Step, n: int) -> Halo:
-    """The halo of one tile of the `tiles` schedule on an input of length `n`."""
-    outputs, reads = step.compute[-1], step.hold[0]
-    unclipped = axis.needs({len(axis.ops) - 1: outputs})[0]
-    scale: Fraction = axis.scale
-    own = Span(floor(outputs.start / scale), ceil(outputs.stop / scale)).clip(n)
+def halo(axis: Axis, step: Step, sizes: Sequence[int], given: int = 0) -> Halo:
+    """The halo of one tile of the `tiles` schedule in the map that op `given` stands for."""
+    outputs, reads = step.compute[-1], step.hold[given]
+    unclipped = axis.needs({end: step.compute[end] for end in axis.ends})[given]
+    scale: Fraction = axis.scale / axis.ops[given].scale
+    own = Span(floor(outputs.start / scale), ceil(outputs.stop / scale)).clip(sizes[given])
     return Halo(
         reads,
         own,
         whole_before=outputs.start > 0 and reads.start == unclipped.start,
-        whole_after=reads.stop == unclipped.stop and outputs.stop < axis.sizes(n)[-1],
+        whole_after=reads.stop == unclipped.stop and outputs.stop < sizes[-1],
     )
 
 
 class ShortSource:
-    """The stage's input as tiles see it whose overlap is too small.
+    """A map as tiles see it whose overlap is too small.
 
     `rows` and `columns` say, for each span that a tile reads, which part of it the tile still gets. What is
     missing stands as `fill`: 0 is what a too small patch would see there, its own zero padding.
     """
 
     def __init__(
-        self, whole: Tensor, rows: Mapping[Span, Span], columns: Mapping[Span, Span], fill: float = 0.0
+        self, source: Source, rows: Mapping[Span, Span], columns: Mapping[Span, Span], fill: float = 0.0
     ) -> None:
-        self.source = TensorSource(whole, whole.device)
+        self.source = source
         self.rows = rows
         self.columns = columns
         self.fill = fill

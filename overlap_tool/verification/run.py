@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool import checkpoint
-from overlap_tool.analysis import Edges
+from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import OptionError
 from overlap_tool.retrofit import tiled_stages, wrap
@@ -233,19 +233,21 @@ def _stage_checks(
 
 
 def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
-    edges = Edges.of(stage.network.rows.reaches()[-1].overlap, stage.network.columns.reaches()[-1].overlap)
+    sides = StageOverlap.of(stage.network)
     return PlanRecord(
         stage=check.stage,
         image=check.image,
         tile=plan.tile,
         schedule=plan.schedule,
+        passes=len(plan.segments),
         tiles=plan.tiles,
-        left=edges.left,
-        right=edges.right,
-        top=edges.top,
-        bottom=edges.bottom,
+        left=sides.left,
+        right=sides.right,
+        top=sides.top,
+        bottom=sides.bottom,
         macs=plan.macs,
         working_bytes=plan.working_bytes,
+        store_bytes=plan.store_bytes,
         peak_bytes=plan.peak_bytes,
         uniform=plan.uniform,
     )

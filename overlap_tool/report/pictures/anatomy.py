@@ -35,17 +35,19 @@ class _Box:
         return _Box(x, y, side, *map(band, (edges.left, edges.right, edges.top, edges.bottom)))
 
 
-def anatomy(stage: StageReport, width: int = WIDE) -> Drawing:
-    """One tile of the chosen size in the middle of an image."""
+def anatomy(stage: StageReport, width: int = WIDE) -> Drawing | None:
+    """One tile of the chosen size in the middle of an image; with barriers there is no such tile."""
+    edges = stage.overlap
+    if edges is None:
+        return None
     drawing = Drawing(width, f"{stage.name}: what one tile reads, and what it gives")
     own = max(1, int(stage.chosen.cost.tile * stage.input_scale))
     given = max(1, int(own * stage.scale))
-    edges = Edges(stage.left, stage.right, stage.top, stage.bottom)
-    across, down = own + stage.left + stage.right, own + stage.top + stage.bottom
+    across, down = own + edges.left + edges.right, own + edges.top + edges.bottom
     beside = width >= WIDE
     unit = TILE / max(across, down)
     side = max(own * unit, 40.0)
-    x, y = 62 + stage.left * unit, 62 + stage.top * unit
+    x, y = 62 + edges.left * unit, 62 + edges.top * unit
     read = _Box.around(x, y, side, edges, unit)
     drawing.text(8, 16, f"One tile reads {across}×{down} samples of the input", "strong")
     drawing.text(8, 30, f"its own {own}×{own}, and the overlap", "small")
