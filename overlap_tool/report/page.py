@@ -103,7 +103,7 @@ def table(content: Table) -> Element:
     kinds = ["word" if heading in WORDS else "" for heading in content.header]
 
     def line(tag: str, cells: Iterable[str]) -> Element:
-        return element("tr", "", *(element(tag, k, cell) for k, cell in zip(kinds, cells, strict=True)))
+        return element("tr", "", *(_cell(tag, k, cell) for k, cell in zip(kinds, cells, strict=True)))
 
     return element(
         "div",
@@ -115,6 +115,11 @@ def table(content: Table) -> Element:
             element("tbody", "", *(line("td", row) for row in content.rows)),
         ),
     )
+
+
+def _cell(tag: str, kind: str, text: str) -> Element:
+    first, *others = text.split("\n")
+    return element(tag, kind, first, *(part for line in others for part in (Element("br"), line)))
 
 
 def titled(content: Table) -> tuple[Element, Element]:
