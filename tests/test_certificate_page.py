@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -87,6 +88,13 @@ def test_hostile_names_stay_text() -> None:
     plain, worse = (Strict(report.certificate_to_html(_certificate(name))) for name in ("g_a", HOSTILE))
     assert worse.tags == plain.tags
     assert [name for name, _ in worse.attributes] == [name for name, _ in plain.attributes]
+
+
+def test_hostile_names_leave_the_checks_for_a_ci_whole() -> None:
+    suite = ElementTree.fromstring(report.certificate_to_junit(_certificate(HOSTILE)).encode())
+    assert suite[0].tag == "testcase"
+    assert [part.tag for part in suite[0]] == ["failure", "system-out"]
+    assert suite[0][1].text == "differing: 216"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from browser import CHROMIUM, HOSTILE, Strict, in_browser
 from small_models import small_model, small_survey
+from torch import nn
 
 import overlap_tool
 from overlap_tool import report
 from overlap_tool.analysis import Analysis, Edges, StageReport
 from overlap_tool.geometry import Span
 from overlap_tool.report.maps import NOTHING, maps
-from overlap_tool.report.pictures.anatomy import anatomy, joins
+from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.drawing import NARROW, WIDE, Drawing
 from overlap_tool.report.pictures.graph import graph, lanes
@@ -117,6 +118,59 @@ def test_a_lane_holds_one_map_at_a_time(architecture) -> None:
         for number, lane in enumerate(placed.of):
             between = range(number + 1, last.get(number, number))
             assert lane not in [placed.of[other] for other in between]
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation within a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 5, stride=2, padding=2)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.tail = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        head = self.head(x)
+        features = self.conv(head)
+        return head + self.tail(features * torch.sigmoid(self.pool(features)))
+
+
+def test_each_pass_has_its_own_maps() -> None:
+    (stage,) = overlap_tool.analyze(Gate().eval(), size=(256, 192), tiles=[64]).stages
+    rows = maps(stage)
+    told = [(row.segment, row.name, row.what, row.inputs, row.overlap.left) for row in rows]
+    assert told == [
+        (0, "Gate", "input", (), 4),  # 2 * 1 + 2: what the pass gives is aligned
+        (0, "head", "Conv2d 5×5 stride 2", (0,), 1),
+        (0, "conv", "Conv2d 3×3", (1,), 0),
+        (1, "conv", "from its store", (2,), 1),
+        (1, "head", "from its store", (1,), 0),
+        (1, "mul", "mul", (3,), 1),
+        (1, "tail", "Conv2d 3×3", (5,), 0),
+        (1, "add", "add", (4, 6), 0),
+    ]
+    assert anatomy(stage) is None
+    assert "once pool has read the whole map" in _texts(graph(stage))
+    drawn = passes(stage)
+    assert drawn is not None
+    sides = [str(side) for row in rows[:1] + rows[3:5] for side in dataclasses.astuple(row.overlap)]
+    assert _texts(drawn, "strong") == sides
+    assert passes(analyzed("mbt2018").stages[0]) is None
+
+
+def test_nothing_is_held_that_nobody_takes(analysis) -> None:
+    """Of every map, and on every side, some reader takes all that a tile holds."""
+    for stage in analysis.stages:
+        rows = maps(stage)
+        for number in range(len(rows) - 1):
+            crops = [
+                dataclasses.astuple(crop)
+                for row in rows
+                for source, crop in zip(row.inputs, row.crops, strict=True)
+                if source == number
+            ]
+            assert [min(side) for side in zip(*crops, strict=True)] == [0, 0, 0, 0]
 
 
 # --- what the pictures show -------------------------------------------------------------------------------
@@ -227,6 +281,16 @@ def _hostile(analysis: Analysis) -> Analysis:
         return dataclasses.replace(
             stage,
             name=f"{HOSTILE}{stage.name}",
+            segments=tuple(
+                dataclasses.replace(
+                    segment,
+                    reads=tuple(
+                        dataclasses.replace(read, name=f"{HOSTILE}{read.name}") for read in segment.reads
+                    ),
+                    barriers=tuple(f"{HOSTILE}{name}" for name in segment.barriers),
+                )
+                for segment in stage.segments
+            ),
             layers=tuple(
                 dataclasses.replace(
                     layer,
@@ -247,8 +311,10 @@ def _hostile(analysis: Analysis) -> Analysis:
     )
 
 
-def test_hostile_names_stay_text(analysis, page) -> None:
-    worse = report.to_html(_hostile(analysis))
+@pytest.mark.parametrize("barriers", [False, True])
+def test_hostile_names_stay_text(analysis, barriers) -> None:
+    found = overlap_tool.analyze(Gate().eval(), size=(256, 192), tiles=[64]) if barriers else analysis
+    worse, page = report.to_html(_hostile(found)), report.to_html(found)
     assert Strict(worse).tags == Strict(page).tags
     assert [name for name, _ in Strict(worse).attributes] == [name for name, _ in Strict(page).attributes]
     worse.encode()

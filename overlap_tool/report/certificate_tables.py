@@ -142,8 +142,8 @@ def title(check: Check) -> str:
     return ", ".join([*parts, *([check.schedule] if check.schedule is not None else [])])
 
 
-def figures(check: Check) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in check.figures.items())
+def figures(check: Check) -> list[str]:
+    return [f"{name}: {value}" for name, value in check.figures.items()]
 
 
 def machine(certificate: Certificate) -> str:

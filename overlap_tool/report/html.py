@@ -8,7 +8,7 @@ from overlap_tool import __version__
 from overlap_tool.analysis import Analysis, StageReport
 from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.page import Part, element, page, picture, table, titled
-from overlap_tool.report.pictures.anatomy import anatomy, joins
+from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.graph import graph
 from overlap_tool.report.tables import (
@@ -99,8 +99,9 @@ def _reading(stage: StageReport) -> str:
 
 
 def _one_tile(stage: StageReport) -> list[Part]:
-    shown = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
-    return [] if shown is None else [element("h3", "", "One tile"), shown]
+    tile = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
+    each = picture(partial(passes, stage), "In samples of the map that is read.")
+    return [element("h3", "", "One tile"), tile or each]
 
 
 def _joins(stage: StageReport) -> list[Part]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from overlap_tool.report.certificate_tables import figures, title
+from overlap_tool.report.legible import legible
 from overlap_tool.verification import Certificate
 
 
 def certificate_to_junit(certificate: Certificate) -> str:
     suite = ElementTree.Element(
         "testsuite",
-        name=f"overlap-tool verify {certificate.architecture}",
+        name=legible(f"overlap-tool verify {certificate.architecture}"),
         tests=str(len(certificate.checks)),
         failures=str(len(certificate.of("failed"))),
         errors="0",
@@ -22,13 +23,13 @@ def certificate_to_junit(certificate: Certificate) -> str:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            classname=f"{certificate.architecture}.{check.stage}",
-            name=f"{title(check)} on {check.image}",
+            classname=legible(f"{certificate.architecture}.{check.stage}"),
+            name=legible(f"{title(check)} on {check.image}"),
         )
         if check.status in ("failed", "skipped"):
             kind = "failure" if check.status == "failed" else "skipped"
-            ElementTree.SubElement(case, kind, message=check.message)
+            ElementTree.SubElement(case, kind, message=legible(check.message))
         if check.figures:
-            ElementTree.SubElement(case, "system-out").text = figures(check)
+            ElementTree.SubElement(case, "system-out").text = "\n".join(map(legible, figures(check)))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 
 from overlap_tool.analysis import Edges, LayerReport, StageReport
 
@@ -12,15 +14,16 @@ NOTHING = Edges(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Map:
-    """The stage's input, or the output of an op with the pointwise ops that only pass it on.
+    """What a pass reads, or the output of an op with the pointwise ops that only pass it on.
 
     `overlap` is in the map's own samples, for an aligned tile. `scale` is its samples per sample of the
     stage's input. `crops` has, for each of `inputs`, what it holds and this op does not read: more than
-    nothing where branches of different reach meet.
+    nothing where branches of different reach meet. A stored map that a later pass reads is there once more.
     """
 
     name: str
     what: str
+    segment: int
     layers: tuple[str, ...]
     scale: Fraction
     overlap: Edges
@@ -34,58 +37,66 @@ class Map:
 
 def maps(stage: StageReport) -> tuple[Map, ...]:
     """The maps of a stage in the order in which they are computed: the input first, the output last."""
-    sources = _sources(stage)
-    held = _held(stage, sources)
-    row_of: dict[int, int] = {0: 0}  # from a layer, counted from 1, to the map that it is part of
-    found = [Map(stage.name, "input", (), Fraction(1), held[0], (), ())]
-    for number, layer in enumerate(stage.layers, 1):
-        inputs = sources[number]
-        if layer.pointwise and len(inputs) == 1 and inputs[0] and _readers(sources, inputs[0]) == 1:
-            row_of[number] = row_of[inputs[0]]
-            found[row_of[number]] = _followed(found[row_of[number]], layer)
+    found: list[Map] = []
+    for number in range(len(stage.segments)):
+        _add_segment(found, stage, number)
+    return tuple(found)
+
+
+def _add_segment(found: list[Map], stage: StageReport, number: int) -> None:
+    """The maps of one pass: those that it reads, then those that it computes."""
+    layers = [layer for layer in stage.layers if layer.segment == number]
+    held = _held(layers)
+    computed = {name: row for row, map in enumerate(found) for name in (map.name, *map.layers)}
+    rows: dict[str, int] = {}
+    for read in stage.segments[number].reads:
+        rows[read.name] = len(found)
+        overlap = Edges(read.left, read.right, read.top, read.bottom)
+        source = (computed[read.name],) if number else ()
+        what = "from its store" if number else "input"
+        found.append(Map(read.name, what, number, (), read.scale, overlap, source, (NOTHING,) * len(source)))
+    for place, layer in enumerate(layers):
+        inputs = tuple(dict.fromkeys(layer.inputs))
+        row = rows[inputs[0]]
+        if layer.pointwise and len(inputs) == 1 and found[row].layers and _readers(layers, inputs[0]) == 1:
+            found[row] = _followed(found[row], layer)
+            rows[layer.name] = row
             continue
-        row_of[number] = len(found)
+        sources = tuple(rows[name] for name in inputs)
+        rows[layer.name] = len(found)  # a stage that is one op bears its name
         found.append(
             Map(
                 layer.name,
                 _described(layer),
+                number,
                 (layer.name,),
                 layer.scale,
-                held[number],
-                tuple(row_of[source] for source in inputs),
-                tuple(_less(held[source], layer.exact) for source in inputs),
+                held[place],
+                sources,
+                tuple(_less(found[source].overlap, layer.exact) for source in sources),
             )
         )
-    return tuple(found)
 
 
-def _sources(stage: StageReport) -> list[tuple[int, ...]]:
-    """For the stage's input (0) and every layer (from 1), which earlier of them feed it, each once."""
-    numbers = {stage.name: 0}
-    sources: list[tuple[int, ...]] = [()]
-    for number, layer in enumerate(stage.layers, 1):
-        sources.append(tuple(dict.fromkeys(numbers[name] for name in layer.inputs)))
-        numbers[layer.name] = number  # a stage that is one op bears its name
-    return sources
+def _held(layers: Sequence[LayerReport]) -> list[Edges]:
+    """What a tile needs of every output beyond its own part: the most that any later reader asks for."""
+    return [
+        reduce(
+            _most, (reader.exact for reader in layers[place + 1 :] if layer.name in reader.inputs), NOTHING
+        )
+        for place, layer in enumerate(layers)
+    ]
 
 
-def _held(stage: StageReport, sources: list[tuple[int, ...]]) -> list[Edges]:
-    """What a tile needs of every output beyond its own part: the most that any reader asks for."""
-    held = [NOTHING for _ in sources]
-    for layer, inputs in zip(stage.layers, sources[1:], strict=True):
-        for source in inputs:
-            held[source] = _most(held[source], layer.exact)
-    return held
-
-
-def _readers(sources: list[tuple[int, ...]], number: int) -> int:
-    return sum(number in inputs for inputs in sources)
+def _readers(layers: Sequence[LayerReport], name: str) -> int:
+    return sum(name in layer.inputs for layer in layers)
 
 
 def _followed(before: Map, layer: LayerReport) -> Map:
     return Map(
         before.name,
         f"{before.what} · {layer.op}",
+        before.segment,
         (*before.layers, layer.name),
         before.scale,
         before.overlap,

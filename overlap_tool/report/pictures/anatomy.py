@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlap_tool.analysis import Edges, StageReport
 from overlap_tool.report.legible import shortened
-from overlap_tool.report.maps import NOTHING, Map, maps
+from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
 
 LEAST = 3.0
@@ -69,49 +70,66 @@ def anatomy(stage: StageReport, width: int = WIDE) -> Drawing | None:
     return drawing
 
 
+def passes(stage: StageReport, width: int = WIDE) -> Drawing | None:
+    """For a stage with barriers: how far the tiles of every pass read beyond their own part of each map."""
+    if stage.passes == 1:
+        return None
+    cells = []
+    for number, segment in enumerate(stage.segments):
+        for read in segment.reads:
+            edges = Edges(read.left, read.right, read.top, read.bottom)
+            name = read.name.removeprefix(f"{stage.name}.")
+            told = f"pass {number} reads {_told(edges)} beyond a tile of {read.name}"
+            cells.append(_Cell((f"pass {number} reads", name), edges, ("before", "after"), "its own", told))
+    return _cells(f"{stage.name}: what the tiles of each pass read", cells, width)
+
+
 def joins(stage: StageReport, width: int = WIDE) -> Drawing | None:
     """For every branch of which a join crops something: what a tile holds of it, and what the join takes."""
     rows = maps(stage)
-    cropped = [
-        (rows[source], row, crop)
-        for row in rows
-        if row.is_join
-        for source, crop in zip(row.inputs, row.crops, strict=True)
-        if crop != NOTHING
-    ]
-    if not cropped:
-        return None
-    drawing = Drawing(width, f"{stage.name}: what its joins crop")
+    cells = []
+    for row in rows:
+        for source, crop in zip(row.inputs, row.crops, strict=True):
+            if row.is_join and crop != NOTHING:
+                branch = rows[source]
+                names = [name.removeprefix(f"{stage.name}.") for name in (branch.name, row.name)]
+                told = (
+                    f"{row.name} crops {branch.name}, which holds {_told(branch.overlap)}, by {_told(crop)}"
+                )
+                cells.append(_Cell((names[0], f"into {names[1]}"), crop, ("crop", "crop"), "taken", told))
+    return _cells(f"{stage.name}: what its joins crop", cells, width) if cells else None
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A small picture in a grid: two lines of text, and bands around a box."""
+
+    lines: tuple[str, str]
+    edges: Edges
+    kinds: tuple[str, str]
+    inside: str
+    title: str
+
+
+def _cells(title: str, cells: Sequence[_Cell], width: int) -> Drawing:
+    drawing = Drawing(width, title)
     across = 4 if width >= WIDE else 2
     wide, high = width / across, 148.0
-    for number, (branch, join, crop) in enumerate(cropped):
+    for number, cell in enumerate(cells):
         down, along = divmod(number, across)
-        _join(drawing, along * wide, down * high, wide, stage, branch, join, crop)
-    drawing.height = -(-len(cropped) // across) * high
+        x, y = along * wide, down * high
+        for line, text in enumerate(cell.lines):
+            short = shortened(text, int((wide - 12) / LETTER))
+            drawing.text(x + 6, y + 13 + 13 * line, short, "code", title=cell.title)
+        edges = cell.edges
+        most = max(edges.left + edges.right, edges.top + edges.bottom, 1)
+        box = _Box.around(x + wide / 2 - 22, y + 68, 44, edges, min(24.0 / most, 6.0))
+        _bands(drawing, box, *cell.kinds, cell.title)
+        drawing.rect(box.x, box.y, box.side, box.side, "own", cell.title)
+        drawing.text(box.x + box.side / 2, box.y + box.side / 2 + 4, cell.inside, "small", "middle")
+        _numbers(drawing, box, edges)
+    drawing.height = -(-len(cells) // across) * high
     return drawing
-
-
-def _join(
-    drawing: Drawing,
-    x: float,
-    y: float,
-    wide: float,
-    stage: StageReport,
-    branch: Map,
-    join: Map,
-    crop: Edges,
-) -> None:
-    whole = f"{join.name} crops {branch.name}, which holds {_told(branch.overlap)}, by {_told(crop)}"
-    held, into = (name.removeprefix(f"{stage.name}.") for name in (branch.name, join.name))
-    for line, text in enumerate((held, f"into {into}")):
-        short = shortened(text, int((wide - 12) / LETTER))
-        drawing.text(x + 6, y + 13 + 13 * line, short, "code", title=whole)
-    most = max(crop.left + crop.right, crop.top + crop.bottom)
-    box = _Box.around(x + wide / 2 - 22, y + 68, 44, crop, min(24.0 / most, 6.0))
-    _bands(drawing, box, "crop", "crop", whole)
-    drawing.rect(box.x, box.y, box.side, box.side, "own", whole)
-    drawing.text(box.x + box.side / 2, box.y + box.side / 2 + 4, "taken", "small", "middle")
-    _numbers(drawing, box, crop)
 
 
 def _grid(drawing: Drawing, box: _Box) -> None:

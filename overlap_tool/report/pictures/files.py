@@ -8,7 +8,7 @@ from types import ModuleType
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.errors import OptionError
-from overlap_tool.report.pictures.anatomy import anatomy, joins
+from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.drawing import PAPER, Drawing
 from overlap_tool.report.pictures.graph import graph
@@ -19,7 +19,7 @@ ZOOM = 3
 
 def svg_files(analysis: Analysis) -> dict[str, bytes]:
     """The pictures of every stage by their file names."""
-    drawings = {"graph": graph, "tile": anatomy, "joins": joins, "costs": costs}
+    drawings = {"graph": graph, "tile": anatomy, "passes": passes, "joins": joins, "costs": costs}
     files: dict[str, bytes] = {}
     for stage in analysis.stages:
         for kind, draw in drawings.items():

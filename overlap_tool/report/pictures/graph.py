@@ -15,6 +15,8 @@ OWN = 40.0
 """How wide a tile's own part is drawn: overlaps are to scale, tiles are not."""
 NUMBER = 30.0
 """Room for a number beside a bar."""
+DIVIDER = 26.0
+"""How high the line between two passes is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class _Sheet:
         return (20 if self.beside else 36) + (12 if self.two_axes else 0)
 
     def top(self, number: int) -> float:
-        return (42 if self.two_axes else 28) + number * self.height
+        passes = self.rows[min(number, len(self.rows) - 1)].segment
+        return (42 if self.two_axes else 28) + number * self.height + passes * DIVIDER
 
     def x(self, number: int) -> float:
         return 10 + self.placed.of[number] * LANE
@@ -105,6 +108,8 @@ def graph(stage: StageReport, width: int = WIDE) -> Drawing:
     for number in range(0, len(rows), 2):
         drawing.rect(0, sheet.top(number), width, sheet.height, "stripe")
     for number, row in enumerate(rows):
+        if number and row.segment > rows[number - 1].segment:
+            _divider(drawing, sheet, number, stage.segments[row.segment - 1].barriers)
         for source in row.inputs:
             _edge(drawing, sheet, source, number)
     for number, row in enumerate(rows):
@@ -128,6 +133,15 @@ def _legend(drawing: Drawing, sheet: _Sheet) -> None:
         x += 28 + 6 * len(name)
     if sheet.two_axes:
         drawing.text(sheet.bars + 4, 34, "columns above, rows below", "small")
+
+
+def _divider(drawing: Drawing, sheet: _Sheet, number: int, barriers: Sequence[str]) -> None:
+    """Between two passes: what has to have read its whole map first."""
+    y = sheet.top(number) - 9
+    drawing.line(0, sheet.top(number) - 2, sheet.width, sheet.top(number) - 2, "axis")
+    told = f"once {', '.join(barriers) or 'all of this'} has read the whole map"
+    room = int((sheet.width - sheet.labels) / LETTER)
+    drawing.text(sheet.labels, y, shortened(told, room), "small", title=told)
 
 
 def _edge(drawing: Drawing, sheet: _Sheet, source: int, reader: int) -> None:
