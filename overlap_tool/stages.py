@@ -148,8 +148,8 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
 
 def _observed(model: nn.Module) -> _Observed:
     failures: list[Exception] = []
-    for side in TRIAL_IMAGES:
-        for channels in input_channels(model):
+    for channels in input_channels(model):
+        for side in TRIAL_IMAGES:
             try:
                 return _run_once(copy.deepcopy(model).eval(), channels, side)
             except Exception as failure:

@@ -29,6 +29,9 @@ def _shape_of(state: StateDict) -> dict[str, Any]:
             for scale in scales
         ],
         "slices": _length(state, "lrp_transforms.{}.0.weight"),
+        "z": state["h_mean_s.0.subpel_conv.0.weight"].shape[1],
+        "attention": state["atten_mean.0.0.in_conv.weight"].shape[0],
+        "prediction": [state[f"lrp_transforms.0.{layer}.weight"].shape[0] for layer in (0, 2)],
     }
 
 
@@ -69,10 +72,13 @@ ARCHITECTURE = register(
         build=_build,
         small={
             "N": 32,
-            "M": 20,
-            "config": [1, 2, 1, 2, 1, 2],
+            "M": 8,
+            "config": [2, 1, 1, 2, 1, 1],
             "head_dim": [8, 16, 32, 32, 16, 8],
-            "slices": 5,
+            "slices": 2,
+            "z": 8,
+            "attention": 16,
+            "prediction": [12, 8],
         },
         default={
             "N": 128,
@@ -80,6 +86,9 @@ ARCHITECTURE = register(
             "config": [2, 2, 2, 2, 2, 2],
             "head_dim": [8, 16, 32, 32, 16, 8],
             "slices": 5,
+            "z": 192,
+            "attention": 128,
+            "prediction": [224, 128],
         },
     )
 )

@@ -1,10 +1,12 @@
-"""Multi-head attention within windows, on the window grid or shifted against it."""
+"""Multi-head attention within windows, on the window grid or shifted against it; and its rule."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register
 
 
 class WindowAttention(nn.Module):
@@ -13,6 +15,9 @@ class WindowAttention(nn.Module):
     A shifted grid is had by rolling the map. The windows at the end then hold samples of both borders, and
     what is not neighbours is masked.
     """
+
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, channels: int, head_dim: int, window: int, shift: int) -> None:
         super().__init__()
@@ -25,6 +30,9 @@ class WindowAttention(nn.Module):
         reach = 2 * window - 1
         self.relative_position_params = nn.Parameter(torch.zeros(self.heads, reach, reach))
         self.linear = nn.Linear(channels, channels)
+        # row and column of every position of a window
+        self.register_buffer("rows", torch.arange(window**2) // window, persistent=False)
+        self.register_buffer("columns", torch.arange(window**2) % window, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rolled = x.roll((-self.shift, -self.shift), (2, 3)) if self.shift else x
@@ -33,41 +41,49 @@ class WindowAttention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         images, channels, height, width = x.shape
-        side, area = self.window, self.window**2
+        side = self.window
         if height % side or width % side:
             raise ValueError(f"{height} rows and {width} columns are not whole windows of {side}")
-        grid = height // side, width // side
+        windows = x.reshape(images, channels, height // side, side, width // side, side)
         # images, rows and columns of windows, positions of a window, channels
-        windows = x.reshape(images, channels, grid[0], side, grid[1], side).permute(0, 2, 4, 3, 5, 1)
-        windows = windows.reshape(images, *grid, area, channels)
-        queries, keys, values = (
-            part.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-            for part in self.embedding_layer(windows).chunk(3, dim=-1)
-        )
-        scores = queries @ keys.transpose(-1, -2) * (channels // self.heads) ** -0.5 + self._bias()
+        windows = windows.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
+        queries, keys, values = (part.transpose(-2, -3) for part in self.project(windows))
+        scores = self.similarity(queries, keys) + self.bias()
         if self.shift:
-            rows, columns = self._apart(x.device)
-            scores[:, -1].masked_fill_(rows, float("-inf"))
-            scores[:, :, -1].masked_fill_(columns, float("-inf"))
+            scores[:, -1].masked_fill_(self._apart(self.rows), float("-inf"))
+            scores[:, :, -1].masked_fill_(self._apart(self.columns), float("-inf"))
         found = F.softmax(scores, dim=-1) @ values
         found = self.linear(found.transpose(-2, -3).flatten(-2))
         return found.unflatten(3, (side, side)).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
 
-    def _bias(self) -> Tensor:
-        """What each head adds to the score of a query and a key, by how far apart they are."""
-        i, j = self._places(self.relative_position_params.device)
-        apart = self.window - 1
-        bias: Tensor = self.relative_position_params[
-            :, i[:, None] - i[None, :] + apart, j[:, None] - j[None, :] + apart
-        ]
-        return bias
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each by heads."""
+        queries, keys, values = self.embedding_layer(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return queries, keys, values
 
-    def _apart(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which queries and keys of the last rows and columns of windows lie at opposite borders."""
-        i, j = (place < self.window - self.shift for place in self._places(device))
-        return i[:, None] != i[None, :], j[:, None] != j[None, :]
+    def similarity(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
 
-    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of every position of a window."""
-        place = torch.arange(self.window**2, device=device)
-        return place // self.window, place % self.window
+    def bias(self) -> Tensor:
+        """What each head adds to the similarity of a query and a key, by how far apart they are."""
+        reach = self.window - 1
+        rows, columns = (place[:, None] - place[None, :] + reach for place in (self.rows, self.columns))
+        return self.relative_position_params[:, rows, columns]
+
+    def _apart(self, place: Tensor) -> Tensor:
+        """Which queries and keys of the last windows lie at opposite borders."""
+        at_the_end = place < self.window - self.shift
+        return at_the_end[:, None] != at_the_end[None, :]
+
+
+@register(WindowAttention)
+def window_attention(call: Call, module: WindowAttention, input: Operand) -> Rule:
+    return attention_in_windows(
+        lambda module: Attention(module.project, module.similarity, module.bias(), module.linear),
+        window=module.window,
+        shift=module.shift,
+        channels=input.channels,
+        weights=module.embedding_layer.weight.numel() + module.linear.weight.numel(),
+        heads=module.heads,
+        fills=False,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from overlap_tool_tcm.layers import SwinAttention, mixed_blocks
 
-WIDTH_OF_Z = 192
 HEAD_OF_HYPERPRIOR, WINDOW_OF_HYPERPRIOR = 32, 4
-WIDTH_OF_ATTENTION, HEAD_OF_ATTENTION, WINDOW_OF_ATTENTION = 128, 16, 8
-WIDTHS_OF_PREDICTION = 224, 128
+HEAD_OF_ATTENTION, WINDOW_OF_ATTENTION = 16, 8
 MOST_SUPPORT = 5
 """How many slices at most a later one is predicted from."""
 
@@ -28,6 +26,8 @@ class SlicedCodec(CompressionModel):
 
     `g_a` brings an image to M channels at a sixteenth of its sides, `g_s` brings them back. N is half the
     width of the hyperprior; `depths` are the numbers of mixed blocks in its analysis and in its syntheses.
+    `z`, `attention` and `prediction` are the channels of z, inside of SWAtten, and between the convolutions
+    that predict a slice.
     """
 
     def __init__(
@@ -38,27 +38,30 @@ class SlicedCodec(CompressionModel):
         M: int,
         depths: tuple[int, int] = (2, 2),
         slices: int = 5,
+        z: int = 192,
+        attention: int = 128,
+        prediction: Sequence[int] = (224, 128),
     ) -> None:
         super().__init__()
         if M % slices:
             raise ValueError(f"{M} channels cannot be cut into {slices} slices")
-        self.entropy_bottleneck = EntropyBottleneck(WIDTH_OF_Z)
+        self.entropy_bottleneck = EntropyBottleneck(z)
         self.g_a = g_a
         self.g_s = g_s
         self.h_a = nn.Sequential(
             ResidualBlockWithStride(M, 2 * N, 2),
             *mixed_blocks(depths[0], N, HEAD_OF_HYPERPRIOR, WINDOW_OF_HYPERPRIOR),
-            conv3x3(2 * N, WIDTH_OF_Z, stride=2),
+            conv3x3(2 * N, z, stride=2),
         )
-        self.h_mean_s = _hyper_synthesis(N, M, depths[1])
-        self.h_scale_s = _hyper_synthesis(N, M, depths[1])
+        self.h_mean_s = _hyper_synthesis(z, N, M, depths[1])
+        self.h_scale_s = _hyper_synthesis(z, N, M, depths[1])
         support = [M + M // slices * min(k, MOST_SUPPORT) for k in range(slices)]
-        self.atten_mean = nn.ModuleList(_attention(width) for width in support)
-        self.atten_scale = nn.ModuleList(_attention(width) for width in support)
-        self.cc_mean_transforms = nn.ModuleList(_prediction(width, M // slices) for width in support)
-        self.cc_scale_transforms = nn.ModuleList(_prediction(width, M // slices) for width in support)
+        self.atten_mean = nn.ModuleList(_attention(width, attention) for width in support)
+        self.atten_scale = nn.ModuleList(_attention(width, attention) for width in support)
+        self.cc_mean_transforms = nn.ModuleList(_prediction(width, prediction, M // slices) for width in support)
+        self.cc_scale_transforms = nn.ModuleList(_prediction(width, prediction, M // slices) for width in support)
         self.lrp_transforms = nn.ModuleList(
-            _prediction(width + M // slices, M // slices) for width in support
+            _prediction(width + M // slices, prediction, M // slices) for width in support
         )
         self.gaussian_conditional = GaussianConditional(None)
 
@@ -146,20 +149,20 @@ class SlicedCodec(CompressionModel):
         return gaussian.quantized_cdf.tolist(), gaussian.cdf_length.tolist(), gaussian.offset.tolist()
 
 
-def _hyper_synthesis(N: int, M: int, depth: int) -> nn.Sequential:
+def _hyper_synthesis(z: int, N: int, M: int, depth: int) -> nn.Sequential:
     return nn.Sequential(
-        ResidualBlockUpsample(WIDTH_OF_Z, 2 * N, 2),
+        ResidualBlockUpsample(z, 2 * N, 2),
         *mixed_blocks(depth, N, HEAD_OF_HYPERPRIOR, WINDOW_OF_HYPERPRIOR),
         subpel_conv3x3(2 * N, M, 2),
     )
 
 
-def _attention(channels: int) -> nn.Sequential:
-    return nn.Sequential(SwinAttention(channels, WIDTH_OF_ATTENTION, HEAD_OF_ATTENTION, WINDOW_OF_ATTENTION))
+def _attention(channels: int, inner: int) -> nn.Sequential:
+    return nn.Sequential(SwinAttention(channels, inner, HEAD_OF_ATTENTION, WINDOW_OF_ATTENTION))
 
 
-def _prediction(channels_in: int, channels_out: int) -> nn.Sequential:
-    first, second = WIDTHS_OF_PREDICTION
+def _prediction(channels_in: int, between: Sequence[int], channels_out: int) -> nn.Sequential:
+    first, second = between
     return nn.Sequential(
         conv3x3(channels_in, first),
         nn.GELU(),

@@ -7,25 +7,11 @@ Names of parts are those of the authors' checkpoints. Maps stay maps: channels b
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from compressai.layers import AttentionBlock, ResidualBlock
 from torch import Tensor, nn
 
+from overlap_tool.layers import ChannelLinear, ChannelNorm
 from overlap_tool_tcm.attention import WindowAttention
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Normalises the channels of each position alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class PerPosition(nn.Linear):
-    """The same linear map at every position: a 1x1 convolution, with a matrix for its weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
 class SwinBlock(nn.Module):
@@ -37,7 +23,7 @@ class SwinBlock(nn.Module):
         self.msa = WindowAttention(channels, head_dim, window, shift)
         self.ln2 = ChannelNorm(channels)
         self.mlp = nn.Sequential(
-            PerPosition(channels, 4 * channels), nn.GELU(), PerPosition(4 * channels, channels)
+            ChannelLinear(channels, 4 * channels), nn.GELU(), ChannelLinear(4 * channels, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

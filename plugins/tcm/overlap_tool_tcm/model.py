@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from compressai.layers import ResidualBlockUpsample, ResidualBlockWithStride, conv3x3, subpel_conv3x3
 from torch import nn
@@ -17,7 +18,7 @@ class TCM(SlicedCodec):
     """N is half the width of its transforms: 64, 96 and 128 in the paper's three models.
 
     `config` has the numbers of mixed blocks, and `head_dim` their channels per head, for the three scales of
-    the analysis and the three of the synthesis.
+    the analysis and the three of the synthesis. The rest is as in `SlicedCodec`.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class TCM(SlicedCodec):
         M: int = 320,
         config: Sequence[int] = (2, 2, 2, 2, 2, 2),
         head_dim: Sequence[int] = (8, 16, 32, 32, 16, 8),
-        slices: int = 5,
+        **entropy_model: Any,
     ) -> None:
         scales = [mixed_blocks(depth, N, head, WINDOW) for depth, head in zip(config, head_dim, strict=True)]
         super().__init__(
@@ -51,5 +52,5 @@ class TCM(SlicedCodec):
             N=N,
             M=M,
             depths=(config[0], config[3]),
-            slices=slices,
+            **entropy_model,
         )
