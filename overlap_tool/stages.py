@@ -103,8 +103,19 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
             "has no part with spatial context outside its quantisers",
             "Give the module that holds the transforms, with --model",
         )
-    multiple = lcm(*(scale.denominator for scale in seen.scales.values())) if coded else 1
+    multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
+
+
+def _multiple(scales: dict[str, Fraction], stages: tuple[Stage, ...]) -> int:
+    """Sides of which every part gets whole samples, and every stage whole patterns: strides, and windows."""
+    patterns = (
+        axis.reaches()[-1].period.input / stage.input_scale
+        for stage in stages
+        for axis in (stage.network.rows, stage.network.columns)
+    )
+    samples = (scale.denominator for scale in scales.values())
+    return lcm(*samples, *(pattern.numerator for pattern in patterns))
 
 
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
