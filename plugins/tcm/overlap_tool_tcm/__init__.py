@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+import overlap_tool_tcm.authors  # noqa: F401  (registers the rules of their blocks)
 from overlap_tool.checkpoint import Architecture, StateDict, has_key, register, shape, size
 
 WINDOW = 8

@@ -58,8 +58,12 @@ class SlicedCodec(CompressionModel):
         support = [M + M // slices * min(k, MOST_SUPPORT) for k in range(slices)]
         self.atten_mean = nn.ModuleList(_attention(width, attention) for width in support)
         self.atten_scale = nn.ModuleList(_attention(width, attention) for width in support)
-        self.cc_mean_transforms = nn.ModuleList(_prediction(width, prediction, M // slices) for width in support)
-        self.cc_scale_transforms = nn.ModuleList(_prediction(width, prediction, M // slices) for width in support)
+        self.cc_mean_transforms = nn.ModuleList(
+            _prediction(width, prediction, M // slices) for width in support
+        )
+        self.cc_scale_transforms = nn.ModuleList(
+            _prediction(width, prediction, M // slices) for width in support
+        )
         self.lrp_transforms = nn.ModuleList(
             _prediction(width + M // slices, prediction, M // slices) for width in support
         )
