@@ -57,8 +57,7 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
         element(
             "p",
             "",
-            f"{_reading(stage)} This holds for tiles that start on a multiple of "
-            f"{_pair(stage.period, stage.period_rows)}. The output has scale {stage.scale}.",
+            f"{_reading(stage)}{_aligned(stage)} The output has scale {stage.scale}.",
         ),
         *(part for each in segment_tables(stage) for part in titled(each)),
         element("h3", "", "How the overlap grows, from the output up to the input"),
@@ -93,9 +92,17 @@ def _reading(stage: StageReport) -> str:
             f"{size(stage.store_bytes)} at most between them. Overlaps are those inside each pass."
         )
     return (
-        f"A tile reads {edges.left} samples of the stage's input on its left, {edges.right} on its right, "
-        f"{edges.top} above and {edges.bottom} below."
+        "Beyond its own part, a tile reads so many samples of the stage's input: "
+        f"left {edges.left}, right {edges.right}, top {edges.top}, bottom {edges.bottom}."
     )
+
+
+def _aligned(stage: StageReport) -> str:
+    columns, rows = stage.period, stage.period_rows
+    if columns == rows == 1:
+        return ""
+    multiple = columns if columns == rows else f"{columns} columns and {rows} rows"
+    return f" This holds for tiles that start on a multiple of {multiple}."
 
 
 def _one_tile(stage: StageReport) -> list[Part]:
@@ -116,7 +123,3 @@ def _joins(stage: StageReport) -> list[Part]:
     if cropped > FEW:
         shown = element("details", "", element("summary", "", f"All {cropped} branches"), shown)
     return [element("h3", "", "What joins crop"), shown]
-
-
-def _pair(columns: int, rows: int) -> str:
-    return str(columns) if columns == rows else f"{columns} columns and {rows} rows"
