@@ -1,6 +1,7 @@
 """Layers between channels that published transformers apply to tokens, for maps.
 
-Their parameters have the names and shapes that PyTorch's own layers have, so that checkpoints fit.
+Their parameters have the names and shapes that PyTorch's own layers have, so that checkpoints fit; their
+channels are called as a convolution's are.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from torch import Tensor, nn
 class ChannelLinear(nn.Linear):
     """A linear layer at every position of a map."""
 
+    @property
+    def in_channels(self) -> int:
+        return self.in_features
+
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 class ChannelNorm(nn.LayerNorm):
     """Normalises the channels at every position of a map by their own mean and variance."""
+
+    @property
+    def in_channels(self) -> int:
+        return self.normalized_shape[0]
 
     def forward(self, input: Tensor) -> Tensor:
         tokens = input.permute(0, 2, 3, 1)

@@ -28,6 +28,9 @@ _BRANCH_GAIN = 0.5
 """Of layers inside residual and attention blocks: the sum with the identity must not grow by the block."""
 _HE_GAIN = math.sqrt(2)
 """Of layers before a rectifier, which lets half of the variance pass."""
+_ATTENTION_GAIN = 0.125
+"""Of queries, keys and values: similarities grow with its square, and with that of what comes in, and have to
+stay small beside a mask of -100."""
 _IDENTITY_PATHS = ("skip", "upsample")
 
 
@@ -36,9 +39,10 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fills the model in place; layers of unknown kinds keep what their constructor gave them."""
     generator = torch.Generator().manual_seed(seed)
     branches, rectified = _branch_layers(model), _rectified_layers(model)
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
             gain = (_BRANCH_GAIN if module in branches else 1.0) * (_HE_GAIN if module in rectified else 1.0)
+            gain = _ATTENTION_GAIN if path.endswith(".qkv") else gain
             _seed_layer(module, gain, generator)
         elif _is_gdn(module):
             _seed_gdn(module, generator)

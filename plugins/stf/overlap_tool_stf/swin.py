@@ -1,0 +1,144 @@
+"""The layers of STF's transforms, on maps: Swin blocks, and how they become smaller and larger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.geometry import Padding, Window
+from overlap_tool.layers import ChannelLinear, ChannelNorm
+from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register
+from overlap_tool_stf.attention import WindowAttention
+
+WINDOW = 4
+PATCH = Window(2, 2, outside=Padding.CONSTANT, ceil=True)
+"""Every 2x2 samples become one; a last odd row or column is filled up with zeros."""
+
+
+class Scale(nn.Module):
+    """Swin blocks, every second one with shifted windows, and what brings the map to the next scale."""
+
+    def __init__(self, channels: int, depth: int, heads: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(SwinBlock(channels, heads, shift=WINDOW // 2 * (k % 2)) for k in range(depth))
+        )
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class SwinBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, shift: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.attn = WindowAttention(channels, heads, WINDOW, shift, fills=True)
+        self.norm2 = ChannelNorm(channels)
+        self.mlp = Mlp(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Mlp(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = ChannelLinear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.fc2 = ChannelLinear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = PatchConv(3, channels, kernel_size=2, stride=2)
+        self.norm = ChannelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution of patches that do not overlap."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(_even(input))
+
+
+class PatchMerging(nn.Module):
+    """Half the sides, twice the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gather = GatherPatches()
+        self.reduction = ChannelLinear(4 * channels, 2 * channels, bias=False)
+        self.norm = ChannelNorm(4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduction(self.norm(self.gather(x)))
+
+
+class GatherPatches(nn.Module):
+    """The four samples of every patch as channels: down before across."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _patches(_even(x))
+
+
+class PatchSplit(nn.Module):
+    """Twice the sides, half the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduction = ChannelLinear(channels, 2 * channels, bias=False)
+        self.norm = ChannelNorm(channels)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.reduction(self.norm(x)))
+
+
+def scales(
+    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], between: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Blocks at every scale, and what leads from each to the next."""
+    last = len(widths) - 1
+    return nn.Sequential(
+        *(
+            Scale(width, depth, count, between(width) if scale < last else None)
+            for scale, (width, depth, count) in enumerate(zip(widths, depths, heads, strict=True))
+        )
+    )
+
+
+def _even(x: Tensor) -> Tensor:
+    return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+
+
+def _patches(x: Tensor) -> Tensor:
+    return torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
+
+
+@register(GatherPatches)
+def gather_patches(call: Call, module: GatherPatches, input: Operand) -> Rule:
+    def run(patches: Patches, module: GatherPatches, input: Tensor) -> Tensor:
+        return _patches(extend(input, patches, Padding.CONSTANT))
+
+    return Rule(run, PATCH, PATCH, kernel=(2, 2), stride=(2, 2))
+
+
+@register(PatchConv)
+def patch_conv(call: Call, module: PatchConv, input: Operand) -> Rule:
+    def run(patches: Patches, module: PatchConv, input: Tensor) -> Tensor:
+        return F.conv2d(extend(input, patches, Padding.CONSTANT), module.weight, module.bias, stride=2)
+
+    return Rule(run, PATCH, PATCH, module.weight.numel(), kernel=(2, 2), stride=(2, 2))
