@@ -13,6 +13,7 @@ from torch import nn
 
 from overlap_tool import checkpoint, segments
 from overlap_tool.axis import exact_overlap
+from overlap_tool.closed_loop import CausalReach, ClosedLoop
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.network import Barrier, Input, Network, Op
@@ -210,6 +211,8 @@ class Analysis:
     stages: tuple[StageReport, ...]
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
+    causal: tuple[CausalReach, ...] = ()
+    """Of a closed loop: how far its networks read the reconstruction."""
 
 
 def analyze(
@@ -257,6 +260,7 @@ def analyze(
         padded=(padded[0], padded[1]),
         stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles, chosen) for part in found.stages),
         untiled=found.untiled,
+        causal=loaded.model.causal_reaches() if isinstance(loaded.model, ClosedLoop) else (),
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import checkpoint, passes
+from overlap_tool import checkpoint, loops, passes
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
+from overlap_tool.closed_loop import ClosedLoop, Order
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.network import Input, Network
@@ -130,7 +131,7 @@ def wrap(
     *,
     tile: int | tuple[int, int] | None = None,
     memory: int | str | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Order | None = None,
     store: Store = "auto",
     batch: int = 1,
     engine: Engine = "exact",
@@ -140,6 +141,7 @@ def wrap(
     """The same model with its stages computed tile by tile, in bounded memory.
 
     `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
+    A closed loop goes block by block instead: there, all to choose is a schedule, "wavefront" or "raster".
     `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
     and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
     from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
@@ -147,7 +149,7 @@ def wrap(
     wrapped, unless `inplace`.
     """
     if tile is None and memory is None:
-        tile = 256
+        tile = model.block if isinstance(model, ClosedLoop) else 256
     return _wrapped(
         model,
         Settings(
@@ -171,6 +173,7 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
     for name in METHODS:
         if isinstance(vars(model).get(name), ExactMethod):
             delattr(model, name)
+    loops.unwrap(model)
     return model
 
 
@@ -180,8 +183,19 @@ def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
     return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
 
 
-def plans(model: nn.Module, size: tuple[int, int], images: int = 1) -> dict[str, StagePlan]:
-    """How every stage of a wrapped model runs on images of this width and height."""
+def settings_of(model: nn.Module) -> Settings | None:
+    """How a model was wrapped, if it was."""
+    stage = next(iter(tiled_stages(model).values()), None)
+    return loops.settings_of(model) if stage is None else stage.settings
+
+
+def plans(
+    model: nn.Module, size: tuple[int, int], images: int = 1
+) -> Mapping[str, StagePlan | loops.LoopPlan]:
+    """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height."""
+    settings = loops.settings_of(model)
+    if settings is not None and isinstance(model, ClosedLoop):
+        return {"closed loop": loops.plan(model, settings, size, images)}
     width, height = size
     return {
         stage.name: stage.plan(
@@ -207,22 +221,31 @@ def save(
     model: nn.Module, path: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any]
 ) -> None:
     """Write a wrapped model to one file, whole or not at all."""
-    stages = tiled_stages(model)
-    if not stages:
+    settings = settings_of(model)
+    if settings is None:
         raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
-    settings = next(iter(stages.values())).settings
-    overlaps = {
-        stage.name: [*stage.network.columns.reaches()[-1].overlap, *stage.network.rows.reaches()[-1].overlap]
-        for stage in stages.values()
-    }
+    overlaps = (
+        dict(loops.overlaps(model))
+        if isinstance(model, ClosedLoop)
+        else {
+            stage.name: [
+                *stage.network.columns.reaches()[-1].overlap,
+                *stage.network.rows.reaches()[-1].overlap,
+            ]
+            for stage in tiled_stages(model).values()
+        }
+    )
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)
 
 
 def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
-    if tiled_stages(model):
+    if settings_of(model) is not None:
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copy.deepcopy(model)
+    if isinstance(model, ClosedLoop):
+        loops.wrap(model, settings)
+        return model
     stages = survey(model).stages
     if settings.uniform:
         for stage in stages:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool import plugins
+from overlap_tool.closed_loop import ClosedLoop
 from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
 from overlap_tool.network import Network
 from overlap_tool.rules import is_quantiser
@@ -85,6 +86,8 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     nothing else is traced then.
     """
     plugins.discover()  # for their rules
+    if isinstance(model, ClosedLoop):
+        return _of_closed_loop(model, only)
     coded = _contains_quantiser(model)
     seen = _observed(model) if coded or only else _Observed(scales={"": Fraction(1)})
     if only is not None:
@@ -116,6 +119,19 @@ def _multiple(scales: dict[str, Fraction], stages: tuple[Stage, ...]) -> int:
     )
     samples = (scale.denominator for scale in scales.values())
     return lcm(*samples, *(pattern.numerator for pattern in patterns))
+
+
+def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
+    """Its networks, which work on a grid of blocks."""
+    if only is not None and only not in model.networks:
+        known = ", ".join(model.networks)
+        raise OptionError(f"--stage {only}", "the model has no such network", f"It has {known}")
+    stages = (
+        Stage(name, network, trace(network, name), Fraction(1, model.block))
+        for name, network in model.networks.items()
+        if only in (None, name)
+    )
+    return Survey(tuple(stages), model.block, model.colours)
 
 
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:

@@ -49,7 +49,7 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
         elif _is_bottleneck(module):
             _seed_bottleneck(module, generator)
     for name, stage in _stages(model):
-        gain, bias = _STAGE_ENDS[name]
+        gain, bias = _ends(model)[name]
         last = _last_layer(stage)
         if last is not None:
             last.weight.mul_(gain)
@@ -59,10 +59,16 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
+    names = _ends(model)
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
-        if name in _STAGE_ENDS and isinstance(module, nn.Sequential):
+        if name in names and isinstance(module, nn.Sequential):
             yield name, module
+
+
+def _ends(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """A model whose stages have other names says how those end."""
+    return {**_STAGE_ENDS, **getattr(model, "stage_ends", {})}
 
 
 def _branch_layers(model: nn.Module) -> set[nn.Module]:

@@ -57,7 +57,11 @@ def verify(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option("--schedule", help="stream, tiles or both; both if left out, or a wrapped model's own."),
+        typer.Option(
+            "--schedule",
+            help="stream, tiles or both; of a closed loop wavefront, raster or both. Both if left out, or a "
+            "wrapped model's own.",
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -152,8 +156,12 @@ def _told_on_a_terminal() -> Callable[[str], None]:
 def _schedules(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    if text not in ("stream", "tiles", "both"):
-        raise OptionError(f"--schedule {text}", "is not one", "Use stream, tiles or both")
+    if text not in ("stream", "tiles", "both", "wavefront", "raster"):
+        raise OptionError(
+            f"--schedule {text}",
+            "is not one",
+            "Use stream, tiles or both; for a closed loop, wavefront, raster or both",
+        )
     return ["stream", "tiles"] if text == "both" else [text]
 
 

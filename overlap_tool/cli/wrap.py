@@ -51,7 +51,11 @@ def wrap(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option("--schedule", help="stream (nothing is computed twice) or tiles (independent)."),
+        typer.Option(
+            "--schedule",
+            help="stream (nothing is computed twice) or tiles (independent); of a closed loop, wavefront or "
+            "raster.",
+        ),
     ] = None,
     store: Annotated[
         str, typer.Option("--store", help="Where whole maps live: auto, device, host or disk.")

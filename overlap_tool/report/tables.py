@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
+from overlap_tool.loops import LoopPlan
 from overlap_tool.schedule.choose import StagePlan
 
 
@@ -69,6 +70,25 @@ def segment_tables(stage: StageReport) -> list[Table]:
     ]
 
 
+def causal_tables(analysis: Analysis) -> list[Table]:
+    """One table, or none if the model is no closed loop."""
+    rows = tuple(
+        (
+            reach.network,
+            f"{reach.block}x{reach.block}",
+            str(reach.left),
+            str(reach.right),
+            str(reach.up),
+            ", ".join(str(reach.block * blocks) for blocks in (reach.left, reach.right, reach.up)),
+            f"{reach.behind} blocks",
+        )
+        for reach in analysis.causal
+    )
+    title = "Closed loop: the reconstructed blocks that a block is computed from"
+    head = ("network", "block", "left", "right, above", "up", "left, right, up in pixels", "row behind row")
+    return [Table(title, head, rows)] if rows else []
+
+
 def layer_table(stage: StageReport, all_ops: bool = False) -> Table:
     """The ops with spatial context, or all of them."""
     layers = [layer for layer in stage.layers if all_ops or not layer.pointwise]
@@ -122,7 +142,7 @@ def tile_table(stage: StageReport) -> Table:
     )
 
 
-def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, StagePlan]) -> Table:
+def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, StagePlan | LoopPlan]) -> Table:
     barriers = any(len(plan.segments) > 1 for plan in plans.values())
     return Table(
         f"{architecture} tile by tile, for an image of {image[0]}x{image[1]}",

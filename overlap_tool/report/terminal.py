@@ -10,6 +10,7 @@ from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import (
     Table,
+    causal_tables,
     headline,
     layer_table,
     segment_tables,
@@ -21,6 +22,7 @@ from overlap_tool.verification import Certificate
 
 LEFT_ALIGNED = {
     "stage",
+    "network",
     "layer",
     "reads",
     "stores",
@@ -40,7 +42,7 @@ LEFT_ALIGNED = {
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
     console.print(f"[bold]{escape(headline(analysis))}[/bold]\n", highlight=False)
-    for table in (stage_table(analysis), *untiled_tables(analysis)):
+    for table in (stage_table(analysis), *causal_tables(analysis), *untiled_tables(analysis)):
         console.print(drawn(table))
     for stage in analysis.stages:
         for table in segment_tables(stage):

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from overlap_tool import segments
 from overlap_tool.axis import Axis, Lengths
+from overlap_tool.closed_loop import ORDERS, Order
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Span
 from overlap_tool.network import Barrier, Input, Network
@@ -36,7 +37,7 @@ class Settings:
 
     tile: tuple[int, int] | None = None
     memory: int | None = None
-    schedule: Schedule | None = None
+    schedule: Schedule | Order | None = None
     store: Store = "auto"
     batch: int = 1
     engine: Engine = "exact"
@@ -54,8 +55,12 @@ class Settings:
             )
         if self.memory is not None and not _is_count(self.memory):
             raise OptionError(f"--memory {self.memory}", "is not a number of bytes", "Write --memory 2GiB")
-        if self.schedule is not None and self.schedule not in get_args(Schedule):
-            raise OptionError(f"--schedule {self.schedule}", "is not one", "Use stream or tiles")
+        if self.schedule is not None and self.schedule not in (*get_args(Schedule), *ORDERS):
+            raise OptionError(
+                f"--schedule {self.schedule}",
+                "is not one",
+                f"Use {' or '.join(get_args(Schedule))}; for a closed loop, {' or '.join(ORDERS)}",
+            )
         if self.store not in get_args(Store):
             raise OptionError(f"--store {self.store}", "is not one", f"Use {', '.join(get_args(Store))}")
         if self.engine not in get_args(Engine):
@@ -143,10 +148,18 @@ def plan_stage(
     name: str, network: Network, input_scale: Fraction, shape: Shape, settings: Settings
 ) -> StagePlan:
     """The plan for one input; with a memory budget, the largest stream that fits, else the largest tiles."""
+    if settings.schedule in ORDERS:
+        raise OptionError(
+            f"--schedule {settings.schedule}",
+            f"is for codecs that are closed loops, and {name} is part of none",
+            "Use stream or tiles",
+        )
+    candidates: tuple[Schedule, ...] = tuple(
+        schedule for schedule in get_args(Schedule) if settings.schedule in (None, schedule)
+    )
     if settings.tile is not None:
-        return _plan(network, input_scale, shape, settings.schedule or "stream", settings.tile, settings)
+        return _plan(network, input_scale, shape, candidates[0], settings.tile, settings)
     assert settings.memory is not None
-    candidates: tuple[Schedule, ...] = (settings.schedule,) if settings.schedule else ("stream", "tiles")
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:

@@ -72,14 +72,13 @@ def _ablate(
 @contextmanager
 def _short(model: nn.Module, stages: Sequence[Stage], settings: Settings) -> Iterator[None]:
     """While it lasts, these stages of the model run in tiles whose overlaps are one sample too small."""
-    modules = [model.get_submodule(stage.name) for stage in stages]
-    for module, stage in zip(modules, stages, strict=True):
-        module.forward = _ShortForward(stage, settings)
+    for stage in stages:
+        stage.module.forward = _ShortForward(stage, settings)
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for stage in stages:
+            del stage.module.forward
 
 
 class _ShortForward:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from overlap_tool.closed_loop import Order
 from overlap_tool.schedule.choose import Schedule
 
 SCHEMA = 1
@@ -45,7 +46,7 @@ class Check:
     status: Status
     message: str = ""
     tile: tuple[int, int] | None = None
-    schedule: Schedule | None = None
+    schedule: Schedule | Order | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
     where: DifferenceMap | None = None
 

@@ -29,31 +29,32 @@ class Seen:
 
 
 @contextmanager
-def watched_stages(model: nn.Module, stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
-    """The first call of every stage, by the stage's name, while the model runs."""
+def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
+    """The last call of every stage, by the stage's name, while the model runs.
+
+    A closed loop calls them pass by pass, and all is there in the last.
+    """
     seen: dict[str, Seen] = {}
     inputs: dict[str, Tensor] = {}
 
     def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.setdefault(name, args[0].clone())
+            inputs[name] = args[0].clone()
 
         return note
 
     def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def note(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if name not in seen:
-                # copies, since whoever comes next may work in place
-                seen[name] = Seen(inputs[name], output.clone())
+            # copies, since whoever comes next may work in place
+            seen[name] = Seen(inputs[name], output.clone())
 
         return note
 
     hooks = []
     for stage in stages:
-        module = model.get_submodule(stage.name)
         hooks += [
-            module.register_forward_pre_hook(before(stage.name)),
-            module.register_forward_hook(after(stage.name)),
+            stage.module.register_forward_pre_hook(before(stage.name)),
+            stage.module.register_forward_hook(after(stage.name)),
         ]
     try:
         yield seen

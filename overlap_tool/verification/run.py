@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
+from overlap_tool.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.errors import OptionError
-from overlap_tool.retrofit import tiled_stages, wrap
+from overlap_tool.loops import order_of
+from overlap_tool.retrofit import settings_of, wrap
 from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.stages import Stage, Survey, survey
 from overlap_tool.verification import equality, images, machine
@@ -27,6 +29,8 @@ from overlap_tool.verification.minimality import check_minimality
 
 TILE = (256, 256)
 BOTH: tuple[Schedule, ...] = ("stream", "tiles")
+TILE_OF_BLOCKS = (64, 64)
+"""For the networks of a closed loop. What it is held to goes over the whole image many times, and is slow."""
 LARGEST_CHOSEN = (512, 512)
 """No budget of memory chooses a larger tile."""
 
@@ -38,6 +42,8 @@ class _Subject:
     model: nn.Module
     found: Survey
     ways: tuple[Settings, ...]
+    stage_ways: tuple[Settings, ...]
+    """The same, but for a closed loop: its networks in tiles, where the loop itself goes block by block."""
     whole: bool
     """Whether the model is asked, too, and not only one stage of it."""
     ablate: bool
@@ -51,7 +57,7 @@ def verify(
     model: nn.Module | str | os.PathLike[str],
     *,
     tiles: Sequence[int | tuple[int, int]] | None = None,
-    schedules: Sequence[Schedule] | None = None,
+    schedules: Sequence[Schedule | Order] | None = None,
     size: tuple[int, int] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     stage: str | None = None,
@@ -68,15 +74,16 @@ def verify(
 
     `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
     the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told;
-    independent tiles of one shape, if `uniform`.
+    independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders, and what
+    tiles it has are its networks', of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted.
     """
     place = machine.find_device(device)
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
-    ways = _ways(tiles, schedules, uniform, None if own is None else Settings(**own))
+    settings = None if own is None else Settings(**own)
     if isinstance(model, nn.Module):
-        if tiled_stages(model):
+        if settings_of(model) is not None:
             raise OptionError(
                 type(model).__name__,
                 "is wrapped already",
@@ -90,11 +97,16 @@ def verify(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
-    pictures = _pictures(found, ways, size, images)
+    if isinstance(loaded.model, ClosedLoop):
+        ways = _orders(loaded.model, schedules, settings)
+        stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
+    else:
+        ways = stage_ways = _ways(tiles, schedules, uniform, settings)
+    pictures = _pictures(found, stage_ways, size, images)
     loaded.model.to(place)
     if callable(update := getattr(loaded.model, "update", None)):
         update()
-    subject = _Subject(loaded.model, found, ways, stage is None, ablate, progress)
+    subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, progress)
     with torch.no_grad():
         results = [_verify_on(subject, picture, place) for picture in pictures]
     plans = tuple(plan for of_image, _ in results for plan in of_image)
@@ -118,9 +130,19 @@ def verify(
     )
 
 
+def _orders(
+    model: ClosedLoop, schedules: Sequence[Schedule | Order] | None, own: Settings | None
+) -> tuple[Settings, ...]:
+    """The settings of a closed loop, whose tiles are its blocks; "both" schedules are its two orders."""
+    if own is not None and schedules is None:
+        return (replace(own, schedule=order_of(own)),)
+    orders = ORDERS if schedules is None or tuple(schedules) == BOTH else tuple(schedules)
+    return tuple(Settings(tile=(model.block, model.block), schedule=order) for order in orders)
+
+
 def _ways(
     tiles: Sequence[int | tuple[int, int]] | None,
-    schedules: Sequence[Schedule] | None,
+    schedules: Sequence[Schedule | Order] | None,
     uniform: bool,
     own: Settings | None,
 ) -> tuple[Settings, ...]:
@@ -191,7 +213,7 @@ def _verify_on(
         stages_hold = all(check.status != "failed" for check in checks if check.name == "stage-equality")
         checks += _model_checks(subject, image, exact, stages_hold, blank)
     if subject.ablate:
-        for settings in dict.fromkeys(_independent(way) for way in subject.ways):
+        for settings in dict.fromkeys(_independent(way) for way in subject.stage_ways):
             subject.progress(f"{blank.image}: overlaps one sample too small")
             tiled = replace(blank, tile=settings.tile)
             checks += ablate_model(subject.model, subject.found.stages, settings, image, exact, tiled)
@@ -216,7 +238,7 @@ def _stage_checks(
     whole = Shape(seen.input.shape[0], seen.input.shape[2], seen.input.shape[3], seen.input.element_size())
     tiled: dict[tuple[int, int], StagePlan] = {}
     runs = True
-    for way in subject.ways:
+    for way in subject.stage_ways:
         plan = plan_stage(name, stage.network, stage.input_scale, whole, way)
         of_way = replace(blank, tile=plan.tile, schedule=plan.schedule)
         subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, plan.tile))}, {plan.schedule}")

@@ -9,7 +9,7 @@ The blocks of a front go through the layers side by side, as one row: (1, channe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from overlap_tool_kamisli import blocks
 from overlap_tool_kamisli.causality import HERE, Front, Tap, fronts
-from overlap_tool_kamisli.codec import BlockCodec
 from overlap_tool_kamisli.masks import taps_of
 from overlap_tool_kamisli.rows import RowDecoder, RowEncoder, Tables, check_strings
+
+if TYPE_CHECKING:
+    from overlap_tool_kamisli.codec import BlockCodec
 
 Step = Callable[[Front, Tensor], Tensor]
 """Something done to the blocks of a front."""
@@ -61,9 +63,8 @@ class History:
 def kernel(layer: MaskedConv2d, taps: Sequence[Tap]) -> Callable[[Tensor], Tensor]:
     """A masked convolution of what `History.around` gives for these taps, which go row by row."""
     height, width = layer.kernel_size
-    masked = layer.weight * layer.mask
-    picked = [masked[..., height // 2 + row, width // 2 + column] for row, column in taps]
-    weight = torch.stack(picked, 2).unsqueeze(3)
+    places = [(..., height // 2 + row, width // 2 + column) for row, column in taps]
+    weight = torch.stack([layer.weight[place] * layer.mask[place] for place in places], 2).unsqueeze(3)
     return lambda read: F.conv2d(read, weight, layer.bias)
 
 
@@ -109,16 +110,23 @@ SymbolsOf = Callable[[Front, Tensor, Tensor, Tensor], Tensor]
 """The symbols of a front, from what it reads of the reconstruction, and from its scales and means."""
 
 
+def remembered(codec: BlockCodec) -> list[tuple[list[Tap], int]]:
+    """The maps of which blocks are kept: taps of who reads them, and channels. The reconstruction first."""
+    known = sorted({tap for head in codec.heads for tap in taps_of(head)})
+    hidden = [layer for layer in codec.get_meanscale[1:] if isinstance(layer, MaskedConv2d)]
+    wide = [(taps_of(layer), layer.in_channels) for layer in hidden if taps_of(layer) != [HERE]]
+    return [(known, codec.heads[0].in_channels), *wide]
+
+
 class Loop:
     """The closed loop over a grid of blocks, for one batch of images."""
 
     def __init__(self, codec: BlockCodec, slope: int, images: int, height: int, width: int) -> None:
         self.images, self.height, self.width, self.slope = images, height, width, slope
-        heads = codec.prtr_forward2, codec.prtr_inverse2, codec.get_meanscale[0]
-        taps = sorted({tap for head in heads for tap in taps_of(head)})
-        self.known = History(taps, slope, heads[0].weight.new_zeros(images, heads[0].in_channels))
+        (taps, channels), *_ = remembered(codec)
+        self.known = History(taps, slope, codec.prtr_inverse1.weight.new_zeros(images, channels))
         self.analysis_before, self.synthesis_before, self.mean_scale_before = (
-            kernel(head, taps) for head in heads
+            kernel(head, taps) for head in codec.heads
         )
         self.analysis_block = step(codec.prtr_forward1, slope, images)
         self.analysis_rest = steps(codec.prtr_forward3, slope, images)
@@ -210,17 +218,40 @@ class BlockByBlock:
             blocks.put(reconstruction + blocks.GREY, x_hat, self.codec.block, front)
         return {"x_hat": x_hat}
 
+    def working_bytes(self, rows: int, columns: int, images: int) -> int:
+        """What is held at most beside images, strings and outputs, in 32-bit floats."""
+        slope = self._slope(columns)
+        at_once = images * max(len(front.rows) for front in fronts(rows, columns, slope))
+        convolutions = [layer for layer in self.codec.modules() if isinstance(layer, MaskedConv2d)]
+        kernels = [(layer.out_channels, layer.in_channels * len(taps_of(layer))) for layer in convolutions]
+        kernels += [tuple(layer.gamma.shape) for layer in self.codec.modules() if isinstance(layer, GDN)]
+        # made ready, and once more as the exact engine reads them
+        weights = sum((outputs + _whole_vectors(outputs)) * inputs + outputs for outputs, inputs in kernels)
+        kept = read = 0
+        for taps, channels in remembered(self.codec):
+            kept += channels * (1 + max(slope * -row - column for row, column in taps))
+            read = max(read, channels * len(taps))
+        widest = max(layer.out_channels for layer in convolutions)
+        return 4 * (weights + at_once * (kept + read + 5 * widest))
+
+    def _slope(self, columns: int) -> int:
+        return self.codec.reach.slope if self.together else columns
+
     def _loop_over(self, image: Tensor) -> Loop:
         blocks.check(image, self.codec.block)
         height, width = (side // self.codec.block for side in image.shape[2:])
         return self._loop(image.shape[0], height, width)
 
     def _loop(self, images: int, height: int, width: int) -> Loop:
-        slope = self.codec.reach.slope if self.together else width
-        return Loop(self.codec, slope, images, height, width)
+        return Loop(self.codec, self._slope(width), images, height, width)
 
     def _pixels(self, image: Tensor, front: Front) -> Tensor:
         return blocks.take(image, self.codec.block, front) - blocks.GREY
+
+
+def _whole_vectors(channels: int) -> int:
+    """Channels as the exact engine fills them up, with the longest vectors there are."""
+    return -(-channels // 16) * 16
 
 
 def indexes_of(model: GaussianConditional, scales: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ Asymptotic Closed Loop Training". Names of parts are those of the published chec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from compressai.entropy_models import GaussianConditional
@@ -15,7 +15,9 @@ from compressai.layers import GDN, MaskedConv2d
 from compressai.models import CompressionModel
 from torch import Tensor, nn
 
+from overlap_tool.closed_loop import CausalReach, Order
 from overlap_tool_kamisli import blocks
+from overlap_tool_kamisli.blockwise import BlockByBlock
 from overlap_tool_kamisli.causality import Reach
 from overlap_tool_kamisli.masks import reach
 from overlap_tool_kamisli.rows import RowDecoder, RowEncoder, Tables, check_strings
@@ -54,6 +56,7 @@ class Predictive(nn.Module):
         self.current = current
         self.before = before
         self.rest = rest
+        self.in_channels = before.in_channels + current.in_channels
 
     def forward(self, maps: Tensor) -> Tensor:
         known = maps.narrow(1, 0, self.before.in_channels)
@@ -110,6 +113,32 @@ class BlockCodec(CompressionModel):
         for network in self.networks.values():
             network.train(mode)
         return super().train(mode)
+
+    colours = 3
+    stage_ends: ClassVar = {
+        "prtr_forward3": (6.0, 0.0),
+        "prtr_inverse3": (0.2, 0.0),
+        "get_meanscale": (1.0, 1.5),
+    }
+    """Gains and biases with which seeded weights give symbols of several values, and unclipped pixels."""
+
+    def causal_reaches(self) -> tuple[CausalReach, ...]:
+        return tuple(
+            CausalReach(name, self.block, reach.left, reach.right, reach.up, reach.slope)
+            for name, reach in self.reaches.items()
+        )
+
+    def in_order(self, order: Order) -> Mapping[str, Callable[..., Any]]:
+        run = BlockByBlock(self, together=order == "wavefront")
+        return {"forward": run.forward, "compress": run.compress, "decompress": run.decompress}
+
+    def working_bytes(self, order: Order, rows: int, columns: int, images: int) -> int:
+        return BlockByBlock(self, together=order == "wavefront").working_bytes(rows, columns, images)
+
+    @property
+    def heads(self) -> tuple[MaskedConv2d, MaskedConv2d, MaskedConv2d]:
+        """The layers that read the reconstruction: of analysis, synthesis, and means and scales."""
+        return self.prtr_forward2, self.prtr_inverse2, self.get_meanscale[0]
 
     @property
     def latent_channels(self) -> int:

@@ -248,7 +248,7 @@ def test_memory_is_that_of_the_reach(name: str) -> None:
         image = photograph(width, height)
         # the weights, made ready, are there in any case
         BlockByBlock(codec, together).compress(image[..., :8, :8])
-        with LiveBytes(image, *codec.parameters()) as live:
+        with LiveBytes(image, *codec.parameters(), *codec.buffers()) as live:
             BlockByBlock(codec, together).compress(image)
         return live.peak
 
