@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.markdown import as_markdown
 
-NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "kamisli")
+NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "kamisli", "files")
 
 
 def main() -> None:

@@ -80,5 +80,13 @@ class TrainingModeError(OverlapToolError):
     """Tiled inference asked of a module in training mode."""
 
 
+class ImageFileError(OverlapToolError):
+    """An image file that cannot be read or written as it is asked for."""
+
+
+class ContainerError(OverlapToolError):
+    """A compressed file that is damaged, of another version, or of another checkpoint."""
+
+
 class ExactnessError(OverlapToolError):
     """Something of which the exact engine cannot promise the bits."""

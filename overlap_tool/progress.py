@@ -6,18 +6,33 @@ from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 PATIENCE = 1.0
 """Seconds before the bar appears."""
 
 
+class RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} tiles/s" if task.speed else "")
+
+
 class TileProgress:
     """Counts tiles; used as `with TileProgress(label, total) as progress: ... progress.advance()`."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
         self.label = label
         self.total = total
+        self.quiet = quiet
         self.done = 0
         self.started = monotonic()
         self.console = Console(stderr=True)
@@ -25,13 +40,14 @@ class TileProgress:
 
     def advance(self) -> None:
         self.done += 1
-        if not self.console.is_terminal or self.done == self.total:
+        if self.quiet or not self.console.is_terminal or self.done == self.total:
             return
         if self.bar is None and monotonic() - self.started > PATIENCE:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                RateColumn(),
                 TimeRemainingColumn(),
             )
             self.bar = Progress(*columns, console=self.console, transient=True)

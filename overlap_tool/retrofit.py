@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -84,7 +86,7 @@ class TiledForward:
             if kwargs or len(args) != 1 or not self._accepts(args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
-            return self.tiled(args[0])
+            return (_runner.get() or TiledForward.tiled)(self, args[0])
 
     def tiled(self, whole: Tensor) -> Tensor:
         plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
@@ -112,6 +114,21 @@ class TiledForward:
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
         return {**self.__dict__, "_network": None, "_plans": {}}
+
+
+Runner = Callable[[TiledForward, Tensor], Tensor]
+
+_runner: ContextVar[Runner | None] = ContextVar("runner", default=None)
+
+
+@contextmanager
+def stages_run_by(runner: Runner) -> Iterator[None]:
+    """Inside, the stages of wrapped models are run by this function instead of by `TiledForward.tiled`."""
+    token = _runner.set(runner)
+    try:
+        yield
+    finally:
+        _runner.reset(token)
 
 
 class ExactMethod:
@@ -207,8 +224,11 @@ def plans(
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
     """A wrapped model from the file that `overlap-tool wrap` wrote."""
-    where = os.fspath(path)
-    artefact = Artefact.read(path)
+    return restore(Artefact.read(path), os.fspath(path), device)
+
+
+def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+    """The wrapped model of an artefact; `where` names it in refusals."""
     try:
         settings = Settings(**artefact.settings)
     except TypeError as error:

@@ -6,6 +6,7 @@ The files that they show are written to a folder of their own, beside a small co
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import skimage.data
 import torch
 import typer.main
+from PIL import Image
 from small_models import small_model
 from torch import nn
 
@@ -23,6 +26,7 @@ import overlap_tool
 from overlap_tool import checkpoint, cli, plugins
 from overlap_tool.checkpoint import registry as architectures
 from overlap_tool.errors import UnknownOpError
+from overlap_tool.files import Codec, compress
 from overlap_tool.plugins import GROUP
 from overlap_tool.rules import registry
 from overlap_tool.trace import trace
@@ -42,6 +46,7 @@ NOT_RUN = {
     ". .venv/bin/activate": "changes the reader's shell",
     "overlap-tool analyze zoo:mbt2018": "run by test_the_demo_checkpoint_is_the_one_analyzed",
     "overlap-tool analyze zoo:mbt2018@3": "downloads; pretrained models have tests of their own",
+    "overlap-tool run --model net.tiled.pt photo.tif -o out.zarr": "run by test_files_commands.py",
 }
 
 
@@ -82,6 +87,12 @@ def written(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("reader")
     (folder / "demo").mkdir()
     torch.save(small_model("mbt2018").state_dict(), folder / "demo" / "mbt2018.pt")
+    mean = checkpoint.find("mbt2018-mean")
+    tiled = overlap_tool.wrap(small_model("mbt2018-mean"), tile=64)
+    overlap_tool.save(tiled, folder / "mean.tiled.pt", mean.name, mean.small)
+    Image.fromarray(skimage.data.coffee()[:90, :120]).save(folder / "photo.png")
+    Image.fromarray(skimage.data.coffee()[:90, :120]).save(folder / "photo.tif")
+    compress(Codec.load(folder / "mean.tiled.pt"), folder / "photo.png", folder / "photo.lic")
     for name, text in FILES.items():
         (folder / name).write_text(text)
     rules = dict(registry._registered)
@@ -146,7 +157,11 @@ def test_a_command_runs(folder, run, line) -> None:
     elif command == "wrap":
         target = folder / out.rpartition("wrote ")[2].strip()
         assert target.is_file()
-        target.unlink()
+        if target.name != "mean.tiled.pt":  # the next commands read it
+            target.unlink()
+    elif command in ("compress", "decompress"):
+        assert (folder / rest[rest.index("-o") + 1]).stat().st_size > 0
+        assert "bits per pixel" in out or json.loads(out)["bits_per_pixel"] > 0
 
 
 def test_what_is_not_run_is_still_shown() -> None:

@@ -184,6 +184,26 @@ def test_a_stream_reads_only_what_it_holds(case):
                     assert reads.have.stop <= step.hold[source].stop
 
 
+@given(cases(), st.integers(0, 5))
+@many
+def test_a_stream_may_begin_at_any_tile(case, skipped):
+    """Of the stream of everything. Then it computes what it reads, too, and no more than that."""
+    tiles = [step.compute[-1] for step in stream(case.axis, case.n, case.cuts).steps]
+    tiles = [tile for tile in tiles if not tile.empty]
+    cuts = tiles[min(skipped, len(tiles) - 1) :]
+    plan = stream(case.axis, case.n, cuts)
+    last = len(case.sizes) - 1
+    needed = case.axis.needs({last: Span(cuts[0].start, cuts[-1].stop)}, case.sizes)
+    for op, steps in each_op(case, plan):
+        computed = [i for step in steps for i in range(*step.compute[op])]
+        assert computed == list(range(*needed[op]))
+        for step in steps:
+            reads = step.patches[op]
+            for source in case.sources(op) if reads is not None and not reads.have.empty else ():
+                assert step.hold[source].start <= reads.have.start
+                assert reads.have.stop <= step.hold[source].stop
+
+
 @given(cases())
 @many
 def test_a_stream_computes_no_more_than_is_ready(case):

@@ -12,6 +12,9 @@ from rich.markup import escape
 
 from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
+from overlap_tool.cli.compress import compress
+from overlap_tool.cli.decompress import decompress
+from overlap_tool.cli.run import run
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
@@ -27,6 +30,9 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(wrap)
 app.command()(verify)
+app.command()(compress)
+app.command()(decompress)
+app.command()(run)
 
 
 def _show_version(wanted: bool) -> None:

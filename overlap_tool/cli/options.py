@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from overlap_tool.errors import OptionError
+
+if TYPE_CHECKING:
+    from overlap_tool.files import Summary
 
 Source = Annotated[
     str,
@@ -43,13 +47,61 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
 ]
+Tiled = Annotated[
+    Path,
+    typer.Option(
+        "--model", metavar="MODEL.tiled.pt", help="What overlap-tool wrap wrote.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+InMemory = Annotated[
+    str,
+    typer.Option(
+        "--in-memory",
+        metavar="256MiB",
+        help="The largest feature map that is kept in memory; larger ones are coded in bands.",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes, no summary.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def busy(doing: str) -> AbstractContextManager[object]:
+def told_on_stderr(quiet: bool) -> Callable[[str], None]:
+    """Where notes of a long run go."""
+    console = Console(stderr=True)
+
+    def tell(note: str) -> None:
+        if not quiet:
+            console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+
+    return tell
+
+
+def show_summary(summary: Summary, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(summary.to_json())
+    elif not quiet:
+        typer.echo(summary.to_text())
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """A run that is stopped by hand says how it is gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; --resume goes on from here", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
     """Say on a terminal's stderr what is being done."""
     console = Console(stderr=True)
-    return console.status(doing) if console.is_terminal else nullcontext()
+    return console.status(doing) if console.is_terminal and not quiet else nullcontext()
 
 
 def load_plugins(paths: Sequence[Path] | None) -> None:

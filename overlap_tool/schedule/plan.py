@@ -139,10 +139,12 @@ def _shifted(axis: Axis, spans: Sequence[Span], patches: Sequence[Patch | None],
 
 def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
-    to be read, so that nothing is computed twice."""
+    to be read, so that nothing is computed twice. They may begin at any tile of the stream of all of it."""
     sizes = axis.sizes(n)
-    needed = axis.needs({end: Span(0, sizes[end]) for end in axis.ends}, sizes)
-    stops = map(_places(axis, sizes), (0, *(cut.stop for cut in cuts)))
+    at = _places(axis, sizes)
+    first, last = at(cuts[0].start), at(cuts[-1].stop)
+    needed = axis.needs({end: Span(first[end], last[end]) for end in axis.ends}, sizes)
+    stops = (first, *(at(cut.stop) for cut in cuts))
     frontiers = [_frontiers(axis, sizes, needed, each) for each in stops]
     unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
     steps = []

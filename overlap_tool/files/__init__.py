@@ -1,0 +1,7 @@
+"""Images in files, of any size: compressed, decompressed, or put through a network, band by band."""
+
+from overlap_tool.files.codec import Codec, compress, decompress
+from overlap_tool.files.plain import run
+from overlap_tool.files.summary import Summary
+
+__all__ = ["Codec", "Summary", "compress", "decompress", "run"]

@@ -1,0 +1,226 @@
+"""Image files as they are: size, channels, type, and any band of rows.
+
+TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte or two for each sample.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlap_tool.errors import ImageFileError
+
+SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
+IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
+FLATTEN = "Flatten it onto a background first; in Pillow: Image.alpha_composite, then convert('RGB')"
+
+
+class Picture(Protocol):
+    """An open image: rows, columns and channels of `shape`, samples of 8 or 16 bits."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """A band of rows: rows, columns, channels."""
+        ...
+
+
+def open_picture(path: Path) -> Picture:
+    """The image of a file or a Zarr folder; samples without transparency, of 8 or 16 bits."""
+    where = str(path)
+    if not path.exists():
+        raise ImageFileError(where, "there is no such file", "Check the path")
+    try:
+        picture = _opener(path)(path)
+    except ImageFileError:
+        raise
+    except MemoryError as error:
+        raise ImageFileError(
+            where, "there is not enough memory to decode it", f"Convert it to {IN_BANDS}"
+        ) from error
+    except Exception as error:  # whatever a damaged file makes its library raise
+        raise ImageFileError(
+            where,
+            f"it cannot be read ({_first_line(error)})",
+            "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
+        ) from error
+    _refuse_strange_samples(where, picture)
+    return picture
+
+
+def read_rows(where: str, picture: Picture, start: int, stop: int) -> NDArray[Any]:
+    """A band of rows, of a file that may be damaged further down."""
+    try:
+        return picture.read(start, stop)
+    except Exception as error:  # whatever a damaged file makes its library raise
+        raise ImageFileError(
+            where, f"its rows from {start} on cannot be read ({_first_line(error)})", "Copy the file again"
+        ) from error
+
+
+class Decoded:
+    """An array in memory, or mapped."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values if values.ndim != 2 else values[..., None]
+        self.shape = _three(self.values.shape)
+        self.dtype = values.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return np.ascontiguousarray(self.values[start:stop])
+
+
+class NumpyFile:
+    """A .npy file. It is mapped anew for every band, so that what was read does not stay in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        mapped = Decoded(np.load(path, mmap_mode="r", allow_pickle=False))
+        self.shape, self.dtype = mapped.shape, mapped.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return Decoded(np.load(self.path, mmap_mode="r", allow_pickle=False)).read(start, stop)
+
+
+class ZarrArray:
+    def __init__(self, path: Path) -> None:
+        zarr = library("zarr")
+        self.array = zarr.open_array(store=str(path), mode="r")
+        self.shape = _three(self.array.shape if self.array.ndim != 2 else (*self.array.shape, 1))
+        self.dtype = np.dtype(self.array.dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return np.asarray(self.array[start:stop]).reshape(stop - start, *self.shape[1:])
+
+
+class TiffPage:
+    """The first page of a TIFF or BigTIFF, decoded tile by tile or strip by strip."""
+
+    def __init__(self, path: Path) -> None:
+        tifffile = library("tifffile")
+        self.file = tifffile.TiffFile(path)
+        page = self.page = self.file.pages[0]
+        where = str(path)
+        if len(self.file.series[0].pages) > 1:
+            raise ImageFileError(
+                where, "it is a stack of several pages", "Save one page as a file of its own"
+            )
+        if page.extrasamples and page.photometric.name == "RGB":
+            raise ImageFileError(where, "it has an alpha channel", FLATTEN)
+        if page.photometric.name not in ("MINISBLACK", "RGB", "YCBCR"):
+            raise ImageFileError(
+                where,
+                f"its colours are given as {page.photometric.name}",
+                "Save it as RGB, or as grey from black",
+            )
+        self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        self.shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+        self.dtype = np.dtype(page.dtype)
+        high, wide = (
+            (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        )
+        self.high, self.wide = min(high, self.shape[0]) if not page.is_tiled else high, wide
+        self.across, self.down = -(-self.shape[1] // self.wide), -(-self.shape[0] // self.high)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        first, last = start // self.high, -(-stop // self.high)
+        band = np.zeros(((last - first) * self.high, self.across * self.wide, self.shape[2]), self.dtype)
+        for plane in range(self.planes):
+            channels = slice(plane, plane + 1) if self.planes > 1 else slice(None)
+            for row in range(first, last):
+                for column in range(self.across):
+                    segment = self._segment((plane * self.down + row) * self.across + column)
+                    if segment is not None:
+                        top, left = (row - first) * self.high, column * self.wide
+                        height, width = segment.shape[:2]
+                        band[top : top + height, left : left + width, channels] = segment
+        return np.ascontiguousarray(band[start - first * self.high :][: stop - start, : self.shape[1]])
+
+    def _segment(self, index: int) -> NDArray[Any] | None:
+        handle = self.file.filehandle
+        handle.seek(self.page.dataoffsets[index])
+        data = handle.read(self.page.databytecounts[index])
+        values, _, _ = self.page.decode(data, index, jpegtables=self.page.jpegtables)
+        return None if values is None else values[0]  # None: a segment that was never written
+
+
+def _pillow(path: Path) -> Picture:
+    from PIL import Image, ImageOps
+
+    where = str(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ImageFileError(
+            where, f"it is too large to be decoded whole ({error})", f"Convert it to {IN_BANDS}"
+        ) from error
+    with opened:
+        image: Image.Image = opened
+        if getattr(image, "n_frames", 1) > 1:
+            raise ImageFileError(where, "it has several frames", "Save one frame as a file of its own")
+        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+            raise ImageFileError(where, "it has an alpha channel", FLATTEN)
+        if image.mode == "RGB" and any("16" in str(tile[3]) for tile in opened.tile):
+            raise ImageFileError(
+                where,
+                "Pillow reads colours of 16 bits as 8",
+                "Save it as TIFF, Zarr or .npy, which keep 16 bits",
+            )
+        if image.mode in ("1", "P"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        image = ImageOps.exif_transpose(image)
+        values = np.asarray(image)
+    if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
+        values = values.astype(np.uint16)  # how older Pillows read grey of 16 bits
+    elif image.mode not in ("L", "RGB") and not image.mode.startswith("I;16"):
+        raise ImageFileError(where, f"its mode is {image.mode}", "Save it as grey or RGB")
+    return Decoded(values.astype(values.dtype.newbyteorder("=")))
+
+
+def library(name: str) -> Any:
+    """A library that only some formats need."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImageFileError(
+            name,
+            f"it is needed for this format, and cannot be imported ({error})",
+            'Run pip install "overlap-tool[files]"',
+        ) from error
+
+
+def _opener(path: Path) -> Callable[[Path], Picture]:
+    kinds: dict[str, Callable[[Path], Picture]]
+    kinds = {".npy": NumpyFile, ".tif": TiffPage, ".tiff": TiffPage, ".btf": TiffPage}
+    if path.is_dir():
+        return ZarrArray
+    return kinds.get(path.suffix.lower(), _pillow)
+
+
+def _refuse_strange_samples(where: str, picture: Picture) -> None:
+    if picture.dtype.newbyteorder("=") not in SAMPLES:
+        raise ImageFileError(
+            where, f"its samples are {picture.dtype}", "Save it with 8 or 16 bits a sample, unsigned"
+        )
+    if min(picture.shape) < 1:
+        raise ImageFileError(where, f"it is empty: {picture.shape}", "Give an image with pixels")
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise ValueError(f"an image has rows, columns and channels, and this has the shape {tuple(shape)}")
+    return shape[0], shape[1], shape[2]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

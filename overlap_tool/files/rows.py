@@ -1,0 +1,83 @@
+"""Rows in a file, read and written a band at a time, without mapping it: what was touched takes no memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from overlap_tool.geometry import Span
+
+
+class RowsFile:
+    """An array in a file, one row after another from `offset` on."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, offset: int = 0) -> None:
+        self.path = path
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.offset = offset
+        self.row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+
+    def create(self) -> RowsFile:
+        """Make room for all rows, after what stands there already."""
+        with self.path.open("ab") as file:
+            file.truncate(self.offset + self.shape[0] * self.row_bytes)
+        return self
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        values = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset + start * self.row_bytes)
+            _fill(file, memoryview(values.reshape(-1).view(np.uint8).data))
+        return values
+
+    def write(self, start: int, rows: NDArray[Any]) -> None:
+        """On the disk when this returns."""
+        with self.path.open("r+b", buffering=0) as file:
+            file.seek(self.offset + start * self.row_bytes)
+            left = memoryview(np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+
+
+class Bands:
+    """A sink that joins tiles to bands of whole rows, and hands these on.
+
+    Tiles come in order, and may give again what others gave, as attention windows at their ends make them do.
+    No row is handed on twice.
+    """
+
+    def __init__(self, width: int, take: Callable[[int, Tensor], None]) -> None:
+        self.take = take
+        self.band: Tensor | None = None
+        self.missing = np.ones(width, bool)
+        self.stop = 0
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        if self.band is None:
+            self.band = values.new_empty((*values.shape[:-1], len(self.missing)))
+        self.band[..., columns.start : columns.stop] = values
+        self.missing[columns.start : columns.stop] = False
+        if not self.missing.any():
+            band, self.band = self.band, None
+            self.missing[:] = True
+            start = max(rows.start, self.stop)
+            if start < rows.stop:
+                self.stop = rows.stop
+                self.take(start, band[..., start - rows.start :, :])
+
+
+def _fill(file: Any, left: memoryview) -> None:
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise EOFError("the file ends before its last row")
+        left = left[count:]

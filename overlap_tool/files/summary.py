@@ -1,0 +1,73 @@
+"""What a run on files took, and what came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`docs/schema.md` says what the keys mean."""
+
+    command: str
+    input: str
+    output: str
+    width: int
+    height: int
+    channels: int
+    sample_bits: int
+    bytes: int | None
+    bits_per_pixel: float | None
+    bands: int | None
+    psnr: float | None
+    resumed: bool
+    seconds: float
+    peak_memory_bytes: int
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+
+    def to_text(self) -> str:
+        parts = [f"{self.width}x{self.height}"]
+        if self.bytes is not None and self.bits_per_pixel is not None:
+            parts.append(f"{self.bytes} bytes, {self.bits_per_pixel:.4f} bits per pixel")
+        if self.bands is not None and self.bands > 1:
+            parts.append(f"coded in {self.bands} bands")
+        if self.psnr is not None:
+            parts.append(f"PSNR {self.psnr:.3f} dB")
+        parts += [f"{self.seconds:.1f} s", f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB"]
+        return f"{self.input} -> {self.output}: {', '.join(parts)}"
+
+
+class Clock:
+    """Seconds since it was made, and the notes of a run."""
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        self.started = time.monotonic()
+        self.notes: list[str] = []
+        self.tell = tell
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            if self.tell is not None:
+                self.tell(text)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that was resident in this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

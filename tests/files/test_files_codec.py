@@ -1,0 +1,223 @@
+"""Files through a tiled codec: the bytes and the pixels of the untouched model on the whole image."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from photographs import codec, photograph, strings_in, untouched
+from PIL import Image
+from small_models import small_model
+
+import overlap_tool
+from overlap_tool import checkpoint
+from overlap_tool.errors import ContainerError, ImageFileError, OptionError
+from overlap_tool.files import Codec, compress, container, decompress
+from overlap_tool.stages import survey
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SERIAL = {"mbt2018", "mbt2018-vbr", "cheng2020-anchor", "cheng2020-attn"}
+"""Coded one position after another, which takes long."""
+IN_BANDS = {
+    "bmshj2018-factorized",
+    "bmshj2018-factorized-relu",
+    "bmshj2018-hyperprior",
+    "bmshj2018-hyperprior-vbr",
+    "mbt2018-mean",
+    "mbt2018-mean-vbr",
+}
+"""Whose code leaves rows and columns alone between the stages, so that maps need never be in memory."""
+
+
+def _round_trip(tmp_path: Path, architecture: str, pixels, **options):
+    np.save(tmp_path / "in.npy", pixels)
+    compress(codec(architecture), tmp_path / "in.npy", tmp_path / "it.lic", **options)
+    decompress(codec(architecture), tmp_path / "it.lic", tmp_path / "out.npy", **options)
+    return np.load(tmp_path / "out.npy")
+
+
+def test_strings_and_pixels_are_the_untouched_models(tmp_path, architecture) -> None:
+    height, width = (53, 71) if architecture in SERIAL or "elic" in architecture else (101, 131)
+    pixels = photograph("chelsea", height, width)
+    strings, shape, expected = untouched(architecture, pixels)
+    found = _round_trip(tmp_path, architecture, pixels)
+    assert strings_in(tmp_path / "it.lic") == strings
+    assert container.as_the_model_had(container.read(tmp_path / "it.lic")[0].shape) == shape
+    assert np.array_equal(found, expected)
+    assert len(np.unique(found)) > 3, "there is something to get wrong"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chelsea", "astronaut", "rocket"])
+def test_whole_photographs(tmp_path, architecture, name) -> None:
+    pixels = photograph(name, 427 - 14, 451 - 60, at=(0, 0))
+    if architecture in SERIAL:
+        pixels = pixels[100:227, 100:291]
+    strings, _, expected = untouched(architecture, pixels)
+    assert np.array_equal(_round_trip(tmp_path, architecture, pixels), expected)
+    assert strings_in(tmp_path / "it.lic") == strings
+
+
+@pytest.mark.parametrize("architecture", sorted(IN_BANDS))
+def test_maps_that_do_not_fit_in_memory(tmp_path, architecture) -> None:
+    """Nothing may be in memory here but a band: other strings, told as bands, and the same pixels."""
+    pixels = photograph("coffee", 141, 150)
+    _, _, expected = untouched(architecture, pixels)
+    notes: list[str] = []
+    found = _round_trip(tmp_path, architecture, pixels, in_memory=1000, tell=notes.append)
+    head, strings = container.read(tmp_path / "it.lic")
+    assert head.banded
+    assert json.loads(_head_of(tmp_path / "it.lic"))["banded"] is True
+    assert max(len(string.bands) for string in strings) > 3
+    assert np.array_equal(found, expected)
+    assert [note for note in notes if "vbr" not in architecture and "whole map" in note] == []
+    decompress(codec(architecture), tmp_path / "it.lic", tmp_path / "again.npy")  # all in memory
+    assert np.array_equal(np.load(tmp_path / "again.npy"), expected)
+
+
+def test_one_string_is_decoded_where_maps_do_not_fit(tmp_path) -> None:
+    pixels = photograph("coffee", 141, 150)
+    _, _, expected = untouched("mbt2018-mean", pixels)
+    _round_trip(tmp_path, "mbt2018-mean", pixels)
+    decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / "again.npy", in_memory=1000)
+    assert np.array_equal(np.load(tmp_path / "again.npy"), expected)
+
+
+def test_code_that_mixes_positions_gets_whole_maps_and_that_is_told(tmp_path) -> None:
+    pixels = photograph("coffee", 70, 64)
+    strings, _, expected = untouched("cheng2020-anchor-checkerboard", pixels)
+    notes: list[str] = []
+    found = _round_trip(tmp_path, "cheng2020-anchor-checkerboard", pixels, in_memory=1000, tell=notes.append)
+    assert any("memory is not bounded" in note for note in notes)
+    assert strings_in(tmp_path / "it.lic") == strings
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (65, 2), (64, 128)])
+def test_any_size(tmp_path, size) -> None:
+    pixels = photograph("chelsea", *size)
+    strings, _, expected = untouched("mbt2018-mean", pixels)
+    assert np.array_equal(_round_trip(tmp_path, "mbt2018-mean", pixels), expected)
+    assert strings_in(tmp_path / "it.lic") == strings
+
+
+def test_sixteen_bits(tmp_path) -> None:
+    pixels = photograph("chelsea", 70, 90).astype(np.uint16) * 257 + np.arange(90, dtype=np.uint16)[:, None]
+    strings, _, expected = untouched("mbt2018-mean", pixels)
+    assert np.array_equal(_round_trip(tmp_path, "mbt2018-mean", pixels), expected)
+    assert strings_in(tmp_path / "it.lic") == strings
+
+
+def test_grey_is_repeated_and_comes_back_grey(tmp_path) -> None:
+    grey = photograph("camera", 90, 70)
+    _, _, expected = untouched("mbt2018-mean", np.repeat(grey[..., None], 3, 2))
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    compress(codec("mbt2018-mean"), tmp_path / "grey.png", tmp_path / "grey.lic")
+    assert container.read(tmp_path / "grey.lic")[0].channels == 1
+    decompress(codec("mbt2018-mean"), tmp_path / "grey.lic", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as found:
+        assert found.mode == "L"
+        assert np.array_equal(np.asarray(found), np.rint(expected.mean(2)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"memory": "40MiB"}, {"tile": 32, "schedule": "tiles", "batch": 3}, {"tile": 64, "uniform": True}],
+)
+def test_however_it_was_wrapped(tmp_path, settings) -> None:
+    pixels = photograph("chelsea", 141, 203)
+    strings, _, expected = untouched("mbt2018-mean", pixels)
+    plain = codec("mbt2018-mean")
+    other = dataclasses.replace(plain, model=overlap_tool.wrap(small_model("mbt2018-mean"), **settings))
+    np.save(tmp_path / "in.npy", pixels)
+    compress(other, tmp_path / "in.npy", tmp_path / "it.lic")
+    assert strings_in(tmp_path / "it.lic") == strings
+    decompress(other, tmp_path / "it.lic", tmp_path / "out.npy")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_the_summary_tells_rate_and_quality(tmp_path) -> None:
+    pixels = photograph("chelsea", 141, 203)
+    _, _, expected = untouched("mbt2018-mean", pixels)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    told = compress(codec("mbt2018-mean"), tmp_path / "in.png", tmp_path / "it.lic", check=True)
+    error = np.mean((expected.astype(np.float64) - pixels) ** 2)
+    assert told.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9)
+    assert told.bytes == (tmp_path / "it.lic").stat().st_size
+    assert told.bits_per_pixel == pytest.approx(8 * told.bytes / (141 * 203))
+    assert (told.width, told.height, told.bands) == (203, 141, 1)
+    assert told.peak_memory_bytes > 50e6
+
+
+def test_the_multiple_is_the_surveys(architecture) -> None:
+    assert codec(architecture).multiple == survey(small_model(architecture)).multiple
+    assert codec(architecture).channels == 3
+
+
+def test_an_autoregressive_model_tells_how_long_it_takes(tmp_path, monkeypatch) -> None:
+    from overlap_tool.files import codec as module
+
+    monkeypatch.setattr(module, "LONG_WAIT", 0.1)
+    monkeypatch.setattr(module, "TRIALS_NOT_WORTH_IT", 0)
+    np.save(tmp_path / "in.npy", photograph("chelsea", 60, 60))
+    notes: list[str] = []
+    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", tell=notes.append)
+    assert any("one position after another: this takes about" in note for note in notes)
+
+
+def test_another_checkpoint_is_refused(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 20, 20))
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    with pytest.raises(ContainerError, match="written by mbt2018-mean"):
+        decompress(codec("bmshj2018-hyperprior"), tmp_path / "it.lic", tmp_path / "out.npy")
+    other = dataclasses.replace(codec("mbt2018-mean"), weights_sha256="0" * 64)
+    with pytest.raises(ContainerError, match="other weights"):
+        decompress(other, tmp_path / "it.lic", tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_another_engine_is_told_and_lost_symbols_are_an_error(tmp_path) -> None:
+    """A scale that is off by a little sends the decoder astray: the file knows what the symbols were."""
+    np.save(tmp_path / "in.npy", photograph("chelsea", 141, 203))
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    state = small_model("mbt2018-mean").state_dict()
+    model = checkpoint.find("mbt2018-mean").build(**checkpoint.find("mbt2018-mean").small)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        model.h_s[4].bias.mul_(1.5)
+    off = dataclasses.replace(
+        codec("mbt2018-mean"), model=overlap_tool.wrap(model.eval(), tile=64, engine="stock")
+    )
+    notes: list[str] = []
+    with pytest.raises(ContainerError, match="not those that were written"):
+        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", tell=notes.append)
+    assert "kernels exact then and stock now" in notes[0]
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 20, 20))
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    monkeypatch.setattr(codec("mbt2018-mean").model, "decompress", None)
+    for name, reason in (("out.jpg", "lose"), ("out.gif", "no format"), ("no/out.png", "folder")):
+        with pytest.raises(ImageFileError, match=reason):
+            decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / name)
+
+
+def test_a_network_that_is_no_codec_is_refused(tmp_path) -> None:
+    from networks import PlainCnn
+
+    plain = Codec(overlap_tool.wrap(PlainCnn().eval(), tile=16), "mine:Net", "", "net")
+    with pytest.raises(OptionError, match="overlap-tool run"):
+        compress(plain, tmp_path / "in.npy", tmp_path / "it.lic")
+
+
+def _head_of(path: Path) -> bytes:
+    data = path.read_bytes()
+    _, _, length, _ = container.OUTSIDE.unpack(data[: container.OUTSIDE.size])
+    return data[container.OUTSIDE.size :][:length]

@@ -1,0 +1,233 @@
+"""Image files in, image files out: every format, in bands, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from photographs import photograph
+from PIL import Image, ImageOps
+
+from overlap_tool.errors import ImageFileError
+from overlap_tool.files.outputs import CHUNK, open_output
+from overlap_tool.files.pictures import open_picture
+from overlap_tool.files.pixels import channels_read
+
+COLOUR = photograph("chelsea", 83, 131)
+GREY = photograph("camera", 83, 131)
+DEEP = COLOUR.astype(np.uint16) * 257 + 1
+WITH_ALPHA = np.dstack([COLOUR, GREY])
+DEEP_GREY = GREY.astype(np.uint16) * 255 + 3
+
+
+def _zarr(path: Path, values) -> None:
+    zarr.open_array(
+        store=str(path), mode="w", shape=values.shape, chunks=(30, 40, *values.shape[2:]), dtype=values.dtype
+    )[:] = values
+
+
+def _tiff(photometric="rgb", **options):
+    return lambda path, values: tifffile.imwrite(
+        path, values, photometric=photometric, metadata=None, **options
+    )
+
+
+def _pillow(**options):
+    return lambda path, values: Image.fromarray(values).save(path, **options)
+
+
+WRITTEN = {
+    "png": ("a.png", _pillow(), COLOUR),
+    "png-grey": ("a.png", _pillow(), GREY),
+    "png-grey-16": ("a.png", _pillow(), DEEP_GREY),
+    "webp": ("a.webp", _pillow(lossless=True), COLOUR),
+    "npy": ("a.npy", np.save, COLOUR),
+    "npy-grey-16": ("a.npy", np.save, DEEP_GREY),
+    "npy-fortran": ("a.npy", lambda path, values: np.save(path, np.asfortranarray(values)), DEEP),
+    "npy-big-endian": ("a.npy", lambda path, values: np.save(path, values.astype(">u2")), DEEP),
+    "zarr": ("a.zarr", _zarr, COLOUR),
+    "zarr-grey": ("a.zarr", _zarr, DEEP_GREY),
+    "tiff": ("a.tif", _tiff(), COLOUR),
+    "tiff-strips": ("a.tif", _tiff(rowsperstrip=7, compression="zlib"), DEEP),
+    "tiff-predicted": (
+        "a.tif",
+        _tiff(rowsperstrip=7, compression="zlib", predictor=True),
+        COLOUR,
+    ),
+    "tiff-tiles": ("a.tiff", _tiff(tile=(32, 48), compression="zlib"), COLOUR),
+    "tiff-tiles-grey": ("a.tif", _tiff(photometric="minisblack", tile=(16, 16)), DEEP_GREY),
+    "bigtiff-big-endian": (
+        "a.tif",
+        _tiff(bigtiff=True, byteorder=">", tile=(32, 32)),
+        DEEP,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_any_band_of_any_format(tmp_path, kind) -> None:
+    name, write, values = WRITTEN[kind]
+    write(tmp_path / name, values)
+    picture = open_picture(tmp_path / name)
+    expected = values if values.ndim == 3 else values[..., None]
+    assert picture.shape == expected.shape
+    for start, stop in ((0, 83), (0, 1), (29, 34), (31, 65), (82, 83)):
+        assert np.array_equal(picture.read(start, stop), expected[start:stop]), (start, stop)
+
+
+def test_planes_that_stand_apart(tmp_path) -> None:
+    for options in ({"rowsperstrip": 9}, {"tile": (32, 16)}):
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            np.ascontiguousarray(COLOUR.transpose(2, 0, 1)),
+            photometric="rgb",
+            planarconfig="separate",
+            **options,
+        )
+        picture = open_picture(tmp_path / "a.tif")
+        assert picture.shape == COLOUR.shape
+        assert np.array_equal(picture.read(5, 70), COLOUR[5:70])
+
+
+def test_jpeg_and_the_way_up(tmp_path) -> None:
+    image = Image.fromarray(COLOUR)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    picture = open_picture(tmp_path / "a.jpg")
+    assert picture.shape == (131, 83, 3)
+    assert np.array_equal(picture.read(0, 131), expected)
+
+
+def _png_of_16_bits(path: Path) -> None:
+    """RGB of 16 bits a sample, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in DEEP)
+    head = struct.pack(">IIBBBBB", DEEP.shape[1], DEEP.shape[0], 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _cut_off(path: Path) -> None:
+    Image.fromarray(COLOUR).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+
+
+REFUSED = {
+    "none.png": (lambda path: None, "no such file"),
+    "text.png": (lambda path: path.write_text("hello"), "cannot be read"),
+    "cut.png": (_cut_off, "cannot be read"),
+    "alpha.png": (_pillow(), WITH_ALPHA, "alpha channel.*Flatten"),
+    "alpha.tif": (_tiff(extrasamples=["unassalpha"]), WITH_ALPHA, "alpha channel.*Flatten"),
+    "deep.png": (_png_of_16_bits, "16 bits as 8.*TIFF"),
+    "stack.tif": (_tiff(photometric="minisblack"), np.stack([GREY, GREY]), "several pages"),
+    "float.npy": (np.save, GREY / 255, "float64.*8 or 16 bits"),
+    "signed.npy": (np.save, GREY.astype(np.int16), "int16"),
+    "four.npy": (np.save, GREY[None, None], "rows, columns and channels"),
+    "empty.npy": (np.save, COLOUR[:0], "empty"),
+    "object.npy": (np.save, np.array([{}]), "cannot be read"),
+    "cmyk.jpg": (lambda path, values: Image.fromarray(values).convert("CMYK").save(path), COLOUR, "CMYK"),
+    "several.webp": (
+        lambda path, values: Image.fromarray(values).save(
+            path, save_all=True, append_images=[Image.fromarray(values[::-1])]
+        ),
+        COLOUR,
+        "frames",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(tmp_path, name) -> None:
+    write, *values, reason = REFUSED[name]
+    write(tmp_path / name, *values)
+    with pytest.raises(ImageFileError, match=reason):
+        open_picture(tmp_path / name)
+
+
+def test_a_picture_too_large_to_be_decoded_whole(tmp_path, monkeypatch) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageFileError, match=r"too large to be decoded whole.*TIFF, Zarr or \.npy"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_channels_have_to_fit(tmp_path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    grey = open_picture(tmp_path / "a.npy")
+    assert channels_read("a", grey, 3) is True
+    assert channels_read("a", grey, 1) is False
+    np.save(tmp_path / "b.npy", np.dstack([COLOUR, GREY]))
+    with pytest.raises(ImageFileError, match=r"4 channels.*alpha"):
+        channels_read("b", open_picture(tmp_path / "b.npy"), 3)
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageFileError, match=r"tifffile.*overlap-tool\[files\]"):
+        open_picture(tmp_path / "a.tif")
+
+
+def _back(path: Path) -> np.ndarray:
+    return open_picture(path).read(0, open_picture(path).shape[0])
+
+
+SAMPLES = {"rgb": COLOUR, "l": GREY[..., None], "rgb16": DEEP, "l16": DEEP_GREY[..., None]}
+HELD = {".png": {"rgb", "l", "l16"}, ".webp": {"rgb"}}
+"""By formats that do not hold all of them."""
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "a.npy", "a.zarr"])
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_written_in_bands_and_gone_on_with(tmp_path, monkeypatch, name, kind) -> None:
+    """Stopped after any band, and gone on with from what was said to be on the disk."""
+    monkeypatch.setattr("overlap_tool.files.outputs.CHUNK", (20, 50))
+    values = SAMPLES[kind]
+
+    def begin(folder: Path, begun: bool):
+        return open_output(tmp_path / name, folder, values.shape, values.dtype, begun)
+
+    if kind not in HELD.get(Path(name).suffix, SAMPLES):
+        with pytest.raises(ImageFileError, match="does not hold"):
+            begin(tmp_path, begun=False)
+        return
+    bands = list(pairwise([0, 13, 27, 45, 60, 83]))
+    for stop in range(len(bands)):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        durable = 0
+        output = begin(folder, begun=False)
+        for start, end in bands[:stop]:
+            durable = output.write(start, values[start:end])
+        output = begin(folder, begun=durable > 0)
+        for start, end in bands:
+            if end > durable:
+                output.write(start, values[start:end])
+        assert np.array_equal(_back(output.finish()), values)
+
+
+def test_chunks_are_tiles_of_the_array(tmp_path) -> None:
+    output = open_output(tmp_path / "a.zarr", tmp_path, (2000, 3000, 3), np.dtype(np.uint8), begun=False)
+    assert output.array.chunks == (*CHUNK, 3)
+
+
+def test_a_full_disk_is_seen_before(tmp_path) -> None:
+    with pytest.raises(ImageFileError, match="are free"):
+        open_output(tmp_path / "a.npy", tmp_path, (1 << 20, 1 << 20, 3), np.dtype(np.uint16), begun=False)

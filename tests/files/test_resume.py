@@ -1,0 +1,210 @@
+"""Runs that are stopped, at any band and by force, and gone on with: the same bytes at the end."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import codec, photograph
+
+import overlap_tool
+from overlap_tool import checkpoint
+from overlap_tool.errors import OptionError
+from overlap_tool.files import compress, decompress
+from overlap_tool.files.job import Job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PIXELS = photograph("coffee", 220, 150)
+
+
+class Stopped(BaseException):
+    """As a process is stopped: no handler of ours waits for it."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Stop a job once so many bands are on the disk."""
+
+    mark = Job.mark
+
+    def set_to(bands: int) -> None:
+        counted = 0
+
+        def count(job: Job, name: str, rows: int) -> None:
+            nonlocal counted
+            mark(job, name, rows)
+            counted += 1
+            if counted == bands:
+                raise Stopped
+
+        monkeypatch.setattr(Job, "mark", count)
+
+    return set_to
+
+
+@pytest.mark.parametrize("suffix", ["npy", "png", "tif", "zarr"])
+@pytest.mark.parametrize("in_memory", [1000, 256 << 20])
+def test_stopped_after_every_band(tmp_path, stop_after, monkeypatch, suffix, in_memory) -> None:
+    monkeypatch.setattr("overlap_tool.files.outputs.CHUNK", (50, 50))
+    np.save(tmp_path / "in.npy", PIXELS)
+    model = codec("bmshj2018-factorized")
+
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    stops = 0
+    for folder in (whole, pieces):
+        folder.mkdir()
+        for step, source, target in (
+            (compress, tmp_path / "in.npy", folder / "it.lic"),
+            (decompress, folder / "it.lic", folder / f"out.{suffix}"),
+        ):
+            if folder is pieces:
+                stop_after(1)
+            while not target.exists():
+                try:
+                    step(model, source, target, in_memory=in_memory, resume=True)
+                except Stopped:
+                    stops += 1
+                    assert not target.exists()
+                    stop_after(1)
+    assert stops > 3
+    assert _bytes_of(pieces) == _bytes_of(whole)
+    assert [path for path in pieces.iterdir() if path.name.startswith(".")] == []
+
+
+def _bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_what_was_done_is_not_done_again(tmp_path, stop_after, monkeypatch) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    stop_after(2)
+    with pytest.raises(Stopped):
+        compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
+    monkeypatch.undo()
+    read: list[int] = []
+    source = np.load
+
+    def watched(*args, **kwargs):
+        read.append(1)
+        return source(*args, **kwargs)
+
+    monkeypatch.setattr("overlap_tool.files.pictures.np.load", watched)
+    told = compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic", resume=True)
+    resumed, read[:] = len(read), []
+    assert told.resumed
+    assert not compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "other.lic").resumed
+    assert resumed < len(read)
+    assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "other.lic").read_bytes()
+
+
+def test_another_input_is_not_gone_on_with(tmp_path, stop_after, monkeypatch) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    stop_after(2)
+    with pytest.raises(Stopped):
+        compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
+    monkeypatch.undo()
+    np.save(tmp_path / "in.npy", PIXELS[::-1])
+    with pytest.raises(OptionError, match=r"--resume.*differs in its input"):
+        compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic", resume=True)
+    compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
+    assert (tmp_path / "it.lic").exists()
+
+
+def test_a_refused_run_leaves_nothing(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    (tmp_path / "it.lic").write_bytes(b"nothing")
+    with pytest.raises(overlap_tool.errors.ContainerError):
+        decompress(codec("bmshj2018-factorized"), tmp_path / "it.lic", tmp_path / "out.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "it.lic"]
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    (tmp_path / ".it.lic.job").mkdir()
+    (tmp_path / ".it.lic.job" / "diary").write_text("dear")
+    with pytest.raises(OptionError, match="not a folder of this tool"):
+        compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
+    assert (tmp_path / ".it.lic.job" / "diary").exists()
+
+
+def test_a_journal_that_was_cut_off_in_a_line(tmp_path) -> None:
+    job = Job(tmp_path / "it", {"a": 1}, resume=False)
+    job.__enter__()
+    job.mark("map", 3)
+    with (tmp_path / ".it.job" / "journal").open("a") as journal:
+        journal.write('["map", 9')
+    with Job(tmp_path / "it", {"a": 1}, resume=True) as job:
+        assert job.done == {"map": 3}
+
+
+def _killed(command: list[str], after: float) -> bool:
+    """Whether it had to be killed."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, error = process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return True
+    assert process.returncode == 0, error
+    return False
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, kills) -> None:
+    """By SIGKILL, in another process: at the end the files are those of a run that was left alone."""
+    known = checkpoint.find("mbt2018-mean")
+    arguments = {"N": 24, "M": 32}
+    model = overlap_tool.wrap(checkpoint.seeded_model(known, arguments), tile=64)
+    overlap_tool.save(model, tmp_path / "it.tiled.pt", "mbt2018-mean", arguments)
+    np.save(tmp_path / "in.npy", np.tile(PIXELS, (3, 2, 1)))
+    chance = random.Random(kills)
+
+    def command(name: str, source: Path, target: Path) -> list[str]:
+        options = ["--model", str(tmp_path / "it.tiled.pt"), "-o", str(target), "--resume", "--quiet"]
+        return [sys.executable, "-W", "ignore", "-m", "overlap_tool", name, str(source), *options]
+
+    for name, source, target in (
+        ("compress", tmp_path / "in.npy", tmp_path / "killed.lic"),
+        ("decompress", tmp_path / "killed.lic", tmp_path / "killed.npy"),
+    ):
+        journal = target.with_name(f".{target.name}.job") / "journal"
+        for _ in range(kills):
+            _kill_within_the_work(command(name, source, target), journal, chance)
+        assert not _killed(command(name, source, target), after=300)
+    left_alone = overlap_tool.files.Codec.load(tmp_path / "it.tiled.pt")
+    compress(left_alone, tmp_path / "in.npy", tmp_path / "whole.lic")
+    decompress(left_alone, tmp_path / "whole.lic", tmp_path / "whole.npy")
+    assert (tmp_path / "killed.lic").read_bytes() == (tmp_path / "whole.lic").read_bytes()
+    assert (tmp_path / "killed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def _kill_within_the_work(command: list[str], journal: Path, chance: random.Random) -> None:
+    """Some moment after the next band is told to be on the disk."""
+    before = journal.stat().st_size if journal.exists() else 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.stat().st_size > before:
+            time.sleep(chance.random() * 0.3)
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_the_journal_is_lines_of_json(tmp_path, stop_after) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    stop_after(2)
+    with pytest.raises(Stopped):
+        compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
+    lines = (tmp_path / ".it.lic.job" / "journal").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [["compress-1-g_a", 4], ["compress-1-g_a", 8]]

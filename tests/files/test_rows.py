@@ -1,0 +1,53 @@
+"""Tiles joined to bands, in whatever way they overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from overlap_tool.files.rows import Bands, RowsFile
+from overlap_tool.geometry import Span
+
+WHOLE = torch.arange(12 * 10.0).reshape(1, 1, 12, 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        ([(0, 5), (5, 12)], [(0, 10)]),
+        ([(0, 5), (5, 12)], [(0, 4), (4, 8), (8, 10)]),
+        ([(0, 5), (5, 12)], [(8, 10), (0, 4), (4, 8)]),
+        ([(0, 6), (4, 12)], [(0, 6), (4, 10)]),
+        ([(0, 12), (0, 12)], [(0, 10)]),
+    ],
+)
+def test_every_row_is_handed_on_once_and_in_order(rows, columns) -> None:
+    taken: list[torch.Tensor] = []
+
+    def take(start: int, band: torch.Tensor) -> None:
+        assert start == sum(one.shape[-2] for one in taken)
+        taken.append(band)
+
+    bands = Bands(10, take)
+    for top, bottom in rows:
+        for left, right in columns:
+            bands.write(Span(top, bottom), Span(left, right), WHOLE[..., top:bottom, left:right])
+    assert torch.equal(torch.cat(taken, -2), WHOLE)
+
+
+def test_rows_in_a_file(tmp_path) -> None:
+    (tmp_path / "rows").write_bytes(b"head")
+    values = np.arange(7 * 5 * 2, dtype=np.uint16).reshape(7, 5, 2)
+    file = RowsFile(tmp_path / "rows", values.shape, values.dtype, offset=4).create()
+    file.write(3, values[3:])
+    file.write(0, values[:3])
+    assert np.array_equal(file.read(2, 6), values[2:6])
+    assert (tmp_path / "rows").read_bytes() == b"head" + values.tobytes()
+
+
+def test_a_file_that_was_cut_off(tmp_path) -> None:
+    file = RowsFile(tmp_path / "rows", (4, 3), np.uint8).create()
+    (tmp_path / "rows").write_bytes(b"1234567")
+    with pytest.raises(EOFError):
+        file.read(0, 4)

@@ -1,0 +1,92 @@
+"""Any network from image to image, on files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from networks import PlainCnn
+from photographs import codec, photograph
+from torch import nn
+
+import overlap_tool
+from overlap_tool.errors import ImageFileError, OptionError
+from overlap_tool.files import Codec, run
+from overlap_tool.files.pictures import open_picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Upscaler(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
+
+
+def _wrapped(model: nn.Module, **options) -> tuple[nn.Module, Codec]:
+    torch.manual_seed(0)
+    model = model.eval()
+    return model, Codec(overlap_tool.wrap(model, **(options or {"tile": 32})), "mine:Net", "", "net")
+
+
+@torch.no_grad()
+def _expected(model: nn.Module, pixels) -> torch.Tensor:
+    image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / np.iinfo(pixels.dtype).max
+    with overlap_tool.exact_kernels():
+        return model(image)
+
+
+def _rounded(values: torch.Tensor, dtype) -> np.ndarray:
+    scaled = torch.round(values.clamp(0, 1) * np.iinfo(dtype).max)
+    return scaled[0].permute(1, 2, 0).numpy().astype(dtype)
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.npy", "out.zarr", "out.png"])
+@pytest.mark.parametrize("options", [{}, {"tile": 32, "schedule": "tiles", "batch": 2}, {"memory": "4MiB"}])
+def test_the_networks_own_pixels(tmp_path, name, options) -> None:
+    model, wrapped = _wrapped(Upscaler(), **options)
+    pixels = photograph("chelsea", 73, 101)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", tile=(32, 32))
+    told = run(wrapped, tmp_path / "in.tif", tmp_path / name)
+    expected = _rounded(_expected(model, pixels), np.uint8)
+    found = open_picture(tmp_path / name)
+    assert np.array_equal(found.read(0, 146), expected)
+    assert len(np.unique(expected)) > 20
+    assert (told.width, told.height, told.bits_per_pixel) == (202, 146, None)
+
+
+def test_floats_are_the_networks_numbers(tmp_path) -> None:
+    model, wrapped = _wrapped(PlainCnn())
+    grey = photograph("camera", 60, 80).astype(np.uint16) * 255
+    np.save(tmp_path / "in.npy", grey)
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy", dtype="float32")
+    expected = _expected(model, grey[..., None])
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected[0].permute(1, 2, 0).numpy())
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out16.npy")
+    assert np.array_equal(np.load(tmp_path / "out16.npy"), _rounded(expected, np.uint16))
+
+
+def test_grey_goes_into_a_network_for_colours(tmp_path) -> None:
+    model, wrapped = _wrapped(Upscaler())
+    grey = photograph("camera", 40, 50)
+    np.save(tmp_path / "in.npy", grey)
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy")
+    expected = _rounded(_expected(model, np.repeat(grey[..., None], 3, 2)), np.uint8)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_a_codec_is_refused(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 64, 64))
+    with pytest.raises(OptionError, match="overlap-tool compress"):
+        run(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "out.npy")
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(tmp_path) -> None:
+    _, wrapped = _wrapped(PlainCnn())
+    np.save(tmp_path / "in.npy", photograph("camera", 61, 80))
+    with pytest.raises(ImageFileError, match="80x61"):
+        run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy")
