@@ -68,7 +68,7 @@ def paper(codec: BlockCodec, image: Tensor) -> dict[str, Any]:
 
 @names
 @torch.no_grad()
-@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (6, 2), (1, 9), (7, 1), (1, 1)])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 5), (3, 2), (1, 4), (3, 1), (1, 1)])
 def test_every_order_gives_the_bits_of_whole_maps(name: str, rows: int, columns: int) -> None:
     codec, image = small_model(name), photograph(8 * columns, 8 * rows, images=2)
     with exact_kernels():
@@ -100,14 +100,14 @@ def test_there_is_something_to_get_wrong(name: str) -> None:
 @orders
 @torch.no_grad()
 def test_larger_images_and_images_of_a_batch(name: str, together: bool) -> None:
-    codec, image = small_model(name), photograph(120, 64, images=2)
+    codec, image = small_model(name), photograph(72, 40, images=2)
     run = BlockByBlock(codec, together)
     with exact_kernels():
         expected = codec(image)
         strings = codec.compress(image)["strings"]
         found, alone = run.forward(image), run.forward(image[1:2])
         threads = on_threads(2, lambda: run.compress(image))
-        decoded = run.decompress([row[1:2] for row in strings], (8, 15))
+        decoded = run.decompress([row[1:2] for row in strings], (5, 9))
     assert torch.equal(found["x_hat"], expected["x_hat"])
     assert torch.equal(found["likelihoods"]["y"], expected["likelihoods"]["y"])
     assert torch.equal(alone["x_hat"], expected["x_hat"][1:2])
@@ -252,8 +252,8 @@ def test_memory_is_that_of_the_reach(name: str) -> None:
             BlockByBlock(codec, together).compress(image)
         return live.peak
 
-    assert peak(False, 32, 320) == peak(False, 32, 64)
-    assert peak(True, 320, 32) == peak(True, 128, 32)
+    assert peak(False, 32, 160) == peak(False, 32, 64)
+    assert peak(True, 192, 32) == peak(True, 128, 32)
 
 
 @torch.no_grad()
