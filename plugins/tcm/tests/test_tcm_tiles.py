@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from pathlib import Path
@@ -111,6 +112,32 @@ def test_what_stages_ask_for() -> None:
     periods = {stage.name: stage.network.rows.reaches()[-1].period.input for stage in found.stages}
     # windows of 8 at an eighth of the image, of 4 and of 8 at a sixteenth and a thirty-second
     assert (periods["g_a"], periods["h_a"], periods["g_s"], periods["atten_mean.0"]) == (64, 8, 4, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [ROWS, COLUMNS], ids=["rows", "columns"])
+@torch.no_grad()
+def test_overlaps_of_whole_stages_are_tight(dim: int) -> None:
+    """An aligned tile changes with the outermost lines that it is said to read, and not with those beyond."""
+    for stage in small_survey(NAME).stages[:7]:
+        axis = stage.network.rows if dim == ROWS else stage.network.columns
+        overlap, period = axis.reaches()[-1].overlap, axis.reaches()[-1].period
+        first = -(-overlap.before // period.input) + 1
+        core = Span(first * period.input, (first + 1) * period.input)
+        long = -(-(core.stop + overlap.after + 1) // period.input) * period.input
+        shape = (long, period.input) if dim == ROWS else (period.input, long)
+        channels = stage.network.ops[0].channels
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(1, channels, *shape, dtype=torch.float64, generator=generator)
+        module = copy.deepcopy(stage.module).double()
+        tile = Span(first * period.output, (first + 1) * period.output)
+        expected = module(x).narrow(dim, tile.start, tile.length)
+        low, high = core.start - overlap.before, core.stop + overlap.after - 1
+        for line, read in ((low - 1, False), (low, True), (high, True), (high + 1, False)):
+            other = x.clone()
+            other.select(dim, line).add_(1e3)
+            found = module(other).narrow(dim, tile.start, tile.length)
+            assert torch.equal(found, expected) != read, (stage.name, line)
 
 
 @torch.no_grad()
