@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import overlap_tool_stf
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from overlap_tool.checkpoint.fitting import fit, respell
 
 REFERENCE = Path(__file__).parent / "reference"
 RELATIVE_ERROR = 1e-6
+KNOWN = {known.name: known for known in (overlap_tool_stf.STF, overlap_tool_stf.WACNN)}
 
-both = pytest.mark.parametrize("name", ["stf", "wacnn"])
+both = pytest.mark.parametrize("name", KNOWN)
 
 
 def keys(name: str) -> dict[str, list[int]]:
@@ -37,7 +39,7 @@ def their_state(name: str) -> checkpoint.StateDict:
 @both
 def test_keys_and_shapes_are_the_authors(name: str) -> None:
     """But for the spelling of the bottleneck's keys, in which CompressAI's versions differ."""
-    known = checkpoint.find(name)
+    known = KNOWN[name]
     with FakeTensorMode():
         model = known.build(**known.default)
     ours = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -53,7 +55,7 @@ def test_keys_and_shapes_are_the_authors(name: str) -> None:
 def test_their_checkpoints_are_recognised(name: str) -> None:
     state = their_state(name)
     assert [other for other in checkpoint.names() if checkpoint.find(other).detect(state)] == [name]
-    assert checkpoint.find(name).arguments(state) == checkpoint.find(name).default
+    assert KNOWN[name].arguments(state) == KNOWN[name].default
 
 
 def relative_error(found: Tensor, expected: Tensor | dict[str, Tensor]) -> float:
@@ -67,7 +69,7 @@ def relative_error(found: Tensor, expected: Tensor | dict[str, Tensor]) -> float
 @both
 @torch.no_grad()
 def test_outputs_are_the_authors(name: str) -> None:
-    known = checkpoint.find(name)
+    known = KNOWN[name]
     model = known.build(**known.default).double().eval()
     with_their_keys = dict(zip(respell(their_state(name), model), keys(name), strict=True))
     state = {with_their_keys[key]: tensor for key, tensor in model.state_dict().items()}
