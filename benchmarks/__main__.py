@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME ...] [--save FOLDER]`: run benchmarks by name, or all of them.
 
-With `--save`, each one's tables are written to FOLDER/NAME.md as well, with what they were measured on.
+With `--save`, each one's tables are written to FOLDER/NAME.md as well, with what they were measured on. With
+`--quote`, nothing runs: what the README quotes of benchmarks/results is brought up to date.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.markdown import as_markdown
+from benchmarks.markdown import as_markdown, quoted
 
 NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "kamisli", "files")
+README = Path(__file__).parents[1] / "README.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *NAMES], help=", ".join(NAMES))
     parser.add_argument("--save", type=Path, metavar="FOLDER")
+    parser.add_argument("--quote", action="store_true")
     options = parser.parse_args()
+    if options.quote:
+        README.write_text(quoted(README.read_text(), README.parent))
+        return
     console = Console(width=140)
     console.print(machine.describe())
     for name in options.names or NAMES:

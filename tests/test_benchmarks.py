@@ -7,8 +7,8 @@ import importlib
 import pytest
 from rich.table import Table
 
-from benchmarks.__main__ import NAMES
-from benchmarks.markdown import as_markdown
+from benchmarks.__main__ import NAMES, README
+from benchmarks.markdown import as_markdown, quoted
 
 
 def test_a_table_in_markdown():
@@ -28,3 +28,19 @@ def test_a_table_in_markdown():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_can_be_run(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+def test_rows_are_quoted_from_the_results(tmp_path):
+    (tmp_path / "figures.md").write_text(
+        "Seconds\n\n| of | time |\n| --- | --- |\n| g_a | 1 |\n| g_s | 2 |\n| g_a | 3 |\n"
+    )
+    page = "Before\n<!-- from figures.md: g_a -->\nold\n<!-- end -->\nAfter"
+    new = "Before\n<!-- from figures.md: g_a -->\n\n| time |\n| --- |\n| 1 |\n| 3 |\n\n<!-- end -->\nAfter"
+    assert quoted(page, tmp_path) == new
+    with pytest.raises(LookupError, match="h_a"):
+        quoted(page.replace("g_a", "h_a"), tmp_path)
+
+
+def test_the_readme_quotes_the_results_as_they_are():
+    page = README.read_text()
+    assert quoted(page, README.parent) == page
