@@ -34,7 +34,7 @@ def quoted(page: str, root: Path) -> str:
 
 
 def _rows_of(text: str, wanted: str) -> list[str]:
-    """The heading, the line below it, and the rows that begin with `wanted`, of the first table to have any."""
+    """The heading, the line below it, and the rows that begin with `wanted`, of the first table with any."""
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
     for heading, rule, *rows in tables:
         chosen = [row for row in rows if _cells(row)[0] == wanted]

@@ -11,7 +11,6 @@ from types import ModuleType
 import overlap_tool_tcm
 import pytest
 import torch
-from conftest import run  # noqa: F401
 from overlap_tool_tcm.layers import MixedBlock, TwoSwinBlocks
 from probes import COLUMNS, ROWS, perturbation_dependence
 from small_models import small_model, small_survey
@@ -200,7 +199,7 @@ def test_their_gate_takes_no_map_of_one_window(theirs) -> None:
     assert not network.accepts(WINDOW, 2 * WINDOW)
 
 
-def test_the_command_line_takes_their_class(theirs, run, tmp_path) -> None:  # noqa: F811
+def test_the_command_line_takes_their_class(theirs, run, tmp_path) -> None:
     small = overlap_tool_tcm.ARCHITECTURE.small
     state = small_model(NAME).state_dict()
     torch.save(

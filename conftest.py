@@ -1,4 +1,4 @@
-"""Shared by all tests: the architectures by name, the command line, and a fixed, small use of the machine."""
+"""Shared by all tests, plugins included: the architectures by name, the command line, few threads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def architecture(request) -> str:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "tests"))
     monkeypatch.setenv("COLUMNS", "200")
 
     def go(*arguments: object) -> tuple[int, str, str]:
