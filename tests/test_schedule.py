@@ -252,6 +252,36 @@ def test_a_stream_computes_nothing_before_some_output_asks_for_it(case):
             assert stop == together(case, op, Span(0, asked)).stop
 
 
+@st.composite
+def cases_that_keep(draw: Any) -> Case:
+    """Ops are wanted beside the last, as those are that a segment hands on; all joins are of one scale."""
+    case = draw(cases())
+    inner = range(1, len(case.axis.ops) - 1)
+    kept = draw(st.sets(st.sampled_from(inner))) if inner else set()
+    try:
+        case.axis.reaches()
+    except MisalignedJoin:
+        kept = set()
+    return Case(Axis(case.axis.ops, tuple(sorted(kept))), case.n, case.cuts)
+
+
+@given(cases_that_keep())
+@many
+def test_all_that_is_wanted_is_computed_from_what_is_held(case):
+    """By a stream once and in order, by tiles at least once, and always from inputs that are at hand."""
+    for planner in (stream, tiles):
+        plan = planner(case.axis, case.n, case.cuts)
+        for end in case.axis.ends:
+            computed = [i for step in plan.steps for i in range(*step.compute[end])]
+            everything = list(range(case.sizes[end]))
+            assert computed == everything if planner is stream else sorted(set(computed)) == everything
+        for step in plan.steps:
+            for op, reads in enumerate(step.patches):
+                for source in case.sources(op) if reads is not None and not reads.have.empty else ():
+                    assert step.hold[source].start <= reads.have.start
+                    assert reads.have.stop <= step.hold[source].stop
+
+
 # --- tiles, and the whole ---------------------------------------------------------------------------------
 
 

@@ -140,7 +140,7 @@ def test_a_checkpoint_is_recognised_and_loads(name, tmp_path):
     assert all(torch.equal(own[key], value) for key, value in loaded.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["llic-elic", "llic-stf", pytest.param("llic-tcm", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_tiles_give_the_whole_images_bits_and_bytes(name):
     model = small(name)
