@@ -42,13 +42,14 @@ def run(
     keeps the network's numbers as they are.
     """
     clock, source, target = Clock(tell), Path(image), Path(output)
-    stage = next(iter(codec.stages))
-    if len(codec.stages) > 1 or stage.module is not codec.model:
+    stages = codec.stages
+    if len(stages) != 1 or stages[0].module is not codec.model:
         raise OptionError(
             f"--model {codec.where}",
             f"{codec.architecture} is not one network from map to map",
             "Use overlap-tool compress for a codec",
         )
+    stage = stages[0]
     picture = open_picture(source)
     wanted = stage.network.ops[0].channels
     grey = channels_read(str(source), picture, wanted)

@@ -11,13 +11,12 @@ import pytest
 import torch
 from photographs import codec, photograph, strings_in, untouched
 from PIL import Image
-from small_models import small_model
+from small_models import small_model, small_survey
 
 import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import ContainerError, ImageFileError, OptionError
 from overlap_tool.files import Codec, compress, container, decompress
-from overlap_tool.stages import survey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +154,7 @@ def test_the_summary_tells_rate_and_quality(tmp_path) -> None:
 
 
 def test_the_multiple_is_the_surveys(architecture) -> None:
-    assert codec(architecture).multiple == survey(small_model(architecture)).multiple
+    assert codec(architecture).multiple == small_survey(architecture).multiple
     assert codec(architecture).channels == 3
 
 

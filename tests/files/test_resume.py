@@ -17,7 +17,7 @@ from photographs import codec, photograph
 import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError
-from overlap_tool.files import compress, decompress
+from overlap_tool.files import Codec, compress, decompress
 from overlap_tool.files.job import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,46 +145,34 @@ def test_a_journal_that_was_cut_off_in_a_line(tmp_path) -> None:
         assert job.done == {"map": 3}
 
 
-def _killed(command: list[str], after: float) -> bool:
-    """Whether it had to be killed."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, error = process.communicate(timeout=after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    assert process.returncode == 0, error
-    return False
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path, kills) -> None:
-    """By SIGKILL, in another process: at the end the files are those of a run that was left alone."""
+@pytest.mark.parametrize(
+    ("command", "kills"),
+    [
+        ("compress", 1),
+        pytest.param("compress", 20, marks=pytest.mark.slow),
+        pytest.param("decompress", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_random_moments(tmp_path, command, kills) -> None:
+    """By SIGKILL, in another process: at the end the file is that of a run that was left alone."""
     known = checkpoint.find("mbt2018-mean")
     arguments = {"N": 24, "M": 32}
-    model = overlap_tool.wrap(checkpoint.seeded_model(known, arguments), tile=64)
-    overlap_tool.save(model, tmp_path / "it.tiled.pt", "mbt2018-mean", arguments)
+    tiled = overlap_tool.wrap(checkpoint.seeded_model(known, arguments), tile=64)
+    overlap_tool.save(tiled, tmp_path / "it.tiled.pt", known.name, arguments)
     np.save(tmp_path / "in.npy", np.tile(PIXELS, (3, 2, 1)))
+    model = Codec.load(tmp_path / "it.tiled.pt")
+    compress(model, tmp_path / "in.npy", tmp_path / "whole.lic")
+    decompress(model, tmp_path / "whole.lic", tmp_path / "whole.npy")
+    source, whole = {"compress": ("in.npy", "whole.lic"), "decompress": ("whole.lic", "whole.npy")}[command]
+    killed = tmp_path / f"killed{Path(whole).suffix}"
+    options = ["--model", str(tmp_path / "it.tiled.pt"), "-o", str(killed), "--resume", "--quiet"]
+    tool = [sys.executable, "-W", "ignore", "-m", "overlap_tool", command, str(tmp_path / source), *options]
     chance = random.Random(kills)
-
-    def command(name: str, source: Path, target: Path) -> list[str]:
-        options = ["--model", str(tmp_path / "it.tiled.pt"), "-o", str(target), "--resume", "--quiet"]
-        return [sys.executable, "-W", "ignore", "-m", "overlap_tool", name, str(source), *options]
-
-    for name, source, target in (
-        ("compress", tmp_path / "in.npy", tmp_path / "killed.lic"),
-        ("decompress", tmp_path / "killed.lic", tmp_path / "killed.npy"),
-    ):
-        journal = target.with_name(f".{target.name}.job") / "journal"
-        for _ in range(kills):
-            _kill_within_the_work(command(name, source, target), journal, chance)
-        assert not _killed(command(name, source, target), after=300)
-    left_alone = overlap_tool.files.Codec.load(tmp_path / "it.tiled.pt")
-    compress(left_alone, tmp_path / "in.npy", tmp_path / "whole.lic")
-    decompress(left_alone, tmp_path / "whole.lic", tmp_path / "whole.npy")
-    assert (tmp_path / "killed.lic").read_bytes() == (tmp_path / "whole.lic").read_bytes()
-    assert (tmp_path / "killed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    for _ in range(kills):
+        _kill_within_the_work(tool, killed.with_name(f".{killed.name}.job") / "journal", chance)
+    subprocess.run(tool, check=True, timeout=600)
+    assert killed.read_bytes() == (tmp_path / whole).read_bytes()
+    assert not killed.with_name(f".{killed.name}.job").exists()
 
 
 def _kill_within_the_work(command: list[str], journal: Path, chance: random.Random) -> None:

@@ -85,6 +85,12 @@ def test_a_codec_is_refused(tmp_path) -> None:
         run(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "out.npy")
 
 
+def test_a_codec_without_stages_is_refused(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 64, 64))
+    with pytest.raises(OptionError, match="not one network"):
+        run(Codec(nn.Identity(), "closed loop", "", "it"), tmp_path / "in.npy", tmp_path / "out.npy")
+
+
 def test_a_size_that_the_network_does_not_take_is_refused(tmp_path) -> None:
     _, wrapped = _wrapped(PlainCnn())
     np.save(tmp_path / "in.npy", photograph("camera", 61, 80))
