@@ -253,6 +253,7 @@ def save(
                 *stage.network.rows.reaches()[-1].overlap,
             ]
             for stage in tiled_stages(model).values()
+            if not stage.network.barriers
         }
     )
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}

@@ -405,3 +405,9 @@ def test_a_barrier_whose_bits_depend_on_the_bands_is_blamed():
     assert failed
     assert {check.figures["op"] for check in failed} == {"first.pool"}
     assert {check.figures["fault"] for check in failed} == {"kernel"}
+
+
+def test_a_wrapped_file_names_no_overlap_of_a_stage_with_barriers(tmp_path):
+    wrapped = overlap_tool.wrap(two_barriers(), tile=16)
+    overlap_tool.save(wrapped, tmp_path / "two.pt", "test_barriers:TwoBarriers", {})
+    assert torch.load(tmp_path / "two.pt", weights_only=True)["overlaps"] == {}

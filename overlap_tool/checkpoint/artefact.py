@@ -37,7 +37,7 @@ class Artefact:
     """A wrapped model as plain data.
 
     `architecture` is a registered name or `pkg.module:Class`; `overlaps` are the stages' left, right, top and
-    bottom, for whoever reads the file without the tool.
+    bottom, for whoever reads the file without the tool. A stage with barriers has none.
     """
 
     architecture: str
