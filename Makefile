@@ -8,7 +8,7 @@ PLUGINS := $(wildcard plugins/*/pyproject.toml)
 .PHONY: help demo test test-slow lint bench clean
 
 help:
-	@echo "make demo       install, write a seeded mbt2018 checkpoint, and analyze it (offline)"
+	@echo "make demo       install, write a seeded mbt2018 checkpoint, analyze and wrap it (offline)"
 	@echo "make test       install, plugins too, then lint, type-check and run the test suite"
 	@echo "make test-slow  the long checks: full widths, many more random cases"
 	@echo "make bench      the benchmarks"
@@ -26,6 +26,7 @@ endif
 demo: $(INSTALLED)
 	$(BIN)/python -W ignore::FutureWarning -m overlap_tool.demo demo
 	$(BIN)/overlap-tool analyze demo/mbt2018.pt
+	$(BIN)/overlap-tool wrap demo/mbt2018.pt --tile 64
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
