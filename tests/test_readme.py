@@ -42,7 +42,6 @@ BUILT_IN = checkpoint.names()  # while tests are collected, before any plugin is
 
 NOT_RUN = {
     "make demo": "installs an environment; test_the_demo_checkpoint_is_the_one_analyzed does the rest of it",
-    "make test": "runs this test",
     ".venv/bin/overlap-tool verify demo/mbt2018.pt --tile 64 --schedule stream": "run below without the path",
     ". .venv/bin/activate": "changes the reader's shell",
     "overlap-tool analyze zoo:mbt2018": "run by test_the_demo_checkpoint_is_the_one_analyzed",
