@@ -127,7 +127,7 @@ class _ExactKernels(TorchDispatchMode):
         kwargs = kwargs or {}
         overload = func._schema.name.removeprefix("aten::")
         name = overload if overload.startswith("__") else overload.rstrip("_")
-        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
+        if func._schema.is_mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
         if func.is_view or name in AS_IS or _without_numbers(args, kwargs):
             return func(*args, **kwargs)
@@ -227,9 +227,13 @@ def _even(name: str, dtype: torch.dtype, device: str) -> bool:
     )
 
 
+def _has_memory(value: Any) -> bool:
+    return isinstance(value, Tensor) and not (isinstance(value, FakeTensor) or value.is_meta)
+
+
 def _without_numbers(args: Any, kwargs: Any) -> bool:
     """Whether no floating-point tensor goes in, or only shapes are asked for."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
+    if not all(map(_has_memory, tensors)):
         return True
     return not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import overlap_tool
 from overlap_tool import exact_kernels, kernels
@@ -124,6 +126,17 @@ def test_results_lie_in_memory_as_the_librarys_do(layout) -> None:
         expected = [module(y).stride() for module, y in ((MODEL[0], x), (MODEL[2], MODEL[0](x)))]
         with exact_kernels():
             assert [module(y).stride() for module, y in ((MODEL[0], x), (MODEL[2], MODEL[0](x)))] == expected
+
+
+def test_a_tensor_without_memory_may_change_in_place() -> None:
+    """Tracing inside the mode asked fake tensors for their memory, which torch warns of."""
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(), FakeTensorMode(), exact_kernels():
+            warnings.simplefilter("error")
+            torch.empty(3).add_(1)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_integers_are_let_through() -> None:
