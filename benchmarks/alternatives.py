@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
 
@@ -86,6 +87,10 @@ def methods(model_name: str, stage_name: str) -> tuple[TiledForward, dict[str, M
     }
 
 
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("monai", "lightstream") if find_spec(name))
+
+
 def _seconds(method: Method, image: Tensor) -> float:
     start = time.perf_counter()
     method(image)
@@ -110,7 +115,7 @@ def main() -> list[Table]:
     table = Table(
         title=f"Each method on {SIDE}x{SIDE}, tile {TILE}, against the stage's own forward on the whole, "
         f"{torch.get_num_threads()} threads; median of {RUNS} runs in turn (range). Wrong is what differs by "
-        f"more than {ROUNDING:.0e} of the largest output"
+        f"more than {ROUNDING:.0e} of the largest output. {_versions()}"
     )
     for heading in ("stage", "method", "time / full (range)", "bytes / full", "wrong samples"):
         table.add_column(heading)
