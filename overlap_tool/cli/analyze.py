@@ -10,18 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
-    Arch,
-    Debug,
-    ModelClass,
-    ModelKwargs,
-    Plugin,
-    Source,
+    ModelOptions,
     Stage,
-    Trust,
     busy,
     load_plugins,
-    parse_kwargs,
     parse_size,
     refuse_missing_folder,
 )
@@ -48,8 +42,8 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def analyze(
-    source: Source = "",
     format: Annotated[Format, typer.Option("--format", "-f", help="How to print the report.")] = Format.rich,
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for memory and arithmetic.")
@@ -70,31 +64,24 @@ def analyze(
     png: Annotated[
         Path | None, typer.Option("--png", metavar="FOLDER", help="Write its pictures there, as PNG.")
     ] = None,
-    arch: Arch = None,
-    model: ModelClass = None,
-    kwargs: ModelKwargs = None,
-    trust: Trust = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    *,
+    model: ModelOptions,
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
-    image, arguments = parse_size(size), parse_kwargs(kwargs)
+    image, arguments = parse_size(size), model.arguments()
     refuse_missing_folder("--html", html)
     _refuse_no_folder("--svg", svg)
     _refuse_no_folder("--png", png)
-    with busy(f"Analyzing {source or model}"):
+    with busy(f"Analyzing {model.name}"):
         from overlap_tool.analysis import analyze as analyze_model
 
-        load_plugins(plugin)
+        load_plugins(model.plugin)
         analysis = analyze_model(
-            source,
+            model.source,
             size=image,
             memory=memory,
             stage=stage,
-            architecture=arch,
-            model_class=model,
-            kwargs=arguments,
-            trust=trust,
+            **arguments,
         )
 
         from overlap_tool import report
@@ -125,6 +112,3 @@ def _refuse_no_folder(option: str, path: Path | None) -> None:
         raise OptionError(
             f"{option} {path}", "the folder above it does not exist", "Make it, or name another"
         )
-
-
-analyze.__doc__ = f"{analyze.__doc__}\n{EXAMPLES}"

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlap_tool.cli.options import (
-    AsJson,
-    Debug,
-    Device,
-    InMemory,
-    Plugin,
-    Quiet,
-    Resume,
-    Tiled,
-    busy,
-    load_plugins,
-    resumable,
-    show_summary,
-    told_on_stderr,
-)
+from overlap_tool.cli.command import command
+from overlap_tool.cli.on_files import FileOptions, Image, InMemory
+
+if TYPE_CHECKING:
+    from overlap_tool.files import Codec, Summary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -34,9 +24,9 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def compress(
-    image: Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")],
-    model: Tiled,
+    image: Image,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.lic if left out.")
     ] = None,
@@ -44,32 +34,16 @@ def compress(
         bool, typer.Option("--check", help="Decode what was written, and tell its PSNR.")
     ] = False,
     in_memory: InMemory = "256MiB",
-    resume: Resume = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    *,
+    files: FileOptions,
 ) -> None:
     """Compress an image file of any size with a wrapped codec."""
-    with busy(f"Loading {model}", quiet):
-        from overlap_tool import files
+
+    def work(codec: Codec, **how: Any) -> Summary:
+        from overlap_tool.files import compress
         from overlap_tool.schedule.choose import parse_bytes
 
-        load_plugins(plugin)
-        codec = files.Codec.load(model, device)
-    with resumable():
-        summary = files.compress(
-            codec,
-            image,
-            output or image.with_suffix(".lic"),
-            in_memory=parse_bytes(in_memory),
-            check=check,
-            resume=resume,
-            quiet=quiet,
-            tell=told_on_stderr(quiet),
-        )
-    show_summary(summary, quiet, as_json)
+        target = output or image.with_suffix(".lic")
+        return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)
 
-
-compress.__doc__ = f"{compress.__doc__}\n{EXAMPLES}"
+    files.do(work)

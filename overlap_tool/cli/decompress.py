@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlap_tool.cli.options import (
-    AsJson,
-    Debug,
-    Device,
-    InMemory,
-    Plugin,
-    Quiet,
-    Resume,
-    Tiled,
-    busy,
-    load_plugins,
-    resumable,
-    show_summary,
-    told_on_stderr,
-)
+from overlap_tool.cli.command import command
+from overlap_tool.cli.on_files import FileOptions, InMemory
+
+if TYPE_CHECKING:
+    from overlap_tool.files import Codec, Summary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -34,9 +24,9 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def decompress(
     coded: Annotated[Path, typer.Argument(help="What overlap-tool compress wrote.", metavar="FILE.lic")],
-    model: Tiled,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -44,31 +34,16 @@ def decompress(
         ),
     ] = None,
     in_memory: InMemory = "256MiB",
-    resume: Resume = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    *,
+    files: FileOptions,
 ) -> None:
     """Decode a compressed image with the checkpoint that wrote it."""
-    with busy(f"Loading {model}", quiet):
-        from overlap_tool import files
+
+    def work(codec: Codec, **how: Any) -> Summary:
+        from overlap_tool.files import decompress
         from overlap_tool.schedule.choose import parse_bytes
 
-        load_plugins(plugin)
-        codec = files.Codec.load(model, device)
-    with resumable():
-        summary = files.decompress(
-            codec,
-            coded,
-            output or coded.with_suffix(".png"),
-            in_memory=parse_bytes(in_memory),
-            resume=resume,
-            quiet=quiet,
-            tell=told_on_stderr(quiet),
-        )
-    show_summary(summary, quiet, as_json)
+        target = output or coded.with_suffix(".png")
+        return decompress(codec, coded, target, in_memory=parse_bytes(in_memory), **how)
 
-
-decompress.__doc__ = f"{decompress.__doc__}\n{EXAMPLES}"
+    files.do(work)

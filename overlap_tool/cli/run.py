@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlap_tool.cli.options import (
-    AsJson,
-    Debug,
-    Device,
-    Plugin,
-    Quiet,
-    Resume,
-    Tiled,
-    busy,
-    load_plugins,
-    resumable,
-    show_summary,
-    told_on_stderr,
-)
-from overlap_tool.errors import OptionError
+from overlap_tool.cli.command import command
+from overlap_tool.cli.on_files import FileOptions, Image
+
+if TYPE_CHECKING:
+    from overlap_tool.files import Codec, Summary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -32,9 +22,9 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def run(
-    image: Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")],
-    model: Tiled,
+    image: Image,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .tif, .zarr, .npy or .png to write.", show_default=False)
     ],
@@ -44,27 +34,14 @@ def run(
             "--dtype", help="uint8, uint16 or float32; the input's if left out. Integers span 0 to 1."
         ),
     ] = None,
-    resume: Resume = False,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    *,
+    files: FileOptions,
 ) -> None:
     """Put an image file of any size through a wrapped network."""
-    with busy(f"Loading {model}", quiet):
-        from overlap_tool import files
-        from overlap_tool.files.plain import DTYPES
 
-        if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"--dtype {dtype}", "is not one", f"Use {', '.join(DTYPES)}")
-        load_plugins(plugin)
-        codec = files.Codec.load(model, device)
-    with resumable():
-        summary = files.run(
-            codec, image, output, dtype=dtype, resume=resume, quiet=quiet, tell=told_on_stderr(quiet)
-        )
-    show_summary(summary, quiet, as_json)
+    def work(codec: Codec, **how: Any) -> Summary:
+        from overlap_tool.files import run
 
+        return run(codec, image, output, dtype=dtype, **how)
 
-run.__doc__ = f"{run.__doc__}\n{EXAMPLES}"
+    files.do(work)

@@ -10,17 +10,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
-    Arch,
-    Debug,
-    ModelClass,
-    ModelKwargs,
-    Plugin,
-    Source,
+    Device,
+    ModelOptions,
     Stage,
-    Trust,
     load_plugins,
-    parse_kwargs,
     parse_size,
     parse_tile,
     refuse_missing_folder,
@@ -44,8 +39,8 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def verify(
-    source: Source = "",
     tile: Annotated[
         str | None,
         typer.Option(
@@ -92,17 +87,13 @@ def verify(
         Path | None,
         typer.Option("--html", metavar="FILE.html", help="Write a page, with pictures of where bits differ."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    arch: Arch = None,
-    model: ModelClass = None,
-    kwargs: ModelKwargs = None,
-    trust: Trust = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    device: Device = "cpu",
+    *,
+    model: ModelOptions,
 ) -> None:
     """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
     tiles = None if tile is None else [parse_tile(part) for part in tile.split(",")]
-    sides, arguments = None if size is None else parse_size(size), parse_kwargs(kwargs)
+    sides, arguments = None if size is None else parse_size(size), model.arguments()
     for option, path in (
         ("--report", report),
         ("--junit", junit),
@@ -115,9 +106,9 @@ def verify(
     from overlap_tool.report.terminal import show_certificate
     from overlap_tool.verification import verify as verify_model
 
-    load_plugins(plugin)
+    load_plugins(model.plugin)
     certificate = verify_model(
-        source,
+        model.source,
         tiles=tiles,
         schedules=_schedules(schedule),  # type: ignore[arg-type]
         size=sides,
@@ -126,10 +117,7 @@ def verify(
         uniform=uniform,
         ablate=ablate,
         device=device,
-        architecture=arch,
-        model_class=model,
-        kwargs=arguments,
-        trust=trust,
+        **arguments,
         progress=_told_on_a_terminal(),
     )
     for path, written in (
@@ -163,6 +151,3 @@ def _schedules(text: str | None) -> list[str] | None:
             "Use stream, tiles or both; for a closed loop, wavefront, raster or both",
         )
     return ["stream", "tiles"] if text == "both" else [text]
-
-
-verify.__doc__ = f"{verify.__doc__}\n{EXAMPLES}"

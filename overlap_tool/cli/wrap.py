@@ -8,17 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
-    Arch,
-    Debug,
-    ModelClass,
-    ModelKwargs,
-    Plugin,
-    Source,
-    Trust,
+    ModelOptions,
     busy,
     load_plugins,
-    parse_kwargs,
     parse_size,
     parse_tile,
 )
@@ -35,8 +29,8 @@ EXAMPLES = """
 """
 
 
+@command(EXAMPLES)
 def wrap(
-    source: Source = "",
     tile: Annotated[
         str | None,
         typer.Option(
@@ -78,27 +72,23 @@ def wrap(
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for the memory shown, and for --memory.")
     ] = "3840x2160",
-    arch: Arch = None,
-    model: ModelClass = None,
-    kwargs: ModelKwargs = None,
-    trust: Trust = False,
-    plugin: Plugin = None,
-    debug: Debug = False,
+    *,
+    model: ModelOptions,
 ) -> None:
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
-    image, arguments = parse_size(size), parse_kwargs(kwargs)
+    image, arguments = parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
-    target = output or _beside(source, model)
-    with busy(f"Wrapping {source or model}"):
+    target = output or _beside(model.source, model.model)
+    with busy(f"Wrapping {model.name}"):
         from overlap_tool import checkpoint, retrofit
         from overlap_tool.report.tables import plan_table
         from overlap_tool.report.terminal import drawn
 
-        load_plugins(plugin)
-        loaded = checkpoint.load(source, architecture=arch, model_class=model, kwargs=arguments, trust=trust)
+        load_plugins(model.plugin)
+        loaded = checkpoint.load(model.source, **arguments)
         if ":" not in loaded.architecture and loaded.architecture not in checkpoint.names():
             raise OptionError(
-                source,
+                model.source,
                 f"a pickled {loaded.architecture} cannot be built again from a file without code",
                 "Save its state_dict, and name its class with --model pkg.module:Class",
             )
@@ -126,6 +116,3 @@ def _beside(source: str, model: str | None) -> Path:
         return path.with_name(f"{path.name.partition('.')[0]}.tiled.pt")
     name = source.removeprefix("zoo:") or (model or "").rpartition(":")[2]
     return Path(f"{name.replace('@', '-')}.tiled.pt")
-
-
-wrap.__doc__ = f"{wrap.__doc__}\n{EXAMPLES}"

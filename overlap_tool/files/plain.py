@@ -42,6 +42,8 @@ def run(
     keeps the network's numbers as they are.
     """
     clock, source, target = Clock(tell), Path(image), Path(output)
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"--dtype {dtype}", "is not one", f"Use {', '.join(DTYPES)}")
     stages = codec.stages
     if len(stages) != 1 or stages[0].module is not codec.model:
         raise OptionError(

@@ -1,0 +1,72 @@
+"""What `compress`, `decompress` and `run` share: a wrapped model, and a long run on files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from overlap_tool.cli.options import Debug, Device, Plugin, busy, load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from overlap_tool.files import Summary
+
+Image = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
+InMemory = Annotated[
+    str,
+    typer.Option(
+        "--in-memory",
+        metavar="256MiB",
+        help="The largest feature map that is kept in memory; larger ones are coded in bands.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What each of them is told beside what it reads and writes."""
+
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model", metavar="MODEL.tiled.pt", help="What overlap-tool wrap wrote.", show_default=False
+        ),
+    ]
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same.")
+    ] = False
+    device: Device = "cpu"
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes, no summary.")] = (
+        False
+    )
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    plugin: Plugin = None
+    debug: Debug = False
+
+    def do(self, work: Callable[..., Summary]) -> None:
+        """Load the model, do the work with it, and show what came of that."""
+        with busy(f"Loading {self.model}", self.quiet):
+            from overlap_tool.files import Codec
+
+            load_plugins(self.plugin)
+            codec = Codec.load(self.model, self.device)
+        try:
+            summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped; --resume goes on from here", highlight=False)
+            raise typer.Exit(130) from None
+        if self.as_json:
+            typer.echo(summary.to_json())
+        elif not self.quiet:
+            typer.echo(summary.to_text())
+
+    def _tell(self, note: str) -> None:
+        if not self.quiet:
+            told = f"[yellow]note:[/yellow] {escape(note)}"
+            Console(stderr=True).print(told, highlight=False, soft_wrap=True)
