@@ -51,7 +51,12 @@ class Head:
 
     @property
     def banded(self) -> bool:
-        return any(len(bands) > 1 for bands in self.bands)
+        return self.most_bands > 1
+
+    @property
+    def most_bands(self) -> int:
+        """That one of its maps is coded in."""
+        return max((len(bands) for bands in self.bands), default=1)
 
     @property
     def frame(self) -> Frame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overlap_tool import __version__
 from overlap_tool.errors import ImageFileError, OptionError
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.job import Job, stamp
-from overlap_tool.files.outputs import open_output, refuse_unwritable
+from overlap_tool.files.outputs import refuse_unwritable
 from overlap_tool.files.pictures import open_picture
 from overlap_tool.files.pixels import Frame, PictureNumbers, channels_read, samples
-from overlap_tool.files.running import Workspace, pour
-from overlap_tool.files.summary import Clock, Summary, peak_memory_bytes
+from overlap_tool.files.running import pour
+from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.lazy import LazyMap
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -66,48 +64,21 @@ def run(
     refuse_unwritable(target, shape, kept)
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))
     made = Frame(*shape, kept)
-    identity = {
-        "command": "run",
-        "tool": __version__,
-        "model": [codec.architecture, codec.weights_sha256],
-        "tiles": asdict(stage.settings),
-        "engine": codec.fingerprint,
-        "input": stamp(source),
-        "dtype": str(kept),
-    }
-    with Job(target, identity, resume) as job:
-        done = job.done.get("image", 0)
-        written = open_output(target, job.folder, shape, kept, begun="image" in job.done)
-        workspace = Workspace(job, 0, quiet, clock.note, "run")
+    task = Task("run", codec, source, target, clock, resume, quiet)
+    with task.job(dtype=str(kept)) as job:
+        output_image = ResumedImage(job, shape, kept)
+        workspace = task.workspace(job, 0, "run")
         numbers = PictureNumbers(str(source), picture, read, grey, codec.device)
         whole = LazyMap(
             numbers, (1, wanted, height, width), torch.float32, codec.device, workspace.taken_whole
         )
 
         def take(start: int, band: Tensor) -> None:
-            durable = written.write(start, samples(band, made))
-            if durable > job.done.get("image", 0):
-                job.mark("image", durable)
+            output_image.take(start, samples(band, made))
 
         with codec.running(workspace):
             result: Any = codec.model(whole)
-            if done < shape[0]:
-                pour(result, take, done)
-        job.finish(written.finish())
-    return Summary(
-        command="run",
-        input=str(source),
-        output=str(target),
-        width=shape[1],
-        height=shape[0],
-        channels=shape[2],
-        sample_bits=8 * kept.itemsize,
-        bytes=None,
-        bits_per_pixel=None,
-        bands=None,
-        psnr=None,
-        resumed=job.resumed,
-        seconds=clock.seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-        notes=clock.notes,
-    )
+            if output_image.done < made.height:
+                pour(result, take, output_image.done)
+        output_image.finish()
+    return task.summary(job, made)

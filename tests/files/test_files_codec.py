@@ -16,7 +16,7 @@ from small_models import small_model, small_survey
 import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import ContainerError, ImageFileError, OptionError
-from overlap_tool.files import Codec, compress, container, decompress
+from overlap_tool.files import Codec, compress, container, decompress, waiting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,10 +159,8 @@ def test_the_multiple_is_the_surveys(architecture) -> None:
 
 
 def test_an_autoregressive_model_tells_how_long_it_takes(tmp_path, monkeypatch) -> None:
-    from overlap_tool.files import codec as module
-
-    monkeypatch.setattr(module, "LONG_WAIT", 0.0)
-    monkeypatch.setattr(module, "TRIALS_NOT_WORTH_IT", 0)
+    monkeypatch.setattr(waiting, "LONG_WAIT", 0.0)
+    monkeypatch.setattr(waiting, "TRIALS_NOT_WORTH_IT", 0)
     np.save(tmp_path / "in.npy", photograph("chelsea", 60, 60))
     notes: list[str] = []
     compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", tell=notes.append)

@@ -15,7 +15,7 @@ from small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint
-from overlap_tool.files import codec as codec_module
+from overlap_tool.files import compressing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,7 +102,7 @@ def test_stopping_by_hand_tells_how_to_go_on(run, folder, monkeypatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(codec_module, "_tell_a_long_wait", interrupted)
+    monkeypatch.setattr(compressing, "tell_a_long_wait", interrupted)
     code, _, err = run(
         "compress", "--model", folder / "it.tiled.pt", folder / "in.png", "-o", folder / "b.lic"
     )

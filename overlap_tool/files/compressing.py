@@ -1,0 +1,112 @@
+"""`compress`: an image file as a `.lic` file.
+
+The model's own `compress` runs, given a map in place of the image. What it codes is what the untouched model
+codes under `exact_kernels()`, and so are its strings.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from overlap_tool.errors import OptionError
+from overlap_tool.files import container
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.container import Head
+from overlap_tool.files.decompressing import decode
+from overlap_tool.files.matching import refuse_impossible
+from overlap_tool.files.pictures import Picture, open_picture, read_rows
+from overlap_tool.files.pixels import Frame, PictureNumbers, channels_read, padding
+from overlap_tool.files.running import Workspace
+from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.task import IN_MEMORY, Task
+from overlap_tool.files.waiting import tell_a_long_wait
+from overlap_tool.lazy import LazyMap
+
+
+def compress(
+    codec: Codec,
+    image: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    in_memory: int = IN_MEMORY,
+    check: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> Summary:
+    """Code an image file as a `.lic` file. `check` decodes it again, and tells the PSNR."""
+    clock, source, target = Clock(tell), Path(image), Path(output)
+    codec.refuse_if_no_codec()
+    if not target.parent.is_dir() or target.is_dir():
+        raise OptionError(
+            f"--output {target}", "cannot be written there", "Name a file in a folder that exists"
+        )
+    picture = open_picture(source)
+    grey = channels_read(str(source), picture, codec.channels)
+    height, width, _ = picture.shape
+    dtype = picture.dtype.newbyteorder("=")
+    frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
+    tell_a_long_wait(codec, frame, clock)
+    task = Task("compress", codec, source, target, clock, resume, quiet)
+    with task.job(memory=in_memory) as job:
+        workspace = task.workspace(job, in_memory, "compress")
+        numbers = PictureNumbers(str(source), picture, frame, grey, codec.device)
+        whole = LazyMap(
+            numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
+        )
+        with codec.running(workspace):
+            coded = codec.model.compress(whole)
+        strings: list[bytes] = []
+        head = Head(
+            architecture=codec.architecture,
+            weights_sha256=codec.weights_sha256,
+            width=width,
+            height=height,
+            channels=picture.shape[2],
+            padding=frame.around,
+            dtype=str(dtype),
+            engine=codec.fingerprint,
+            shape=container.plain(coded["shape"]),
+            strings=container.flat(coded["strings"], strings),
+            bands=tuple(container.bands_of(string) for string in strings),
+        )
+        refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+        made = job.folder / "coded"
+        with made.open("wb") as file:
+            container.write(file, head, strings)
+            file.flush()
+            os.fsync(file.fileno())
+        size = made.stat().st_size
+        psnr = None
+        if check:
+            psnr = _psnr_of(codec, made, picture, frame, task.workspace(job, in_memory, "check"))
+        job.finish(made)
+    return task.summary(job, head.frame, size, head.most_bands, psnr)
+
+
+def _psnr_of(
+    codec: Codec,
+    made: Path,
+    picture: Picture,
+    frame: Frame,
+    workspace: Workspace,
+) -> float:
+    head, strings = container.read(made)
+    squares = 0.0
+
+    def compare(start: int, rows: NDArray[Any]) -> None:
+        nonlocal squares
+        original = read_rows(str(made), picture, start, start + len(rows))
+        squares += float(np.square(rows.astype(np.float64) - original).sum())
+
+    decode(codec, str(made), head, strings, workspace, compare)
+    mean = squares / math.prod(picture.shape)
+    return math.inf if mean == 0 else 10 * math.log10(frame.largest**2 / mean)

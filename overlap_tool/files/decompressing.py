@@ -1,0 +1,92 @@
+"""`decompress`: a `.lic` file as an image file.
+
+The model's own `decompress` runs, and gives a map whose rows are computed as they are written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from overlap_tool.errors import ContainerError
+from overlap_tool.files import container
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding import CodedString
+from overlap_tool.files.container import Head
+from overlap_tool.files.matching import refuse_another_checkpoint, refuse_impossible, tell_another_engine
+from overlap_tool.files.outputs import refuse_unwritable
+from overlap_tool.files.pixels import inner_rows, samples
+from overlap_tool.files.running import Workspace, pour
+from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
+from overlap_tool.files.waiting import tell_a_long_wait
+
+
+def decompress(
+    codec: Codec,
+    coded: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    in_memory: int = IN_MEMORY,
+    resume: bool = False,
+    quiet: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> Summary:
+    """Decode a `.lic` file to an image file."""
+    clock, source, target = Clock(tell), Path(coded), Path(output)
+    codec.refuse_if_no_codec()
+    head, strings = container.read(source)
+    refuse_another_checkpoint(str(source), head, codec)
+    refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+    tell_another_engine(head, codec, clock)
+    shape = (head.height, head.width, head.channels)
+    refuse_unwritable(target, shape, head.frame.dtype)
+    tell_a_long_wait(codec, head.frame, clock)
+    task = Task("decompress", codec, source, target, clock, resume, quiet)
+    with task.job(memory=in_memory) as job:
+        image = ResumedImage(job, shape, head.frame.dtype)
+        workspace = task.workspace(job, in_memory, "decompress")
+        decode(codec, str(source), head, strings, workspace, image.take, image.done)
+        image.finish()
+    return task.summary(job, head.frame, source.stat().st_size, head.most_bands)
+
+
+def decode(
+    codec: Codec,
+    where: str,
+    head: Head,
+    strings: list[CodedString],
+    workspace: Workspace,
+    take: Callable[[int, NDArray[Any]], None],
+    done: int = 0,
+) -> None:
+    """Hand on the decoded image's rows in bands, those from `done` on at least."""
+    frame = head.frame
+    with codec.running(workspace):
+        try:
+            decoded = codec.model.decompress(
+                container.nested(head.strings, strings), container.as_the_model_had(head.shape)
+            )["x_hat"]
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ContainerError(
+                where, f"its model cannot decode it ({type(error).__name__}: {error})", container.AGAIN
+            ) from error
+        if tuple(decoded.shape) != (1, codec.channels, *frame.padded):
+            raise ContainerError(
+                where,
+                f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image",
+                container.AGAIN,
+            )
+
+        def crop(start: int, band: Tensor) -> None:
+            inside, rows = inner_rows(start, samples(band, frame), frame)
+            if len(rows):
+                take(inside, rows)
+
+        if done < frame.height:
+            pour(decoded, crop, done + frame.around[2] if done else 0)

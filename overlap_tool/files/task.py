@@ -1,0 +1,85 @@
+"""What every run on files has: a job that can be resumed, an image or a file that it makes, and a summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.job import Job, stamp
+from overlap_tool.files.outputs import open_output
+from overlap_tool.files.pixels import Frame
+from overlap_tool.files.running import Workspace
+from overlap_tool.files.summary import Clock, Summary, peak_memory_bytes
+
+IN_MEMORY = 256 << 20
+"""The largest map, in bytes, that is an ordinary tensor; larger ones are coded in bands."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command, from a file to a file."""
+
+    command: str
+    codec: Codec
+    source: Path
+    target: Path
+    clock: Clock
+    resume: bool
+    quiet: bool
+
+    def job(self, **settings: Any) -> Job:
+        """`settings` are what else the result depends on."""
+        identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
+        return Job(self.target, identity, self.resume)
+
+    def workspace(self, job: Job, in_memory: int, purpose: str) -> Workspace:
+        return Workspace(job, in_memory, self.quiet, self.clock.note, purpose)
+
+    def summary(
+        self,
+        job: Job,
+        image: Frame,
+        size: int | None = None,
+        bands: int | None = None,
+        psnr: float | None = None,
+    ) -> Summary:
+        return Summary(
+            command=self.command,
+            input=str(self.source),
+            output=str(self.target),
+            width=image.width,
+            height=image.height,
+            channels=image.channels,
+            sample_bits=8 * image.dtype.itemsize,
+            bytes=size,
+            bits_per_pixel=None if size is None else 8 * size / (image.width * image.height),
+            bands=bands,
+            psnr=psnr,
+            resumed=job.resumed,
+            seconds=self.clock.seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            notes=self.clock.notes,
+        )
+
+
+class ResumedImage:
+    """The image that a job makes, in bands; `done` rows of it are on the disk already."""
+
+    def __init__(self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
+        self.job = job
+        self.done = job.done.get("image", 0)
+        self.output = open_output(job.target, job.folder, shape, dtype, begun="image" in job.done)
+
+    def take(self, start: int, rows: NDArray[Any]) -> None:
+        durable = self.output.write(start, rows)
+        if durable > self.done:
+            self.done = durable
+            self.job.mark("image", durable)
+
+    def finish(self) -> None:
+        self.job.finish(self.output.finish())
