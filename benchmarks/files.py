@@ -7,11 +7,14 @@ model's transforms, counted on fake tensors, which have shapes and storages of t
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +28,23 @@ from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 
 MODEL = "mbt2018-mean"
-CASES = ((7680, 4320, "in.npy", 3 << 30), (20000, 20000, "in.zarr", 4 << 30))
-"""Width, height, file, and what the process may hold."""
+
+
+@dataclass(frozen=True)
+class Case:
+    width: int
+    height: int
+    suffix: str
+    limit: int
+    """What the process may hold."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+CASES = (Case(7680, 4320, ".npy", 3 << 30), Case(20000, 20000, ".zarr", 4 << 30))
+HEADINGS = ("image", "command", "peak", "limit", "holds", "tensors of the whole image", "bands", "seconds")
 
 
 def _bands(width: int, height: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -51,15 +69,17 @@ def make_image(path: Path, width: int, height: int) -> None:
         array[start : start + len(rows)] = rows
 
 
-def _measured(command: str, model: Path, source: Path, target: Path) -> dict[str, float]:
+def measured(command: str, model: Path, source: Path, target: Path) -> dict[str, Any] | str:
+    """What the command tells of itself, or why it tells nothing."""
     tool = [sys.executable, "-W", "ignore", "-m", "overlap_tool", command, str(source)]
     done = subprocess.run(
-        [*tool, "--model", str(model), "-o", str(target), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [*tool, "--model", str(model), "-o", str(target), "--json"], capture_output=True, text=True
     )
-    return json.loads(done.stdout)
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    if done.returncode < 0:
+        return f"killed by {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 @torch.no_grad()
@@ -75,42 +95,38 @@ def _whole_image_bytes(width: int, height: int) -> int:
     return max(peaks)
 
 
-def main() -> list[Table]:
-    table = Table(title=f"{MODEL}, tile 256, 32-bit floats: peak resident memory of the process")
-    for heading in (
-        "image",
-        "command",
-        "peak",
-        "limit",
-        "holds",
-        "tensors of the whole image",
-        "bands",
-        "seconds",
-    ):
-        table.add_column(heading)
+def row(case: Case, command: str, told: dict[str, Any] | str, whole: int) -> tuple[str, ...]:
+    first = f"{case.name} {case.suffix}", command
+    limit, beside = f"{case.limit / 2**30:.0f} GiB", f"{whole / 2**30:.1f} GiB"
+    if isinstance(told, str):
+        return (*first, "failed", limit, "NO", beside, "", told)
+    peak = told["peak_memory_bytes"]
+    holds = "yes" if peak < case.limit else "NO"
+    figures = f"{peak / 2**30:.2f} GiB", limit, holds, beside, str(told["bands"]), f"{told['seconds']:.0f}"
+    return (*first, *figures)
+
+
+def main(only: str = "") -> list[Table]:
+    """`only` is the name of a case, such as 7680x4320."""
+    cases = [case for case in CASES if only in ("", case.name)]
+    if not cases:
+        raise SystemExit(f"{only} is none of {', '.join(case.name for case in CASES)}")
+    table = Table(*HEADINGS, title=f"{MODEL}, tile 256, 32-bit floats: peak resident memory of the process")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         loaded = checkpoint.load(f"zoo:{MODEL}")
         tiled = overlap_tool.wrap(loaded.model, tile=256)
-        overlap_tool.save(tiled, folder / "it.tiled.pt", loaded.architecture, loaded.arguments)
-        for width, height, name, limit in CASES:
-            make_image(folder / name, width, height)
-            whole = _whole_image_bytes(width, height)
+        model = folder / "it.tiled.pt"
+        overlap_tool.save(tiled, model, loaded.architecture, loaded.arguments)
+        for case in cases:
+            image, coded = folder / f"in{case.suffix}", folder / "it.lic"
+            make_image(image, case.width, case.height)
+            whole = _whole_image_bytes(case.width, case.height)
             for command, source, target in (
-                ("compress", name, "it.lic"),
-                ("decompress", "it.lic", f"out{Path(name).suffix}"),
+                ("compress", image, coded),
+                ("decompress", coded, folder / f"out{case.suffix}"),
             ):
-                told = _measured(command, folder / "it.tiled.pt", folder / source, folder / target)
-                peak = told["peak_memory_bytes"]
-                table.add_row(
-                    f"{width}x{height} {Path(name).suffix}",
-                    command,
-                    f"{peak / 2**30:.2f} GiB",
-                    f"{limit / 2**30:.0f} GiB",
-                    "yes" if peak < limit else "NO",
-                    f"{whole / 2**30:.1f} GiB",
-                    str(told["bands"]),
-                    f"{told['seconds']:.0f}",
-                )
-                print(f"{width}x{height} {command}: {peak / 2**30:.2f} GiB")
+                table.add_row(*(cells := row(case, command, measured(command, model, source, target), whole)))
+                print(*cells, flush=True)
+            coded.unlink(missing_ok=True)
     return [table]

@@ -13,8 +13,11 @@ from overlap_tool.execute import evaluate_constants, execute_pass, substituted
 from overlap_tool.geometry import Span
 from overlap_tool.network import Barrier, Network, Summary
 from overlap_tool.rules import Operand
-from overlap_tool.schedule.choose import Bands, SegmentPlan, Store
-from overlap_tool.stores import Sink, Source, TensorSink, TensorSource
+from overlap_tool.schedule.choose import Bands, SegmentPlan
+from overlap_tool.stores import Kept, Sink, Source, TensorSink
+
+Keep = Callable[[int, int], Kept]
+"""From the height and width of a map between passes to what keeps it."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,15 @@ def run(
     parts: Sequence[SegmentPlan],
     source: Source,
     sink: Sink,
-    store: Store = "device",
+    keep: Keep = TensorSink,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute the stage on all of `source` into `sink`; in between, maps lie in stores of the given kind.
+    """Compute the stage on all of `source` into `sink`; in between, maps lie in what `keep` makes for them.
 
     Every map is computed in one pass only.
     """
-    for _ in one_by_one(network, parts, source, sink, store, batch, after_tile):
+    for _ in one_by_one(network, parts, source, sink, keep, batch, after_tile):
         pass
 
 
@@ -50,7 +53,7 @@ def one_by_one(
     parts: Sequence[SegmentPlan],
     source: Source,
     sink: Sink,
-    store: Store = "device",
+    keep: Keep = TensorSink,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> Iterator[Pass]:
@@ -65,7 +68,7 @@ def one_by_one(
         at_hand = {first: source, **stored}
         given = {map: at_hand[map] for map in at_hand if map in part.segment.network.index}
         yield Pass(part, given, values)
-        stored |= _run_segment(network.output, part, given, values, sink, store, batch, after_tile)
+        stored |= _run_segment(network.output, part, given, values, sink, keep, batch, after_tile)
         _reduce(part, {first: source, **stored}, values)
         for map in part.segment.dropped:
             stored.pop(map, None)
@@ -78,7 +81,7 @@ def _run_segment(
     given: dict[str, Source],
     values: dict[str, Any],
     sink: Sink,
-    store: Store,
+    keep: Keep,
     batch: int,
     after_tile: Callable[[], None],
 ) -> dict[str, Source]:
@@ -87,13 +90,13 @@ def _run_segment(
     if not part.segment.computes:
         return {}
     made = {
-        map: TensorSink(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]], store)
+        map: keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
         for map in part.segment.stored
     }
     sinks: dict[str, Sink] = {output: sink, **made}
     execute_pass(network, part.rows, part.columns, given, sinks, values, batch, after_tile)
     device = next(iter(given.values())).read(Span(0, 1), Span(0, 1)).device
-    return {map: TensorSource(each.result(), device) for map, each in made.items()}
+    return {map: each.source(device) for map, each in made.items()}
 
 
 def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -98,7 +99,7 @@ class TiledForward:
                 plan.segments,
                 TensorSource(whole, device),
                 sink,
-                self.settings.store,
+                partial(TensorSink, store=self.settings.store),
                 self.settings.batch,
                 progress.advance,
             )

@@ -34,6 +34,12 @@ class Sink(Protocol):
     def write(self, rows: Span, columns: Span, values: Tensor) -> None: ...
 
 
+class Kept(Sink, Protocol):
+    """A map that is written, and read when all of it is there."""
+
+    def source(self, device: torch.device) -> Source: ...
+
+
 class TensorSource:
     """A tensor, on the computing device or elsewhere.
 
@@ -102,6 +108,9 @@ class TensorSink:
         if self.copies is not None:
             self.copies.synchronize()
         return self.whole
+
+    def source(self, device: torch.device) -> Source:
+        return TensorSource(self.result(), device)
 
 
 def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -76,3 +76,44 @@ class ThirdPartyCodec(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         latent, _ = self.latent(self.encode(x))
         return self.restore["up"](self.mix(latent))
+
+
+class Excitation(nn.Module):
+    """Squeeze and excitation as it is usually written."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.layers = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        y = self.pool(x).view(b, c)
+        y = self.layers(y).view(b, c, 1, 1)
+        return x * y.expand_as(x)
+
+
+class TwoBarriers(nn.Module):
+    """At full and at half size, with a branch around the first and an upsampling after the second."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.first = Excitation(width)
+        self.down = nn.Conv2d(width, width, 5, stride=2, padding=2)
+        self.mix = nn.Conv2d(width, width, 3)
+        self.side = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        head = self.head(x)
+        y = self.down(self.first(head))
+        scale = self.mix(F.adaptive_avg_pool2d(y, 3)).sigmoid()
+        return self.up(y * scale + self.side(head))
+
+
+def two_barriers() -> TwoBarriers:
+    torch.manual_seed(3)
+    return TwoBarriers().eval()

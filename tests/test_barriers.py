@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import TwoBarriers, two_barriers
 from random_networks import Case, cases
 from test_executed_macs import counted
 from torch import Tensor, nn
@@ -45,7 +47,8 @@ def in_passes(
     """By tiles of this width and height of the input."""
     parts = plan_segments(network, Fraction(1), (x.shape[-2], x.shape[-1]), schedule, tile, uniform)
     sink = TensorSink(parts[-1].rows.sizes[-1], parts[-1].columns.sizes[-1])
-    passes.run(network, parts, TensorSource(x, x.device), sink, store, batch)
+    keep = partial(TensorSink, store=store)
+    passes.run(network, parts, TensorSource(x, x.device), sink, keep, batch)
     return sink.result()
 
 
@@ -110,47 +113,6 @@ def test_passes_are_the_full_image_bit_for_bit_in_single_precision(case, down, a
 
 
 # --- one network, by hand -----------------------------------------------------------------------------------
-
-
-class Excitation(nn.Module):
-    """Squeeze and excitation as it is usually written."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.layers = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, _, _ = x.size()
-        y = self.pool(x).view(b, c)
-        y = self.layers(y).view(b, c, 1, 1)
-        return x * y.expand_as(x)
-
-
-class TwoBarriers(nn.Module):
-    """At full and at half size, with a branch around the first and an upsampling after the second."""
-
-    def __init__(self, width: int = 6) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.first = Excitation(width)
-        self.down = nn.Conv2d(width, width, 5, stride=2, padding=2)
-        self.mix = nn.Conv2d(width, width, 3)
-        self.side = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        head = self.head(x)
-        y = self.down(self.first(head))
-        scale = self.mix(F.adaptive_avg_pool2d(y, 3)).sigmoid()
-        return self.up(y * scale + self.side(head))
-
-
-def two_barriers() -> TwoBarriers:
-    torch.manual_seed(3)
-    return TwoBarriers().eval()
 
 
 def test_a_stage_is_cut_after_every_barrier_and_stores_what_later_passes_read():
@@ -409,5 +371,5 @@ def test_a_barrier_whose_bits_depend_on_the_bands_is_blamed():
 
 def test_a_wrapped_file_names_no_overlap_of_a_stage_with_barriers(tmp_path):
     wrapped = overlap_tool.wrap(two_barriers(), tile=16)
-    overlap_tool.save(wrapped, tmp_path / "two.pt", "test_barriers:TwoBarriers", {})
+    overlap_tool.save(wrapped, tmp_path / "two.pt", "networks:TwoBarriers", {})
     assert torch.load(tmp_path / "two.pt", weights_only=True)["overlaps"] == {}

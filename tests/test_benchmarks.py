@@ -7,6 +7,7 @@ import importlib
 import pytest
 from rich.table import Table
 
+from benchmarks import files
 from benchmarks.__main__ import NAMES, README
 from benchmarks.markdown import as_markdown, quoted
 
@@ -44,3 +45,21 @@ def test_rows_are_quoted_from_the_results(tmp_path):
 def test_the_readme_quotes_the_results_as_they_are():
     page = README.read_text()
     assert quoted(page, README.parent) == page
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_tells_why(tmp_path):
+    assert "none.pt" in files.measured("compress", tmp_path / "none.pt", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_case_that_fails_is_a_row_that_says_so():
+    case, told = files.Case(64, 48, ".npy", 1 << 30), "killed by SIGKILL"
+    assert files.row(case, "compress", told, 1 << 30) == (
+        *("64x48 .npy", "compress", "failed", "1 GiB", "NO", "1.0 GiB", ""),
+        told,
+    )
+    found = {"peak_memory_bytes": 1 << 29, "bands": 2, "seconds": 3.4}
+    assert files.row(case, "compress", found, 2 << 30)[2:] == (
+        *("0.50 GiB", "1 GiB", "yes", "2.0 GiB"),
+        *("2", "3"),
+    )

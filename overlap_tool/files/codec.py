@@ -17,6 +17,7 @@ from overlap_tool.checkpoint import hash_weights
 from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.errors import OptionError
 from overlap_tool.files.coding import coded_in_pieces
+from overlap_tool.files.raster import raster_in_bands
 from overlap_tool.files.running import Workspace
 from overlap_tool.kernels import engine
 from overlap_tool.retrofit import TiledForward, restore, tiled_stages
@@ -103,6 +104,7 @@ class Codec:
             stack.enter_context(engine(self.stages[0].settings.engine))
             stack.enter_context(workspace.running())
             stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture))
+            stack.enter_context(raster_in_bands(self.model, workspace, self.architecture))
             yield
 
 

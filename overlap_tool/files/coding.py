@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,31 @@ class CodedString(bytes):
         for band in self.bands:
             yield band, self[start : start + band.length]
             start += band.length
+
+
+def as_coded(string: bytes, height: int, where: str) -> CodedString:
+    """A string for a map of this height; one that knows of no bands is one band."""
+    bands = string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
+    if len(bands) == 1 and bands[0].rows == 0:
+        bands = (replace(bands[0], rows=height),)
+    if sum(band.rows for band in bands) != height or sum(band.length for band in bands) != len(string):
+        raise ContainerError(where, "its bands are not those of this map", "Compress the image again")
+    return CodedString.of([string], bands)
+
+
+def check_symbols(band: Band, found: str, where: str) -> None:
+    if band.symbols not in ("", found):
+        raise ContainerError(
+            where,
+            "its symbols are not those that were written: another engine coded it, or it was altered",
+            "Decode it with the versions of overlap-tool and torch that wrote it, on such a machine",
+        )
+
+
+def rows_of_a_band(limit: int, channels: int, width: int) -> int:
+    """Of a map with so many channels and columns, where so many bytes may be in memory."""
+    symbols = min(SYMBOLS_IN_A_BAND, limit // BYTES_OF_A_SYMBOL)
+    return max(1, symbols // max(1, channels * width))
 
 
 @contextmanager
@@ -103,8 +128,7 @@ class _Coder:
         original = type(self.model).build_indexes
         if not isinstance(scales, LazyMap):
             return original(self.model, scales)
-        numbers = _Indexes(lambda piece: original(self.model, piece), scales)
-        return LazyMap(numbers, tuple(scales.shape), torch.int32, scales.device, scales.tell)
+        return scales.each(lambda piece: original(self.model, piece), torch.int32)
 
     def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[CodedString]:
         self.model._check_cdf_size()
@@ -114,8 +138,7 @@ class _Coder:
             raise ValueError("`inputs` and `indexes` should have the same size.")
         height = inputs.shape[2] if inputs.ndim > 2 else 1
         lazy = any(isinstance(one, LazyMap) for one in (inputs, indexes, means))
-        symbols_at_most = min(SYMBOLS_IN_A_BAND, self.workspace.limit // BYTES_OF_A_SYMBOL)
-        rows = max(1, symbols_at_most // (inputs.shape[1] * inputs.shape[-1])) if lazy else height
+        rows = rows_of_a_band(self.workspace.limit, inputs.shape[1], inputs.shape[-1]) if lazy else height
         strings = []
         for image in range(inputs.shape[0]):
             parts, bands = [], []
@@ -153,17 +176,7 @@ class _Coder:
         self, string: bytes, image: int, indexes: Tensor, means: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         height = indexes.shape[2] if indexes.ndim > 2 else 1
-        coded = (
-            string
-            if isinstance(string, CodedString)
-            else CodedString.of([string], [Band(height, len(string), "")])
-        )
-        if sum(band.rows for band in coded.bands) != height or sum(b.length for b in coded.bands) != len(
-            coded
-        ):
-            raise ContainerError(
-                self.where, "its bands are not those of this map", "Compress the image again"
-            )
+        coded = as_coded(string, height, self.where)
         if len(coded.bands) == 1:
             return self._decode_rows(
                 coded.bands[0], bytes(coded), image, Span(0, height), indexes, means, dtype
@@ -190,12 +203,7 @@ class _Coder:
         dtype: torch.dtype,
     ) -> Tensor:
         symbols, digest = self._decode(string, _rows(indexes, image, rows)[0])
-        if band.symbols not in ("", digest):
-            raise ContainerError(
-                self.where,
-                "its symbols are not those that were written: another engine coded it, or it was altered",
-                "Decode it with the versions of overlap-tool and torch that wrote it, on such a machine",
-            )
+        check_symbols(band, digest, self.where)
         offsets = None if means is None else _rows(means, image, rows)
         return self.model.dequantize(symbols[None], offsets, dtype)
 
@@ -235,20 +243,6 @@ class _Coder:
         form = (1, -1, *[1] * (len(shape) - 2))
         numbers = torch.arange(shape[1], dtype=torch.int32, device=medians.device)
         return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
-
-
-class _Indexes:
-    """The tables that scales ask for, when they are read."""
-
-    def __init__(self, build: Callable[[Tensor], Tensor], scales: LazyMap) -> None:
-        self.build = build
-        self.scales = scales.numbers
-
-    def read(self, rows: Span, columns: Span) -> Tensor:
-        return self.build(self.scales.read(rows, columns))
-
-    def pour(self, sink: Any, start: int) -> None:
-        raise NotImplementedError("indexes are read, and not poured")
 
 
 def _rows(values: Tensor, image: int, rows: Span) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.pictures import FLATTEN, Picture, read_rows
 from overlap_tool.geometry import Span
-from overlap_tool.stores import Sink
 
 Padding = tuple[int, int, int, int]
 """Columns on the left and right, rows on top and at the bottom."""
@@ -84,9 +83,6 @@ class PictureNumbers:
             ]
         # torch sees these strides as channels last, in which convolutions need not reorder
         return (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)[None].to(self.device)
-
-    def pour(self, sink: Sink, start: int) -> None:
-        raise NotImplementedError("a picture is read, and not poured")
 
     def _samples(self, rows: Span) -> NDArray[Any]:
         if self.band is None or rows.start < self.rows.start or rows.stop > self.rows.stop:

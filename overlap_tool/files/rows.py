@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,14 +39,37 @@ class RowsFile:
             _fill(file, memoryview(values.reshape(-1).view(np.uint8).data))
         return values
 
-    def write(self, start: int, rows: NDArray[Any]) -> None:
-        """On the disk when this returns."""
+    def write(self, start: int, rows: NDArray[Any], durable: bool = True) -> None:
+        """On the disk when this returns, if `durable`."""
         with self.path.open("r+b", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
             left = memoryview(np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data)
             while left:
                 left = left[file.write(left) :]
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
+
+
+class MapFile:
+    """A map in a file, row by row, and in each row channel by channel."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        channels, height, width = shape
+        numbers = torch.empty(0, dtype=dtype).numpy().dtype
+        self.file = RowsFile(path, (height, channels, width), numbers)
+
+    def write(self, start: int, band: Tensor, durable: bool = True) -> None:
+        self.file.write(start, band[0].transpose(0, 1).cpu().numpy(), durable)
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        channels, width = self.file.shape[1:]
+        if columns == (0, width):
+            values = self.file.read(rows.start, rows.stop)
+        else:  # never more than a row of what is not asked for
+            values = np.empty((rows.length, channels, columns.length), self.file.dtype)
+            for place, row in enumerate(range(rows.start, rows.stop)):
+                values[place] = self.file.read(row, row + 1)[0, :, columns.start : columns.stop]
+        return torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1)))[None]
 
 
 class Bands:

@@ -7,27 +7,32 @@ computed and put in a file, and one that is larger is computed again, rows by ro
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from overlap_tool import passes
+from overlap_tool import deferred, passes
+from overlap_tool.deferred import InMemory, Numbers, origins
 from overlap_tool.files.job import Job
-from overlap_tool.files.rows import Bands, RowsFile
+from overlap_tool.files.rows import Bands, MapFile
 from overlap_tool.geometry import Span
-from overlap_tool.lazy import InMemory, LazyMap, Numbers
+from overlap_tool.lazy import LazyMap, LazyZeros
 from overlap_tool.progress import TileProgress
 from overlap_tool.retrofit import TiledForward, stages_run_by
-from overlap_tool.schedule.choose import Shape, StagePlan, Store, plan_stage
+from overlap_tool.schedule.choose import Shape, StagePlan, plan_stage
 from overlap_tool.schedule.plan import AxisPlan, stream
 from overlap_tool.stores import Sink, Source, TensorSink, TensorSource
 
 BLOCK_BYTES = 64 << 20
-"""What is computed, and kept, at once of a map that is computed when it is read."""
+"""What is computed, and kept, at most at once of a map that is computed when it is read."""
 
 BAND = 1024
 """Rows of the image for which a budget of memory chooses the tile: whole maps are not in memory here."""
@@ -53,17 +58,26 @@ class Workspace:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, stages run as this module says."""
-        with stages_run_by(self.run):
+        """Inside, stages run as this module says, and zeros that are too many for memory are a map."""
+        with stages_run_by(self.run), LazyZeros(self.limit, self.taken_whole):
             yield
 
     def run(self, stage: TiledForward, whole: Tensor) -> Tensor:
         lazy = isinstance(whole, LazyMap)
-        source: Source = whole if isinstance(whole, LazyMap) else TensorSource(whole, _device(stage, whole))
+        source: Source = (
+            self._at_rest(stage.name, whole)
+            if isinstance(whole, LazyMap)
+            else TensorSource(whole, _device(stage, whole))
+        )
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
-        numbers = StageNumbers(stage, source, shape, "disk" if lazy else stage.settings.store, self.quiet)
-        size = numbers.channels * numbers.height * numbers.width
         as_fine_as_the_image = stage.input_scale * stage.network.rows.scale >= 1
+        keep: passes.Keep = (
+            partial(BetweenPasses, self.job.folder)
+            if shape.images == 1 and (lazy or as_fine_as_the_image)
+            else partial(TensorSink, store=stage.settings.store)
+        )
+        numbers = StageNumbers(stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet)
+        size = numbers.channels * numbers.height * numbers.width
         small = size * whole.element_size() <= self.limit and not (as_fine_as_the_image and lazy)
         stored_at_once = (lazy and size <= whole.numel()) or (numbers.barriers and not small)
         if shape.images == 1 and stored_at_once and not as_fine_as_the_image:
@@ -88,13 +102,22 @@ class Workspace:
             return self._lazy(numbers, shape, like)
         return numbers.read(Span(0, size.height), Span(0, size.width)).to(like.device)
 
+    def _at_rest(self, reader: str, whole: LazyMap) -> LazyMap:
+        """The map as it is now; in a file first if reading it computes a stage, over and over by tiles."""
+        if not any(isinstance(origin, StageNumbers) for origin in origins(whole.numbers)):
+            return whole.snapshot()
+        _, channels, height, width = whole.shape
+        stored = self.store(f"{reader}-input", (channels, height, width), whole.dtype)
+        pour(whole, stored.take, stored.done)
+        return self._lazy(stored, whole.shape, whole)
+
     def _lazy(self, numbers: Numbers, shape: tuple[int, ...], like: Tensor) -> LazyMap:
         return LazyMap(numbers, shape, like.dtype, like.device, self.taken_whole)
 
-    def taken_whole(self, one: LazyMap) -> None:
+    def taken_whole(self, one: LazyMap, function: str) -> None:
         if one.bytes > self.limit:
             self.tell(
-                f"the model's own code needs a whole map of {one.bytes / 2**20:.0f} MiB: "
+                f"the model's own code needs a whole map of {one.bytes / 2**20:.0f} MiB ({function}): "
                 "memory is not bounded"
             )
 
@@ -104,12 +127,18 @@ class StageNumbers:
     in stores."""
 
     def __init__(
-        self, stage: TiledForward, source: Source, shape: Shape, between: Store, quiet: bool
+        self,
+        stage: TiledForward,
+        source: Source,
+        shape: Shape,
+        keep: passes.Keep,
+        block_bytes: int,
+        quiet: bool,
     ) -> None:
         self.stage = stage
         self.source = source
         self.shape = shape
-        self.between: Store = between
+        self.keep = keep
         self.quiet = quiet
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
@@ -118,7 +147,7 @@ class StageNumbers:
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
         band_bytes = self.channels * self.width * shape.itemsize * self.cuts[0].length
-        self.at_once = len(self.cuts) if self.barriers else max(1, BLOCK_BYTES // band_bytes)
+        self.at_once = len(self.cuts) if self.barriers else max(1, block_bytes // band_bytes)
         self.block: tuple[int, Tensor] | None = None
 
     def pour(self, sink: Sink, start: int) -> None:
@@ -153,13 +182,15 @@ class StageNumbers:
         if not self.barriers:
             segments = (replace(segments[0], rows=self._rows(segments[0].rows, cuts)),)
         settings = self.stage.settings
-        with TileProgress(self.stage.name, sum(part.tiles for part in segments), quiet) as progress:
+        tiles = sum(part.tiles for part in segments)
+        with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
+            # what a rule computes with are tensors, however many zeros they hold
             passes.run(
                 self.stage.network,
                 segments,
                 self.source,
                 sink,
-                self.between,
+                self.keep,
                 settings.batch,
                 progress.advance,
             )
@@ -172,32 +203,59 @@ class StageNumbers:
 
 
 class Stored:
-    """A map in a file, row by row, and in each row channel by channel; `done` rows of it are there."""
+    """A map in a file of a job; `done` rows of it are there."""
 
     def __init__(self, job: Job, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        channels, self.height, self.width = shape
+        _, self.height, self.width = shape
         self.job = job
         self.name = name
         self.done = job.done.get(name, 0)
-        numbers = torch.empty(0, dtype=dtype).numpy().dtype
-        self.file = RowsFile(job.folder / name, (self.height, channels, self.width), numbers)
+        self.map = MapFile(job.folder / name, shape, dtype)
         if not self.done:
-            self.file.path.unlink(missing_ok=True)
-            self.file.create()
+            self.map.file.path.unlink(missing_ok=True)
+            self.map.file.create()
 
     def take(self, start: int, band: Tensor) -> None:
-        self.file.write(start, band[0].transpose(0, 1).cpu().numpy())
+        self.map.write(start, band)
         self.done = start + band.shape[-2]
         self.job.mark(self.name, self.done)
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        values = self.file.read(rows.start, rows.stop)[..., columns.start : columns.stop]
-        return torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1)))[None]
+        return self.map.read(rows, columns)
 
-    def pour(self, sink: Sink, start: int) -> None:
-        for row in range(start, self.height, BAND):
-            rows, columns = Span(row, min(row + BAND, self.height)), Span(0, self.width)
-            sink.write(rows, columns, self.read(rows, columns))
+
+class BetweenPasses:
+    """A map that a stage with barriers stores, in a file that is gone when nobody can read it any more."""
+
+    def __init__(self, folder: Path, height: int, width: int) -> None:
+        self.folder = folder
+        self.size = height, width
+        self.bands = Bands(width, self._take)
+        self.map: MapFile | None = None
+        self.device = torch.device("cpu")
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        self.bands.write(rows, columns, values)
+
+    def source(self, device: torch.device) -> BetweenPasses:
+        self.device = device
+        return self
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        assert self.map is not None
+        return self.map.read(rows, columns).to(self.device)
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        """Nothing is fetched ahead."""
+
+    def _take(self, start: int, band: Tensor) -> None:
+        if self.map is None:
+            handle, name = tempfile.mkstemp(prefix="between-passes-", dir=self.folder)
+            os.close(handle)
+            self.map = MapFile(Path(name), (band.shape[1], *self.size), band.dtype)
+            self.map.file.create()
+            weakref.finalize(self, Path(name).unlink, missing_ok=True)
+        self.map.write(start, band, durable=False)
 
 
 Sized = StageNumbers | Stored
@@ -206,7 +264,8 @@ Sized = StageNumbers | Stored
 def pour(values: Tensor, take: Callable[[int, Tensor], None], start: int = 0) -> None:
     """Hand on all rows of a map from `start` on, in bands."""
     numbers = values.numbers if isinstance(values, LazyMap) else InMemory(values)
-    numbers.pour(Bands(values.shape[-1], take), start)
+    height, width = values.shape[-2:]
+    deferred.pour(numbers, (height, width), Bands(width, take), start)
 
 
 def _plan(stage: TiledForward, shape: Shape) -> StagePlan:

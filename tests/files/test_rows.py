@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from overlap_tool.files.rows import Bands, RowsFile
+from overlap_tool.files.rows import Bands, MapFile, RowsFile
 from overlap_tool.geometry import Span
 
 WHOLE = torch.arange(12 * 10.0).reshape(1, 1, 12, 10)
@@ -44,6 +44,18 @@ def test_rows_in_a_file(tmp_path) -> None:
     file.write(0, values[:3])
     assert np.array_equal(file.read(2, 6), values[2:6])
     assert (tmp_path / "rows").read_bytes() == b"head" + values.tobytes()
+
+
+@pytest.mark.parametrize("columns", [(0, 5), (1, 4), (4, 5)])
+def test_a_map_in_a_file(tmp_path, columns) -> None:
+    values = torch.arange(7 * 5 * 3.0).reshape(1, 3, 7, 5)
+    file = MapFile(tmp_path / "map", (3, 7, 5), torch.float32)
+    file.file.create()
+    file.write(4, values[:, :, 4:])
+    file.write(0, values[:, :, :4], durable=False)
+    found = file.read(Span(2, 6), Span(*columns))
+    assert torch.equal(found, values[:, :, 2:6, slice(*columns)])
+    assert file.read(Span(3, 3), Span(0, 5)).shape == (1, 3, 0, 5)
 
 
 def test_a_file_that_was_cut_off(tmp_path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from networks import PlainCnn
-from photographs import codec, photograph
+from networks import PlainCnn, two_barriers
+from photographs import LiveMemory, codec, photograph
 from torch import nn
 
 import overlap_tool
@@ -68,6 +68,31 @@ def test_floats_are_the_networks_numbers(tmp_path) -> None:
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected[0].permute(1, 2, 0).numpy())
     run(wrapped, tmp_path / "in.npy", tmp_path / "out16.npy")
     assert np.array_equal(np.load(tmp_path / "out16.npy"), _rounded(expected, np.uint16))
+
+
+@pytest.mark.parametrize("options", [{"tile": 16}, {"tile": 16, "schedule": "tiles"}, {"memory": "1MiB"}])
+def test_a_network_with_means_of_whole_maps(tmp_path, options) -> None:
+    """In passes, with the maps between them in files."""
+    model, wrapped = _wrapped(two_barriers(), **options)
+    pixels = photograph("chelsea", 74, 102)
+    np.save(tmp_path / "in.npy", pixels)
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy", dtype="float32")
+    expected = _expected(model, pixels)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected[0].permute(1, 2, 0).numpy())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy"]
+
+
+def test_memory_does_not_grow_with_the_image_whatever_lies_between_passes(tmp_path) -> None:
+    _, wrapped = _wrapped(two_barriers(), tile=16)
+    tall = np.tile(photograph("chelsea", 128, 64), (3, 1, 1))
+    peaks = []
+    for height in (64, 128, 384):  # the first time, the network is traced
+        np.save(tmp_path / "in.npy", tall[:height])
+        with LiveMemory() as live:
+            run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy")
+        peaks.append(live.peak)
+    sums_of_rows = 6 * (384 - 128) * 4
+    assert peaks[2] <= peaks[1] + 2 * sums_of_rows, peaks
 
 
 def test_grey_goes_into_a_network_for_colours(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import overlap_tool
 from overlap_tool import analyze, checkpoint, cli, exact_kernels
 from overlap_tool.errors import UnknownOpError
+from overlap_tool.files import Codec, compress, decompress
 from overlap_tool.rules import Call, Operand
 from overlap_tool.segments import cut
 from overlap_tool.stages import survey
@@ -156,6 +158,25 @@ def test_tiles_give_the_whole_images_bits_and_bytes(name):
         assert torch.equal(tiled(x)["x_hat"], full["x_hat"]), schedule
         assert tiled.compress(x[:1])["strings"] == stream["strings"], schedule
         assert torch.equal(tiled.decompress(**stream)["x_hat"], decoded), schedule
+
+
+@torch.no_grad()
+def test_files_with_nothing_in_memory_but_a_band(tmp_path):
+    """Kernels from whole maps, pass by pass, and ELIC's groups and checkerboards: all maps lie in files."""
+    model = small("llic-elic")
+    pixels = np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
+    np.save(tmp_path / "in.npy", pixels)
+    image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with exact_kernels():
+        decoded = model.decompress(**model.compress(image))["x_hat"]
+    wrapped = Codec(overlap_tool.wrap(model, tile=32), "llic-elic", "", "llic")
+    notes: list[str] = []
+    told = compress(wrapped, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=1000, tell=notes.append)
+    decompress(wrapped, tmp_path / "it.lic", tmp_path / "out.npy", in_memory=1000, tell=notes.append)
+    expected = torch.round(decoded[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert (told.bands or 0) > 1
+    assert notes == []
 
 
 def test_a_transform_takes_a_pass_more_for_every_block():
