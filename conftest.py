@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from overlap_tool import checkpoint, cli, plugins
+from overlap_tool.kernels import trial
 
 # A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
 # else, and by `make test-slow`.
@@ -37,6 +38,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def _untried() -> Iterator[None]:
+    """Every layer is tried anew, and what came of it is forgotten."""
+    trial.choose.cache_clear()
+    yield
+    trial.choose.cache_clear()
 
 
 @pytest.fixture(params=checkpoint.names())

@@ -90,3 +90,7 @@ class ContainerError(OverlapToolError):
 
 class ExactnessError(OverlapToolError):
     """Something of which the exact engine cannot promise the bits."""
+
+
+class SlowKernelWarning(UserWarning):
+    """A layer that the exact engine has to compute by a slower kernel, with the same bits."""

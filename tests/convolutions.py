@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
 from overlap_tool.kernels import emulation
@@ -87,3 +89,39 @@ def chain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) ->
     """Every output by the emulation."""
     arrays = (None if t is None else t.cpu().numpy() for t in (x, weight, bias))
     return torch.from_numpy(emulation.convolution(*arrays, *geometry))
+
+
+def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
+    """`F.conv_transpose2d` by the emulation: the convolution of the input with zeros between its samples and
+    the kernel turned round. Zeros do not change a chain, so this is the same chain."""
+    kernel = weight.shape[-2:]
+    spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[-2:], stride, strict=True)))
+    spread[..., :: stride[0], :: stride[1]] = x
+    around = []
+    for k, d, p, o in reversed(list(zip(kernel, dilation, padding, output_padding, strict=True))):
+        around += [d * (k - 1) - p, d * (k - 1) - p + o]
+    turned = weight.flip(-2, -1).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return chain(F.pad(spread, around), turned, bias, ((1, 1), dilation, groups))
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def layers(draw) -> tuple[Tensor, Tensor, Tensor | None, dict]:
+    """Samples, weights, bias and the options of `F.conv2d`."""
+    depthwise = draw(st.integers(0, 5)) == 0
+    groups = draw(st.sampled_from([3, 17, 70]) if depthwise else st.sampled_from([1, 1, 1, 2, 5]))
+    channels = groups * (1 if depthwise else draw(st.sampled_from([1, 2, 5, 16, 33])))
+    outputs = groups * (1 if depthwise else draw(st.sampled_from([1, 3, 12, 16, 31, 65, 130])))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dilation = draw(pairs)
+    size = [d * (k - 1) + draw(st.integers(1, 9)) for d, k in zip(dilation, kernel, strict=True)]
+    size[1] += draw(st.sampled_from([0, 0, 48, 53]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x = torch.randn(draw(st.sampled_from([1, 3])), channels, *size, generator=generator)
+    x = LAYOUTS[draw(st.sampled_from(["rows", "channels last", "some channels", "columns"]))](x)
+    weight = torch.randn(outputs, channels // groups, *kernel, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
+    options = {"stride": draw(pairs), "dilation": dilation, "groups": groups}
+    return x, weight, bias, options | {"padding": draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convolutions import CASES, Case, chain, operands
 from small_models import small_model
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import overlap_tool
-from overlap_tool.kernels import cpu, cuda
+from overlap_tool.errors import SlowKernelWarning
+from overlap_tool.kernels import cpu, cuda, elementwise, trial
 from overlap_tool.retrofit import Shape, tiled_stages
 
 if not torch.cuda.is_available():
@@ -79,12 +82,46 @@ def test_a_convolution_is_the_chain_bit_for_bit(name: str) -> None:
     assert torch.equal(found, cpu.convolve(x, weight, bias, *geometry))
 
 
+@pytest.mark.parametrize("name", [*CASES, *LARGE])
+@pytest.mark.parametrize("kernel", [cuda, elementwise])
+def test_every_layer_passes_its_trial(kernel, name: str) -> None:
+    x, weight, _, geometry = operands({**CASES, **LARGE}[name])
+    assert trial.fault(kernel, trial.Layer.of(x.cuda(), weight.shape, *geometry)) == ""
+
+
+@pytest.mark.parametrize("name", [*CASES, *LARGE])
+def test_elementwise_operations_are_the_chain_bit_for_bit(name: str) -> None:
+    x, weight, bias, geometry = operands({**CASES, **LARGE}[name])
+    found = elementwise.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
+    assert torch.equal(found, chain(x, weight, bias, geometry))
+
+
+@pytest.mark.usefixtures("_untried")
+@pytest.mark.parametrize("broken", ["one bit off", "no Triton"])
+def test_a_layer_whose_kernel_is_broken_has_the_same_bits(monkeypatch, broken: str) -> None:
+    x, weight, bias, _ = operands(CASES["3x3"])
+    right = cuda.convolve
+    if broken == "no Triton":
+        monkeypatch.setitem(sys.modules, "overlap_tool.kernels.triton_chain", None)
+        cuda._triton_chain.cache_clear()
+    else:
+        monkeypatch.setattr(cuda, "convolve", lambda *args: right(*args).mul_(1 + 2.0**-23))
+    with overlap_tool.exact_kernels(), trial.fallbacks() as slow:
+        with pytest.warns(SlowKernelWarning, match="on cuda:0: "):
+            found = F.conv2d(*on_gpu(x, weight, bias), stride=2, padding=1)
+        expected = F.conv2d(x, weight, bias, stride=2, padding=1)
+    cuda._triton_chain.cache_clear()
+    assert len(slow) == 1
+    assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("kernel", [cuda, elementwise])
 @pytest.mark.parametrize("small", [2.0**-126, 2.0**-140])
-def test_small_numbers_are_not_flushed(small: float) -> None:
+def test_small_numbers_are_not_flushed(small: float, kernel) -> None:
     x, weight, bias, geometry = operands(CASES["3x3"])
     assert bias is not None
     x, bias = x * small, bias * small
-    found = cuda.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
+    found = kernel.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
     assert torch.equal(found, chain(x, weight, bias, geometry))
     assert found.ne(0).any()
 

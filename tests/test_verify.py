@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,8 @@ from small_models import small_model, small_survey
 from torch import Tensor, nn
 
 import overlap_tool
-from overlap_tool import Certificate
-from overlap_tool.errors import OptionError
+from overlap_tool import Certificate, report
+from overlap_tool.errors import OptionError, SlowKernelWarning
 from overlap_tool.execute import _Run
 from overlap_tool.geometry import Padding, Window
 from overlap_tool.kernels import cpu
@@ -140,7 +141,15 @@ def test_the_machine_is_named(certificate) -> None:
     assert machine.device
     assert machine.threads == torch.get_num_threads()
     assert machine.libraries["torch"] == torch.__version__
-    assert set(machine.libraries) == {"overlap-tool", "python", "torch", "compressai", "numpy", "llvmlite"}
+    assert set(machine.libraries) == {
+        "overlap-tool",
+        "python",
+        "torch",
+        "compressai",
+        "numpy",
+        "llvmlite",
+        "triton",
+    }
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -255,7 +264,8 @@ def test_a_kernel_that_depends_on_the_shape_is_blamed(monkeypatch) -> None:
     def uneven(x: Tensor, weight: Any, *rest: Any) -> Tensor:
         result = exact(x, weight, *rest)
         strided = rest[1] != (1, 1)
-        return result.mul_(1 + 2**-20) if strided and x.shape[-1] < 30 else result
+        # the trial of a layer is on fewer rows, and sees nothing
+        return result.mul_(1 + 2**-20) if strided and 8 < x.shape[-2] < 30 else result
 
     monkeypatch.setattr(cpu, "convolve", uneven)
     certificate = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
@@ -265,6 +275,30 @@ def test_a_kernel_that_depends_on_the_shape_is_blamed(monkeypatch) -> None:
         assert (check.figures["fault"], check.figures["op"]) == ("kernel", "down")
         assert "kernel is at fault" in check.message
         assert 0 < check.figures["largest_difference"] < 1e-4
+
+
+@pytest.mark.usefixtures("_untried")
+def test_a_layer_that_ran_by_another_kernel_is_in_every_report(monkeypatch) -> None:
+    exact = cpu.convolve
+
+    def wrong(x: Tensor, weight: Any, *rest: Any) -> Tensor:
+        result = exact(x, weight, *rest)
+        return result if rest[1] == (1, 1) else result.mul_(1 + 2**-20)
+
+    monkeypatch.setattr(cpu, "convolve", wrong)
+    with pytest.warns(SlowKernelWarning, match="the exact chain"):
+        first = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
+    again = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
+    for certificate in (first, again):  # also when the trial was before
+        assert certificate.holds
+        (fallback,) = certificate.fallbacks
+        assert "stride (2, 2)" in fallback.layer
+        assert "exact chain" in fallback.reason
+        told = json.loads(report.certificate_to_json(certificate))["fallbacks"]
+        assert told == [{"layer": fallback.layer, "reason": fallback.reason}]
+        for text in (report.certificate_to_markdown(certificate), report.certificate_to_html(certificate)):
+            assert fallback.layer in text
+            assert fallback.reason in text
 
 
 def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> None:

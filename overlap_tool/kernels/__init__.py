@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from overlap_tool.kernels.mode import exact_kernels, register
+from overlap_tool.kernels.trial import Fallback, fallbacks
 
-__all__ = ["engine", "exact_kernels", "register"]
+__all__ = ["Fallback", "engine", "exact_kernels", "fallbacks", "register"]
 
 
 def engine(name: str) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu
+from overlap_tool.kernels.trial import Kernel, Layer, kernel_for
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -32,18 +33,24 @@ class Prepared:
 
     def __init__(self) -> None:
         self._known: Any = WeakIdKeyDictionary()
+        self._memory: set[int] = set()
+        """Where their numbers lie or lay. Few ops write there, and the others need not look further."""
 
     def clear(self) -> None:
         self._known.clear()
+        self._memory.clear()
 
     def changed(self, tensor: Tensor) -> None:
         """Forget what was made of this memory: `weight.data` can be written without a count of changes."""
         storage = tensor.untyped_storage().data_ptr()
+        if storage not in self._memory:
+            return
         for weight in list(self._known):
             if weight.untyped_storage().data_ptr() == storage:
                 del self._known[weight]
 
     def get(self, weight: Tensor, how: tuple[Any, ...], make: Callable[[Tensor], Any]) -> Any:
+        """What `make` makes of the weight, `how` being all else that it depends on."""
         if weight.is_inference():  # such a tensor does not count its changes
             return make(weight)
         now = weight._version, weight.data_ptr(), weight.dtype
@@ -51,9 +58,18 @@ class Prepared:
         if version != now:
             made = {}
             self._known[weight] = now, made
+            self._memory.add(weight.untyped_storage().data_ptr())
         if how not in made:
-            made[how] = make(weight)
+            made[how] = make(weight.detach())
         return made[how]
+
+    def packed(
+        self, weight: Tensor, groups: int, how: tuple[Any, ...], arrange: Callable[[Tensor], Tensor]
+    ) -> Callable[[Kernel], Any]:
+        """How a kernel gets a weight that is arranged as (out, in / groups, height, width)."""
+        return lambda kernel: self.get(
+            weight, (kernel, groups, *how), lambda w: kernel.pack(arrange(w), groups)
+        )
 
 
 def convolution(
@@ -96,8 +112,8 @@ def convolution(
             return _own_error(
                 torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
             )
-        packed = prepared.get(weight, (groups,), lambda w: _pack(w, groups))
-        y = _convolve(padded, packed, bias, _pair(stride), _pair(dilation), groups)
+        packed = prepared.packed(weight, groups, (), lambda w: w)
+        y = _convolve(padded, weight.shape, packed, bias, _pair(stride), _pair(dilation), groups)
     return y if _channels_last(x) else y.contiguous()
 
 
@@ -187,13 +203,14 @@ def _phases_apart(
                 part.copy_(torch.zeros_like(part) if bias is None else bias[:, None, None].expand_as(part))
                 continue
 
-            def make(w: Tensor, both: tuple[Phase, Phase] = both) -> Any:
+            def arrange(w: Tensor, both: tuple[Phase, Phase] = both) -> Tensor:
                 taps = w[:, :, list(both[0].indices)][..., list(both[1].indices)]
-                return _pack(taps.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1), groups)
+                return taps.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
-            packed = prepared.get(weight, ("phase", stride, both, groups), make)
+            packed = prepared.packed(weight, groups, ("phase", stride, both), arrange)
+            shape = y.shape[1], weight.shape[0] // groups, len(vertical.indices), len(horizontal.indices)
             piece = _read_by(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
-            _convolve(piece, packed, bias, (1, 1), (vertical.step, horizontal.step), groups, part)
+            _convolve(piece, shape, packed, bias, (1, 1), (vertical.step, horizontal.step), groups, part)
 
 
 def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
@@ -228,24 +245,25 @@ def _phases_together(
     """One convolution whose channels are the phases, which are then put in their places."""
     channels = y.shape[1]
     (top, bottom), (left, right) = _span(rows), _span(columns)
+    shape = stride[0] * stride[1] * channels, weight.shape[0], bottom - top + 1, right - left + 1
 
-    def make(w: Tensor) -> Any:
-        taps = w.new_zeros(*stride, channels, w.shape[0], bottom - top + 1, right - left + 1)
+    def arrange(w: Tensor) -> Tensor:
+        taps = w.new_zeros(*stride, channels, *shape[1:])
         for vertical in rows:
             for horizontal in columns:
                 for m, i in enumerate(vertical.indices, vertical.offset - top):
                     for n, j in enumerate(horizontal.indices, horizontal.offset - left):
                         taps[vertical.r, horizontal.r, :, :, m, n] = w[:, :, i, j].T
-        return _pack(taps.flatten(0, 2), 1)
+        return taps.flatten(0, 2)
 
-    packed = prepared.get(weight, ("phases", *stride), make)
+    packed = prepared.packed(weight, 1, ("phases", *stride), arrange)
     firsts = [p // s for p, s in zip(padding, stride, strict=True)]
     counts = [
         -(-(p + n) // s) - first for n, p, s, first in zip(y.shape[-2:], padding, stride, firsts, strict=True)
     ]
     repeated = None if bias is None else bias.repeat(stride[0] * stride[1])
     piece = _read_by(x, firsts, counts, (top, bottom), (left, right))
-    found = _convolve(piece, packed, repeated, (1, 1), (1, 1), 1)
+    found = _convolve(piece, shape, packed, repeated, (1, 1), (1, 1), 1)
     # (images, rows of phases, columns of phases, channels, q, q) to (images, channels, q and r, q and r)
     found = found.unflatten(1, (*stride, channels)).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
     cut = [p - s * first for p, s, first in zip(padding, stride, firsts, strict=True)]
@@ -271,7 +289,10 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     _check(a, "a matrix product")
     x = a.contiguous().T[None, :, None]
     y = a.new_empty(a.shape[0], b.shape[1])
-    _convolve(x, _pack(b.T[..., None, None], 1), None, (1, 1), (1, 1), 1, y.T[None, :, None])
+    weight = b.T[..., None, None].detach()
+    _convolve(
+        x, weight.shape, lambda kernel: kernel.pack(weight, 1), None, (1, 1), (1, 1), 1, y.T[None, :, None]
+    )
     return y
 
 
@@ -284,30 +305,24 @@ def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
     n = b.shape[2]
     x = a.transpose(0, 1).reshape(m, batch * k).T[None, :, None]
     y = a.new_empty(m, batch * n)
-    weight = b.transpose(1, 2).reshape(batch * n, k, 1, 1)
-    _convolve(x, _pack(weight, batch), None, (1, 1), (1, 1), batch, y.T[None, :, None])
+    weight, out = b.transpose(1, 2).reshape(batch * n, k, 1, 1).detach(), y.T[None, :, None]
+    _convolve(x, weight.shape, lambda kernel: kernel.pack(weight, batch), None, (1, 1), (1, 1), batch, out)
     return y.view(m, batch, n).transpose(0, 1).contiguous()
 
 
 def _convolve(
     x: Tensor,
-    weight: Any,
+    shape: Sequence[int],
+    packed: Callable[[Kernel], Any],
     bias: Tensor | None,
     stride: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    if x.is_cuda:
-        from overlap_tool.kernels import cuda
-
-        return cuda.convolve(x, weight, bias, stride, dilation, groups, out)
-    return cpu.convolve(x, weight, bias, stride, dilation, groups, out)
-
-
-def _pack(weight: Tensor, groups: int) -> Any:
-    """Weights as the device's kernel wants them."""
-    return weight.detach() if weight.is_cuda else cpu.pack(weight.detach(), groups)
+    """With weights of this shape, packed as the kernel that is right for the layer wants them."""
+    kernel = kernel_for(Layer.of(x, shape, stride, dilation, groups))
+    return kernel.convolve(x, packed(kernel), bias, stride, dilation, groups, out)
 
 
 def _pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:

@@ -46,7 +46,10 @@ class Machine:
 
 @cache
 def machine() -> Machine:
-    features = llvm.get_host_cpu_features()
+    try:
+        features = llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know this processor, and will not compile for it
+        return Machine(16, 16)
     if features.get("avx512f"):
         return Machine(64, 32)
     if features.get("avx"):

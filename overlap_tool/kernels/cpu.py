@@ -14,6 +14,9 @@ from overlap_tool.kernels.threads import run_on_threads
 CACHED_BYTES = 256 * 1024
 """Weights are taken in portions of about this size, so that they stay in a core's own cache."""
 
+PIECE = (2, BLOCK + 5)
+"""Outputs that a trial computes: more than one block of pixels, and tiles of several sizes."""
+
 WORTH_THREADS = 200_000
 """Multiply-accumulates below which waking other threads takes longer than the work."""
 

@@ -5,7 +5,6 @@ A fused multiply-add rounds once. Numpy has none, so it is put together from ope
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -56,10 +55,10 @@ def fma_of_singles(a: Array, b: Array, c: Array) -> Array:
     So the first rounding is to odd: an inexact sum takes the neighbour whose last bit is 1. The second then
     sees that something was left over.
     """
-    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + addend
+    product = np.multiply(a, b, dtype=np.float64)
+    total = product + c
     share = total - product
-    error = (product - (total - share)) + (addend - share)  # exact: Knuth's two-sum
+    error = (product - (total - share)) + (c - share)  # exact: Knuth's two-sum
     even = (total.view(np.int64) & 1) == 0
     odd = np.where((error != 0) & even, np.nextafter(total, np.copysign(np.inf, error)), total)
     return odd.astype(np.float32)
@@ -67,5 +66,13 @@ def fma_of_singles(a: Array, b: Array, c: Array) -> Array:
 
 def fma_of_doubles(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of float64, rounded once: Python divides integers of any size with one rounding."""
-    exact = np.frompyfunc(lambda x, y, z: float(Fraction(x) * Fraction(y) + Fraction(z)), 3, 1)
-    return np.asarray(exact(a, b, c), dtype=np.float64)
+    return np.asarray(_fma_of_doubles(a, b, c), dtype=np.float64)
+
+
+def _of_integers(a: float, b: float, c: float) -> float:
+    (a_over, a_under), (b_over, b_under), (c_over, c_under) = (x.as_integer_ratio() for x in (a, b, c))
+    product_under = a_under * b_under
+    return (a_over * b_over * c_under + c_over * product_under) / (product_under * c_under)
+
+
+_fma_of_doubles = np.frompyfunc(_of_integers, 3, 1)

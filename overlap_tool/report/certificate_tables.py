@@ -102,6 +102,14 @@ def ablation_table(certificate: Certificate) -> Table:
     )
 
 
+def fallback_table(certificate: Certificate) -> Table:
+    return Table(
+        "Layers that ran by elementwise operations: with the same bits, and slowly",
+        ("layer", "why"),
+        tuple((fallback.layer, fallback.reason) for fallback in certificate.fallbacks),
+    )
+
+
 def plan_table(certificate: Certificate) -> Table:
     """How the stages ran."""
     return Table(
@@ -125,7 +133,12 @@ def plan_table(certificate: Certificate) -> Table:
 
 
 def tables(certificate: Certificate) -> list[Table]:
-    found = [check_table(certificate), kernel_table(certificate), ablation_table(certificate)]
+    found = [
+        check_table(certificate),
+        fallback_table(certificate),
+        kernel_table(certificate),
+        ablation_table(certificate),
+    ]
     return [table for table in found if table.rows]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from overlap_tool.closed_loop import Order
+from overlap_tool.kernels import Fallback
 from overlap_tool.schedule.choose import Schedule
 
 SCHEMA = 1
@@ -94,7 +95,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer of `overlap-tool verify`. `time` is in UTC."""
+    """The answer of `overlap-tool verify`. `time` is in UTC; `fallbacks` are layers that ran slowly."""
 
     source: str
     architecture: str
@@ -106,6 +107,7 @@ class Certificate:
     images: tuple[ImageRecord, ...]
     plans: tuple[PlanRecord, ...]
     checks: tuple[Check, ...]
+    fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def holds(self) -> bool:

@@ -17,6 +17,7 @@ from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.errors import OptionError
+from overlap_tool.kernels import fallbacks
 from overlap_tool.loops import order_of
 from overlap_tool.retrofit import settings_of, wrap
 from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, plan_stage
@@ -107,7 +108,7 @@ def verify(
     if callable(update := getattr(loaded.model, "update", None)):
         update()
     subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, progress)
-    with torch.no_grad():
+    with torch.no_grad(), fallbacks() as slow:
         results = [_verify_on(subject, picture, place) for picture in pictures]
     plans = tuple(plan for of_image, _ in results for plan in of_image)
     if all(plan.tiles == 1 for plan in plans):
@@ -127,6 +128,7 @@ def verify(
         images=tuple(picture.record for picture in pictures),
         plans=plans,
         checks=tuple(check for _, checks in results for check in checks),
+        fallbacks=tuple(slow),
     )
 
 

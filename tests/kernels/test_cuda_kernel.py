@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from convolutions import CASES, LAYOUTS, Case, chain, operands
 
-from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import cuda
+from overlap_tool.kernels import cuda, trial
 
 
 def interpret(case: Case) -> dict[str, object]:
@@ -33,7 +32,7 @@ def interpret(case: Case) -> dict[str, object]:
     doubles = (None if t is None else t.double() for t in (x, weight, bias))
     expected = F.conv2d(*doubles, stride=stride, dilation=dilation, groups=groups)
     out = None if case.out is None else LAYOUTS[case.out](torch.full_like(expected, 7, dtype=case.dtype))
-    found = cuda.run(x, weight, bias, *geometry, out)
+    found = cuda.convolve(x, weight, bias, *geometry, out)
     assert out is None or found is out
     return {
         "error": float((found - expected).abs().max()),
@@ -47,19 +46,21 @@ def rounds_once() -> bool:
     a = 2.0**-23
     x = torch.tensor([1, 1 + a]).view(1, 1, 1, 2)
     weight = torch.tensor([-(1 + 2 * a), 1 + a]).view(1, 1, 1, 2)
-    return cuda.run(x, weight, None, (1, 1), (1, 1), 1).item() == a * a
+    return cuda.convolve(x, weight, None, (1, 1), (1, 1), 1).item() == a * a
 
 
-def tried() -> bool:
-    """`convolve`, with its trial of the layer."""
-    x, weight, bias, geometry = operands(CASES["3x3"])
-    return cuda.convolve(x, weight, bias, *geometry).equal(chain(x, weight, bias, geometry))
+def trials() -> list[str]:
+    """What is wrong with some layers."""
+    cases = (CASES[name] for name in ("3x3", "dilation 2x3, stride 2x1", "three groups of 5"))
+    return [
+        trial.fault(cuda, trial.Layer.of(x, weight.shape, *geometry))
+        for x, weight, _, geometry in map(operands, cases)
+    ]
 
 
 def main() -> None:
-    once = rounds_once()
     found = {name: interpret(case) for name, case in CASES.items()}
-    print(json.dumps({"rounds once": once, "tried": once and tried(), "cases": found}))
+    print(json.dumps({"rounds once": rounds_once(), "trials": trials(), "cases": found}))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_interpreted_it_is_a_convolution(interpreted: dict, name: str) -> None:
 def test_interpreted_every_bit_is_the_chains(interpreted: dict) -> None:
     if not interpreted["rounds once"]:
         pytest.skip("this interpreter rounds a multiply-add twice")
-    assert interpreted["tried"]
+    assert interpreted["trials"] == ["", "", ""]
     assert [name for name, found in interpreted["cases"].items() if found["not the chain"]] == []
 
 
@@ -124,60 +125,6 @@ def test_compiled_it_is_multiply_adds_and_sums_of_one_rounding_each(number: str,
     # .rn: to nearest, and not to be fused with anything; no .ftz, which would flush small numbers to zero
     kind = number.replace("fp", "f")
     assert set(arithmetic) == {f"fma.rn.{kind}", f"add.rn.{kind}"}
-
-
-LAYER = cuda.Layer(3, 4, (3, 3), (2, 2), (1, 1), 1, torch.float32, torch.device("cpu"))
-
-
-class Kernel:
-    """In place of Triton's: the chain, from which `spoil` may differ."""
-
-    def __init__(self, spoil: float) -> None:
-        self.spoil = spoil
-
-    def run(self, x, weight, bias, stride, dilation, groups, out) -> None:
-        out.copy_(chain(x, weight, bias, (stride, dilation, groups)) * (1 + self.spoil))
-
-
-@pytest.fixture
-def _untried():
-    cuda.require.cache_clear()
-    cuda._triton_chain.cache_clear()
-    yield
-    cuda.require.cache_clear()
-    cuda._triton_chain.cache_clear()
-
-
-@pytest.mark.usefixtures("_untried")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_layer_whose_outputs_are_the_chain_passes(monkeypatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(cuda, "_triton_chain", lambda: Kernel(0))
-    cuda.require(LAYER._replace(dtype=dtype))
-    monkeypatch.setattr(cuda, "_triton_chain", lambda: pytest.fail("a layer is tried once"))
-    cuda.require(LAYER._replace(dtype=dtype))
-
-
-@pytest.mark.usefixtures("_untried")
-def test_a_layer_that_is_one_bit_off_is_refused_by_name(monkeypatch) -> None:
-    monkeypatch.setattr(cuda, "_triton_chain", lambda: Kernel(2.0**-23))
-    with pytest.raises(ExactnessError, match="3 to 4 channels, 3x3, stride"):
-        cuda.require(LAYER)
-
-
-def test_other_numbers_are_refused() -> None:
-    x, weight, bias, geometry = operands(CASES["3x3"])
-    with pytest.raises(ExactnessError, match="float16"):
-        cuda.convolve(x.half(), weight.half(), bias, *geometry)
-    with pytest.raises(ExactnessError, match="float64"):
-        cuda.convolve(x, weight.double(), bias, *geometry)
-
-
-@pytest.mark.usefixtures("_untried")
-def test_without_triton_the_way_out_is_to_install_it(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "overlap_tool.kernels.triton_chain", None)
-    x, weight, bias, geometry = operands(CASES["1x1"])
-    with pytest.raises(ExactnessError, match="Install triton"):
-        cuda.convolve(x, weight, bias, *geometry)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""The canonical chain by PyTorch's own elementwise operations: slow, and the same bits on every device.
+
+PyTorch has no fused multiply-add. But sums and products of float64 round correctly wherever they run, and it
+is put together from those: what rounding a sum leaves over is a number, too, which decides the last bit. All
+outputs of a block go through their taps together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import ExactnessError
+
+PIECE = (2, 3)
+"""Outputs that a trial computes: all go the same way."""
+
+AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 22}
+"""Outputs of a block: half a dozen maps of so many numbers. They stay in a core's cache, or fill a GPU."""
+
+LARGEST = 2.0**480
+"""Of numbers in float64, whose inverse is the smallest. Between them no product loses a bit to the range."""
+
+
+def pack(weight: Tensor, groups: int) -> Tensor:
+    """Weights are read as they are."""
+    return weight
+
+
+@torch.no_grad()
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Convolve without padding, in blocks of pixels. `x`, `weight` and `out` may have any strides."""
+    outputs, _, *kernel = weight.shape
+    height, width = (
+        (n - d * (k - 1) - 1) // s + 1
+        for n, d, k, s in zip(x.shape[2:], dilation, kernel, stride, strict=True)
+    )
+    if out is None:
+        shape = x.shape[0], outputs, height, width
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if x.dtype == torch.float64:
+        _within_range(x, weight)
+    chains = _chains_of_doubles if x.dtype == torch.float64 else _chains_of_singles
+    taps = weight.double().unflatten(0, (groups, -1))
+    pixels = max(1, AT_ONCE[x.device.type] // outputs)
+    columns = min(width, pixels)
+    rows = max(1, pixels // columns)
+    for image in range(x.shape[0]):
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                block = out[image, :, top : top + rows, left : left + columns]
+                size = block.shape[1], block.shape[2]
+                down, across = (
+                    slice(first * s, (first + count - 1) * s + d * (k - 1) + 1)
+                    for first, count, s, d, k in zip((top, left), size, stride, dilation, kernel, strict=True)
+                )
+                samples = x[image, :, down, across].to(
+                    torch.float64, memory_format=torch.contiguous_format, copy=True
+                )
+                factors = _Factors(samples.unflatten(0, (groups, -1)), taps, size, stride, dilation)
+                found = chains(factors).flatten(0, 1)
+                block.copy_(found if bias is None else found + bias[:, None, None])
+    return out
+
+
+class _Factors(NamedTuple):
+    """What a block multiplies: samples (groups, depth, ...) and taps (groups, outputs, depth, ...)."""
+
+    samples: Tensor
+    taps: Tensor
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the block: groups, outputs of each, rows, columns."""
+        return (*self.taps.shape[:2], *self.size)
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A sample for every pixel and a tap for every output, tap by tap."""
+        depth, *kernel = self.taps.shape[2:]
+        for i, j in product(*map(range, kernel)):
+            down, across = (
+                slice(k * d, k * d + (count - 1) * s + 1, s)
+                for k, d, count, s in zip((i, j), self.dilation, self.size, self.stride, strict=True)
+            )
+            read = self.samples[:, :, down, across]
+            for c in range(depth):
+                yield read[:, c, None], self.taps[:, :, c, i, j, None, None]
+
+
+def _chains_of_singles(factors: _Factors) -> Tensor:
+    """A product of two float32 is exact in float64; its sum with a third is rounded to odd, then to float32.
+
+    Rounded to nearest twice, it could end on the wrong side.
+    """
+    acc = factors.samples.new_zeros(factors.shape)
+    exact, total, spare = (torch.empty_like(acc) for _ in range(3))
+    rounded = torch.empty_like(acc, dtype=torch.float32)
+    for sample, tap in factors.in_order():
+        torch.mul(sample, tap, out=exact)
+        _add(exact, acc, total, spare)
+        _to_odd(total, exact, spare)
+        acc.copy_(rounded.copy_(total))
+    return rounded
+
+
+def _chains_of_doubles(factors: _Factors) -> Tensor:
+    """Boldo's and Melquiond's fused multiply-add, of operations of the same precision.
+
+    The product is high + low exactly, and its sum with a third number is that of three. The two smaller ones
+    are added to odd, so that the last addition sees on which side of it the rest lies.
+    """
+    acc = factors.samples.new_zeros(factors.shape)
+    high, low, middle, total, spare = (torch.empty_like(acc) for _ in range(5))
+    halves = [
+        factors._replace(samples=s, taps=t)
+        for s, t in zip(_split(factors.samples), _split(factors.taps), strict=True)
+    ]
+    for (sample, tap), (x, w), (dx, dw) in zip(*(f.in_order() for f in (factors, *halves)), strict=True):
+        torch.mul(sample, tap, out=high)
+        torch.mul(x, w, out=low)
+        low.sub_(high)
+        for one, other in ((x, dw), (dx, w), (dx, dw)):
+            low.add_(torch.mul(one, other, out=spare))
+        _add(low, acc, middle, spare)  # middle, and low beside it
+        _add(high, middle, total, spare)  # total, and high beside it
+        _add(high, low, middle, spare)
+        _to_odd(middle, high, spare)
+        torch.add(total, middle, out=acc)
+    return acc
+
+
+def _add(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> None:
+    """a + b, rounded, into `total`, and what that leaves over into `a`: Knuth's two-sum. `b` is used up."""
+    torch.add(a, b, out=total)
+    torch.sub(total, a, out=spare)
+    b.sub_(spare)
+    torch.sub(total, spare, out=spare)
+    a.sub_(spare).add_(b)
+
+
+def _to_odd(total: Tensor, rest: Tensor, spare: Tensor) -> None:
+    """Of the two neighbours of an inexact sum the one whose last bit is 1. `rest` is used up."""
+    bits, beyond = total.view(torch.int64), spare.view(torch.int64)
+    torch.bitwise_xor(bits, rest.view(torch.int64), out=beyond)
+    beyond.bitwise_right_shift_(63)  # -1 where the sum lies farther from zero than what it stands for
+    inexact = rest.abs_() > 0
+    bits.add_(beyond.mul_(inexact)).bitwise_or_(inexact)
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Veltkamp's: two numbers of half the digits each, whose sum is x."""
+    scaled = x * (2.0**27 + 1)
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+def _within_range(*operands: Tensor) -> None:
+    for operand in operands:
+        sizes = operand.abs()
+        if ((sizes > LARGEST) | ((sizes < 1 / LARGEST) & (sizes > 0))).any():
+            raise ExactnessError(
+                "a convolution in float64 by elementwise operations",
+                "numbers beyond 2**480, or within 2**-480, have products that might not be exact",
+                "Convert the model with .float()",
+            )

@@ -1,0 +1,214 @@
+"""Which kernel computes a layer: the device's own, once it was tried, or else elementwise operations.
+
+A kernel is tried once per process for every distinct configuration of a layer. Some outputs are held to the
+chain as numpy emulates it, and odd pieces, which lie otherwise in memory, to the same outputs of a larger
+one. A layer whose trial fails runs by `elementwise`, which is tried in the same way: the bits are those of
+the chain, and it is slow. A warning says so, and `fallbacks` tells which layers they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import ExactnessError, SlowKernelWarning
+from overlap_tool.kernels import cpu, cuda, elementwise
+from overlap_tool.kernels.emulation import chains
+
+
+class Kernel(Protocol):
+    """A module that computes convolutions as canonical chains."""
+
+    PIECE: tuple[int, int]
+    """Rows and columns of outputs that go through all of its code."""
+
+    def pack(self, weight: Tensor, groups: int) -> Any:
+        """Weights (out, in / groups, height, width) as `convolve` wants them."""
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Any,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Without padding, and into `out` if that is given: any view whose channels are neighbours."""
+
+
+MATRICES = 35
+"""More than any kernel takes at once, and no round number."""
+
+OWN: dict[str, Kernel] = {"cpu": cpu, "cuda": cuda}
+"""By the type of the device."""
+
+
+class Layer(NamedTuple):
+    """All that decides how a kernel is compiled and cut into blocks, beside the size of the image."""
+
+    channels: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Sequence[int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> Layer:
+        """`weight` is a shape (out, in / groups, height, width).
+
+        Where every group is a product of matrices, so many of them stand for any number, which may follow the
+        size of the image. Not so where a group is one channel: then channels are lanes.
+        """
+        outputs, depth, *kernel = weight
+        if kernel == [1, 1] and groups > 1 and outputs * depth > groups:
+            outputs, groups = outputs // groups * MATRICES, MATRICES
+        return cls(
+            depth * groups, outputs, (kernel[0], kernel[1]), stride, dilation, groups, x.dtype, x.device
+        )
+
+    def __str__(self) -> str:
+        shape = f"{self.channels} to {self.outputs} channels, {self.kernel[0]}x{self.kernel[1]}"
+        steps = f"stride {self.stride}, dilation {self.dilation}, {self.groups} groups"
+        return f"convolution of {shape}, {steps}, {self.dtype} on {self.device}"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A layer that runs by elementwise operations, and what is wrong with the device's own kernel."""
+
+    layer: str
+    reason: str
+
+
+def kernel_for(layer: Layer) -> Kernel:
+    """The kernel whose outputs for this layer are the chain."""
+    kernel, fallback = choose(layer)
+    if fallback is not None and (told := _told.get()) is not None:
+        told[fallback] = None
+    return kernel
+
+
+_told: ContextVar[dict[Fallback, None] | None] = ContextVar("fallbacks", default=None)
+
+
+@contextmanager
+def fallbacks() -> Iterator[dict[Fallback, None]]:
+    """The layers that run by elementwise operations inside, in this thread, in their order."""
+    told: dict[Fallback, None] = {}
+    token = _told.set(told)
+    try:
+        yield told
+    finally:
+        _told.reset(token)
+
+
+@cache
+def choose(layer: Layer) -> tuple[Kernel, Fallback | None]:
+    """Tried once per process."""
+    own = OWN[layer.device.type]
+    wrong = fault(own, layer)
+    if not wrong:
+        return own, None
+    if again := fault(elementwise, layer):
+        raise ExactnessError(
+            str(layer),
+            f"{wrong}; and by elementwise operations, {again}",
+            'Use engine="stock", and report the layer, the device and the version of PyTorch',
+        )
+    warnings.warn(
+        f"{layer}: {wrong}. It runs by elementwise operations: with the same bits, and slowly",
+        SlowKernelWarning,
+        stacklevel=2,
+    )
+    return elementwise, Fallback(str(layer), wrong)
+
+
+def fault(kernel: Kernel, layer: Layer) -> str:
+    """What is wrong with a kernel's outputs for such a layer; empty if it can be relied on."""
+    try:
+        return _difference(kernel, layer)
+    except (MemoryError, torch.OutOfMemoryError):  # that is no fault of the kernel's
+        raise
+    except Exception as error:  # a compiler may raise whatever it likes
+        return f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+@torch.no_grad()
+def _difference(kernel: Kernel, layer: Layer) -> str:
+    random = torch.Generator(layer.device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=layer.dtype, device=layer.device)
+
+    rows, columns = kernel.PIECE
+    height, width = (span.stop for span in _read_by(layer, slice(0, rows), slice(0, columns)))
+    # one channel that the layer does not read lies between its pixels
+    around = normal(2, layer.channels + 1, height, width).contiguous(memory_format=torch.channels_last)
+    x = around[:, 1:]
+    weight, bias = normal(layer.outputs, layer.channels // layer.groups, *layer.kernel), normal(layer.outputs)
+    packed = kernel.pack(weight, layer.groups)
+
+    def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        return kernel.convolve(x, packed, bias, layer.stride, layer.dilation, layer.groups)
+
+    whole = run(x.contiguous(), bias)
+    wrong, tried = _not_chains(layer, x, weight, bias, whole)
+    if wrong:
+        return f"{wrong} of {tried} outputs that were tried differ from the exact chain of multiply-adds"
+    for out in (
+        (slice(0, 1), slice(0, 1)),
+        (slice(0, rows), slice(0, columns // 2)),
+        (slice(rows - 1, rows), slice(columns // 3, columns)),
+    ):
+        here, there = ((slice(1, None), slice(None), *spans) for spans in (_read_by(layer, *out), out))
+        if not torch.equal(run(x[here], None) + bias[:, None, None], whole[there]):
+            return "a piece of a map has other bits than the same outputs of a larger piece"
+    return ""
+
+
+def _read_by(layer: Layer, rows: slice, columns: slice) -> tuple[slice, slice]:
+    """The inputs that a span of outputs reads."""
+    first, second = (
+        slice(out.start * s, (out.stop - 1) * s + d * (k - 1) + 1)
+        for out, s, d, k in zip((rows, columns), layer.stride, layer.dilation, layer.kernel, strict=True)
+    )
+    return first, second
+
+
+def _not_chains(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> tuple[int, int]:
+    """How many outputs, from the first to the last, are not the chain, and how many were tried."""
+    probes = 16 if layer.dtype == torch.float32 else 4  # the emulation of float64 is slow
+    depth, (dh, dw) = layer.channels // layer.groups, layer.dilation
+    inputs, taps, addends, found = (t.cpu().numpy() for t in (x, weight, bias, y))
+    at = [np.unravel_index(i, found.shape) for i in np.linspace(0, found.size - 1, probes).astype(int)]
+    samples = []
+    for image, output, row, column in at:
+        first = output // (layer.outputs // layer.groups) * depth
+        rows, columns = _read_by(layer, slice(row, row + 1), slice(column, column + 1))
+        read = inputs[image, first : first + depth, rows, columns][:, ::dh, ::dw]
+        samples.append(read.transpose(1, 2, 0).ravel())
+    outputs = [output for _, output, _, _ in at]
+    weights = taps[outputs].transpose(0, 2, 3, 1).reshape(probes, -1)
+    expected = chains(np.stack(samples), weights) + addends[outputs]
+    return int((np.stack([found[i] for i in at]) != expected).sum()), probes
