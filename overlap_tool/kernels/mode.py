@@ -13,7 +13,7 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import chain, compositions
@@ -233,7 +232,16 @@ def _has_memory(value: Any) -> bool:
 
 def _without_numbers(args: Any, kwargs: Any) -> bool:
     """Whether no floating-point tensor goes in, or only shapes are asked for."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [*_tensors(args), *_tensors(kwargs.values())]
     if not all(map(_has_memory, tensors)):
         return True
     return not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """An op's arguments are values and lists of such."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
