@@ -220,7 +220,7 @@ class _Coder:
         from compressai.ans import RansDecoder
 
         decoder, digest = RansDecoder(), hashlib.sha256()
-        decoder.set_stream(_guarded(string, indexes.numel()))
+        decoder.set_stream(guarded(string, indexes.numel()))
         symbols = torch.empty(tuple(indexes.shape), dtype=torch.int32)
         for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
             part.copy_(
@@ -263,7 +263,7 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
         yield part.view(-1) if part.is_contiguous() else part.reshape(-1)
 
 
-def _guarded(string: bytes, symbols: int) -> bytes:
+def guarded(string: bytes, symbols: int) -> bytes:
     """The string with as many zeros after it as a decoder that has lost its way can read.
 
     CompressAI's decoder does not look where the string ends. It reads at most four bytes for a symbol. For a

@@ -54,7 +54,7 @@ def compress(
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
     frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
-    tell_a_long_wait(codec, frame, clock)
+    tell_a_long_wait(codec, frame, in_memory, clock)
     task = Task("compress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:
         workspace = task.workspace(job, in_memory, "compress")

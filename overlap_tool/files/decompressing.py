@@ -46,7 +46,7 @@ def decompress(
     tell_another_engine(head, codec, clock)
     shape = (head.height, head.width, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype)
-    tell_a_long_wait(codec, head.frame, clock)
+    tell_a_long_wait(codec, head.frame, in_memory, clock)
     task = Task("decompress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:
         image = ResumedImage(job, shape, head.frame.dtype)

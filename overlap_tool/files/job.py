@@ -65,6 +65,16 @@ class Job:
             file.flush()
             os.fsync(file.fileno())
 
+    def keep(self, name: str, data: bytes) -> None:
+        """Some bytes, on the disk when this returns."""
+        with (self.folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def kept(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
     def finish(self, made: Path) -> None:
         """Put what was made in its place."""
         os.replace(made, self.target)

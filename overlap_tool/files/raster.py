@@ -15,8 +15,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.files.coding import Band, CodedString, as_coded, check_symbols, rows_of_a_band
-from overlap_tool.files.running import Workspace
+from overlap_tool.files.coding import (
+    Band,
+    CodedString,
+    as_coded,
+    check_symbols,
+    guarded,
+    rows_of_a_band,
+)
+from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.lazy import LazyMap
 
@@ -58,21 +65,24 @@ class _Loops:
         self, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
     ) -> CodedString:
         loop: Callable[..., bytes] = type(self.model)._compress_ar
-        rows = height
-        if _any_lazy(y_hat, params):
-            rows = rows_of_a_band(self.workspace.limit, y_hat.shape[1], width)
+        channels, job = y_hat.shape[1], self.workspace.job
+        lazy = isinstance(y_hat, LazyMap) or isinstance(params, LazyMap)
+        rows = rows_of_a_band(self.workspace.limit, channels, width) if lazy else height
+        stored = self.workspace.store("coded", (channels, height, width), y_hat.dtype)
         strings, bands = [], []
-        above: Tensor | None = None
         for start in range(0, height, rows):
             span = Span(start, min(start + rows, height))
-            padded = _read(y_hat, Span(start, span.stop + 2 * padding)).clone()
-            if above is not None:
-                padded[..., :padding, :] = above
-            part = _read(params, span)
-            string = loop(self.model, padded, part, span.length, width, kernel, padding, *more)
-            strings.append(string)
-            bands.append(Band(span.length, len(string), _digest(_inner(padded, padding))))
-            above = padded[..., span.length : span.length + padding, :].clone()
+            kept = f"{stored.name}-{start}"
+            if span.stop > stored.done:
+                padded = _read(y_hat, Span(start, span.stop + 2 * padding)).clone()
+                above = _above(stored, start, padding)
+                padded[..., padding - above.shape[2] : padding, padding:-padding] = above
+                part = _read(params, span)
+                job.keep(kept, loop(self.model, padded, part, span.length, width, kernel, padding, *more))
+                stored.take(start, _inner(padded, padding))
+            strings.append(job.kept(kept))
+            decoded = stored.read(span, Span(0, width))
+            bands.append(Band(span.length, len(strings[-1]), _digest(decoded)))
         return CodedString.of(strings, bands)
 
     def decompress(
@@ -94,16 +104,22 @@ class _Loops:
         for band, string in coded.parts():
             span = Span(start, start + band.rows)
             if span.stop > stored.done:
-                above = Span(max(0, start - padding), start)
-                before = stored.read(above, Span(0, width)).to(params.device)
-                padded = F.pad(before, (padding, padding, padding - above.length, span.length + padding))
+                above = _above(stored, start, padding).to(params.device)
+                rest = padding - above.shape[2], span.length + padding
+                padded = F.pad(above, (padding, padding, *rest))
                 part = _read(params, span)
-                loop(self.model, string, padded, part, span.length, width, kernel, padding, *more)
+                safe = guarded(string, channels * span.length * width)
+                loop(self.model, safe, padded, part, span.length, width, kernel, padding, *more)
                 made = _inner(padded, padding)
                 check_symbols(band, _digest(made), self.where)
                 stored.take(start, made)
             start = span.stop
         _inner(y_hat, padding)[:] = self.workspace.map(stored, channels, stored, params)
+
+
+def _above(stored: Stored, start: int, padding: int) -> Tensor:
+    """The rows before one, as they were decoded: as many as the padding has, or as there are."""
+    return stored.read(Span(max(0, start - padding), start), Span(0, stored.width))
 
 
 def _inner(padded: Tensor, padding: int) -> Tensor:
@@ -119,10 +135,6 @@ def _arguments(method: Callable[..., Any] | None) -> list[str]:
     if method is None:
         return []
     return [name for name in inspect.signature(method).parameters if name not in ("self", "y_string")]
-
-
-def _any_lazy(*maps: Tensor) -> bool:
-    return any(isinstance(map, LazyMap) for map in maps)
 
 
 def _read(map: Tensor, rows: Span) -> Tensor:

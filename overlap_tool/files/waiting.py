@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -19,8 +20,8 @@ TRIALS_NOT_WORTH_IT = 8
 """An image of at most so many trial images is simply coded."""
 
 
-def tell_a_long_wait(codec: Codec, frame: Frame, clock: Clock) -> None:
-    """How long, a small image shows."""
+def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, clock: Clock) -> None:
+    """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
     if not any(_one_by_one(module) for module in codec.model.modules()):
         return
     side = 2 * codec.multiple
@@ -33,14 +34,21 @@ def tell_a_long_wait(codec: Codec, frame: Frame, clock: Clock) -> None:
         codec.model.compress(trial)
         seconds = (time.monotonic() - started) * times
     if seconds > LONG_WAIT:
+        resumed = "can be resumed" if _latent_bytes(codec, frame) > in_memory else "cannot be resumed"
         clock.note(
             f"{codec.architecture} codes one position after another: this takes about {_spoken(seconds)}, "
-            "in which nothing can be resumed"
+            f"and {resumed}"
         )
 
 
 def _one_by_one(module: nn.Module) -> bool:
     return hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"
+
+
+def _latent_bytes(codec: Codec, frame: Frame) -> Fraction:
+    """Of what the first stage makes of the image, as 32-bit floats."""
+    network = next(stage for stage in codec.stages if stage.input_scale == 1).network
+    return network.ops[-1].channels * math.prod(frame.padded) * network.rows.scale * network.columns.scale * 4
 
 
 def _spoken(seconds: float) -> str:

@@ -126,6 +126,19 @@ def test_strings_that_run_past_their_end_do_no_harm(tmp_path, written) -> None:
         assert _decoded_or_refused(tmp_path, made + hashlib.sha256(made).digest()) is None
 
 
+def test_strings_that_are_decoded_position_by_position_do_no_harm_either(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 60, 60))
+    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic")
+    data, chance = (tmp_path / "it.lic").read_bytes(), random.Random(1)
+    _, _, length, payload = container.OUTSIDE.unpack(data[: container.OUTSIDE.size])
+    for kind in range(3):
+        noise = b"\xff" * payload if kind == 0 else chance.randbytes(payload)
+        made = data[: container.OUTSIDE.size + length] + noise
+        (tmp_path / "bad.lic").write_bytes(made + hashlib.sha256(made).digest())
+        with pytest.raises(ContainerError, match="not those that were written"):
+            decompress(codec("mbt2018"), tmp_path / "bad.lic", tmp_path / "out.npy")
+
+
 def test_the_sealed_file_itself_is_right(tmp_path, written) -> None:
     """So that what the others are refused for is what was changed."""
     data = _sealed(written.read_bytes(), lambda head: None)

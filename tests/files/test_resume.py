@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import signal
@@ -77,6 +78,38 @@ def test_stopped_after_every_band(tmp_path, stop_after, monkeypatch, suffix, in_
     assert stops > 3
     assert _bytes_of(pieces) == _bytes_of(whole)
     assert [path for path in pieces.iterdir() if path.name.startswith(".")] == []
+
+
+def test_position_by_position_no_band_is_coded_twice(tmp_path, stop_after, monkeypatch) -> None:
+    model = codec("mbt2018")
+    np.save(tmp_path / "in.npy", PIXELS[:70, :60])
+    compress(model, tmp_path / "in.npy", tmp_path / "whole.lic", in_memory=1000)
+    decompress(model, tmp_path / "whole.lic", tmp_path / "whole.npy", in_memory=1000)
+    coded: list[int] = []
+    kind = type(model.model)
+    for name, at in (("_compress_ar", 3), ("_decompress_ar", 4)):
+        original = getattr(kind, name)
+
+        @functools.wraps(original)
+        def counting(*args, original=original, at=at):
+            coded.append(args[at])
+            return original(*args)
+
+        monkeypatch.setattr(kind, name, counting)
+    for step, source, target in (
+        (compress, "in.npy", "it.lic"),
+        (decompress, "it.lic", "it.npy"),
+    ):
+        coded.clear()
+        stop_after(1)
+        while not (tmp_path / target).exists():
+            try:
+                step(model, tmp_path / source, tmp_path / target, in_memory=1000, resume=True)
+            except Stopped:
+                stop_after(1)
+        assert coded == [1] * 8
+    assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "whole.lic").read_bytes()
+    assert (tmp_path / "it.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def _bytes_of(folder: Path) -> dict[str, bytes]:
