@@ -7,6 +7,7 @@ from overlap_tool.checkpoint import architectures as _architectures  # noqa: F40
 from overlap_tool.checkpoint.conditions import Condition, StateDict, has_key, has_prefix, shape, size
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.loading import Loaded, load, rebuild
+from overlap_tool.checkpoint.numbering import numbered
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
 from overlap_tool.checkpoint.seeded import seed_weights
 from overlap_tool.checkpoint.writing import save_atomically, write_atomically, write_bytes
@@ -24,6 +25,7 @@ __all__ = [
     "hash_weights",
     "load",
     "names",
+    "numbered",
     "rebuild",
     "register",
     "save_atomically",

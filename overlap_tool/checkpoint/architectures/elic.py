@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import count, takewhile
 from typing import Any
 
 from overlap_tool.checkpoint.conditions import StateDict, has_key, shape, size
+from overlap_tool.checkpoint.numbering import numbered
 
 HYPER_SYNTHESIS = "latent_codec.hyper.h_s"
 
@@ -20,9 +20,9 @@ ELIC = (
 
 
 def widths_and_groups(state: StateDict) -> dict[str, Any]:
-    contexts = (f"latent_codec.y.latent_codec.y{k}.context_prediction.weight" for k in count())
+    context = "latent_codec.y.latent_codec.y{}.context_prediction.weight"
     return {
         "N": state["g_a.0.weight"].shape[0],
         "M": state["g_a.13.weight"].shape[0],
-        "groups": [state[key].shape[1] for key in takewhile(state.__contains__, contexts)],
+        "groups": [state[context.format(k)].shape[1] for k in numbered(state, context)],
     }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import count, takewhile
 from typing import Any
 
 from torch import nn
 
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, register, shape
+from overlap_tool.checkpoint import Architecture, StateDict, has_key, numbered, register, shape
 
 LLIC = (
     shape("g_a.0.down.weight", None, 3, 3, 3)
@@ -26,14 +25,13 @@ def _widths(state: StateDict) -> dict[str, Any]:
 
 
 def _with_groups(state: StateDict) -> dict[str, Any]:
-    contexts = (f"latent_codec.y.latent_codec.y{k}.context_prediction.weight" for k in count())
-    groups = [state[key].shape[1] for key in takewhile(state.__contains__, contexts)]
+    context = "latent_codec.y.latent_codec.y{}.context_prediction.weight"
+    groups = [state[context.format(k)].shape[1] for k in numbered(state, context)]
     return {**_widths(state), "groups": groups}
 
 
 def _with_slices(state: StateDict) -> dict[str, Any]:
-    slices = len(list(takewhile(lambda k: f"lrp_transforms.{k}.0.weight" in state, count())))
-    return {**_widths(state), "slices": slices}
+    return {**_widths(state), "slices": len(numbered(state, "lrp_transforms.{}.0.weight"))}
 
 
 def _with_hyperprior(state: StateDict) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from overlap_tool_stf.slices import SlicedCodec, evenly
+from overlap_tool_stf.entropy import StfCodec, evenly
 
 from overlap_tool_llic.blocks import transforms
 
 
-class LlicStf(SlicedCodec):
+class LlicStf(StfCodec):
     """z is as wide as the transforms, N."""
 
     def __init__(self, N: int = 192, M: int = 320, slices: int = 10) -> None:

@@ -5,7 +5,6 @@ Importing this registers them, and the rules for the authors' own classes.
 
 from __future__ import annotations
 
-from itertools import count, takewhile
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from overlap_tool.checkpoint import (
     StateDict,
     has_key,
     has_prefix,
+    numbered,
     register,
     shape,
     size,
@@ -48,18 +48,14 @@ def _stf(**arguments: Any) -> nn.Module:
     return SymmetricalTransFormer(**arguments)
 
 
-def _length(state: StateDict, key: str) -> int:
-    return len(list(takewhile(lambda k: key.format(k) in state, count())))
-
-
 def _shape_of_stf(state: StateDict) -> dict[str, Any]:
     table = "attn.relative_position_bias_table"
-    scales = range(_length(state, f"layers.{{}}.blocks.0.{table}"))
+    scales = numbered(state, f"layers.{{}}.blocks.0.{table}")
     return {
         "embed_dim": state["patch_embed.proj.weight"].shape[0],
-        "depths": [_length(state, f"layers.{scale}.blocks.{{}}.{table}") for scale in scales],
+        "depths": [len(numbered(state, f"layers.{scale}.blocks.{{}}.{table}")) for scale in scales],
         "heads": [state[f"layers.{scale}.blocks.0.{table}"].shape[1] for scale in scales],
-        "slices": _length(state, "lrp_transforms.{}.8.weight"),
+        "slices": len(numbered(state, "lrp_transforms.{}.8.weight")),
     }
 
 

@@ -1,51 +1,57 @@
-"""The entropy model that both share: a hyperprior, and y in slices, each told by those before it.
+"""Coding y in slices, each predicted from a hyperprior and from slices before it, whatever predicts them.
 
-A slice's mean and scale are predicted from the hyperprior and the first half of the slices; what rounding
-takes away is guessed (latent residual prediction). Minnen and Singh 2020 describe it (arXiv 2007.08739).
+Minnen and Singh 2020 describe it (arXiv 2007.08739): besides mean and scale, what rounding takes away is
+predicted, too (latent residual prediction). Other plugins build on this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from compressai.ans import BufferedRansEncoder, RansDecoder
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import conv3x3, subpel_conv3x3
+from compressai.layers import conv3x3
 from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
 
 class SlicedCodec(CompressionModel):
-    """A codec with transforms `g_a` and `g_s`, and y of M channels in `slices`.
+    """A subclass brings these parts; `predict_slices` makes the last three."""
 
-    `analysis` are the channels in h_a, from those of y to those of z, `synthesis` those in h_mean_s and
-    h_scale_s, from z to y; six numbers each.
-    """
+    g_a: nn.Module
+    g_s: nn.Module
+    h_a: nn.Module
+    h_mean_s: nn.Module
+    h_scale_s: nn.Module
+    entropy_bottleneck: EntropyBottleneck
+    gaussian_conditional: GaussianConditional
+    cc_mean_transforms: nn.ModuleList
+    cc_scale_transforms: nn.ModuleList
+    lrp_transforms: nn.ModuleList
 
-    def __init__(
-        self, g_a: nn.Module, g_s: nn.Module, slices: int, analysis: Sequence[int], synthesis: Sequence[int]
-    ) -> None:
-        super().__init__()
-        channels = analysis[0]
-        if channels % slices:
-            raise ValueError(f"{channels} channels cannot be cut into {slices} slices")
-        self.g_a = g_a
-        self.g_s = g_s
-        self.h_a = _hyper_analysis(analysis)
-        self.h_mean_s = _hyper_synthesis(synthesis)
-        self.h_scale_s = _hyper_synthesis(synthesis)
-        self.most_support = slices // 2
-        width = channels // slices
-        support = [channels + width * min(k, self.most_support) for k in range(slices)]
-        self.cc_mean_transforms = nn.ModuleList(_prediction(inputs, width) for inputs in support)
-        self.cc_scale_transforms = nn.ModuleList(_prediction(inputs, width) for inputs in support)
-        self.lrp_transforms = nn.ModuleList(_prediction(inputs + width, width) for inputs in support)
-        self.entropy_bottleneck = EntropyBottleneck(analysis[-1])
-        self.gaussian_conditional = GaussianConditional(None)
+    most_support: int
+    """How many slices at most a later one is predicted from: the first ones."""
+    string_per_image: bool
+    """Whether y of every image has a string of its own, or one string has those of a whole batch."""
+
+    def predict_slices(self, width: int, support: Sequence[int], between: Sequence[int]) -> None:
+        """Of `width` channels each, from as many as `support` has, by convolutions with `between` inside."""
+
+        def predictors(more: int = 0) -> nn.ModuleList:
+            channels = [(inputs + more, *between, width) for inputs in support]
+            return nn.ModuleList(activated(conv3x3(*pair) for pair in pairwise(one)) for one in channels)
+
+        self.cc_mean_transforms = predictors()
+        self.cc_scale_transforms = predictors()
+        self.lrp_transforms = predictors(more=width)
+
+    def attended(self, k: int, of_mean: Tensor, of_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What slice k is predicted from, before its predictors see it: hyperprior and slices at hand."""
+        return of_mean, of_scale
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         y = self.g_a(x)
@@ -66,34 +72,39 @@ class SlicedCodec(CompressionModel):
         }
 
     def compress(self, x: Tensor) -> dict[str, Any]:
-        """One string for y of all images, slice after slice, as the authors' code writes it."""
+        """A string for y has slice after slice."""
         y = self.g_a(x)
         z = self.h_a(y)
         z_strings = self.entropy_bottleneck.compress(z)
         parts = y.chunk(len(self.lrp_transforms), 1)
-        symbols: list[int] = []
-        indexes: list[int] = []
+        encoders = [BufferedRansEncoder() for _ in range(y.shape[0] if self.string_per_image else 1)]
+        tables = self._tables()
 
         def coded(k: int, mean: Tensor, scale: Tensor) -> Tensor:
             found = self.gaussian_conditional.quantize(parts[k], "symbols", mean)
-            symbols.extend(found.flatten().tolist())
-            indexes.extend(self.gaussian_conditional.build_indexes(scale).flatten().tolist())
+            indexes = self.gaussian_conditional.build_indexes(scale)
+            of_each = zip(encoders, _shared(found, encoders), _shared(indexes, encoders), strict=True)
+            for encoder, symbols, where in of_each:
+                encoder.encode_with_indexes(symbols, where, *tables)
             return found + mean
 
         self._slice_by_slice(self.entropy_bottleneck.decompress(z_strings, z.shape[-2:]), coded)
-        encoder = BufferedRansEncoder()
-        encoder.encode_with_indexes(symbols, indexes, *self._tables())
-        return {"strings": [[encoder.flush()], z_strings], "shape": z.shape[-2:]}
+        return {"strings": [[encoder.flush() for encoder in encoders], z_strings], "shape": z.shape[-2:]}
 
     def decompress(self, strings: list[list[bytes]], shape: Any) -> dict[str, Tensor]:
+        decoders = [RansDecoder() for _ in strings[0]]
+        for decoder, string in zip(decoders, strings[0], strict=True):
+            decoder.set_stream(string)
         tables = self._tables()
-        decoder = RansDecoder()
-        decoder.set_stream(strings[0][0])
 
         def read(k: int, mean: Tensor, scale: Tensor) -> Tensor:
-            indexes = self.gaussian_conditional.build_indexes(scale).flatten().tolist()
-            found = torch.tensor(decoder.decode_stream(indexes, *tables), device=mean.device)
-            return self.gaussian_conditional.dequantize(found.view(mean.shape), mean)
+            indexes = _shared(self.gaussian_conditional.build_indexes(scale), decoders)
+            symbols = [
+                decoder.decode_stream(of_one, *tables)
+                for decoder, of_one in zip(decoders, indexes, strict=True)
+            ]
+            found = torch.tensor(symbols, device=mean.device).reshape(mean.shape)
+            return self.gaussian_conditional.dequantize(found, mean)
 
         y_hat = self._slice_by_slice(self.entropy_bottleneck.decompress(strings[1], shape), read)
         return {"x_hat": self.g_s(y_hat).clamp_(0, 1)}
@@ -104,11 +115,12 @@ class SlicedCodec(CompressionModel):
         done: list[Tensor] = []
         for k, residual_of in enumerate(self.lrp_transforms):
             known = done[: self.most_support]
-            support = torch.cat([means, *known], 1)
-            mean = self.cc_mean_transforms[k](support)
-            scale = self.cc_scale_transforms[k](torch.cat([scales, *known], 1))
-            coded = code(k, mean, scale)
-            done.append(coded + 0.5 * torch.tanh(residual_of(torch.cat([support, coded], 1))))
+            of_mean, of_scale = self.attended(
+                k, torch.cat([means, *known], 1), torch.cat([scales, *known], 1)
+            )
+            mean = self.cc_mean_transforms[k](of_mean)
+            coded = code(k, mean, self.cc_scale_transforms[k](of_scale))
+            done.append(coded + 0.5 * torch.tanh(residual_of(torch.cat([of_mean, coded], 1))))
         return torch.cat(done, 1)
 
     def _tables(self) -> tuple[list[list[int]], list[int], list[int]]:
@@ -117,34 +129,18 @@ class SlicedCodec(CompressionModel):
         return gaussian.quantized_cdf.tolist(), gaussian.cdf_length.tolist(), gaussian.offset.tolist()
 
 
-def evenly(first: int, last: int) -> list[int]:
-    """Five numbers from first to last."""
-    return [first + (last - first) * k // 4 for k in range(5)]
+def supports(channels: int, slices: int, most: int) -> list[int]:
+    """How many channels each slice is predicted from: those of the hyperprior, and of slices before it."""
+    if channels % slices:
+        raise ValueError(f"{channels} channels cannot be cut into {slices} slices")
+    return [channels + channels // slices * min(k, most) for k in range(slices)]
 
 
-def _activated(layers: Sequence[nn.Module]) -> nn.Sequential:
+def activated(layers: Iterable[nn.Module]) -> nn.Sequential:
     """With a GELU between any two."""
     return nn.Sequential(*[part for layer in layers for part in (layer, nn.GELU())][:-1])
 
 
-def _hyper_analysis(channels: Sequence[int]) -> nn.Sequential:
-    strides = (1, 1, 2, 1, 2)
-    return _activated(
-        [conv3x3(*pair, stride=stride) for pair, stride in zip(pairwise(channels), strides, strict=True)]
-    )
-
-
-def _hyper_synthesis(channels: Sequence[int]) -> nn.Sequential:
-    factors = (1, 2, 1, 2, 1)
-    return _activated(
-        [
-            subpel_conv3x3(*pair, r=factor) if factor > 1 else conv3x3(*pair)
-            for pair, factor in zip(pairwise(channels), factors, strict=True)
-        ]
-    )
-
-
-def _prediction(inputs: int, width: int) -> nn.Sequential:
-    """From the support of a slice to its mean, scale or residual, of `width` channels."""
-    channels = (inputs, 7 * width, 11 * width // 2, 4 * width, 2 * width, width)
-    return _activated([conv3x3(*pair) for pair in pairwise(channels)])
+def _shared(numbers: Tensor, coders: Sequence[object]) -> list[list[int]]:
+    """The numbers of a batch as lists, one for each coder: of one image, or of all."""
+    return numbers.reshape(len(coders), -1).tolist()

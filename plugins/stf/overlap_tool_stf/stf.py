@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool_stf.slices import SlicedCodec, evenly
+from overlap_tool_stf.entropy import StfCodec, evenly
 from overlap_tool_stf.swin import PatchEmbed, PatchMerging, PatchSplit, scales
 
 STAGES = ("g_a.", "g_s.")
 
 
-class SymmetricalTransFormer(SlicedCodec):
+class SymmetricalTransFormer(StfCodec):
     """`embed_dim` is the width at half the image's sides; it doubles with each of four scales.
 
     `depths` and `heads` are the numbers of Swin blocks, and of heads in each, from the largest scale to the

@@ -8,13 +8,13 @@ from compressai.models.utils import conv, deconv
 from torch import Tensor, nn
 
 from overlap_tool_stf.attention import WindowAttention
-from overlap_tool_stf.slices import SlicedCodec, evenly
+from overlap_tool_stf.entropy import StfCodec, evenly
 
 HEADS = 8
 SLICES = 10
 
 
-class WACNN(SlicedCodec):
+class WACNN(StfCodec):
     """N is the width of the transforms and of z, M that of y."""
 
     def __init__(self, N: int = 192, M: int = 320) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import count, takewhile
 from typing import Any
 
 from torch import nn
 
 import overlap_tool_tcm.authors  # noqa: F401  (registers the rules of their blocks)
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, register, shape, size
+from overlap_tool.checkpoint import Architecture, StateDict, has_key, numbered, register, shape, size
 
 WINDOW = 8
 REACH = 2 * WINDOW - 1
@@ -29,7 +28,7 @@ def _shape_of(state: StateDict) -> dict[str, Any]:
             for stage, scales in (("g_a", analysis), ("g_s", synthesis))
             for scale in scales
         ],
-        "slices": _length(state, "lrp_transforms.{}.0.weight"),
+        "slices": len(numbered(state, "lrp_transforms.{}.0.weight")),
         "z": state["h_mean_s.0.subpel_conv.0.weight"].shape[1],
         "attention": state["atten_mean.0.0.in_conv.weight"].shape[0],
         "prediction": [state[f"lrp_transforms.0.{layer}.weight"].shape[0] for layer in (0, 2)],
@@ -41,14 +40,10 @@ def _mixed_blocks(state: StateDict, stage: str) -> list[list[int]]:
     scales: list[list[int]] = []
     start = 1
     for _ in range(3):
-        blocks = list(takewhile(lambda k: f"{stage}.{k}.conv1_1.weight" in state, count(start)))
+        blocks = numbered(state, f"{stage}.{{}}.conv1_1.weight", start)
         scales.append(blocks)
         start = blocks[-1] + 2
     return scales
-
-
-def _length(state: StateDict, key: str) -> int:
-    return len(list(takewhile(lambda k: key.format(k) in state, count())))
 
 
 def _build(**arguments: Any) -> nn.Module:

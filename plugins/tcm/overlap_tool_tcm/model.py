@@ -8,17 +8,17 @@ from typing import Any
 from compressai.layers import ResidualBlockUpsample, ResidualBlockWithStride, conv3x3, subpel_conv3x3
 from torch import nn
 
-from overlap_tool_tcm.entropy import SlicedCodec
+from overlap_tool_tcm.entropy import TcmCodec
 from overlap_tool_tcm.layers import mixed_blocks
 
 WINDOW = 8
 
 
-class TCM(SlicedCodec):
+class TCM(TcmCodec):
     """N is half the width of its transforms: 64, 96 and 128 in the paper's three models.
 
     `config` has the numbers of mixed blocks, and `head_dim` their channels per head, for the three scales of
-    the analysis and the three of the synthesis. The rest is as in `SlicedCodec`.
+    the analysis and the three of the synthesis. The rest is as in `TcmCodec`.
     """
 
     def __init__(
