@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -115,8 +116,9 @@ def test_the_librarys_kernels_are_noted_and_never_fail(certificate) -> None:
 
 
 def test_ablation_shows_what_each_stage_needs(certificate) -> None:
-    for tile in ((64, 64), (96, 96)):
-        found = {check.stage: check.figures for check in _of(certificate, "ablation") if check.tile == tile}
+    for tile, zeros in product(((64, 64), (96, 96)), ("input", "output")):
+        of_tile = [check for check in _of(certificate, "ablation") if check.tile == tile]
+        found = {check.stage: check.figures for check in of_tile if check.figures["zeros"] == zeros}
         assert list(found) == ["g_a", "g_s", "h_a", "h_s", "all stages"]
         assert found["g_s"]["change_of_bits_per_pixel"] == 0, "what comes after coding costs no bits"
         assert found["g_s"]["differing"] > 0

@@ -85,10 +85,20 @@ def kernel_table(certificate: Certificate) -> Table:
 def ablation_table(certificate: Certificate) -> Table:
     return Table(
         "Overlaps of one sample less on every side, against the exact result",
-        ("short of overlap", "tile", "bits per pixel", "change", "PSNR", "change", "PSNR to exact"),
+        (
+            "short of overlap",
+            "zeros in",
+            "tile",
+            "bits per pixel",
+            "change",
+            "PSNR",
+            "change",
+            "PSNR to exact",
+        ),
         tuple(
             (
                 check.stage,
+                str(check.figures["zeros"]),
                 _sides(check.tile),
                 _number(check, "bits_per_pixel", ".4f"),
                 _number(check, "change_of_bits_per_pixel", "+.4f"),
@@ -149,7 +159,11 @@ def failures(certificate: Certificate) -> list[str]:
 def title(check: Check) -> str:
     parts = [
         check.name,
-        *(str(check.figures[key]) for key in ("segment", "map", "side", "output") if key in check.figures),
+        *(
+            str(check.figures[key])
+            for key in ("segment", "map", "side", "output", "zeros")
+            if key in check.figures
+        ),
     ]
     parts += [f"tile {_sides(check.tile)}"] if check.tile is not None else []
     return ", ".join([*parts, *([check.schedule] if check.schedule is not None else [])])

@@ -1,4 +1,9 @@
-"""The published experiment: what an overlap of one sample less on every side does to rate and quality."""
+"""The published experiment: what an overlap of one sample less on every side does to rate and quality.
+
+It is done in two ways. A tile that pads has zeros in its input for what it lacks, and computes all outputs:
+the least that can happen. A tile that does not pad has zeros in its output: what reads the missing sample,
+however little that weighs, cannot be computed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +29,24 @@ from overlap_tool.verification.equality import Run, run_model
 from overlap_tool.verification.observing import differing, largest_difference
 from overlap_tool.verification.pieces import ShortSource, halo
 
+Zeros = Literal["input", "output"]
+"""Where a tile that is short of overlap has zeros."""
+
 
 def ablate(
     model: nn.Module, stages: Sequence[Stage], settings: Settings, image: Tensor, exact: Run, blank: Check
 ) -> list[Check]:
     """The model with one stage at a time short of overlap, then with all of them, against the exact result.
 
-    Independent tiles, exact kernels; zeros stand in place of what a tile does not get, as in a patch that is
-    too small. Bits per pixel are estimated from the likelihoods, as in CompressAI's evaluation.
+    Independent tiles, exact kernels. Bits per pixel are estimated from the likelihoods, as in CompressAI's
+    evaluation. Of a stage with barriers nothing is left without some outputs, so its tiles only pad.
     """
     groups = [[stage] for stage in stages] + ([list(stages)] if len(stages) > 1 else [])
     return [
-        _ablate(model, group, settings, image, exact, replace(blank, stage=_label(group, stages)))
+        _ablate(model, group, zeros, settings, image, exact, replace(blank, stage=_label(group, stages)))
+        for zeros in get_args(Zeros)
         for group in groups
+        if zeros == "input" or not any(stage.network.barriers for stage in group)
     ]
 
 
@@ -44,11 +55,17 @@ def _label(group: Sequence[Stage], stages: Sequence[Stage]) -> str:
 
 
 def _ablate(
-    model: nn.Module, stages: Sequence[Stage], settings: Settings, image: Tensor, exact: Run, blank: Check
+    model: nn.Module,
+    stages: Sequence[Stage],
+    zeros: Zeros,
+    settings: Settings,
+    image: Tensor,
+    exact: Run,
+    blank: Check,
 ) -> Check:
-    with _short(model, stages, settings):
+    with short_of_overlap(stages, zeros, settings):
         run = run_model(model, image)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {"zeros": zeros}
     likelihoods = [name for name in exact.outputs if name.partition(".")[0] == "likelihoods"]
     if likelihoods:
         rates = [_bits(each, likelihoods) / image[0, 0].numel() for each in (run, exact)]
@@ -70,10 +87,10 @@ def _ablate(
 
 
 @contextmanager
-def _short(model: nn.Module, stages: Sequence[Stage], settings: Settings) -> Iterator[None]:
-    """While it lasts, these stages of the model run in tiles whose overlaps are one sample too small."""
+def short_of_overlap(stages: Sequence[Stage], zeros: Zeros, settings: Settings) -> Iterator[None]:
+    """While it lasts, these stages of a model run in tiles whose overlaps are one sample too small."""
     for stage in stages:
-        stage.module.forward = _ShortForward(stage, settings)
+        stage.module.forward = _ShortForward(stage, zeros, settings)
     try:
         yield
     finally:
@@ -82,9 +99,11 @@ def _short(model: nn.Module, stages: Sequence[Stage], settings: Settings) -> Ite
 
 
 class _ShortForward:
-    def __init__(self, stage: Stage, settings: Settings) -> None:
+    def __init__(self, stage: Stage, zeros: Zeros, settings: Settings) -> None:
         self.stage = stage
         self.settings = settings
+        # NaN makes NaN of every output that reads it
+        self.fill = 0.0 if zeros == "input" else math.nan
 
     def __call__(self, whole: Tensor) -> Tensor:
         network: Network = self.stage.network
@@ -97,17 +116,21 @@ class _ShortForward:
                 given = part.segment.network.index[map]
                 rows = _shortened(part.segment.network.rows, part.rows, given)
                 columns = _shortened(part.segment.network.columns, part.columns, given)
-                each.sources[map] = ShortSource(source, rows, columns)
-        return sink.result()
+                each.sources[map] = ShortSource(source, rows, columns, self.fill)
+        found = sink.result()
+        return found.nan_to_num(nan=0.0) if math.isnan(self.fill) else found
 
 
 def _shortened(axis: Axis, plan: AxisPlan, given: int) -> dict[Span, Span]:
-    """For each span that tiles read of a given map, what is left without the outermost sample of its
-    overlaps."""
+    """For each span that tiles read of a given map, what is left of it with overlaps of one sample less.
+
+    Where the image ends within the overlap, nothing is missing.
+    """
     kept = {}
     for step in plan.steps:
         part = halo(axis, step, plan.sizes, given)
-        kept[part.reads] = Span(part.reads.start + (part.before > 0), part.reads.stop - (part.after > 0))
+        start = part.reads.start + (part.before > 0 and part.whole_before)
+        kept[part.reads] = Span(start, part.reads.stop - (part.after > 0 and part.whole_after))
     return kept
 
 
