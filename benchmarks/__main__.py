@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.markdown import as_markdown, quoted
 
-NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "kamisli", "files")
+NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "ablation", "kamisli", "files")
 README = Path(__file__).parents[1] / "README.md"
 
 
