@@ -18,16 +18,17 @@ read -r -a further <<< "${ARGUMENTS:-}" || true
 
 code=0
 overlap-tool verify "$CHECKPOINT" "${options[@]}" "${further[@]}" \
-  --report "$folder/report.json" --junit "$folder/junit.xml" --summary "$folder/summary.md" || code=$?
+  --report "$folder/report.json" --junit "$folder/junit.xml" --html "$folder/report.html" \
+  --summary "$folder/summary.md" || code=$?
 
 case $code in
   0) verdict=holds ;;
   1) verdict=fails ;;
   *) verdict=error ;;
 esac
-report="" junit=""
+report="" junit="" html=""
 if [[ -f "$folder/summary.md" ]]; then
-  report="$folder/report.json" junit="$folder/junit.xml"
+  report="$folder/report.json" junit="$folder/junit.xml" html="$folder/report.html"
   cat "$folder/summary.md" >> "$GITHUB_STEP_SUMMARY"
 else
   verdict=error
@@ -35,6 +36,7 @@ fi
 {
   echo "report=$report"
   echo "junit=$junit"
+  echo "html=$html"
   echo "verdict=$verdict"
 } >> "$GITHUB_OUTPUT"
 exit "$code"

@@ -240,7 +240,7 @@ def test_the_example_workflow_uses_what_the_action_has() -> None:
     assert set(ours["with"]) <= set(action["inputs"])
     required = {name for name, of in action["inputs"].items() if of.get("required")}
     assert required <= set(ours["with"])
-    read = set(re.findall(rf"steps\.{ours['id']}\.outputs\.(\w+)", text))
+    read = set(re.findall(rf"steps\.{ours['id']}\.outputs\.([\w-]+)", text))
     assert read
     assert read <= set(action["outputs"])
 
@@ -248,18 +248,34 @@ def test_the_example_workflow_uses_what_the_action_has() -> None:
 def test_the_action_runs_the_script_and_tells_its_outputs() -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     assert action["runs"]["using"] == "composite"
-    (step,) = action["runs"]["steps"]
+    step, _ = action["runs"]["steps"]
     assert f'"$GITHUB_ACTION_PATH/{SCRIPT}"' in step["run"]
     assert (ROOT / SCRIPT).is_file()
     given = {value[len("${{ inputs.") : -len(" }}")] for value in step["env"].values()}
-    assert given == set(action["inputs"])
+    assert given == set(action["inputs"]) - {"artifact"}
     assert {name.lower() for name in step["env"]} == given
     script = (ROOT / SCRIPT).read_text()
     for name in step["env"]:
         assert f"${name}" in script or f"${{{name}:-}}" in script
     for name, output in action["outputs"].items():
-        assert output["value"] == f"${{{{ steps.{step['id']}.outputs.{name} }}}}"
-        assert f'echo "{name}=' in script
+        if name != "artifact-url":
+            assert output["value"] == f"${{{{ steps.{step['id']}.outputs.{name} }}}}"
+            assert f'echo "{name}=' in script
+
+
+def test_the_action_attaches_what_the_script_wrote() -> None:
+    """Whatever the verdict, but not on bad input, where there is nothing to attach."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    step, attach = action["runs"]["steps"]
+    assert attach["uses"].startswith("actions/upload-artifact@v")
+    assert attach["with"]["name"] == "${{ inputs.artifact }}"
+    outputs = f"steps.{step['id']}.outputs"
+    assert attach["with"]["path"].split("\n")[:-1] == [
+        f"${{{{ {outputs}.{name} }}}}" for name in ("report", "junit", "html")
+    ]
+    assert attach["if"] == f"always() && inputs.artifact != '' && {outputs}.html != ''"
+    url = action["outputs"]["artifact-url"]["value"]
+    assert url == f"${{{{ steps.{attach['id']}.outputs.artifact-url }}}}"
 
 
 def _act(folder: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
@@ -297,6 +313,7 @@ def test_the_action_holds(checkpoint_path, tmp_path) -> None:
     assert [image["name"] for image in report["images"]] == [picture.name]
     assert {plan["schedule"] for plan in report["plans"]} == {"stream"}
     assert ElementTree.parse(told["junit"]).getroot().get("failures") == "0"
+    assert "tiles give the untouched model's bits" in Strict(Path(told["html"]).read_text()).text
     assert page.startswith("before\n# overlap-tool verify: holds")
 
 
@@ -306,10 +323,11 @@ def test_the_action_fails(checkpoint_path, wrong_rule, tmp_path) -> None:
     )
     assert (code, told["verdict"]) == (1, "fails")
     assert json.loads(Path(told["report"]).read_text())["verdict"] == "fails"
+    assert "svg" in Strict(Path(told["html"]).read_text()).tags
     assert "h_a.0" in page
 
 
 def test_the_action_says_what_is_bad_input(tmp_path) -> None:
     code, told, page = _act(tmp_path, CHECKPOINT="nowhere.pt")
-    assert (code, told) == (2, {"report": "", "junit": "", "verdict": "error"})
+    assert (code, told) == (2, {"report": "", "junit": "", "html": "", "verdict": "error"})
     assert page == "before\n"
