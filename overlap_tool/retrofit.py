@@ -29,6 +29,7 @@ from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.network import Input, Network
 from overlap_tool.progress import TileProgress
 from overlap_tool.schedule.choose import (
+    BudgetError,
     Engine,
     Schedule,
     Settings,
@@ -39,7 +40,7 @@ from overlap_tool.schedule.choose import (
     plan_stage,
     require_uniform,
 )
-from overlap_tool.stages import survey
+from overlap_tool.stages import Untiled, survey
 from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
 
@@ -49,6 +50,9 @@ PLANS_KEPT = 8
 
 METHODS = ("forward", "compress", "decompress")
 """What of a model computes, and so belongs into the engine."""
+
+UNTILED = "_overlap_tool_untiled"
+"""The attribute of a wrapped model that keeps which of its parts stay whole."""
 
 
 class TiledForward:
@@ -191,6 +195,7 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
     for name in METHODS:
         if isinstance(vars(model).get(name), ExactMethod):
             delattr(model, name)
+    vars(model).pop(UNTILED, None)
     loops.unwrap(model)
     return model
 
@@ -199,6 +204,11 @@ def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
     """The tiled forwards of a wrapped model, by the names of their stages."""
     forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
     return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
+
+
+def untiled(model: nn.Module) -> tuple[Untiled, ...]:
+    """The parts of a wrapped model that its own code runs on whole maps, and why."""
+    return vars(model).get(UNTILED, ())
 
 
 def settings_of(model: nn.Module) -> Settings | None:
@@ -215,12 +225,17 @@ def plans(
     if settings is not None and isinstance(model, ClosedLoop):
         return {"closed loop": loops.plan(model, settings, size, images)}
     width, height = size
-    return {
-        stage.name: stage.plan(
-            Shape(images, _scaled(height, stage.input_scale), _scaled(width, stage.input_scale))
-        )
-        for stage in tiled_stages(model).values()
-    }
+    made: dict[str, StagePlan] = {}
+    short: list[BudgetError] = []
+    for stage in tiled_stages(model).values():
+        rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
+        try:
+            made[stage.name] = stage.plan(Shape(images, rows, columns))
+        except BudgetError as error:
+            short.append(error)
+    if short:  # the stage that needs most says what is enough for all
+        raise max(short, key=lambda error: error.least)
+    return made
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
@@ -245,6 +260,8 @@ def save(
     settings = settings_of(model)
     if settings is None:
         raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
+    if ":" in architecture:
+        checkpoint.require_class(architecture)
     overlaps = (
         dict(loops.overlaps(model))
         if isinstance(model, ClosedLoop)
@@ -268,11 +285,12 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     if isinstance(model, ClosedLoop):
         loops.wrap(model, settings)
         return model
-    stages = survey(model).stages
+    found = survey(model)
     if settings.uniform:
-        for stage in stages:
+        for stage in found.stages:
             require_uniform(stage.network)
-    for stage in stages:
+    setattr(model, UNTILED, found.untiled)
+    for stage in found.stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
         stage.module.forward = forward

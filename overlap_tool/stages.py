@@ -125,7 +125,7 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
     """Its networks, which work on a grid of blocks."""
     if only is not None and only not in model.networks:
         known = ", ".join(model.networks)
-        raise OptionError(f"--stage {only}", "the model has no such network", f"It has {known}")
+        raise OptionError(f"--stage {only}", "the model has no such network", f"Give one of --stage {known}")
     stages = (
         Stage(name, network, trace(network, name), Fraction(1, model.block))
         for name, network in model.networks.items()
@@ -169,7 +169,7 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
     raise OptionError(
         f"--stage {name}",
         "several parts end in that name" if matching else f"{type(model).__name__} has no such part",
-        f"Parts of it are {', '.join(close)}",
+        f"Give one of --stage {', '.join(close)}",
     )
 
 

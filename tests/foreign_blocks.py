@@ -157,10 +157,10 @@ class AfterConv(nn.Module):
 class GlobalContextCodec(nn.Module):
     """A codec with convolutional transforms, whose context model attends to the whole latent."""
 
-    def __init__(self, context: nn.Module, width: int = 4) -> None:
+    def __init__(self, context: nn.Module | None = None, width: int = 4) -> None:
         super().__init__()
         self.g_a = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, width, 5, 2, 2))
-        self.context = context
+        self.context = LinearAttention(width) if context is None else context
         self.bottleneck = EntropyBottleneck(width)
         self.g_s = nn.Sequential(nn.ConvTranspose2d(width, 3, 8, 4, 2))
 

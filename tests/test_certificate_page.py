@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import torch
 from browser import CHROMIUM, HOSTILE, Strict, in_browser
 
 from overlap_tool import report
+from overlap_tool.report.pictures.heat import heat
 from overlap_tool.verification import Certificate, Check, DifferenceMap
 from overlap_tool.verification.certificate import ImageRecord, Machine, PlanRecord
 from overlap_tool.verification.observing import CELLS, difference_map
@@ -82,6 +84,15 @@ def test_the_heat_map_shows_the_seam_and_the_tiles() -> None:
     # tiles of 64x32 pixels are 32x16 samples of a map of half the image's size
     assert upright == pytest.approx([n * 32 * unit for n in (1, 2, 3)], abs=0.06)
     assert level == pytest.approx([n * 16 * unit for n in (1, 2, 3, 4, 5)], abs=0.06)
+
+
+def test_cells_leave_no_gaps_that_look_like_borders_of_tiles() -> None:
+    everywhere = DifferenceMap(250, 310, 10, ((1,) * 31,) * 25)
+    drawn = heat(everywhere, None, "all").alone()
+    cells = re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)"[^>]* class="differs"', drawn)
+    assert len(cells) == 31
+    for (x, width), (following, _) in itertools.pairwise(cells):
+        assert round(float(x) + float(width), 1) == float(following)
 
 
 def test_hostile_names_stay_text() -> None:

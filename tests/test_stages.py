@@ -21,6 +21,7 @@ import overlap_tool
 from overlap_tool import report
 from overlap_tool.errors import GlobalOpError, OptionError, TraceError, UnknownOpError, WrapAroundError
 from overlap_tool.network import Op
+from overlap_tool.retrofit import untiled
 from overlap_tool.stages import survey
 
 CODED = {"g_a": Fraction(1), "g_s": Fraction(1, 16), "h_a": Fraction(1, 16), "h_s": Fraction(1, 64)}
@@ -157,8 +158,24 @@ def test_a_context_model_over_the_whole_latent_stays_whole_and_is_named(context,
     with torch.no_grad():
         with overlap_tool.exact_kernels():
             whole = codec(image)
-        tiled = overlap_tool.wrap(codec, tile=32)(image)
+        wrapped = overlap_tool.wrap(codec, tile=32)
+        tiled = wrapped(image)
     assert all(torch.equal(tiled[key], whole[key]) for key in whole)
+    assert untiled(wrapped) == found.untiled
+    assert untiled(overlap_tool.unwrap(wrapped)) == ()
+
+
+def test_wrap_and_verify_name_what_stays_whole(run, tmp_path) -> None:
+    codec = ("--model", "foreign_blocks:GlobalContextCodec")
+    written = {name: tmp_path / name for name in ("report", "summary", "html")}
+    files = [word for name, path in written.items() for word in (f"--{name}", path)]
+    code, out, err = run("wrap", *codec, "--tile", "32", "-o", tmp_path / "whole.tiled.pt")
+    assert (code, err) == (0, "")
+    assert "context (LinearAttention) mixes the whole map" in out
+    _, out, err = run("verify", *codec, "--tile", "32", *files)
+    assert err == ""
+    for told in (out, *(path.read_text() for path in written.values())):
+        assert "context (LinearAttention) mixes the whole map" in told
 
 
 def test_the_parts_of_what_takes_several_maps_are_stages() -> None:

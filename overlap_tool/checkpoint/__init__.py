@@ -10,6 +10,7 @@ from overlap_tool.checkpoint.loading import Loaded, load, rebuild
 from overlap_tool.checkpoint.numbering import numbered
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
 from overlap_tool.checkpoint.seeded import seed_weights
+from overlap_tool.checkpoint.third_party import require_class
 from overlap_tool.checkpoint.writing import save_atomically, write_atomically, write_bytes
 from overlap_tool.checkpoint.zoo import seeded_model
 
@@ -28,6 +29,7 @@ __all__ = [
     "numbered",
     "rebuild",
     "register",
+    "require_class",
     "save_atomically",
     "seed_weights",
     "seeded_model",

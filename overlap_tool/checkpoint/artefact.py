@@ -7,14 +7,19 @@ weights stand under `state_dict`.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from overlap_tool import __version__
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.hashing import hash_weights
-from overlap_tool.checkpoint.reading import read_payload
+from overlap_tool.checkpoint.reading import read_payload, refuse_hollow_tensors
 from overlap_tool.checkpoint.writing import save_atomically
+from overlap_tool.checkpoint.zoo import PREFIX
 from overlap_tool.errors import CheckpointError
 
 FORMAT = "overlap-tool/tiled"
@@ -28,8 +33,12 @@ def wrapped_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         payload = read_payload(path)
     except CheckpointError:
         return None
-    wrapped = isinstance(payload, dict) and payload.get("format") == FORMAT
-    return Artefact.read(path).settings if wrapped else None
+    return Artefact.parse(payload, os.fspath(path)).settings if is_artefact(payload) else None
+
+
+def is_artefact(payload: object) -> bool:
+    """Whether what a file holds is a wrapped model."""
+    return isinstance(payload, dict) and payload.get("format") == FORMAT
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,17 @@ class Artefact:
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Artefact:
         where = os.fspath(path)
-        payload = read_payload(path)
-        if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        if where.startswith(PREFIX) or not is_artefact(payload := read_payload(path)):
             raise CheckpointError(
-                where, "it was not written by overlap-tool wrap", f"Make one with overlap-tool wrap {where}"
+                where,
+                "it was not written by overlap-tool wrap",
+                f"Run overlap-tool wrap {shlex.quote(where)}, and give the file that it writes",
             )
+        return Artefact.parse(payload, where)
+
+    @staticmethod
+    def parse(payload: dict[str, Any], where: str) -> Artefact:
+        """From what a file holds; `where` names it in refusals."""
         if payload.get("version") != VERSION:
             raise CheckpointError(
                 where,
@@ -88,10 +103,15 @@ class Artefact:
                 dict(payload["overlaps"]),
             )
             promised = payload["weights_sha256"]
+            if not isinstance(artefact.architecture, str):
+                raise TypeError("architecture")
+            if not all(isinstance(tensor, Tensor) for tensor in artefact.state.values()):
+                raise TypeError("state_dict")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 where, f"a part of it is missing or malformed ({error!r})", REWRAP
             ) from error
+        refuse_hollow_tensors(artefact.state, Path(where))
         if hash_weights(artefact.state) != promised:
             raise CheckpointError(where, "its weights are not those it was written with", REWRAP)
         return artefact

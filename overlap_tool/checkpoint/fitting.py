@@ -20,6 +20,9 @@ CDF_BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 _BOTTLENECK_KEY = re.compile(r"\._?(matri(?:x|ces)|bias(?:es)?|factors?)\.?(\d+)$")
 _SPARE_BYTES = 64 << 20
 
+ANOTHER_CLASS = "Name the right architecture with --arch, or bring your class with --model pkg.module:Class"
+"""The way out where weights do not fit."""
+
 
 def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[nn.Module, dict[str, Any]]:
     """The model of this architecture with these weights, and the arguments it was built with."""
@@ -48,18 +51,18 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
         raise WeightsError(
             where,
             f"a {architecture.name} with {arguments}, as read from the shapes, cannot be built: {reason}",
-            "Name the right architecture with --arch, or bring your class with --model",
+            ANOTHER_CLASS,
         ) from error
     fit(model, state, f"{where} as {architecture.name}")
     return model, arguments
 
 
-def fit(model: nn.Module, state: StateDict, where: str) -> None:
+def fit(model: nn.Module, state: StateDict, where: str, way_out: str = ANOTHER_CLASS) -> None:
     """Gives the model these weights, strictly; the model owns its tensors afterwards."""
     state = respell(state, model)
     _resize_cdf_buffers(model, state, where)
     expected = model.state_dict()
-    _refuse_misfit(state, expected, where)
+    _refuse_misfit(state, expected, where, way_out)
     owned = {key: _owned(tensor, expected[key].dtype) for key, tensor in state.items()}
     # Not the model's own method: CompressAI's sizes and renames again, and cannot assign.
     nn.Module.load_state_dict(model, owned, strict=True, assign=True)
@@ -121,7 +124,7 @@ def _refuse_broken_cdf(prefix: str, state: StateDict, where: str) -> None:
         )
 
 
-def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str) -> None:
+def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str, way_out: str) -> None:
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     shapes = [
@@ -139,11 +142,7 @@ def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str)
         if found
     ]
     if problems:
-        raise WeightsError(
-            where,
-            ". ".join(problems),
-            "Name the right architecture with --arch, or bring your class with --model pkg.module:Class",
-        )
+        raise WeightsError(where, ". ".join(problems), way_out)
 
 
 def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,10 +11,11 @@ from torch import nn
 
 from overlap_tool import plugins
 from overlap_tool.checkpoint import registry, third_party, zoo
+from overlap_tool.checkpoint.artefact import Artefact, is_artefact
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
 from overlap_tool.checkpoint.hashing import hash_weights
-from overlap_tool.checkpoint.reading import read, strip_prefixes
+from overlap_tool.checkpoint.reading import read, read_payload, strip_prefixes, weights_of
 from overlap_tool.errors import CheckpointError, OptionError
 
 
@@ -63,10 +64,17 @@ def rebuild(architecture: str, arguments: Mapping[str, Any], state: StateDict, w
     """The model of an artefact: a registered architecture, or a class that has to be importable."""
     plugins.discover()
     if ":" in architecture:
+        third_party.require_class(architecture)
         model = third_party.construct(architecture, arguments)
         third_party.fill(model, state, f"{where} as {architecture}")
+    elif architecture in registry.names():
+        model, _ = assemble(registry.find(architecture), state, where)
     else:
-        model, _ = assemble(registry.find(architecture, where), state, where)
+        raise OptionError(
+            where,
+            f"it holds a {architecture!r}, which no architecture here is called",
+            f"Install the plugin that knows it, or name it with --plugin FILE.py. {registry.known_names()}",
+        )
     refuse_nonfinite(model, where)
     return model
 
@@ -75,7 +83,11 @@ def _refuse_contradictions(
     where: str, architecture: str | None, model_class: str | None, kwargs: Mapping[str, Any] | None
 ) -> None:
     if not where and model_class is None:
-        raise OptionError("source", "no checkpoint was given", "Give a file, or a model such as zoo:mbt2018")
+        raise OptionError(
+            "SOURCE",
+            "no checkpoint was given",
+            "Name a file after the command, or a seeded model: zoo:mbt2018",
+        )
     if architecture is not None and model_class is not None:
         raise OptionError(f"--arch {architecture}", "--model names a class already", "Give one of the two")
     if architecture is not None and where.startswith(zoo.PREFIX):
@@ -99,7 +111,13 @@ def _from_class(
 
 def _from_file(where: str, name: str | None, trust: bool) -> tuple[nn.Module, str, dict[str, Any]]:
     forced = registry.find(name) if name is not None else None
-    found = read(where, trust)
+    payload = read_payload(where, trust)
+    if forced is None and is_artefact(payload):
+        # it says itself what it is: for a class of the user's own, nothing else could
+        wrapped = Artefact.parse(payload, where)
+        model = rebuild(wrapped.architecture, wrapped.arguments, wrapped.state, where)
+        return model, wrapped.architecture, wrapped.arguments
+    found = weights_of(payload, where)
     if isinstance(found, nn.Module):
         return _from_module(found, where, forced)
     state = strip_prefixes(found, where)

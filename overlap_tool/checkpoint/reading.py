@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.checkpoint.conditions import StateDict
-from overlap_tool.checkpoint.registry import shortened
+from overlap_tool.checkpoint.registry import names, shortened
 from overlap_tool.errors import CheckpointError, UntrustedPickleError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
@@ -29,17 +30,23 @@ OWNER_PREFIXES = ("net.", "network.", "model.")
 _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.Size")
 _ANOTHER_FILE = "Give a file written by torch.save or safetensors, or a seeded model such as zoo:mbt2018"
 _FETCH_AGAIN = "Copy or download it again"
+_ENDINGS = (".pt", ".pth", ".tar", ".ckpt", ".safetensors")
+"""Of checkpoints, as far as a name is suggested. What a file is, it says itself."""
 
 
 def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Module:
     """The state dict in a checkpoint, its containers unwrapped; or, only if trusted, a pickled module."""
     where = os.fspath(path)
-    payload = read_payload(where, trust)
+    return weights_of(read_payload(where, trust), where)
+
+
+def weights_of(payload: Any, where: str) -> StateDict | nn.Module:
+    """The same of what the file `where` holds."""
     found = unwrap(payload)
     if found is None:
         raise CheckpointError(where, f"it holds no weights, but {_describe(payload)}", _ANOTHER_FILE)
     if isinstance(found, dict):
-        _refuse_hollow_tensors(found, Path(where))
+        refuse_hollow_tensors(found, Path(where))
     return found
 
 
@@ -104,10 +111,12 @@ def _strip_once(state: StateDict, where: str) -> StateDict | None:
 
 def _existing_file(where: str) -> Path:
     path = Path(where)
-    if path.is_dir():
-        raise CheckpointError(where, "it is a directory", "Give the checkpoint file inside it")
-    if not path.exists():
-        raise CheckpointError(where, "there is no such file", "Check the path, or name a model: zoo:mbt2018")
+    if os.path.isdir(path):
+        inside = [name for name in _listed(path) if name.endswith(_ENDINGS)]
+        example = f", such as {path / inside[0]}" if inside else ""
+        raise CheckpointError(where, "it is a directory", f"Give the checkpoint file inside it{example}")
+    if not os.path.exists(path):
+        raise CheckpointError(where, "there is no such file", _meant(path))
     if not path.is_file():
         raise CheckpointError(where, "it is not a regular file", _ANOTHER_FILE)
     try:
@@ -118,6 +127,22 @@ def _existing_file(where: str) -> Path:
     if empty:
         raise CheckpointError(where, "the file is empty", _FETCH_AGAIN)
     return path
+
+
+def _meant(path: Path) -> str:
+    """What was perhaps meant by a path that leads nowhere."""
+    if str(path) in names():
+        return f"For seeded weights of that architecture, write zoo:{path}"
+    if near := get_close_matches(path.name, _listed(path.parent), n=1, cutoff=0.8):
+        return f"Did you mean {path.parent / near[0]}?"
+    return "Check the path; a seeded model needs no file, such as zoo:mbt2018"
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -221,7 +246,7 @@ def _globals(stream: IO[bytes]) -> Iterator[str]:
         return  # The end of the pickles, or of sense.
 
 
-def _refuse_hollow_tensors(state: StateDict, path: Path) -> None:
+def refuse_hollow_tensors(state: StateDict, path: Path) -> None:
     """Tensors must be what they claim: a view can claim any shape over one stored number."""
     size = path.stat().st_size
     for key, tensor in state.items():

@@ -62,15 +62,22 @@ def names() -> tuple[str, ...]:
     return tuple(_architectures)
 
 
-def find(name: str, where: str = "--arch") -> Architecture:
+def find(name: str, written: str | None = None) -> Architecture:
+    """`written` is the name as the user wrote it, if not after --arch."""
     if name in _architectures:
         return _architectures[name]
+    written = written or f"--arch {name}"
     near = difflib.get_close_matches(name, _architectures, n=1, cutoff=0.4)
     raise OptionError(
-        f"{where} {name}" if where == "--arch" else where,
+        written,
         f"no architecture is called {name!r}",
-        (f"Did you mean {near[0]!r}? " if near else "") + f"Known are: {', '.join(_architectures)}",
+        (f"Did you mean {written.replace(name, near[0])}? " if near else "") + known_names(),
     )
+
+
+def known_names() -> str:
+    """For the way out of a refusal."""
+    return f"Known are {', '.join(_architectures)}; a plugin that is installed adds its own"
 
 
 def detect(state: StateDict, where: str = "the state dict") -> Architecture:
@@ -82,7 +89,7 @@ def detect(state: StateDict, where: str = "the state dict") -> Architecture:
         raise UnknownArchitectureError(
             where,
             f"it fits several architectures: {', '.join(one.name for one in matches)}",
-            f"Name the right one, for example --arch {matches[0].name}",
+            f"Name the right one: {' or '.join(f'--arch {one.name}' for one in matches)}",
         )
     nearest = min(_architectures.values(), key=lambda one: _distance(one.detect, state))
     missed = nearest.detect.missed(state)
@@ -90,8 +97,8 @@ def detect(state: StateDict, where: str = "the state dict") -> Architecture:
         where,
         f"no known architecture fits its {len(state)} tensors ({_prefixes(state)}); the nearest is "
         f"{nearest.name}, but: {shortened(missed)}",
-        "Name one with --arch, or bring your own class with --model pkg.module:Class --kwargs JSON. "
-        f"Known are: {', '.join(_architectures)}",
+        "Bring its class with --model pkg.module:Class --kwargs JSON, install the plugin that knows it, or "
+        f"name it with --arch. {known_names()}",
     )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
 from operator import attrgetter
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -29,7 +33,7 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
             raise PluginError(
                 model_class,
                 f"its constructor refused {dict(kwargs)}: {type(error).__name__}: {error}",
-                "Give the constructor's arguments with --kwargs, as JSON",
+                _asking_for(factory),
             ) from error
     if not isinstance(model, nn.Module):
         raise PluginError(
@@ -38,12 +42,23 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def require_class(model_class: str) -> None:
+    """What a file names is called with arguments of the file: so it has to be a module's class."""
+    named = _import(model_class)
+    if not (isinstance(named, type) and issubclass(named, nn.Module)):
+        raise PluginError(
+            model_class,
+            "it is not the class of a torch.nn.Module, and a wrapped model may name nothing else",
+            "Name the class that it makes, with --model pkg.module:Class, when you wrap",
+        )
+
+
 def fill(model: nn.Module, state: StateDict, where: str) -> None:
     """Loads the weights, with or without wrappers' prefixes, whichever fits this class better."""
     keys = model.state_dict().keys()
     best = max(strippings(state, where), key=lambda one: len(respell(one, model).keys() & keys))
     try:
-        fit(model, dict(best), where)
+        fit(model, dict(best), where, _asking_for(type(model)))
     except WeightsError:
         # The class may know old files of its own that we do not.
         if type(model).load_state_dict is nn.Module.load_state_dict:
@@ -60,9 +75,7 @@ def fill(model: nn.Module, state: StateDict, where: str) -> None:
 def _import(model_class: str) -> Any:
     module_name, _, qualified = model_class.partition(":")
     if not module_name or not qualified:
-        raise OptionError(
-            f"--model {model_class}", "it names no class", "Write it as pkg.module:Class, with one colon"
-        )
+        raise OptionError(f"--model {model_class}", "it names no class", f"Write {_spelled(model_class)}")
     # As `python -m` does, and for good: the class may import more of its package when it first runs.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -72,11 +85,39 @@ def _import(model_class: str) -> Any:
         raise PluginError(
             model_class,
             f"its module cannot be imported: {type(error).__name__}: {error}",
-            "Install the package, or run in the folder that contains it",
+            f"Write {_spelled(model_class)}"
+            if "/" in module_name or module_name.endswith(".py")
+            else "Install the package that is missing, or run in the folder that contains it",
         ) from error
     try:
         return attrgetter(qualified)(module)
     except AttributeError as error:
+        classes = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module_name
+        ]
+        near = get_close_matches(qualified, classes, n=1, cutoff=0.0)
         raise PluginError(
-            model_class, f"the module {module_name} has no {qualified}", "Check the name of the class"
+            model_class,
+            f"the module {module_name} has no {qualified}",
+            f"Did you mean --model {module_name}:{near[0]}?" if near else "Name a class that it defines",
         ) from error
+
+
+def _spelled(model_class: str) -> str:
+    """The option as it has to be written, from what somebody else would write: a path, or a dot too many."""
+    home, colon, name = model_class.partition(":")
+    if not colon and not home.endswith(".py"):
+        home, _, name = home.rpartition(".")
+    path = PurePath(home.removesuffix(".py"))
+    module = path.name if path.is_absolute() else ".".join(path.parts)
+    return f"--model {module}:{name or 'Class'}" if module else "--model pkg.module:Class"
+
+
+def _asking_for(factory: Callable[..., Any]) -> str:
+    """The way out where arguments of the constructor are missing, or are not those of the weights."""
+    name = getattr(factory, "__name__", "it")
+    with suppress(TypeError, ValueError):  # Written in C, or odd.
+        name += str(inspect.signature(factory).replace(return_annotation=inspect.Signature.empty))
+    return f"Give the arguments of {name} with --kwargs, as in --kwargs '{{\"width\": 64}}'"

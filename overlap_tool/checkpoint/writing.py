@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from overlap_tool.errors import OptionError
+
 
 def save_atomically(payload: Any, path: str | os.PathLike[str]) -> None:
     """`torch.save`, whole or not at all."""
@@ -17,7 +19,13 @@ def save_atomically(payload: Any, path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
+    """A report, whole or not at all."""
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise OptionError(
+            os.fspath(path), f"it cannot be written ({error.strerror})", "Name a file in another folder"
+        ) from error
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:

@@ -19,7 +19,7 @@ _EXAMPLE = "Write for example zoo:mbt2018@3, or zoo:mbt2018 for a seeded model"
 
 def from_zoo(source: str) -> tuple[nn.Module, Architecture, dict[str, Any]]:
     name, at, quality = source.removeprefix(PREFIX).partition("@")
-    architecture = find(name, where=source)
+    architecture = find(name, written=source)
     if at:
         model = _pretrained(architecture, quality, source)
         state: StateDict = model.state_dict()

@@ -16,6 +16,7 @@ from overlap_tool.cli.options import (
     Stage,
     busy,
     load_plugins,
+    make_folder,
     parse_size,
     refuse_missing_folder,
 )
@@ -109,6 +110,4 @@ def _refuse_no_folder(option: str, path: Path | None) -> None:
     if path is not None and path.exists() and not path.is_dir():
         raise OptionError(f"{option} {path}", "is not a folder", "Name a folder for the pictures")
     if path is not None and not path.absolute().parent.is_dir():
-        raise OptionError(
-            f"{option} {path}", "the folder above it does not exist", "Make it, or name another"
-        )
+        raise OptionError(f"{option} {path}", "the folder above it does not exist", make_folder(path.parent))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +107,15 @@ def parse_tile(text: str) -> tuple[int, int]:
 
 def refuse_missing_folder(option: str, path: Path | None) -> None:
     """Before the work is done, and not after."""
-    if path is not None and not path.parent.is_dir():
-        raise OptionError(f"{option} {path}", "its folder does not exist", "Make it, or name another file")
-    if path is not None and path.is_dir():
+    if path is not None and not os.path.isdir(path.parent):
+        raise OptionError(f"{option} {path}", "its folder does not exist", make_folder(path.parent))
+    if path is not None and os.path.isdir(path):
         raise OptionError(f"{option} {path}", "is a folder", "Name a file in it")
+
+
+def make_folder(path: Path) -> str:
+    """The way out where a folder is missing."""
+    return f"Run mkdir -p {shlex.quote(str(path))} first"
 
 
 def _parse_kwargs(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from overlap_tool.cli.options import (
     load_plugins,
     parse_size,
     parse_tile,
+    refuse_missing_folder,
 )
 from overlap_tool.errors import OptionError
 
@@ -78,10 +79,11 @@ def wrap(
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
     image, arguments = parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
+    refuse_missing_folder("--output", output)
     target = output or _beside(model.source, model.model)
     with busy(f"Wrapping {model.name}"):
         from overlap_tool import checkpoint, retrofit
-        from overlap_tool.report.tables import plan_table
+        from overlap_tool.report.tables import plan_table, untiled_tables
         from overlap_tool.report.terminal import drawn
 
         load_plugins(model.plugin)
@@ -90,7 +92,8 @@ def wrap(
             raise OptionError(
                 model.source,
                 f"a pickled {loaded.architecture} cannot be built again from a file without code",
-                "Save its state_dict, and name its class with --model pkg.module:Class",
+                "Save its state_dict with torch.save, and wrap that: overlap-tool wrap WEIGHTS.pt --model "
+                f"{type(loaded.model).__module__}:{type(loaded.model).__qualname__}",
             )
         tiled = retrofit.wrap(
             loaded.model,
@@ -105,7 +108,8 @@ def wrap(
         plans = retrofit.plans(tiled, image)
         retrofit.save(tiled, target, loaded.architecture, loaded.arguments)
     console = Console()
-    console.print(drawn(plan_table(loaded.architecture, image, plans)))
+    for table in (plan_table(loaded.architecture, image, plans), *untiled_tables(retrofit.untiled(tiled))):
+        console.print(drawn(table))
     console.print(f"wrote {target}", highlight=False, soft_wrap=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from overlap_tool.report.tables import Table, count, size
+from overlap_tool.report.tables import Table, count, size, untiled_tables
 from overlap_tool.verification import Certificate, Check
 
 TOLD: dict[str, str] = {
@@ -149,7 +149,7 @@ def tables(certificate: Certificate) -> list[Table]:
         kernel_table(certificate),
         ablation_table(certificate),
     ]
-    return [table for table in found if table.rows]
+    return [*(table for table in found if table.rows), *untiled_tables(certificate.untiled)]
 
 
 def failures(certificate: Certificate) -> list[str]:

@@ -14,11 +14,10 @@ from overlap_tool.report.pictures.graph import graph
 from overlap_tool.report.tables import (
     headline,
     layer_table,
+    model_tables,
     segment_tables,
     size,
-    stage_table,
     tile_table,
-    untiled_tables,
 )
 
 FEW = 12
@@ -26,7 +25,6 @@ FEW = 12
 
 
 def to_html(analysis: Analysis) -> str:
-    stages = stage_table(analysis)
     parts: list[Part] = [
         element("h1", "", f"{analysis.architecture}: overlaps of its tiles"),
         element("p", "", headline(analysis)),
@@ -39,26 +37,24 @@ def to_html(analysis: Analysis) -> str:
                 for number, stage in enumerate(analysis.stages)
             ),
         ),
-        *titled(stages),
-        *(part for whole in untiled_tables(analysis) for part in titled(whole)),
+        *(part for each in model_tables(analysis) for part in titled(each)),
     ]
+    block = next((reach.block for reach in analysis.causal), None)
     for number, stage in enumerate(analysis.stages):
-        parts += _stage(number, stage)
+        parts += _stage(number, stage, block)
     return page(f"{analysis.architecture}: overlaps", *parts)
 
 
-def _stage(number: int, stage: StageReport) -> list[Part]:
+def _stage(number: int, stage: StageReport, block: int | None) -> list[Part]:
+    """`block` is the side of a block in pixels, if the stage is a network of a closed loop."""
     status = element("span", "badge good" if stage.status == "proved" else "badge", stage.status)
     chosen = stage.chosen
     every = layer_table(stage, all_ops=True)
     spatial = layer_table(stage)
     return [
         element("h2", "", f"{stage.name} ", status, id=f"stage-{number}"),
-        element(
-            "p",
-            "",
-            f"{_reading(stage)}{_aligned(stage)} The output has scale {stage.scale}.",
-        ),
+        element("p", "", f"{_reading(stage)}{_aligned(stage)} The output has scale {stage.scale}."),
+        None if block is None else element("p", "", _in_a_loop(block)),
         *(part for each in segment_tables(stage) for part in titled(each)),
         element("h3", "", "How the overlap grows, from the output up to the input"),
         picture(
@@ -72,7 +68,8 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
         element("h3", "", "Memory and arithmetic against the size of a tile"),
         picture(
             partial(costs, stage),
-            f"Marked is what wrap does: {chosen.schedule}, tile {chosen.cost.tile}. Its maps take "
+            f"Marked is {'what wrap does' if block is None else 'one pass over all blocks'}: "
+            f"{chosen.schedule}, tile {chosen.cost.tile}. Its maps take "
             f"{size(chosen.cost.peak_bytes)} at most; {size(chosen.bounded_bytes)} with the stage's whole "
             "input and output and the engine's copy of the weights. Batch 1, 32-bit floats.",
         ),
@@ -82,6 +79,13 @@ def _stage(number: int, stage: StageReport) -> list[Part]:
         if len(every.rows) == len(spatial.rows)
         else element("details", "", element("summary", "", f"All {len(every.rows)} ops"), table(every)),
     ]
+
+
+def _in_a_loop(block: int) -> str:
+    return (
+        f"A sample is a block of {block}x{block} pixels. wrap goes block by block, since each is computed "
+        "from the reconstruction of others; what follows is one pass of this network over all blocks."
+    )
 
 
 def _reading(stage: StageReport) -> str:

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.tables import (
-    Table,
-    causal_tables,
-    headline,
-    layer_table,
-    segment_tables,
-    stage_table,
-    tile_table,
-    untiled_tables,
-)
+from overlap_tool.report.tables import Table, headline, tables
 from overlap_tool.verification import Certificate
 
 
 def to_markdown(analysis: Analysis) -> str:
-    tables = [stage_table(analysis), *causal_tables(analysis), *untiled_tables(analysis)]
-    for stage in analysis.stages:
-        tables += [*segment_tables(stage), layer_table(stage), tile_table(stage)]
-    return "\n".join([f"# {headline(analysis)}\n", *(_table(table) for table in tables)])
+    return "\n".join([f"# {headline(analysis)}\n", *map(_table, tables(analysis))])
 
 
 def certificate_to_markdown(certificate: Certificate) -> str:

@@ -9,18 +9,12 @@ from xml.etree.ElementTree import Element, SubElement
 from overlap_tool import __version__
 from overlap_tool.report.legible import legible
 from overlap_tool.report.pictures.drawing import DARK, LIGHT, NARROW, WIDE, Drawing
-from overlap_tool.report.tables import Table
+from overlap_tool.report.tables import WORDS, Table
 
 Part = Element | str | None
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Of the page's content: even if a name were taken for markup, nothing would run or be fetched."""
-
-WORDS = {
-    *("stage", "layer", "op", "status", "check", "result", "tiling", "what", "run", "short of overlap"),
-    *("schedule", "image", "reads", "stores", "then"),
-}
-"""Columns of words; the others are numbers, and end on one line."""
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -43,18 +37,18 @@ figcaption { margin-top: 0.5em; }
 svg { max-width: 100%; height: auto; display: block; }
 .narrow { display: none; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: max-content;
+  font-size: 0.85em; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25em 0.5em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e7ec; }
 th { font-weight: 600; color: #5b6474; }
-.word { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 4em; max-width: 22em; }
-.word:first-child { min-width: 8em; }
+.word { text-align: left; white-space: normal; overflow-wrap: anywhere; max-width: 30em; }
 th:first-child, td:first-child { padding-left: 0; }
 summary { cursor: pointer; margin: 0.6em 0; }
 .heats { display: flex; flex-wrap: wrap; gap: 16px; }
 .heats figure { width: 280px; margin: 0; }
 ul { padding-left: 1.2em; }
 li { overflow-wrap: anywhere; }
-@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } .word { max-width: 10em; } }
+@media (max-width: 700px) { .wide { display: none; } .narrow { display: block; } .word { max-width: 14em; } }
 """
 
 DARK_STYLE = """

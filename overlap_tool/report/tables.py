@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.loops import LoopPlan
 from overlap_tool.schedule.choose import StagePlan
+from overlap_tool.stages import Untiled
+
+WORDS = {
+    *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),
+    *("reads", "stores", "then", "check", "result", "tiling", "what", "run", "short of overlap"),
+}
+"""Headings of columns of words, which begin on the left; the others are of numbers."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +22,21 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def tables(analysis: Analysis, all_ops: bool = False) -> list[Table]:
+    """All of a report, in the order in which it is read."""
+    of_stages = (
+        table
+        for stage in analysis.stages
+        for table in (*segment_tables(stage), layer_table(stage, all_ops), tile_table(stage))
+    )
+    return [*model_tables(analysis), *of_stages]
+
+
+def model_tables(analysis: Analysis) -> list[Table]:
+    """What is said of the model as a whole, before its stages."""
+    return [stage_table(analysis), *causal_tables(analysis), *untiled_tables(analysis.untiled)]
 
 
 def stage_table(analysis: Analysis) -> Table:
@@ -37,9 +59,9 @@ def stage_table(analysis: Analysis) -> Table:
     )
 
 
-def untiled_tables(analysis: Analysis) -> list[Table]:
+def untiled_tables(untiled: Sequence[Untiled]) -> list[Table]:
     """One table, or none if every part is in a stage."""
-    rows = tuple((part.name, part.reason) for part in analysis.untiled)
+    rows = tuple((part.name, part.reason) for part in untiled)
     title = "Parts that stay whole, run by the model's own code"
     return [Table(title, ("part", "why"), rows)] if rows else []
 
@@ -48,6 +70,10 @@ def segment_tables(stage: StageReport) -> list[Table]:
     """For a stage with barriers: what each pass reads, and what it leaves in stores."""
     if stage.passes == 1:
         return []
+
+    def short(name: str) -> str:
+        return name.removeprefix(f"{stage.name}.")
+
     return [
         Table(
             f"{stage.name}: {stage.passes} passes, one after every barrier, and stores of "
@@ -56,12 +82,12 @@ def segment_tables(stage: StageReport) -> list[Table]:
             tuple(
                 (
                     str(number),
-                    "\n".join(read.name for read in segment.reads),
+                    "\n".join(short(read.name) for read in segment.reads),
                     "\n".join(str(read.scale) for read in segment.reads),
                     "\n".join(f"{read.left}/{read.right}" for read in segment.reads),
                     "\n".join(f"{read.top}/{read.bottom}" for read in segment.reads),
-                    "\n".join(f"{store.name} {size(store.bytes)}" for store in segment.stores),
-                    "\n".join(segment.barriers),
+                    "\n".join(f"{short(store.name)} {size(store.bytes)}" for store in segment.stores),
+                    "\n".join(map(short, segment.barriers)),
                     size(segment.store_bytes),
                 )
                 for number, segment in enumerate(stage.segments)

@@ -72,7 +72,8 @@ class Call:
         raise SizeDependenceError(
             f"{self.name} ({self.kind})",
             f"{reason}, so that a piece would be treated differently from the whole image",
-            "Use amounts that do not depend on the size, or register a rule with overlap_tool.rules.register",
+            "Use amounts that do not depend on the size, or register a rule with overlap_tool.rules.register "
+            "in a file given as --plugin FILE.py",
         )
 
     def refuse(self, reason: str) -> NoReturn:

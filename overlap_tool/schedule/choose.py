@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Literal, get_args
 
 from overlap_tool import segments
@@ -24,6 +25,19 @@ Engine = Literal["exact", "stock"]
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
 """The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
 whatever the tile, and beyond these a tile's maps fall out of the caches."""
+
+
+class BudgetError(OptionError):
+    """A budget of memory that is too small for a stage; `least` bytes are enough for it."""
+
+    def __init__(self, stage: str, shape: Shape, memory: int, least: int) -> None:
+        super().__init__(
+            f"--memory {memory}",
+            f"{stage} needs at least {least} bytes for an input of {shape.columns}x{shape.rows}, "
+            "its input and output included",
+            f"Give --memory {ceil(least / 2**20)}MiB, or a smaller --size",
+        )
+        self.least = least
 
 
 @dataclass(frozen=True)
@@ -167,12 +181,8 @@ def plan_stage(
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
-    raise OptionError(
-        f"--memory {settings.memory}",
-        f"{name} needs at least {least} bytes for an input of {shape.columns}x{shape.rows}, "
-        "its input and output included",
-        f"Use --memory {least} or more",
-    )
+    assert least is not None
+    raise BudgetError(name, shape, settings.memory, least)
 
 
 def parse_bytes(text: str) -> int:

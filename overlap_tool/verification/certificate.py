@@ -9,6 +9,7 @@ from typing import Any, Literal
 from overlap_tool.closed_loop import Order
 from overlap_tool.kernels import Fallback
 from overlap_tool.schedule.choose import Schedule
+from overlap_tool.stages import Untiled
 
 SCHEMA = 1
 
@@ -108,6 +109,8 @@ class Certificate:
     plans: tuple[PlanRecord, ...]
     checks: tuple[Check, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    untiled: tuple[Untiled, ...] = ()
+    """Parts that stay whole, and why: no check is made of them by themselves."""
 
     @property
     def holds(self) -> bool:

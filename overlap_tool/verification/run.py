@@ -129,6 +129,7 @@ def verify(
         plans=plans,
         checks=tuple(check for _, checks in results for check in checks),
         fallbacks=tuple(slow),
+        untiled=found.untiled,
     )
 
 

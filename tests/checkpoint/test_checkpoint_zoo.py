@@ -103,7 +103,7 @@ def test_every_default_is_of_the_kind_that_detection_reads(name):
 def test_an_unknown_zoo_name():
     with pytest.raises(OptionError) as error:
         checkpoint.load("zoo:mbt2018-means")
-    assert "Did you mean 'mbt2018-mean'?" in error.value.way_out
+    assert "Did you mean zoo:mbt2018-mean?" in error.value.way_out
     assert "elic2022-chandelier" in error.value.way_out
 
 

@@ -132,7 +132,7 @@ def _legend(drawing: Drawing, stage: StageReport, beside: bool) -> None:
         drawing.text(x + 23, 18, name, "small")
         x += 40 + 6 * len(name)
     chosen = stage.chosen
-    told = f"wrap takes {chosen.schedule}, tile {chosen.cost.tile}: {size(chosen.cost.peak_bytes)}"
+    told = f"chosen: {chosen.schedule}, tile {chosen.cost.tile}: {size(chosen.cost.peak_bytes)}"
     x, y = (x, 14.0) if beside else (8.0, 34.0)
     drawing.circle(x + 8, y, 6, "chosen")
     drawing.text(x + 20, y + 4, told, "small")

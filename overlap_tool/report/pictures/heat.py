@@ -71,11 +71,13 @@ def _borders(step: float, length: float) -> list[float]:
 
 def _draw(drawing: Drawing, cell: _Cell, share: float, unit: float) -> None:
     (top, bottom), (left, right) = cell.rows, cell.columns
+    # on the grid of what is written, so that each cell ends where the next begins
+    x1, x2, y1, y2 = (round(end * unit, 1) for end in (left, right, top, bottom))
     drawing.rect(
-        left * unit,
-        top * unit,
-        (right - left) * unit,
-        (bottom - top) * unit,
+        x1,
+        y1,
+        x2 - x1,
+        y2 - y1,
         "differs",
         f"rows {top} to {bottom - 1}, columns {left} to {right - 1}: {cell.count} differ",
         **{"opacity": f"{0.25 + 0.75 * share:.2f}", "shape-rendering": "crispEdges"},

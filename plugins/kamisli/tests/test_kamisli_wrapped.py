@@ -55,8 +55,12 @@ def test_analyze_tells_the_causal_reach(name: str, tmp_path) -> None:
         assert (stage.name, stage.input_scale * reach.block) == (reach.network, 1)
         assert (stage.left, stage.right, stage.top, stage.bottom) == (reach.left, reach.right, reach.up, 0)
     path = saved(name, tmp_path)
-    code, printed = command("analyze", path)
-    assert (code, f"{8 * wide}, {8 * wide}, {8 * wide}" in printed) == (0, True)
+    code, printed = command("analyze", path, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0
+    assert all(f"{8 * wide}, {8 * wide}, {8 * wide}" in text for text in (printed, page))
+    assert page.count("A sample is a block of 8x8 pixels. wrap goes block by block") == 3
+    assert "what wrap does" not in page
     code, printed = command("analyze", path, "--format", "json", "--stage", "mean_scale")
     told = json.loads(printed)
     assert told["causal"][1] == {
