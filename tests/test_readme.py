@@ -74,7 +74,9 @@ def _blocks(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in _blocks(page)]
 FILES = {block.file: block.text for block in BLOCKS if block.file}
 LINES = [(block, line) for block in BLOCKS if block.language == "sh" for line in block.text.splitlines()]
-COMMANDS = [pytest.param(line, id=f"{block.page}:{line}") for block, line in LINES if line not in NOT_RUN]
+FIRST = {line: block for block, line in reversed(LINES)}
+"""Where a line is shown first."""
+COMMANDS = [pytest.param(line, id=f"{FIRST[line].page}:{line}") for line in FIRST if line not in NOT_RUN]
 SCRIPTS = [
     pytest.param(block.text, id=f"{block.page}:{block.line}")
     for block in BLOCKS
