@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import lcm
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from overlap_tool.geometry import (
     patch,
     roll,
 )
-from overlap_tool.schedule.plan import AxisPlan, Step, alike, cut, stream, tiles, uniform, whole
+from overlap_tool.schedule.plan import AxisPlan, Step, alike, cut, stream, stream_cuts, tiles, uniform, whole
 
 many = settings(max_examples=400, deadline=None)
 
@@ -119,6 +120,41 @@ def test_a_cut_covers_the_size_once_in_tiles_of_one_length_but_the_last(size, ti
     assert [i for span in spans for i in range(*span)] == list(range(size))
     assert all(span.length == tile for span in spans[:-1])
     assert 1 <= spans[-1].length <= tile
+
+
+@given(cases(), st.integers(1, 60))
+@many
+def test_no_step_of_a_stream_computes_more_than_a_tile(case, tile):
+    """Of any op; rounded up to periods, since cuts fall between them. Borders that reflect the image or take
+    its other end are read besides."""
+    try:
+        reaches = case.axis.reaches()
+    except MisalignedJoin:
+        assume(False)
+    reading = Padding.REFLECT, Padding.REPLICATE, Padding.CIRCULAR
+    spans = stream_cuts(case.axis, case.sizes[-1], tile)
+    assert [i for span in spans for i in range(*span)] == list(range(case.sizes[-1]))
+    assert all(1 <= span.length <= tile for span in spans)
+    ahead = max(
+        overlap.after * reaches[-1].scale / reach.scale
+        for overlap, reach in zip(case.axis.overlaps(), reaches, strict=True)
+    )
+    if case.sizes[-1] <= tile:
+        assert len(spans) == 1
+    elif ahead < tile and not any(op.geometry and op.geometry.padding in reading for op in case.axis.ops):
+        period = lcm(*(reach.period.input for reach in reaches))
+        plan = stream(case.axis, case.n, spans)
+        for op, steps in each_op(case, plan):
+            of_a_tile = (tile / reaches[-1].scale + period) * reaches[op].scale
+            assert all(step.compute[op].length <= of_a_tile for step in steps)
+
+
+def test_the_first_tile_of_a_stream_leaves_room_for_what_it_reads_ahead():
+    axis = chain(Window(7, 1, 3, 3))
+    spans = stream_cuts(axis, 32, 8)
+    assert [span.length for span in spans] == [5, 8, 8, 8, 3]
+    inputs = [step.compute[0].length for step in stream(axis, 32, spans).steps]
+    assert inputs == [8, 8, 8, 8, 0]
 
 
 # --- stream -----------------------------------------------------------------------------------------------

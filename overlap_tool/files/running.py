@@ -146,7 +146,7 @@ class StageNumbers:
         self.channels = stage.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
-        band_bytes = self.channels * self.width * shape.itemsize * self.cuts[0].length
+        band_bytes = self.channels * self.width * shape.itemsize * max(cut.length for cut in self.cuts)
         self.at_once = len(self.cuts) if self.barriers else max(1, block_bytes // band_bytes)
         self.block: tuple[int, Tensor] | None = None
 

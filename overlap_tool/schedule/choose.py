@@ -15,7 +15,7 @@ from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Span
 from overlap_tool.network import Barrier, Input, Network
 from overlap_tool.schedule.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
-from overlap_tool.schedule.plan import AxisPlan, cut, stream, tiles, uniform
+from overlap_tool.schedule.plan import AxisPlan, cut, stream, stream_cuts, tiles, uniform
 from overlap_tool.segments import Segment
 
 Schedule = Literal["stream", "tiles"]
@@ -288,8 +288,10 @@ def plan_segments(
 def _axis_plan(axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool) -> AxisPlan:
     if one_shape:
         return uniform(axis, n, tile)
-    cuts = cut(axis.sizes(n)[-1], tile)
-    return stream(axis, n, cuts) if schedule == "stream" else tiles(axis, n, cuts)
+    size = axis.sizes(n)[-1]
+    if schedule == "stream":
+        return stream(axis, n, stream_cuts(axis, size, tile))
+    return tiles(axis, n, cut(size, tile))
 
 
 @dataclass(frozen=True)

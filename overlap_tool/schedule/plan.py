@@ -188,6 +188,18 @@ def cut(size: int, tile: int) -> tuple[Span, ...]:
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
 
 
+def stream_cuts(axis: Axis, size: int, tile: int) -> tuple[Span, ...]:
+    """An output of `size` in tiles for a stream. The first is shorter by what a tile needs ahead of its own
+    part, where that leaves anything: so no step computes more than a tile, of any op."""
+    if size <= tile:
+        return cut(size, tile)
+    reaches = axis.reaches()
+    needed = zip(axis.overlaps(), reaches, strict=True)
+    ahead = ceil(max(overlap.after * axis.scale / reach.scale for overlap, reach in needed))
+    first = tile - ahead if ahead < tile else min(tile, reaches[-1].period.output)
+    return (Span(0, min(first, size)), *(span.shift(first) for span in cut(size - first, tile)))
+
+
 def _places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
     """For a place in the output, that place in everything that is wanted: as far as it is at the other's
     scale, and at its end for the output's end."""
