@@ -498,3 +498,10 @@ def padding_free_overlap(receptive_field: int, scale: int) -> int:
     """The bound of Continuous Patch Stitching (Zhang et al., eq. 4) on the overlap of two input patches."""
     r, rho = receptive_field, scale
     return r - rho if r % rho == 0 else rho * (r // rho)
+
+
+def brought_up(n: int, multiple: int) -> tuple[int, int]:
+    """How much stands before and after an image of `n` samples, so that all are a multiple: half on either
+    side, and an odd one after it, as CompressAI's `compute_padding` has it."""
+    missing = -n % multiple
+    return missing // 2, missing - missing // 2

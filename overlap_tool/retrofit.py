@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import checkpoint, loops, passes
+from overlap_tool import checkpoint, inline, loops, passes
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.closed_loop import ClosedLoop, Order
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
@@ -192,6 +192,7 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
     model = model if inplace else copy.deepcopy(model)
     for stage in tiled_stages(model).values():
         del stage.module.forward
+    inline.release(model)
     for name in METHODS:
         if isinstance(vars(model).get(name), ExactMethod):
             delattr(model, name)
@@ -202,7 +203,7 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
 
 def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
     """The tiled forwards of a wrapped model, by the names of their stages."""
-    forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
+    forwards = {name: vars(module).get("forward") for name, module in inline.named_modules(model)}
     return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
 
 
@@ -293,7 +294,7 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     for stage in found.stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
-        stage.module.forward = forward
+        stage.run_by(forward)
     if settings.engine == "exact":
         for name in METHODS:
             if hasattr(model, name) and name not in vars(model):

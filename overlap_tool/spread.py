@@ -56,6 +56,7 @@ def spread(part: nn.Module, channels: int) -> Spread | None:
         part = copy.deepcopy(part).double().eval()
     except Exception:  # whatever a third party's module raises when it is copied
         return None
+    vars(part).pop("forward", None)  # that of its class counts: one in tiles would come back here
     seen = [found for dim in (-1, -2) if (found := _along(part, channels, dim)) is not None]
     return max(seen, key=lambda found: list(Reach).index(found.reach), default=None)
 

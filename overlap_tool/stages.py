@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from overlap_tool import plugins
+from overlap_tool import inline, plugins
 from overlap_tool.closed_loop import ClosedLoop
 from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
+from overlap_tool.inline import InlineStage
+from overlap_tool.kernels import engine
 from overlap_tool.network import Network
 from overlap_tool.rules import is_quantiser
 from overlap_tool.trace import input_channels, trace
@@ -40,6 +43,34 @@ class Stage:
     network: Network
     input_scale: Fraction
     """Samples of its input per pixel of the image, on either axis."""
+    inline: InlineStage | None = None
+    """How the model computes it, if not by calling this module."""
+
+    @property
+    def begins(self) -> tuple[nn.Module, Callable[..., Tensor]]:
+        """The part of the model whose call begins the stage, and what makes its input of the arguments."""
+        return (self.module, _itself) if self.inline is None else self.inline.begins
+
+    @property
+    def ends(self) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+        """The part whose call ends it, and what makes its output of what that returns."""
+        return (self.module, _itself) if self.inline is None else self.inline.ends
+
+    def run_by(self, forward: Callable[..., Tensor]) -> None:
+        """From now on, the model computes it by this function."""
+        self.module.forward = forward
+        if self.inline is not None:
+            self.inline.serve()
+
+    def run_by_itself(self) -> None:
+        """The model's own code computes it again."""
+        del self.module.forward
+        if self.inline is not None:
+            self.inline.release()
+
+
+def _itself(map: Tensor) -> Tensor:
+    return map
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,8 @@ class _Observed:
     """The finest scale at which something is quantised."""
     channels: int | None = None
     """Of the image."""
+    inline_holds: bool = True
+    """Whether the model gives the same bits when its inline stages are computed as one each."""
 
 
 def survey(model: nn.Module, only: str | None = None) -> Survey:
@@ -89,15 +122,22 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
     coded = _contains_quantiser(model)
-    seen = _observed(model) if coded or only else _Observed(scales={"": Fraction(1)})
+    inlined = {each.name: each for each in inline.stages_of(model)}
+    seen = _observed(model) if coded or only or inlined else _Observed(scales={"": Fraction(1)})
+    if not seen.inline_holds:
+        raise TraceError(
+            f"{type(model).__name__} ({type(model).__module__})",
+            f"computes something else than what is registered for {' and '.join(inlined)} of its class",
+            "Use the version of its code that the plugin knows, or leave --model out, if the weights are "
+            "recognised without it",
+        )
     if only is not None:
         path = _path_of(only, [path for path in seen.scales if path] or [""], model)
-        module = model.get_submodule(path)
-        parts: list[Stage | Untiled] = [
-            Stage(path, module, trace(module, path, seen.inputs.get(path)), seen.scales[path])
-        ]
+        module = inlined[path].module if path in inlined else model.get_submodule(path)
+        parts: list[Stage | Untiled] = [_stage(path, module, seen, inlined.get(path))]
     else:
-        parts = list(_walk("", model, seen))
+        parts = [_stage(name, each.module, seen, each) for name, each in inlined.items()]
+        parts += _walk("", model, seen)
     stages = tuple(part for part in parts if isinstance(part, Stage))
     untiled = tuple(part for part in parts if isinstance(part, Untiled))
     if coded and not stages:
@@ -108,6 +148,10 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         )
     multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
+
+
+def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage | None = None) -> Stage:
+    return Stage(path, module, trace(module, path, seen.inputs.get(path)), seen.scales[path], inlined)
 
 
 def _multiple(scales: dict[str, Fraction], stages: tuple[Stage, ...]) -> int:
@@ -207,13 +251,30 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
 
         return note
 
+    inlined = inline.stages_of(model)
+    spanned = {part for each in inlined for whole in each.forwards for part in whole.modules()}
+    spanned |= {model} if inlined else set()
     for path, module in model.named_modules():
-        module.register_forward_hook(watch(path), with_kwargs=True)
+        if module not in spanned:
+            module.register_forward_hook(watch(path), with_kwargs=True)
+    for each in inlined:
+        each.module.register_forward_hook(watch(each.name), with_kwargs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    with torch.no_grad():
-        model(torch.full((1, channels, side, 3 * side), 0.5, device=device, dtype=dtype))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, channels, side, 3 * side, generator=generator).to(device, dtype)
+    with torch.no_grad(), engine("exact" if inlined else "stock"):
+        outputs = _tensors(model(image))
+        if inlined:
+            for each in inlined:
+                each.serve()
+            served = _tensors(model(image))
+            seen.inline_holds = len(served) == len(outputs) and all(map(torch.equal, served, outputs))
     return seen
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _maps(value: Any) -> list[Tensor]:

@@ -29,6 +29,7 @@ from overlap_tool.geometry import (
     Transposed,
     Window,
     Windows,
+    brought_up,
     hull,
     padding_free_overlap,
     published_overlap,
@@ -603,3 +604,11 @@ def test_the_published_recursion_says_nothing_of_other_ops():
 )
 def test_the_padding_free_bound_either_side_of_divisibility(receptive_field, scale, overlap):
     assert padding_free_overlap(receptive_field, scale) == overlap
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
+def test_an_image_is_brought_up_as_compressai_pads(height, width, multiple):
+    from compressai.ops import compute_padding
+
+    padded = (*brought_up(width, multiple), *brought_up(height, multiple))
+    assert padded == compute_padding(height, width, min_div=multiple)[0]

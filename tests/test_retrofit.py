@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
-from overlap_tool.errors import OptionError, OverlapToolError, TrainingModeError
+from overlap_tool.errors import OptionError, OverlapToolError, TraceError, TrainingModeError
 from overlap_tool.retrofit import Shape, tiled_stages
 from overlap_tool.schedule.choose import parse_bytes
 from overlap_tool.stages import survey
@@ -108,6 +108,15 @@ def test_a_wrapped_model_can_be_updated_converted_copied_and_pickled() -> None:
             other.get_submodule("g_s")[6].bias.add_(1.0)
             assert not torch.equal(other(image)["x_hat"], expected), "the copy runs on its own weights"
             assert torch.equal(tiled(image)["x_hat"], expected)
+
+
+def test_a_stage_that_cannot_be_traced_any_more_says_so() -> None:
+    """A copy is traced anew, and what explains a refusal runs the stage's own forward, not the tiled one."""
+    wrapped = overlap_tool.wrap(PlainCnn().eval(), tile=16)
+    other = copy.deepcopy(wrapped)
+    next(part for part in other.modules() if isinstance(part, nn.Conv2d)).register_forward_hook(print)
+    with pytest.raises(TraceError, match="hook"):
+        other(torch.rand(1, 3, 48, 48))
 
 
 def test_training_mode_raises() -> None:

@@ -12,17 +12,14 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.pictures import FLATTEN, Picture, read_rows
-from overlap_tool.geometry import Span
+from overlap_tool.geometry import Span, brought_up
 
 Padding = tuple[int, int, int, int]
 """Columns on the left and right, rows on top and at the bottom."""
 
 
 def padding(height: int, width: int, multiple: int) -> Padding:
-    from compressai.ops import compute_padding
-
-    around, _ = compute_padding(height, width, min_div=multiple)
-    return around
+    return *brought_up(width, multiple), *brought_up(height, multiple)
 
 
 @dataclass(frozen=True)

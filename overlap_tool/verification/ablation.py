@@ -90,12 +90,12 @@ def _ablate(
 def short_of_overlap(stages: Sequence[Stage], zeros: Zeros, settings: Settings) -> Iterator[None]:
     """While it lasts, these stages of a model run in tiles whose overlaps are one sample too small."""
     for stage in stages:
-        stage.module.forward = _ShortForward(stage, zeros, settings)
+        stage.run_by(_ShortForward(stage, zeros, settings))
     try:
         yield
     finally:
         for stage in stages:
-            del stage.module.forward
+            stage.run_by_itself()
 
 
 class _ShortForward:

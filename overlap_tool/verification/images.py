@@ -11,13 +11,13 @@ from math import ceil, lcm
 
 import torch
 import torch.nn.functional as F
-from compressai.ops import compute_padding
 from PIL import Image as Picture
 from torch import Tensor
 
 from overlap_tool import segments
 from overlap_tool.axis import Axis
 from overlap_tool.errors import OptionError
+from overlap_tool.geometry import brought_up
 from overlap_tool.stages import Stage, Survey
 from overlap_tool.verification.certificate import ImageRecord
 
@@ -64,7 +64,7 @@ def read(path: str | os.PathLike[str], channels: int, multiple: int) -> Image:
 def _prepared(name: str, pixels: Tensor, multiple: int) -> Image:
     """Padded with black on all sides to a size that the model takes, as CompressAI's evaluation does it."""
     _, height, width = pixels.shape
-    padding, _ = compute_padding(height, width, min_div=multiple)
+    padding = (*brought_up(width, multiple), *brought_up(height, multiple))
     values = F.pad(pixels.unsqueeze(0).float() / 255, padding)
     sha256 = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
     record = ImageRecord(name, (width, height), (values.shape[3], values.shape[2]), sha256)

@@ -22,7 +22,7 @@ CELLS = 32
 
 @dataclass(frozen=True)
 class Seen:
-    """What one call of a stage's own module got and gave."""
+    """What one call of a stage got and gave, computed by the model's own code."""
 
     input: Tensor
     output: Tensor
@@ -37,24 +37,25 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
     seen: dict[str, Seen] = {}
     inputs: dict[str, Tensor] = {}
 
-    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def before(name: str, read: Callable[..., Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs[name] = args[0].clone()
+            inputs[name] = read(*args).clone()
 
         return note
 
-    def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def note(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def after(name: str, read: Callable[[Any], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # copies, since whoever comes next may work in place
-            seen[name] = Seen(inputs[name], output.clone())
+            seen[name] = Seen(inputs[name], read(output).clone())
 
         return note
 
     hooks = []
     for stage in stages:
+        (first, given), (last, made) = stage.begins, stage.ends
         hooks += [
-            stage.module.register_forward_pre_hook(before(stage.name)),
-            stage.module.register_forward_hook(after(stage.name)),
+            first.register_forward_pre_hook(before(stage.name, given)),
+            last.register_forward_hook(after(stage.name, made)),
         ]
     try:
         yield seen

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from overlap_tool_stf.entropy import StfCodec, evenly
-from overlap_tool_stf.swin import PatchEmbed, PatchMerging, PatchSplit, scales
+from overlap_tool_stf.swin import analysis, synthesis
 
 STAGES = ("g_a.", "g_s.")
 
@@ -31,23 +30,11 @@ class SymmetricalTransFormer(StfCodec):
         heads: Sequence[int] = (3, 6, 12, 24),
         slices: int = 12,
     ) -> None:
-        widths = [embed_dim << scale for scale in range(len(depths))]
-        y, z = widths[-1], 4 * embed_dim
+        y, z = embed_dim << len(depths) - 1, 4 * embed_dim
         between = evenly(y, z)
-        g_a = OrderedDict[str, nn.Module](
-            patch_embed=PatchEmbed(embed_dim), layers=scales(widths, depths, heads, PatchMerging)
-        )
-        g_s = OrderedDict[str, nn.Module](
-            syn_layers=scales(widths[::-1], depths[::-1], heads[::-1], PatchSplit),
-            end_conv=nn.Sequential(
-                nn.Conv2d(embed_dim, 4 * embed_dim, 5, padding=2),
-                nn.PixelShuffle(2),
-                nn.Conv2d(embed_dim, 3, 3, padding=1),
-            ),
-        )
         super().__init__(
-            nn.Sequential(g_a),
-            nn.Sequential(g_s),
+            analysis(embed_dim, depths, heads),
+            synthesis(embed_dim, depths, heads),
             slices=slices,
             analysis=[y, *between],
             synthesis=[z, *between[-2::-1], y],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -107,7 +108,34 @@ class PatchSplit(nn.Module):
         return self.shuffle(self.reduction(self.norm(x)))
 
 
-def scales(
+def analysis(embed_dim: int, depths: Sequence[int], heads: Sequence[int]) -> nn.Sequential:
+    """From an image to y, whose sides are halved by the patches and between any two scales."""
+    parts = OrderedDict[str, nn.Module](
+        patch_embed=PatchEmbed(embed_dim),
+        layers=_scales(_widths(embed_dim, depths), depths, heads, PatchMerging),
+    )
+    return nn.Sequential(parts)
+
+
+def synthesis(embed_dim: int, depths: Sequence[int], heads: Sequence[int]) -> nn.Sequential:
+    """From y to an image: `depths` and `heads` are those of the analysis."""
+    widths = _widths(embed_dim, depths)
+    parts = OrderedDict[str, nn.Module](
+        syn_layers=_scales(widths[::-1], depths[::-1], heads[::-1], PatchSplit),
+        end_conv=nn.Sequential(
+            nn.Conv2d(embed_dim, 4 * embed_dim, 5, padding=2),
+            nn.PixelShuffle(2),
+            nn.Conv2d(embed_dim, 3, 3, padding=1),
+        ),
+    )
+    return nn.Sequential(parts)
+
+
+def _widths(embed_dim: int, depths: Sequence[int]) -> list[int]:
+    return [embed_dim << scale for scale in range(len(depths))]
+
+
+def _scales(
     widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], between: Callable[[int], nn.Module]
 ) -> nn.Sequential:
     """Blocks at every scale, and what leads from each to the next."""

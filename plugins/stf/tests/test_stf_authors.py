@@ -2,85 +2,56 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import overlap_tool_stf
 import pytest
 import torch
-from overlap_tool_stf.attention import relative_positions
-from torch import Tensor, nn
+from test_exactness import photograph
+from torch import nn
 
-from overlap_tool import exact_kernels, wrap
-from overlap_tool.errors import UnknownOpError
+from overlap_tool import checkpoint, exact_kernels, unwrap, wrap
+from overlap_tool.checkpoint.fitting import fit
+from overlap_tool.errors import TraceError, TrainingModeError, UnknownOpError
+from overlap_tool.retrofit import plans
 from overlap_tool.stages import survey
 from overlap_tool.trace import trace
 
-
-def named(qualified: str, cls: type) -> type:
-    """The class under another module's name."""
-    cls.__module__, _, cls.__name__ = qualified.rpartition(".")
-    cls.__qualname__ = cls.__name__
-    return cls
+SMALL = {"embed_dim": 6, "depths": [2, 1, 2, 1], "heads": [1, 2, 3, 4], "slices": 2}
+STAND_IN = Path(__file__).parent / "stand_in"
+schedules = pytest.mark.parametrize("schedule", ["stream", "tiles"])
 
 
-class InWindows(nn.Module):
-    def __init__(self, dim: int, window: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.scale = heads, (dim // heads) ** -0.5
-        self.relative_position_bias_table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads))
-        self.register_buffer("relative_position_index", relative_positions(window))
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        windows, places, _ = x.shape
-        q, k, v = self.qkv(x).reshape(windows, places, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
-        scores = q * self.scale @ k.mT + table.view(places, places, -1).permute(2, 0, 1)
-        if mask is not None:
-            scores = scores.unflatten(0, (-1, len(mask))) + mask[:, None]
-            scores = scores.flatten(0, 1)
-        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+@pytest.fixture
+def theirs(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    return importlib.import_module("authors_stf")
 
 
-class WinBasedAttention(nn.Module):
-    """Shifted windows as the paper's code has them: slices of the rolled map are numbered, and compared."""
-
-    def __init__(self, dim: int, num_heads: int, window_size: int, shift_size: int) -> None:
-        super().__init__()
-        self.dim, self.num_heads = dim, num_heads
-        self.window_size, self.shift_size = window_size, shift_size
-        self.attn = InWindows(dim, window_size, num_heads)
-        self.drop_path = nn.Identity()
-
-    def windows(self, x: Tensor) -> Tensor:
-        images, height, width, channels = x.shape
-        side = self.window_size
-        x = x.view(images, height // side, side, width // side, side, channels)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        side, shift = self.window_size, self.shift_size
-        mask = None
-        if shift:
-            number = torch.zeros(1, height, width, 1)
-            slices = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
-            for i, rows in enumerate(slices):
-                for j, columns in enumerate(slices):
-                    number[:, rows, columns] = 3 * i + j
-            numbers = self.windows(number).squeeze(2)
-            mask = torch.where(numbers[:, None] == numbers[:, :, None], 0.0, -100.0)
-        rolled = torch.roll(x.permute(0, 2, 3, 1), (-shift, -shift), (1, 2))
-        found = self.attn(self.windows(rolled), mask)
-        found = found.view(images, height // side, width // side, side, side, channels)
-        found = found.permute(0, 1, 3, 2, 4, 5).reshape(images, height, width, channels)
-        found = torch.roll(found, (shift, shift), (1, 2))
-        return x + self.drop_path(found.permute(0, 3, 1, 2))
+@cache
+def ours() -> nn.Module:
+    return checkpoint.seeded_model(overlap_tool_stf.STF, SMALL)
 
 
+@pytest.fixture
+def model(theirs) -> nn.Module:
+    """Their STF, on the weights of ours."""
+    model = theirs.SymmetricalTransFormer(**SMALL)
+    fit(model, ours().state_dict(), "ours")
+    return model.eval()
+
+
+@schedules
 @pytest.mark.parametrize("shift", [0, 2, 3])
-@pytest.mark.parametrize("schedule", ["stream", "tiles"])
 @torch.no_grad()
-def test_wacnns_attention_in_tiles_has_the_bits_of_the_whole_map(shift: int, schedule) -> None:
+def test_wacnns_attention_in_tiles_has_the_bits_of_the_whole_map(shift: int, schedule, theirs) -> None:
     torch.manual_seed(0)
-    kind = named("compressai.layers.win_attention.WinBasedAttention", type("W", (WinBasedAttention,), {}))
+    kind = theirs.WinBasedAttention
     model = nn.Sequential(
         nn.Conv2d(3, 8, 5, 2, 2), kind(8, 2, 4, shift), nn.Conv2d(8, 8, 3, padding=1), kind(8, 4, 4, 2)
     ).eval()
@@ -91,39 +62,95 @@ def test_wacnns_attention_in_tiles_has_the_bits_of_the_whole_map(shift: int, sch
     assert torch.equal(wrap(model, tile=24, schedule=schedule)(x), expected)
 
 
-class PatchEmbed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, 6, 2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x if x.shape[-1] % 2 == 0 else nn.functional.pad(x, (0, 1)))
+# --- STF, whose transforms stand inline in its methods ----------------------------------------------------
 
 
-class Blocks(nn.Module):
-    def forward(self, x: Tensor, height: int, width: int) -> tuple[Tensor, int, int]:
-        return x, height, width
+def test_stages_of_their_class_are_those_of_ours(model) -> None:
+    theirs, known = survey(model), survey(ours())
+    assert [stage.name for stage in theirs.stages] == [stage.name for stage in known.stages]
+    assert [stage.name for stage in theirs.stages][:2] == ["g_a", "g_s"]
+    for stage, same in zip(theirs.stages, known.stages, strict=True):
+        assert stage.input_scale == same.input_scale
+        assert stage.network.rows.reaches()[-1] == same.network.rows.reaches()[-1]
+    assert theirs.multiple == known.multiple
+    assert survey(model, only="g_s").stages[0].name == "g_s"
 
 
-class Tokens(nn.Module):
-    """From patches to tokens, and from layer to layer with height and width: STF's way."""
+@schedules
+@torch.no_grad()
+def test_their_class_in_tiles_gives_its_own_bits_bytes_and_image(schedule, model) -> None:
+    image = photograph(192, 128).repeat(2, 1, 1, 1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    with exact_kernels():
+        forward, coded = model(image), model.compress(image)
+        decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
+    tiled = wrap(model, tile=(96, 80), schedule=schedule)
+    assert type(tiled) is type(model)
+    found = tiled(image)
+    assert torch.equal(found["x_hat"], forward["x_hat"])
+    assert torch.equal(found["likelihoods"]["y"], forward["likelihoods"]["y"])
+    assert tiled.compress(image)["strings"] == coded["strings"]
+    assert torch.equal(tiled.decompress(**coded)["x_hat"], decoded)
 
-    def __init__(self, quantiser: nn.Module) -> None:
-        super().__init__()
-        self.patch_embed = named("compressai.models.stf.PatchEmbed", type("P", (PatchEmbed,), {}))()
-        self.layer = named("compressai.models.stf.BasicLayer", type("B", (Blocks,), {}))()
-        self.quantiser = quantiser
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.patch_embed(x)
-        tokens, height, width = self.layer(y.flatten(2).transpose(1, 2), *y.shape[2:])
-        return self.quantiser(tokens.transpose(1, 2).unflatten(2, (height, width)))[0]
+@torch.no_grad()
+def test_what_is_wrapped_is_the_users_own_model(model) -> None:
+    """No weight is a copy, nothing is added to the state dict, and all can be taken back."""
+    image = photograph(128, 64)
+    keys = list(model.state_dict())
+    tiled = wrap(model, tile=64)
+    assert list(tiled.state_dict()) == keys
+    assert {"g_a", "g_s"} <= plans(tiled, (128, 64)).keys()
+    assert "forward" not in vars(model.patch_embed)
+    for other in (tiled, copy.deepcopy(tiled)):
+        weights = {
+            key: tensor * 1.5 if tensor.is_floating_point() else tensor
+            for key, tensor in model.state_dict().items()
+        }
+        nn.Module.load_state_dict(other, weights)
+        other.double().float()
+        plain = unwrap(other)
+        assert not any("forward" in vars(part) for part in plain.modules())
+        with exact_kernels():
+            expected = plain(image)["x_hat"]
+            assert not torch.equal(expected, model(image)["x_hat"])
+        assert torch.equal(other(image)["x_hat"], expected)
+        assert torch.equal(
+            other.double()(image.double())["x_hat"], wrap(plain.double())(image.double())["x_hat"]
+        )
+    tiled.train()
+    with pytest.raises(TrainingModeError, match="g_a"):
+        tiled(image)
 
 
-def test_stfs_own_class_is_refused_and_ours_named() -> None:
-    from compressai.entropy_models import EntropyBottleneck
+def test_the_command_line_verifies_their_class(theirs, model, run, tmp_path) -> None:
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "stf.pth"
+    )
+    own = ["--model", "authors_stf:SymmetricalTransFormer", "--kwargs", json.dumps(SMALL)]
+    code, out, err = run("verify", tmp_path / "stf.pth", *own, "--tile", "96", "--size", "256x192")
+    assert code == 0, out + err
+    assert "holds" in out
+    code, out, err = run("wrap", tmp_path / "stf.pth", *own, "--tile", "64")
+    assert code == 0, err
 
+
+def test_a_class_that_computes_something_else_is_refused(theirs) -> None:
+    other = theirs.SymmetricalTransFormer(**SMALL, gain=1.5).eval()
+    with pytest.raises(TraceError, match="computes something else than what is registered") as caught:
+        survey(other)
+    assert caught.value.where == "SymmetricalTransFormer (compressai.models.stf)"
+
+
+def test_parts_of_other_shapes_are_refused_and_ours_named(theirs, model) -> None:
+    model.end_conv[0] = nn.Conv2d(6, 24, 3, padding=1)
     with pytest.raises(UnknownOpError, match="--arch stf") as caught:
-        survey(Tokens(EntropyBottleneck(6)).eval())
+        survey(model)
+    assert caught.value.where == "end_conv.0.weight of SymmetricalTransFormer (compressai.models.stf)"
+
+
+def test_a_class_derived_from_theirs_is_refused_and_ours_named(theirs) -> None:
+    derived = type("Derived", (theirs.SymmetricalTransFormer,), {})
+    with pytest.raises(UnknownOpError, match="--arch stf") as caught:
+        survey(derived(**SMALL).eval())
     assert caught.value.where == "patch_embed (PatchEmbed)"
     assert "tokens" in caught.value.reason

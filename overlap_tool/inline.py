@@ -1,0 +1,105 @@
+"""Stages that a class computes inline: its forward calls part after part, and no part maps a map to a map.
+
+Swin transformers hand tokens from layer to layer, with a height and a width. A plugin that knows such a class
+brings each of its stages as one module, on the same weights, and says where the stage begins and ends. When
+it runs in tiles, the class keeps its own methods: one of the parts computes the whole stage, and the others
+hand on what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from overlap_tool.errors import PluginError
+
+
+@dataclass(frozen=True)
+class InlineStage:
+    """A stage of one model as a module, and how it stands in for the parts that compute it there."""
+
+    name: str
+    module: nn.Module
+    """From a map to a map. Its parameters are those of the parts: the same objects, not copies."""
+    begins: tuple[nn.Module, Callable[..., Tensor]]
+    """The part that is called first, and what makes the stage's input of its arguments."""
+    ends: tuple[nn.Module, Callable[[Any], Tensor]]
+    """The part that is called last, and what makes the stage's output of what it returns."""
+    forwards: Mapping[nn.Module, Callable[..., Any]]
+    """For every part, what it computes when the stage is computed as one: a function of the stage's module,
+    and of what the part is called with. Copies of a model share it, so it holds no module itself."""
+
+    def serve(self) -> None:
+        """From now on, the model's parts compute the stage by this module."""
+        for part, forward in self.forwards.items():
+            part.forward = PartForward(part, self.name, self.module, forward)
+
+    def release(self) -> None:
+        """The parts compute what they did before."""
+        for part in self.forwards:
+            del part.forward
+
+
+class PartForward:
+    """The forward of one part of a stage that is computed as one."""
+
+    def __init__(self, part: nn.Module, name: str, stage: nn.Module, forward: Callable[..., Any]) -> None:
+        self.part = part
+        self.name = name
+        self.stage = stage
+        self.forward = forward
+
+    def __call__(self, *args: Any) -> Any:
+        # it is no part of the model, so nobody tells it
+        self.stage.training = self.part.training
+        return self.forward(self.stage, *args)
+
+
+Builder = Callable[[Any], Sequence[InlineStage]]
+AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+
+_builders: dict[str, Builder] = {}
+
+
+def register(qualified_name: str) -> Callable[[AnyBuilder], AnyBuilder]:
+    """Say how to make the inline stages of a model of this class, "package.module.Class".
+
+    The function refuses an instance that it does not cover. What it makes is tried before it is believed: on
+    a small image, the model has to give the same bits with these stages as without.
+    """
+
+    def add(builder: AnyBuilder) -> AnyBuilder:
+        if qualified_name in _builders:
+            raise PluginError(
+                qualified_name, "its inline stages are registered already", "Register them once only"
+            )
+        _builders[qualified_name] = builder
+        return builder
+
+    return add
+
+
+def stages_of(model: nn.Module) -> tuple[InlineStage, ...]:
+    """The inline stages of a model; of this class itself, since one derived from it may compute otherwise."""
+    kind = type(model)
+    builder = _builders.get(f"{kind.__module__}.{kind.__qualname__}")
+    return () if builder is None else tuple(builder(model))
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model by name, and the inline stages that stand in for some of them."""
+    for name, module in model.named_modules():
+        yield name, module
+        forward = vars(module).get("forward")
+        if isinstance(forward, PartForward):
+            yield forward.name, forward.stage
+
+
+def release(model: nn.Module) -> None:
+    """Every part computes its own again."""
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), PartForward):
+            del module.forward
