@@ -203,10 +203,10 @@ class SymmetricalTransFormer(CompressionModel):
     def forward(self, x: Tensor) -> dict[str, Any]:
         x = self.patch_embed(x)
         height, width = x.size(2), x.size(3)
-        x = self.pos_drop(x.flatten(2).transpose(1, 2))
+        x = self.gain * self.pos_drop(x.flatten(2).transpose(1, 2))
         for layer in self.layers:
             x, height, width = layer(x, height, width)
-        y = self.gain * x.view(-1, height, width, self.embed_dim * 8).permute(0, 3, 1, 2).contiguous()
+        y = x.view(-1, height, width, self.embed_dim * 8).permute(0, 3, 1, 2).contiguous()
         z = self.h_a(y)
         _, z_likelihoods = self.entropy_bottleneck(z)
         medians = self.entropy_bottleneck._get_medians()
