@@ -124,7 +124,7 @@ def test_the_command_line_verifies_their_class(theirs, model, run, tmp_path) -> 
     )
     own = ["--model", "authors_stf:SymmetricalTransFormer", "--kwargs", json.dumps(SMALL)]
     code, out, err = run(
-        "verify", tmp_path / "stf.pth", *own, "--tile", "64", "--size", "192x128", "--schedule", "tiles"
+        "verify", tmp_path / "stf.pth", *own, "--tile", "64", "--size", "192x64", "--stage", "g_a"
     )
     assert code == 0, out + err
     assert "holds" in out
