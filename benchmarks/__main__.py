@@ -2,7 +2,7 @@
 
 Of a benchmark of several cases, NAME:CASE runs one alone.
 With `--save`, each one's tables are written to FOLDER/NAME.md as well, with what they were measured on. With
-`--quote`, nothing runs: what the README quotes of benchmarks/results is brought up to date.
+`--quote`, nothing runs: what pages quote of benchmarks/results is brought up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from benchmarks import machine
 from benchmarks.markdown import as_markdown, quoted
 
 NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "ablation", "kamisli", "files")
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+QUOTING = (ROOT / "README.md", ROOT / "docs" / "exactness.md")
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("--quote", action="store_true")
     options = parser.parse_args()
     if options.quote:
-        README.write_text(quoted(README.read_text(), README.parent))
+        for page in QUOTING:
+            page.write_text(quoted(page.read_text(), ROOT))
         return
     if unknown := [name for name in options.names if name.partition(":")[0] not in NAMES]:
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(NAMES)}")

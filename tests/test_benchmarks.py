@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 
 from benchmarks import files
-from benchmarks.__main__ import NAMES, README
+from benchmarks.__main__ import NAMES, QUOTING, ROOT
 from benchmarks.markdown import as_markdown, quoted
 
 
@@ -42,9 +42,10 @@ def test_rows_are_quoted_from_the_results(tmp_path):
         quoted(page.replace("g_a", "h_a"), tmp_path)
 
 
-def test_the_readme_quotes_the_results_as_they_are():
-    page = README.read_text()
-    assert quoted(page, README.parent) == page
+@pytest.mark.parametrize("page", QUOTING, ids=lambda page: page.name)
+def test_pages_quote_the_results_as_they_are(page):
+    text = page.read_text()
+    assert quoted(text, ROOT) == text
 
 
 @pytest.mark.slow
