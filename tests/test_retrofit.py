@@ -18,7 +18,7 @@ from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, TraceError, TrainingModeError
 from overlap_tool.retrofit import Shape, tiled_stages
-from overlap_tool.schedule.choose import parse_bytes
+from overlap_tool.schedule.choose import BudgetError, parse_bytes
 from overlap_tool.stages import survey
 
 SCHEDULES = ["stream", "tiles"]
@@ -202,10 +202,11 @@ def test_a_budget_is_kept_and_used() -> None:
 
 def test_a_budget_that_is_too_small_names_the_least_that_would_do() -> None:
     tiled = overlap_tool.wrap(small_model("mbt2018-mean"), memory=1000)
-    with pytest.raises(OptionError, match=r"g_a needs at least (\d+) bytes") as refused:
+    with pytest.raises(BudgetError, match=r"g_a needs at least (\d+) bytes") as refused:
         tiled(_image(64, 64).float())
-    least = int(str(refused.value).rsplit("--memory ", 1)[1].split()[0])
-    overlap_tool.wrap(small_model("mbt2018-mean"), memory=least)
+    least = refused.value.least
+    assert f"at least {least} bytes" in str(refused.value)
+    assert parse_bytes(str(refused.value).rsplit("--memory ", 1)[1].split(",")[0]) >= least
     stage = tiled_stages(overlap_tool.wrap(small_model("mbt2018-mean"), memory=least))["g_a"]
     assert stage.plan(Shape(1, 64, 64)).peak_bytes <= least
 
