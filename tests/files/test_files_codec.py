@@ -63,11 +63,12 @@ def test_maps_that_do_not_fit_in_memory(tmp_path, architecture) -> None:
     pixels = photograph("coffee", *((70, 60) if small else (141, 80)))
     _, _, expected = untouched(architecture, pixels)
     notes: list[str] = []
-    found = _round_trip(tmp_path, architecture, pixels, in_memory=1000, tell=notes.append)
+    memory = 300 if "elic" in architecture else 1000
+    found = _round_trip(tmp_path, architecture, pixels, in_memory=memory, tell=notes.append)
     head, strings = container.read(tmp_path / "it.lic")
     assert head.banded
     assert json.loads(_head_of(tmp_path / "it.lic"))["banded"] is True
-    assert max(len(string.bands) for string in strings) > (1 if small else 3)
+    assert max(len(string.bands) for string in strings) > 3
     assert np.array_equal(found, expected)
     assert notes == []
     decompress(codec(architecture), tmp_path / "it.lic", tmp_path / "again.npy")  # all in memory
