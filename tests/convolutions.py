@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from overlap_tool.kernels import emulation
-
-Geometry = tuple[tuple[int, int], tuple[int, int], int]
-"""Stride, dilation and groups."""
+from overlap_tool.kernels.form import Form
 
 
 class Case(NamedTuple):
@@ -30,6 +28,10 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     x: str = "rows"
     out: str | None = None
+
+    @property
+    def form(self) -> Form:
+        return Form(self.stride, self.dilation, self.groups)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,7 +74,7 @@ CASES = {
 }
 
 
-def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
+def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Form]:
     """Samples for 3 x 3 outputs or more, weights and bias, on the CPU."""
     random = torch.Generator().manual_seed(0)
 
@@ -82,13 +84,13 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
     size = (d * (k - 1) + 3 * s for k, s, d in zip(case.kernel, case.stride, case.dilation, strict=True))
     x = LAYOUTS[case.x](normal(case.images, case.channels, *size))
     weight = normal(case.outputs, case.channels // case.groups, *case.kernel)
-    return x, weight, normal(case.outputs) if case.bias else None, (case.stride, case.dilation, case.groups)
+    return x, weight, normal(case.outputs) if case.bias else None, case.form
 
 
-def chain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def chain(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """Every output by the emulation."""
     arrays = (None if t is None else t.cpu().numpy() for t in (x, weight, bias))
-    return torch.from_numpy(emulation.convolution(*arrays, *geometry))
+    return torch.from_numpy(emulation.convolution(*arrays, *form))
 
 
 def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
@@ -101,7 +103,7 @@ def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding,
     for k, d, p, o in reversed(list(zip(kernel, dilation, padding, output_padding, strict=True))):
         around += [d * (k - 1) - p, d * (k - 1) - p + o]
     turned = weight.flip(-2, -1).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return chain(F.pad(spread, around), turned, bias, ((1, 1), dilation, groups))
+    return chain(F.pad(spread, around), turned, bias, Form((1, 1), dilation, groups))
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))

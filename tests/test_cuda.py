@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import overlap_tool
 from overlap_tool.errors import SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise, trial
+from overlap_tool.kernels.form import Form
 from overlap_tool.retrofit import Shape, tiled_stages
 
 if not torch.cuda.is_available():
@@ -76,24 +77,24 @@ def on_gpu(*tensors: Tensor | None) -> list[Tensor | None]:
 @pytest.mark.parametrize("name", [*CASES, *LARGE])
 def test_a_convolution_is_the_chain_bit_for_bit(name: str) -> None:
     case = {**CASES, **LARGE}[name]
-    x, weight, bias, geometry = operands(case)
-    found = cuda.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
-    assert torch.equal(found, chain(x, weight, bias, geometry))
-    assert torch.equal(found, cpu.convolve(x, weight, bias, *geometry))
+    x, weight, bias, form = operands(case)
+    found = cuda.convolve(*on_gpu(x, weight, bias), form).cpu()
+    assert torch.equal(found, chain(x, weight, bias, form))
+    assert torch.equal(found, cpu.convolve(x, weight, bias, form))
 
 
 @pytest.mark.parametrize("name", [*CASES, *LARGE])
 @pytest.mark.parametrize("kernel", [cuda, elementwise])
 def test_every_layer_passes_its_trial(kernel, name: str) -> None:
-    x, weight, _, geometry = operands({**CASES, **LARGE}[name])
-    assert trial.fault(kernel, trial.Layer.of(x.cuda(), weight.shape, *geometry)) == ""
+    x, weight, _, form = operands({**CASES, **LARGE}[name])
+    assert trial.fault(kernel, trial.Layer.of(x.cuda(), weight.shape, form)) == ""
 
 
 @pytest.mark.parametrize("name", [*CASES, *LARGE])
 def test_elementwise_operations_are_the_chain_bit_for_bit(name: str) -> None:
-    x, weight, bias, geometry = operands({**CASES, **LARGE}[name])
-    found = elementwise.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
-    assert torch.equal(found, chain(x, weight, bias, geometry))
+    x, weight, bias, form = operands({**CASES, **LARGE}[name])
+    found = elementwise.convolve(*on_gpu(x, weight, bias), form).cpu()
+    assert torch.equal(found, chain(x, weight, bias, form))
 
 
 @pytest.mark.usefixtures("_untried")
@@ -118,11 +119,11 @@ def test_a_layer_whose_kernel_is_broken_has_the_same_bits(monkeypatch, broken: s
 @pytest.mark.parametrize("kernel", [cuda, elementwise])
 @pytest.mark.parametrize("small", [2.0**-126, 2.0**-140])
 def test_small_numbers_are_not_flushed(small: float, kernel) -> None:
-    x, weight, bias, geometry = operands(CASES["3x3"])
+    x, weight, bias, form = operands(CASES["3x3"])
     assert bias is not None
     x, bias = x * small, bias * small
-    found = kernel.convolve(*on_gpu(x, weight, bias), *geometry).cpu()
-    assert torch.equal(found, chain(x, weight, bias, geometry))
+    found = kernel.convolve(*on_gpu(x, weight, bias), form).cpu()
+    assert torch.equal(found, chain(x, weight, bias, form))
     assert found.ne(0).any()
 
 
@@ -131,15 +132,15 @@ def test_small_numbers_are_not_flushed(small: float, kernel) -> None:
 def test_no_bit_depends_on_the_tile_or_the_batch(groups: int, layout: torch.memory_format) -> None:
     x = torch.randn(3, 64, 70, 91, device="cuda").contiguous(memory_format=layout)
     weight, bias = torch.randn(64, 64 // groups, 5, 5, device="cuda"), torch.randn(64, device="cuda")
-    geometry = (2, 2), (1, 1), groups
-    whole = cuda.convolve(x, weight, bias, *geometry)
+    form = Form(stride=(2, 2), groups=groups)
+    whole = cuda.convolve(x, weight, bias, form)
     for top, left, height, width in [(0, 0, 1, 1), (3, 7, 5, 9), (32, 40, 1, 4), (10, 0, 20, 44)]:
         rows = slice(2 * top, 2 * (top + height - 1) + 5)
         columns = slice(2 * left, 2 * (left + width - 1) + 5)
-        tile = cuda.convolve(x[:, :, rows, columns], weight, bias, *geometry)
+        tile = cuda.convolve(x[:, :, rows, columns], weight, bias, form)
         assert torch.equal(tile, whole[:, :, top : top + height, left : left + width])
     for image in range(3):
-        assert torch.equal(cuda.convolve(x[image : image + 1], weight, bias, *geometry)[0], whole[image])
+        assert torch.equal(cuda.convolve(x[image : image + 1], weight, bias, form)[0], whole[image])
 
 
 def test_a_map_of_more_than_two_to_the_31_samples() -> None:
@@ -149,8 +150,8 @@ def test_a_map_of_more_than_two_to_the_31_samples() -> None:
     x = torch.zeros(1, 3, 30_000, 30_000, device="cuda")
     x[..., -4:, -4:].normal_()
     weight = torch.randn(1, 3, 3, 3, device="cuda")
-    corner = cuda.convolve(x[..., -4:, -4:].contiguous(), weight, None, (1, 1), (1, 1), 1)
-    assert torch.equal(cuda.convolve(x, weight, None, (1, 1), (1, 1), 1)[..., -2:, -2:], corner)
+    corner = cuda.convolve(x[..., -4:, -4:].contiguous(), weight, None, Form())
+    assert torch.equal(cuda.convolve(x, weight, None, Form())[..., -2:, -2:], corner)
 
 
 @pytest.mark.parametrize("schedule", ["stream", "tiles"])

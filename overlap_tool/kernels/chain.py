@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu
+from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.trial import Kernel, Layer, kernel_for
 
 DTYPES = (torch.float32, torch.float64)
@@ -103,7 +104,8 @@ def convolution(
         )
     _check(x, "a convolution")
     if transposed:
-        y = _transposed(x, weight, bias, stride, padding, output_padding, dilation, groups, prepared)
+        form = Form(_pair(stride), _pair(dilation), groups)
+        y = _transposed(x, weight, bias, form, _pair(padding), output_padding, prepared)
     else:
         padded = _pad(x, (padding[0], padding[0]), (padding[1], padding[1]))
         if any(
@@ -113,7 +115,8 @@ def convolution(
                 torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
             )
         packed = prepared.packed(weight, groups, (), lambda w: w)
-        y = _convolve(padded, weight.shape, packed, bias, _pair(stride), _pair(dilation), groups)
+        form = Form(_pair(stride), _pair(dilation), groups)
+        y = _convolve(padded, weight.shape, packed, bias, form)
     return y if _channels_last(x) else y.contiguous()
 
 
@@ -144,18 +147,30 @@ def phases(kernel: int, stride: int, dilation: int) -> list[Phase]:
     return found
 
 
+class Transposed(NamedTuple):
+    """A transposed convolution, by the phases of its rows and columns."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    rows: list[Phase]
+    columns: list[Phase]
+    groups: int
+    prepared: Prepared
+
+
 def _transposed(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
+    form: Form,
+    padding: tuple[int, int],
     output_padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
     prepared: Prepared,
 ) -> Tensor:
     kernel = weight.shape[-2:]
+    stride, dilation, groups = form
     sizes = [
         (n - 1) * s - 2 * p + d * (k - 1) + o + 1
         for n, s, p, d, k, o in zip(
@@ -169,25 +184,15 @@ def _transposed(
         memory_format=torch.channels_last,
     )
     rows, columns = (phases(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
-    together = groups == 1 and tuple(dilation) == (1, 1) and _together(x, y.shape[1], rows, columns)
-    compute = _phases_together if together else _phases_apart
-    compute(x, weight, bias, _pair(stride), _pair(padding), rows, columns, groups, y, prepared)
+    layer = Transposed(weight, bias, stride, padding, rows, columns, groups, prepared)
+    together = groups == 1 and dilation == (1, 1) and _together(x, y.shape[1], rows, columns)
+    (_phases_together if together else _phases_apart)(layer, x, y)
     return y
 
 
-def _phases_apart(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    rows: list[Phase],
-    columns: list[Phase],
-    groups: int,
-    y: Tensor,
-    prepared: Prepared,
-) -> None:
+def _phases_apart(layer: Transposed, x: Tensor, y: Tensor) -> None:
     """One convolution for every phase, straight into its place in `y`."""
+    weight, bias, stride, padding, rows, columns, groups, prepared = layer
     for vertical in rows:
         for horizontal in columns:
             both = vertical, horizontal
@@ -210,7 +215,8 @@ def _phases_apart(
             packed = prepared.packed(weight, groups, ("phase", stride, both), arrange)
             shape = y.shape[1], weight.shape[0] // groups, len(vertical.indices), len(horizontal.indices)
             piece = _read_by(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
-            _convolve(piece, shape, packed, bias, (1, 1), (vertical.step, horizontal.step), groups, part)
+            form = Form(dilation=(vertical.step, horizontal.step), groups=groups)
+            _convolve(piece, shape, packed, bias, form, part)
 
 
 def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
@@ -230,19 +236,9 @@ def _span(axis: list[Phase]) -> tuple[int, int]:
     return min(phase.offset for phase in fed), max(phase.last for phase in fed)
 
 
-def _phases_together(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    rows: list[Phase],
-    columns: list[Phase],
-    groups: int,
-    y: Tensor,
-    prepared: Prepared,
-) -> None:
+def _phases_together(layer: Transposed, x: Tensor, y: Tensor) -> None:
     """One convolution whose channels are the phases, which are then put in their places."""
+    weight, bias, stride, padding, rows, columns, _, prepared = layer
     channels = y.shape[1]
     (top, bottom), (left, right) = _span(rows), _span(columns)
     shape = stride[0] * stride[1] * channels, weight.shape[0], bottom - top + 1, right - left + 1
@@ -263,7 +259,7 @@ def _phases_together(
     ]
     repeated = None if bias is None else bias.repeat(stride[0] * stride[1])
     piece = _read_by(x, firsts, counts, (top, bottom), (left, right))
-    found = _convolve(piece, shape, packed, repeated, (1, 1), (1, 1), 1)
+    found = _convolve(piece, shape, packed, repeated, Form())
     # (images, rows of phases, columns of phases, channels, q, q) to (images, channels, q and r, q and r)
     found = found.unflatten(1, (*stride, channels)).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
     cut = [p - s * first for p, s, first in zip(padding, stride, firsts, strict=True)]
@@ -290,9 +286,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     x = a.contiguous().T[None, :, None]
     y = a.new_empty(a.shape[0], b.shape[1])
     weight = b.T[..., None, None].detach()
-    _convolve(
-        x, weight.shape, lambda kernel: kernel.pack(weight, 1), None, (1, 1), (1, 1), 1, y.T[None, :, None]
-    )
+    _convolve(x, weight.shape, lambda kernel: kernel.pack(weight, 1), None, Form(), y.T[None, :, None])
     return y
 
 
@@ -306,7 +300,7 @@ def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
     x = a.transpose(0, 1).reshape(m, batch * k).T[None, :, None]
     y = a.new_empty(m, batch * n)
     weight, out = b.transpose(1, 2).reshape(batch * n, k, 1, 1).detach(), y.T[None, :, None]
-    _convolve(x, weight.shape, lambda kernel: kernel.pack(weight, batch), None, (1, 1), (1, 1), batch, out)
+    _convolve(x, weight.shape, lambda kernel: kernel.pack(weight, batch), None, Form(groups=batch), out)
     return y.view(m, batch, n).transpose(0, 1).contiguous()
 
 
@@ -315,14 +309,12 @@ def _convolve(
     shape: Sequence[int],
     packed: Callable[[Kernel], Any],
     bias: Tensor | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
+    form: Form,
     out: Tensor | None = None,
 ) -> Tensor:
     """With weights of this shape, packed as the kernel that is right for the layer wants them."""
-    kernel = kernel_for(Layer.of(x, shape, stride, dilation, groups))
-    return kernel.convolve(x, packed(kernel), bias, stride, dilation, groups, out)
+    kernel = kernel_for(Layer.of(x, shape, form))
+    return kernel.convolve(x, packed(kernel), bias, form, out)
 
 
 def _pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:

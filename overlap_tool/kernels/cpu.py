@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.kernels.codegen import BLOCK, Task, kernel, machine
+from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.threads import run_on_threads
 
 CACHED_BYTES = 256 * 1024
@@ -56,29 +57,16 @@ def pack(weight: Tensor, groups: int) -> Packed:
 
 
 def convolve(
-    x: Tensor,
-    weight: Tensor | Packed,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    out: Tensor | None = None,
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
 ) -> Tensor:
     """Convolve without padding. `x` may be any view, and so may `out`, if channels are neighbours in both."""
-    packed = weight if isinstance(weight, Packed) else pack(weight, groups)
+    packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
     channels, per_group, height, width = packed.shape
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous(memory_format=torch.channels_last)
-    images, _, rows, columns = x.shape
-    shape = (
-        images,
-        channels,
-        (rows - dilation[0] * (height - 1) - 1) // stride[0] + 1,
-        (columns - dilation[1] * (width - 1) - 1) // stride[1] + 1,
-    )
-    if out is None:
-        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    assert out.shape == shape, (out.shape, shape)
+    (down, across), dilation, _ = form
+    out = form.result(x, packed.shape, out)
+    images, _, rows, columns = out.shape
     assert channels == 1 or out.stride(1) == 1, out.stride()
     if out.numel() == 0:
         return out
@@ -96,17 +84,17 @@ def convolve(
     tap_bytes = inner * run * min(wide, in_group) * x.element_size()
     task = Task(
         next=0,
-        items=packed.groups * panels * images * shape[2] * -(-shape[3] // BLOCK),
+        items=packed.groups * panels * images * rows * -(-columns // BLOCK),
         groups=packed.groups,
         panels=panels,
         images=images,
-        rows=shape[2],
-        columns=shape[3],
+        rows=rows,
+        columns=columns,
         x=x.data_ptr(),
         x_image=x.stride(0),
         x_group=per_group * x.stride(1),
-        x_row=stride[0] * x.stride(2),
-        x_pixel=stride[1] * x.stride(3),
+        x_row=down * x.stride(2),
+        x_pixel=across * x.stride(3),
         outer=height,
         outer_stride=dilation[0] * x.stride(2),
         inner=inner,

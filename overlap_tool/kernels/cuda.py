@@ -6,10 +6,10 @@ import importlib
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels.form import Form
 
 PIECE = (3, 5)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
@@ -20,29 +20,14 @@ def pack(weight: Tensor, groups: int) -> Tensor:
     return weight
 
 
-def convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    out: Tensor | None = None,
-) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None) -> Tensor:
     """A convolution without padding, of which every output is the chain: no bit depends on anything else.
 
     `x` (N, C, H, W), `weight` (O, C // groups, kh, kw) and `out` may have any strides. `out` is made channels
     last when it is not given. Gradients are not recorded.
     """
-    size = (
-        (length - d * (k - 1) - 1) // s + 1
-        for length, k, s, d in zip(x.shape[2:], weight.shape[2:], stride, dilation, strict=True)
-    )
-    shape = (x.shape[0], weight.shape[0], *size)
-    if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    assert tuple(out.shape) == shape, f"out is {tuple(out.shape)}, the result {shape}"
-    _triton_chain().run(x, weight, bias, stride, dilation, groups, out)
+    out = form.result(x, weight.shape, out)
+    _triton_chain().run(x, weight, bias, form, out)
     return out
 
 

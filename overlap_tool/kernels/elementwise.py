@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels.form import Form
 
 PIECE = (2, 3)
 """Outputs that a trial computes: all go the same way."""
@@ -32,44 +33,28 @@ def pack(weight: Tensor, groups: int) -> Tensor:
 
 
 @torch.no_grad()
-def convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    out: Tensor | None = None,
-) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None) -> Tensor:
     """Convolve without padding, in blocks of pixels. `x`, `weight` and `out` may have any strides."""
-    outputs, _, *kernel = weight.shape
-    height, width = (
-        (n - d * (k - 1) - 1) // s + 1
-        for n, d, k, s in zip(x.shape[2:], dilation, kernel, stride, strict=True)
-    )
-    if out is None:
-        shape = x.shape[0], outputs, height, width
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = form.result(x, weight.shape, out)
+    images, outputs, height, width = out.shape
     if x.dtype == torch.float64:
         _within_range(x, weight)
     chains = _chains_of_doubles if x.dtype == torch.float64 else _chains_of_singles
-    taps = weight.double().unflatten(0, (groups, -1))
+    taps = weight.double().unflatten(0, (form.groups, -1))
     pixels = max(1, AT_ONCE[x.device.type] // outputs)
     columns = min(width, pixels)
     rows = max(1, pixels // columns)
-    for image in range(x.shape[0]):
+    for image in range(images):
         for top in range(0, height, rows):
             for left in range(0, width, columns):
-                block = out[image, :, top : top + rows, left : left + columns]
-                size = block.shape[1], block.shape[2]
-                down, across = (
-                    slice(first * s, (first + count - 1) * s + d * (k - 1) + 1)
-                    for first, count, s, d, k in zip((top, left), size, stride, dilation, kernel, strict=True)
-                )
+                below, beside = slice(top, min(top + rows, height)), slice(left, min(left + columns, width))
+                block = out[image, :, below, beside]
+                down, across = form.read_by(weight.shape[2:], below, beside)
                 samples = x[image, :, down, across].to(
                     torch.float64, memory_format=torch.contiguous_format, copy=True
                 )
-                factors = _Factors(samples.unflatten(0, (groups, -1)), taps, size, stride, dilation)
+                size = block.shape[1], block.shape[2]
+                factors = _Factors(samples.unflatten(0, (form.groups, -1)), taps, size, form)
                 found = chains(factors).flatten(0, 1)
                 block.copy_(found if bias is None else found + bias[:, None, None])
     return out
@@ -81,8 +66,7 @@ class _Factors(NamedTuple):
     samples: Tensor
     taps: Tensor
     size: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    form: Form
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,7 +79,9 @@ class _Factors(NamedTuple):
         for i, j in product(*map(range, kernel)):
             down, across = (
                 slice(k * d, k * d + (count - 1) * s + 1, s)
-                for k, d, count, s in zip((i, j), self.dilation, self.size, self.stride, strict=True)
+                for k, d, count, s in zip(
+                    (i, j), self.form.dilation, self.size, self.form.stride, strict=True
+                )
             )
             read = self.samples[:, :, down, across]
             for c in range(depth):

@@ -23,6 +23,7 @@ from torch import Tensor
 from overlap_tool.errors import ExactnessError, SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise
 from overlap_tool.kernels.emulation import chains
+from overlap_tool.kernels.form import Form
 
 
 class Kernel(Protocol):
@@ -35,14 +36,7 @@ class Kernel(Protocol):
         """Weights (out, in / groups, height, width) as `convolve` wants them."""
 
     def convolve(
-        self,
-        x: Tensor,
-        weight: Any,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-        out: Tensor | None = None,
+        self, x: Tensor, weight: Any, bias: Tensor | None, form: Form, out: Tensor | None = None
     ) -> Tensor:
         """Without padding, and into `out` if that is given: any view whose channels are neighbours."""
 
@@ -60,36 +54,28 @@ class Layer(NamedTuple):
     channels: int
     outputs: int
     kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    form: Form
     dtype: torch.dtype
     device: torch.device
 
     @classmethod
-    def of(
-        cls,
-        x: Tensor,
-        weight: Sequence[int],
-        stride: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> Layer:
+    def of(cls, x: Tensor, weight: Sequence[int], form: Form) -> Layer:
         """`weight` is a shape (out, in / groups, height, width).
 
         Where every group is a product of matrices, so many of them stand for any number, which may follow the
         size of the image. Not so where a group is one channel: then channels are lanes.
         """
         outputs, depth, *kernel = weight
-        if kernel == [1, 1] and groups > 1 and outputs * depth > groups:
-            outputs, groups = outputs // groups * MATRICES, MATRICES
-        return cls(
-            depth * groups, outputs, (kernel[0], kernel[1]), stride, dilation, groups, x.dtype, x.device
-        )
+        if kernel == [1, 1] and form.groups > 1 and outputs * depth > form.groups:
+            outputs, form = outputs // form.groups * MATRICES, form._replace(groups=MATRICES)
+        return cls(depth * form.groups, outputs, (kernel[0], kernel[1]), form, x.dtype, x.device)
+
+    def read_by(self, rows: slice, columns: slice) -> tuple[slice, slice]:
+        return self.form.read_by(self.kernel, rows, columns)
 
     def __str__(self) -> str:
         shape = f"{self.channels} to {self.outputs} channels, {self.kernel[0]}x{self.kernel[1]}"
-        steps = f"stride {self.stride}, dilation {self.dilation}, {self.groups} groups"
+        steps = f"stride {self.form.stride}, dilation {self.form.dilation}, {self.form.groups} groups"
         return f"convolution of {shape}, {steps}, {self.dtype} on {self.device}"
 
 
@@ -162,15 +148,18 @@ def _difference(kernel: Kernel, layer: Layer) -> str:
         return torch.randn(shape, generator=random, dtype=layer.dtype, device=layer.device)
 
     rows, columns = kernel.PIECE
-    height, width = (span.stop for span in _read_by(layer, slice(0, rows), slice(0, columns)))
+    height, width = (span.stop for span in layer.read_by(slice(0, rows), slice(0, columns)))
     # one channel that the layer does not read lies between its pixels
     around = normal(2, layer.channels + 1, height, width).contiguous(memory_format=torch.channels_last)
     x = around[:, 1:]
-    weight, bias = normal(layer.outputs, layer.channels // layer.groups, *layer.kernel), normal(layer.outputs)
-    packed = kernel.pack(weight, layer.groups)
+    weight, bias = (
+        normal(layer.outputs, layer.channels // layer.form.groups, *layer.kernel),
+        normal(layer.outputs),
+    )
+    packed = kernel.pack(weight, layer.form.groups)
 
     def run(x: Tensor, bias: Tensor | None) -> Tensor:
-        return kernel.convolve(x, packed, bias, layer.stride, layer.dilation, layer.groups)
+        return kernel.convolve(x, packed, bias, layer.form)
 
     whole = run(x.contiguous(), bias)
     wrong, tried = _not_chains(layer, x, weight, bias, whole)
@@ -181,31 +170,22 @@ def _difference(kernel: Kernel, layer: Layer) -> str:
         (slice(0, rows), slice(0, columns // 2)),
         (slice(rows - 1, rows), slice(columns // 3, columns)),
     ):
-        here, there = ((slice(1, None), slice(None), *spans) for spans in (_read_by(layer, *out), out))
+        here, there = ((slice(1, None), slice(None), *spans) for spans in (layer.read_by(*out), out))
         if not torch.equal(run(x[here], None) + bias[:, None, None], whole[there]):
             return "a piece of a map has other bits than the same outputs of a larger piece"
     return ""
 
 
-def _read_by(layer: Layer, rows: slice, columns: slice) -> tuple[slice, slice]:
-    """The inputs that a span of outputs reads."""
-    first, second = (
-        slice(out.start * s, (out.stop - 1) * s + d * (k - 1) + 1)
-        for out, s, d, k in zip((rows, columns), layer.stride, layer.dilation, layer.kernel, strict=True)
-    )
-    return first, second
-
-
 def _not_chains(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> tuple[int, int]:
     """How many outputs, from the first to the last, are not the chain, and how many were tried."""
     probes = 16 if layer.dtype == torch.float32 else 4  # the emulation of float64 is slow
-    depth, (dh, dw) = layer.channels // layer.groups, layer.dilation
+    depth, (dh, dw) = layer.channels // layer.form.groups, layer.form.dilation
     inputs, taps, addends, found = (t.cpu().numpy() for t in (x, weight, bias, y))
     at = [np.unravel_index(i, found.shape) for i in np.linspace(0, found.size - 1, probes).astype(int)]
     samples = []
     for image, output, row, column in at:
-        first = output // (layer.outputs // layer.groups) * depth
-        rows, columns = _read_by(layer, slice(row, row + 1), slice(column, column + 1))
+        first = output // (layer.outputs // layer.form.groups) * depth
+        rows, columns = layer.read_by(slice(row, row + 1), slice(column, column + 1))
         read = inputs[image, first : first + depth, rows, columns][:, ::dh, ::dw]
         samples.append(read.transpose(1, 2, 0).ravel())
     outputs = [output for _, output, _, _ in at]

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from overlap_tool.kernels.form import Form
+
 PIXELS = tl.constexpr(8)
 """Outputs that a thread computes for each of its channels: they share its weights. More find no registers."""
 
@@ -122,16 +124,9 @@ def chain_kernel(
     tl.store(y + place, acc, mask=pixel_exists[:, None] & channel_exists[None, :])
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    out: Tensor,
-) -> None:
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor) -> None:
     """Fill `out`, whose shape must be that of the result."""
+    stride, dilation, groups = form
     images, outputs, height, width = out.shape
     _, depth, *kernel = weight.shape
     pixels = images * height * width

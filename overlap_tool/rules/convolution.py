@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def conv2d(
     kernel = weight.shape[-2:]
     rows, columns = windows(kernel, stride, padding, dilation)
     return Rule(
-        run, rows, columns, _macs(weight.shape), kernel=pair(kernel), stride=pair(stride), uniform=True
+        run, rows, columns, prod(weight.shape), kernel=pair(kernel), stride=pair(stride), uniform=True
     )
 
 
@@ -90,7 +91,7 @@ def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
         return F.conv2d(piece, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
     rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation, outside)
-    macs = _macs(module.weight.shape)
+    macs = prod(module.weight.shape)
     return Rule(
         run, rows, columns, macs, kernel=pair(module.kernel_size), stride=pair(module.stride), uniform=True
     )
@@ -117,7 +118,7 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
         run,
         rows.masked(vertical),
         columns.masked(horizontal),
-        _macs(module.weight.shape),
+        prod(module.weight.shape),
         kernel=pair(module.kernel_size),
         stride=pair(module.stride),
         uniform=True,
@@ -189,7 +190,7 @@ def conv_transpose2d(
 
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included
-    macs = weight.shape[0] * weight.shape[1] * weight.shape[2] * weight.shape[3]
+    macs = prod(weight.shape)
     return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride), uniform=True)
 
 
@@ -212,8 +213,3 @@ def conv_transpose2d_module(call: Call, module: nn.ConvTranspose2d, input: Opera
         return rule.run(patches, input, module.weight, module.bias)
 
     return replace(rule, run=run)
-
-
-def _macs(weight_shape: Sequence[int]) -> int:
-    out_channels, in_channels_per_group, height, width = weight_shape
-    return out_channels * in_channels_per_group * height * width

@@ -15,6 +15,7 @@ from torch import Tensor
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import codegen, cpu, emulation, threads
+from overlap_tool.kernels.form import Form
 
 NEIGHBOURS = "channels last", "some channels"
 """Layouts in which channels lie side by side, as the kernel writes them."""
@@ -34,12 +35,12 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding,
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.out in (None, *NEIGHBOURS)])
 def test_cases_of_every_kind(name: str) -> None:
     case = CASES[name]
-    x, weight, bias, geometry = operands(case)
-    expected = chain(x, weight, bias, geometry)
+    x, weight, bias, form = operands(case)
+    expected = chain(x, weight, bias, form)
     out = None
     if case.out is not None:
         out = LAYOUTS[case.out](torch.full_like(expected, 7).to(memory_format=torch.channels_last))
-    same(cpu.convolve(x, weight, bias, *geometry, out), expected)
+    same(cpu.convolve(x, weight, bias, form, out), expected)
 
 
 @settings(max_examples=120, deadline=None)
@@ -71,9 +72,9 @@ def test_transposed_convolutions_are_chains(layer, more) -> None:
 def test_very_many_taps_are_a_chain_too(channels: int) -> None:
     """Where libraries begin to cut the sum in parts, and the weights are read in portions."""
     case = Case(channels, 40, (3, 3), x="channels last")
-    x, weight, bias, geometry = operands(case)
+    x, weight, bias, form = operands(case)
     assert weight[0].numel() * 4 * 32 > cpu.CACHED_BYTES
-    same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+    same(cpu.convolve(x, weight, bias, form), chain(x, weight, bias, form))
 
 
 def test_one_dimension_is_a_row() -> None:
@@ -107,8 +108,8 @@ def test_batches_of_matrix_products_are_chains() -> None:
 
 def test_double_precision_is_a_chain_of_its_own() -> None:
     case = Case(7, 20, (3, 2), (2, 1), x="channels last", dtype=torch.float64)
-    x, weight, bias, geometry = operands(case)
-    same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+    x, weight, bias, form = operands(case)
+    same(cpu.convolve(x, weight, bias, form), chain(x, weight, bias, form))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -118,18 +119,18 @@ def test_threads_change_no_bit(count: int) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count)
-        found = cpu.convolve(x, weight, bias, (1, 1), (1, 1), 1)
+        found = cpu.convolve(x, weight, bias, Form())
     finally:
         torch.set_num_threads(before)
-    same(found[1:, :, 50:], chain(x[1:, :, 50:], weight, bias, ((1, 1), (1, 1), 1)))
-    same(found[:1, :, :9], chain(x[:1, :, :11], weight, bias, ((1, 1), (1, 1), 1)))
+    same(found[1:, :, 50:], chain(x[1:, :, 50:], weight, bias, Form()))
+    same(found[:1, :, :9], chain(x[:1, :, :11], weight, bias, Form()))
 
 
 def test_without_an_openmp_runtime_python_threads_do_it(monkeypatch) -> None:
     monkeypatch.setattr(threads, "_runner", lambda: threads._on_python_threads)
     x, weight = torch.randn(1, 24, 61, 67), torch.randn(70, 24, 3, 3)
-    found = cpu.convolve(x, weight, None, (1, 1), (1, 1), 1)
-    same(found[..., :2, :], chain(x[..., :4, :], weight, None, ((1, 1), (1, 1), 1)))
+    found = cpu.convolve(x, weight, None, Form())
+    same(found[..., :2, :], chain(x[..., :4, :], weight, None, Form()))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,8 @@ def test_narrower_processors_compute_the_same(machine, monkeypatch) -> None:
         monkeypatch.setattr(module, "machine", lambda: machine)
     monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)
     for name in ("3x3", "two groups of 17", "depthwise", "more than a block of channels"):
-        x, weight, bias, geometry = operands(CASES[name])
-        same(cpu.convolve(x, weight, bias, *geometry), chain(x, weight, bias, geometry))
+        x, weight, bias, form = operands(CASES[name])
+        same(cpu.convolve(x, weight, bias, form), chain(x, weight, bias, form))
 
 
 def test_operands_that_do_not_fit_get_the_librarys_own_error() -> None:

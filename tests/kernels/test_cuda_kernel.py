@@ -23,21 +23,22 @@ import torch.nn.functional as F
 from convolutions import CASES, LAYOUTS, Case, chain, operands
 
 from overlap_tool.kernels import cuda, trial
+from overlap_tool.kernels.form import Form
 
 
 def interpret(case: Case) -> dict[str, object]:
     """In the interpreter: how far from a convolution in float64, and how many outputs are not the chain's."""
-    x, weight, bias, geometry = operands(case)
-    stride, dilation, groups = geometry
+    x, weight, bias, form = operands(case)
+    stride, dilation, groups = form
     doubles = (None if t is None else t.double() for t in (x, weight, bias))
     expected = F.conv2d(*doubles, stride=stride, dilation=dilation, groups=groups)
     out = None if case.out is None else LAYOUTS[case.out](torch.full_like(expected, 7, dtype=case.dtype))
-    found = cuda.convolve(x, weight, bias, *geometry, out)
+    found = cuda.convolve(x, weight, bias, form, out)
     assert out is None or found is out
     return {
         "error": float((found - expected).abs().max()),
         "shape": found.shape == expected.shape,
-        "not the chain": int((found != chain(x, weight, bias, geometry)).sum()),
+        "not the chain": int((found != chain(x, weight, bias, form)).sum()),
     }
 
 
@@ -46,15 +47,15 @@ def rounds_once() -> bool:
     a = 2.0**-23
     x = torch.tensor([1, 1 + a]).view(1, 1, 1, 2)
     weight = torch.tensor([-(1 + 2 * a), 1 + a]).view(1, 1, 1, 2)
-    return cuda.convolve(x, weight, None, (1, 1), (1, 1), 1).item() == a * a
+    return cuda.convolve(x, weight, None, Form()).item() == a * a
 
 
 def trials() -> list[str]:
     """What is wrong with some layers."""
     cases = (CASES[name] for name in ("3x3", "dilation 2x3, stride 2x1", "three groups of 5"))
     return [
-        trial.fault(cuda, trial.Layer.of(x, weight.shape, *geometry))
-        for x, weight, _, geometry in map(operands, cases)
+        trial.fault(cuda, trial.Layer.of(x, weight.shape, form))
+        for x, weight, _, form in map(operands, cases)
     ]
 
 

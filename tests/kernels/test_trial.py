@@ -50,8 +50,8 @@ BROKEN: dict[str, tuple[Callable[..., Tensor], str]] = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kernel", [cpu, elementwise])
 def test_the_kernels_pass(kernel, name: str) -> None:
-    x, weight, _, geometry = operands(CASES[name])
-    assert trial.fault(kernel, trial.Layer.of(x, weight.shape, *geometry)) == ""
+    x, weight, _, form = operands(CASES[name])
+    assert trial.fault(kernel, trial.Layer.of(x, weight.shape, form)) == ""
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -189,8 +189,8 @@ def test_each_thread_is_told_its_own(monkeypatch) -> None:
 
 def test_doubles_have_a_trial_too(monkeypatch) -> None:
     case = Case(3, 4, (3, 3), dtype=torch.float64)
-    x, weight, _, geometry = operands(case)
-    layer = trial.Layer.of(x, weight.shape, *geometry)
+    x, weight, _, form = operands(case)
+    layer = trial.Layer.of(x, weight.shape, form)
     monkeypatch.setattr(cpu, "convolve", lambda *args: RIGHT(*args).mul_(1 + 2.0**-52))
     assert "4 outputs that were tried" in trial.fault(cpu, layer)
     assert trial.fault(elementwise, layer) == ""
