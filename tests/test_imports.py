@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "overlap_tool"
 
 LAYERS = (
-    ("errors", "progress", "layers"),
+    ("errors", "progress", "layers", "range_coding"),
     ("plugins",),
     ("kernels",),
     ("closed_loop", "inline"),

@@ -18,6 +18,7 @@ from overlap_tool.errors import ContainerError
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.lazy import LazyMap
+from overlap_tool.range_coding import decoder_of
 
 SYMBOLS_AT_ONCE = 1 << 18
 """As Python's integers, in lists, on their way to the coder."""
@@ -217,10 +218,7 @@ class _Coder:
         return encoder.flush(), digest.hexdigest()
 
     def _decode(self, string: bytes, indexes: Tensor) -> tuple[Tensor, str]:
-        from compressai.ans import RansDecoder
-
-        decoder, digest = RansDecoder(), hashlib.sha256()
-        decoder.set_stream(guarded(string, indexes.numel()))
+        decoder, digest = decoder_of(string, indexes.numel()), hashlib.sha256()
         symbols = torch.empty(tuple(indexes.shape), dtype=torch.int32)
         for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
             part.copy_(
@@ -261,12 +259,3 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
     for first in range(0, values.shape[0], channels):
         part = values[first : first + channels]
         yield part.view(-1) if part.is_contiguous() else part.reshape(-1)
-
-
-def guarded(string: bytes, symbols: int) -> bytes:
-    """The string with as many zeros after it as a decoder that has lost its way can read.
-
-    CompressAI's decoder does not look where the string ends. It reads at most four bytes for a symbol. For a
-    symbol past its table it also reads a number whose length the string tells: 15 * 4 bits for each 4 of it.
-    """
-    return string + bytes(4 * symbols + 16 * len(string) + 64)

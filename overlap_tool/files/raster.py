@@ -15,17 +15,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.files.coding import (
-    Band,
-    CodedString,
-    as_coded,
-    check_symbols,
-    guarded,
-    rows_of_a_band,
-)
+from overlap_tool.files.coding import Band, CodedString, as_coded, check_symbols, rows_of_a_band
 from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.lazy import LazyMap
+from overlap_tool.range_coding import guarded
 
 METHODS = ("_compress_ar", "_decompress_ar")
 ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from compressai.ans import RansDecoder, RansEncoder
+from compressai.ans import RansEncoder
 from compressai.entropy_models import GaussianConditional
 
 from overlap_tool.errors import CheckpointError, OptionError
+from overlap_tool.range_coding import decoder_of
 
 Numbers: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -71,13 +72,11 @@ class RowDecoder:
 
     def __init__(self, tables: Tables, string: bytes, symbols: int) -> None:
         self.tables = tables
-        self.decoder = RansDecoder()
-        # The coder reads at most four bytes per symbol, and looks for no end. A string that was cut short
-        # goes on with zeros.
-        self.decoder.set_stream(string + bytes(4 * symbols + 16 * len(string) + 16))
+        self.decoder = decoder_of(string, symbols)
 
     def decode(self, indexes: list[int]) -> list[int]:
-        return self.decoder.decode_stream(*self.tables.used_by(indexes))
+        symbols: list[int] = self.decoder.decode_stream(*self.tables.used_by(indexes))
+        return symbols
 
 
 def check_strings(strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> tuple[int, int, int]:

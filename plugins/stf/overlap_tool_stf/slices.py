@@ -11,12 +11,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from compressai.ans import BufferedRansEncoder, RansDecoder
+from compressai.ans import BufferedRansEncoder
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.layers import conv3x3
 from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
+
+from overlap_tool.range_coding import decoder_of
 
 
 class SlicedCodec(CompressionModel):
@@ -92,12 +94,16 @@ class SlicedCodec(CompressionModel):
         return {"strings": [[encoder.flush() for encoder in encoders], z_strings], "shape": z.shape[-2:]}
 
     def decompress(self, strings: list[list[bytes]], shape: Any) -> dict[str, Tensor]:
-        decoders = [RansDecoder() for _ in strings[0]]
-        for decoder, string in zip(decoders, strings[0], strict=True):
-            decoder.set_stream(string)
+        wanted = len(strings[1]) if self.string_per_image else 1
+        if len(strings[0]) != wanted:
+            raise ValueError(f"{len(strings[0])} strings for y, which has {wanted}")
+        decoders: list[Any] = []
         tables = self._tables()
 
         def read(k: int, mean: Tensor, scale: Tensor) -> Tensor:
+            if k == 0:  # only now it is known how many symbols there are
+                count = mean.numel() * len(self.lrp_transforms) // wanted
+                decoders.extend(decoder_of(string, count) for string in strings[0])
             indexes = _shared(self.gaussian_conditional.build_indexes(scale), decoders)
             symbols = [
                 decoder.decode_stream(of_one, *tables)

@@ -103,6 +103,21 @@ def test_in_tiles_it_gives_the_same_bits_bytes_and_image(name: str, schedule, tm
     assert torch.equal(load(tmp_path / "tiled.pt")(image)["x_hat"], forward["x_hat"])
 
 
+@both
+@torch.no_grad()
+def test_a_string_that_was_cut_short_goes_on_with_zeros(name: str) -> None:
+    """CompressAI's decoder looks for no end, and would read what happens to lie behind."""
+    model = small_model(name)
+    written = model.compress(photograph(128, 128))
+    [whole], of_z = written["strings"]
+    short = whole[: len(whole) // 8 * 4]
+    found = model.decompress([[short], of_z], written["shape"])
+    expected = model.decompress([[short + bytes(1 << 16)], of_z], written["shape"])
+    assert torch.equal(found["x_hat"], expected["x_hat"])
+    with pytest.raises(ValueError, match="2 strings for y"):
+        model.decompress([[whole, whole], of_z], written["shape"])
+
+
 def test_the_phase_is_the_larger_window_at_its_scale() -> None:
     """WACNN: windows of 8 at a quarter, and of 4 at a sixteenth; STF: windows of 4 at a sixteenth."""
     for name in ("wacnn", "stf"):
