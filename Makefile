@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench gpu clean
 
 help:
 	@echo "make demo       install, write a seeded mbt2018 checkpoint, analyze and wrap it (offline)"
 	@echo "make test       install, plugins too, then lint, type-check and run the test suite"
 	@echo "make test-slow  the long checks: full widths, many more random cases"
 	@echo "make bench      the benchmarks"
+	@echo "make gpu        on a machine with a GPU: equality of bits there and across devices, and benchmarks"
 	@echo "make lint       ruff and mypy only"
 
 $(INSTALLED): pyproject.toml $(PLUGINS)
@@ -41,6 +42,10 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -rs tests/test_cuda.py
+	$(BIN)/python -m benchmarks --device cuda --save benchmarks/results
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,23 +1,27 @@
 """`python -m benchmarks [NAME ...] [--save FOLDER]`: run benchmarks by name, or all of them.
 
-Of a benchmark of several cases, NAME:CASE runs one alone.
-With `--save`, each one's tables are written to FOLDER/NAME.md as well, with what they were measured on. With
-`--quote`, nothing runs: what pages quote of benchmarks/results is brought up to date.
+Of a benchmark of several cases, NAME:CASE runs one alone. With `--device cuda`, those that compare kernels
+run on a GPU. With `--save`, each one's tables are written to FOLDER/NAME.md as well, or FOLDER/NAME-GPU.md,
+with what they were measured on. With `--quote`, nothing runs: what pages quote of benchmarks/results is
+brought up to date.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from datetime import date
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.markdown import as_markdown, quoted
 
 NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "ablation", "kamisli", "files")
+ON_A_GPU = ("tiling", "zoo")
 ROOT = Path(__file__).parents[1]
 QUOTING = (ROOT / "README.md", ROOT / "docs" / "exactness.md")
 
@@ -25,6 +29,7 @@ QUOTING = (ROOT / "README.md", ROOT / "docs" / "exactness.md")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--save", type=Path, metavar="FOLDER")
     parser.add_argument("--quote", action="store_true")
     options = parser.parse_args()
@@ -32,20 +37,27 @@ def main() -> None:
         for page in QUOTING:
             page.write_text(quoted(page.read_text(), ROOT))
         return
-    if unknown := [name for name in options.names if name.partition(":")[0] not in NAMES]:
-        parser.error(f"{', '.join(unknown)}: choose from {', '.join(NAMES)}")
+    gpu = options.device == "cuda"
+    known = ON_A_GPU if gpu else NAMES
+    if gpu and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    if unknown := [name for name in options.names if name.partition(":")[0] not in known]:
+        parser.error(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+    measured_on = machine.describe(options.device)
+    suffix = "-" + re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()) if gpu else ""
     console = Console(width=140)
-    console.print(machine.describe())
-    for name in options.names or NAMES:
+    console.print(measured_on)
+    for name in options.names or known:
         module, _, case = name.partition(":")
-        tables = importlib.import_module(f"benchmarks.{module}").main(*([case] if case else []))
+        arguments = [case] if case else ["cuda"] if gpu else []
+        tables = importlib.import_module(f"benchmarks.{module}").main(*arguments)
         for table in tables:
             console.print(table)
         if options.save:
-            head = f"`python -m benchmarks {name}`. {machine.describe()}, {date.today()}."
+            command = f"python -m benchmarks {name}" + (" --device cuda" if gpu else "")
             options.save.mkdir(parents=True, exist_ok=True)
-            text = "\n\n".join([head, *map(as_markdown, tables)])
-            (options.save / f"{name.replace(':', '-')}.md").write_text(text + "\n")
+            text = "\n\n".join([f"`{command}`. {measured_on}, {date.today()}.", *map(as_markdown, tables)])
+            (options.save / f"{name.replace(':', '-')}{suffix}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

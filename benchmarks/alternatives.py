@@ -6,18 +6,15 @@ overlap by probing, each against the stage's own forward on the whole image, in 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from statistics import median
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
+from benchmarks.measuring import RUNS, Way, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
 from overlap_tool.retrofit import TiledForward, tiled_stages
 
@@ -25,14 +22,11 @@ MODELS = ("bmshj2018-factorized-relu", "mbt2018", "cheng2020-anchor")
 STAGES = ("g_a", "g_s")
 SIDE = 2048
 TILE = 256
-RUNS = 3
 ROUNDING = 1e-5
 """Relative to the largest output: more than kernels differ by when they add up in another order."""
 
-Method = Callable[[Tensor], Tensor]
 
-
-def without_overlap(stage: nn.Module, tile: int) -> Method:
+def without_overlap(stage: nn.Module, tile: int) -> Way:
     def run(image: Tensor) -> Tensor:
         bands = (
             torch.cat([stage(part) for part in band.split(tile, dim=-1)], dim=-1)
@@ -43,7 +37,7 @@ def without_overlap(stage: nn.Module, tile: int) -> Method:
     return run
 
 
-def sliding_window(stage: nn.Module, tile: int) -> Method | str:
+def sliding_window(stage: nn.Module, tile: int) -> Way | str:
     if find_spec("monai") is None:
         return "MONAI is not installed"
     from monai.inferers import sliding_window_inference
@@ -51,7 +45,7 @@ def sliding_window(stage: nn.Module, tile: int) -> Method | str:
     return lambda image: sliding_window_inference(image, tile, 1, stage)
 
 
-def probed(stage: nn.Module, tile: int, channels: int) -> Method | str:
+def probed(stage: nn.Module, tile: int, channels: int) -> Way | str:
     """lightstream corrects convolutions and pooling, and says so; for other layers it is not made."""
     if any(list(part.parameters(recurse=False)) and type(part) is not nn.Conv2d for part in stage.modules()):
         return "has layers that it is not for"
@@ -66,7 +60,7 @@ def probed(stage: nn.Module, tile: int, channels: int) -> Method | str:
         return StreamingCNN(stage, (1, channels, tile, tile), copy_to_gpu=False)
 
 
-def methods(model_name: str, stage_name: str) -> tuple[TiledForward, dict[str, Method | str]]:
+def methods(model_name: str, stage_name: str) -> tuple[TiledForward, dict[str, Way | str]]:
     def fresh() -> nn.Module:
         return checkpoint.load(f"zoo:{model_name}").model.eval()
 
@@ -89,18 +83,6 @@ def methods(model_name: str, stage_name: str) -> tuple[TiledForward, dict[str, M
 
 def _versions() -> str:
     return ", ".join(f"{name} {version(name)}" for name in ("monai", "lightstream") if find_spec(name))
-
-
-def _seconds(method: Method, image: Tensor) -> float:
-    start = time.perf_counter()
-    method(image)
-    return time.perf_counter() - start
-
-
-def _peak_bytes(method: Method, image: Tensor, weights: list[Tensor]) -> tuple[int, Tensor]:
-    with LiveBytes(image, *weights) as live:
-        result = method(image)
-    return live.peak + image.untyped_storage().nbytes(), result
 
 
 def _wrong(result: Tensor, right: Tensor) -> str:
@@ -128,20 +110,17 @@ def main() -> list[Table]:
             assert isinstance(full, nn.Module)
             weights = [*full.parameters(), *full.buffers()]
             runnable = {name: method for name, method in named.items() if not isinstance(method, str)}
-            runs = [
-                {name: _seconds(method, image) for name, method in runnable.items()} for _ in range(RUNS + 1)
-            ]
-            most, right = _peak_bytes(full, image, weights)
+            runs = seconds_in_turn(runnable, image)
+            most, right = peak_bytes(full, image, weights)
             for name, method in named.items():
                 if isinstance(method, str):
                     table.add_row(f"{model_name} {stage_name}", name, method)
                     continue
-                ratios = [run[name] / run["the whole image"] for run in runs[1:]]
-                peak, result = _peak_bytes(method, image, weights)
+                peak, result = peak_bytes(method, image, weights)
                 table.add_row(
                     f"{model_name} {stage_name}",
                     name,
-                    f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    ratio(runs, name, "the whole image"),
                     f"{peak / most:.1%}",
                     _wrong(result, right),
                 )

@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import torch
 
-def describe() -> str:
-    """One line: processor, cores, and the versions that matter."""
+
+def describe(device: str = "cpu") -> str:
+    """One line: GPU, if it is one, processor, cores, and the versions that matter."""
     cpuinfo = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if cpuinfo.exists():
@@ -19,7 +21,8 @@ def describe() -> str:
         model = lines[0].partition(":")[2].strip() if lines else model
     versions = [f"{name} {version(name)}" for name in ("torch", "compressai", "overlap-tool")]
     python = f"Python {platform.python_version()}"
-    return ", ".join([model, f"{os.cpu_count()} cores", python, *versions])
+    gpu = [torch.cuda.get_device_name()] if device == "cuda" else []
+    return ", ".join([*gpu, model, f"{os.cpu_count()} cores", python, *versions])
 
 
 def spread(values: Sequence[float], unit: str = "s") -> str:

@@ -6,16 +6,14 @@ stage run in turn in this process, so that the ratios hold when the machine's sp
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 import overlap_tool
-from overlap_tool import checkpoint, exact_kernels
+from benchmarks.measuring import RUNS, Way, exact, ratio, seconds_in_turn
+from overlap_tool import checkpoint
 from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
 from overlap_tool.schedule.choose import Schedule, StagePlan
 from overlap_tool.schedule.cost import full_bytes, op_costs
@@ -25,7 +23,6 @@ STAGES = ("g_a", "g_s")
 SIZES = {"1K": (1024, 1024), "2K": (1920, 1088), "4K": (3840, 2176)}
 TIMED = "1K"
 TILE = 256
-RUNS = 3
 SCHEDULES: tuple[Schedule, ...] = ("stream", "tiles")
 
 
@@ -41,21 +38,7 @@ def _full_bytes(stage: TiledForward, shape: Shape) -> int:
     )
 
 
-def _seconds(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
-    start = time.perf_counter()
-    run(image)
-    return time.perf_counter() - start
-
-
-def _exact_full(stage: TiledForward) -> Callable[[Tensor], Tensor]:
-    def run(image: Tensor) -> Tensor:
-        with exact_kernels():
-            return stage.original(image)
-
-    return run
-
-
-def _costs(table: Table, name: str, stages: dict[Schedule, TiledForward]) -> None:
+def _add_costs(table: Table, name: str, stages: dict[Schedule, TiledForward]) -> None:
     for label, size in SIZES.items():
         shape = _shape(stages["stream"], size)
         full = _full_bytes(stages["stream"], shape)
@@ -70,44 +53,47 @@ def _costs(table: Table, name: str, stages: dict[Schedule, TiledForward]) -> Non
         )
 
 
-def _times(table: Table, name: str, stages: dict[Schedule, TiledForward]) -> None:
+def _add_times(table: Table, name: str, stages: dict[Schedule, TiledForward], device: str) -> None:
     stage = stages["stream"]
     shape = _shape(stage, SIZES[TIMED])
-    image = torch.rand(1, stage.network.ops[0].channels, shape.rows, shape.columns)
-    ways = {
-        "stock, full": stage.original,
-        "exact, full": _exact_full(stage),
+    image = torch.rand(1, stage.network.ops[0].channels, shape.rows, shape.columns, device=device)
+    ways: dict[str, Way] = {
+        "stock, whole": stage.original,
+        "exact, whole": exact(stage.original),
         **{f"exact, {schedule}": stages[schedule] for schedule in SCHEDULES},
     }
-    runs = [{way: _seconds(run, image) for way, run in ways.items()} for _ in range(RUNS + 1)][1:]
-    stock = [run["stock, full"] for run in runs]
-    cells = [f"{median(stock):.2f} s"]
-    for way in list(ways)[1:]:
-        ratios = [run[way] / full for run, full in zip(runs, stock, strict=True)]
-        cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    table.add_row(name, *cells)
+    stock, *others = ways
+    runs = seconds_in_turn(ways, image)
+    expected, *found = (ways[way](image) for way in others)
+    same = all(torch.equal(expected, result) for result in found)
+    table.add_row(
+        name,
+        f"{median(run[stock] for run in runs):.2f} s",
+        *(ratio(runs, way, stock) for way in others),
+        "yes" if same else "NO",
+    )
 
 
 @torch.no_grad()
-def main() -> list[Table]:
+def main(device: str = "cpu") -> list[Table]:
     costs = Table(title=f"Memory and arithmetic of a stage, tile {TILE}, 32-bit floats; no time is measured")
-    for heading in ("stage", "size", "full image", "stream / full", "tiles / full", "MACs", "MACs of tiles"):
+    for heading in ("stage", "size", "whole", "stream / whole", "tiles / whole", "MACs", "MACs of tiles"):
         costs.add_column(heading)
     times = Table(
-        title=f"Time at {TIMED}, tile {TILE}, against the stage's own forward by stock kernels, "
-        f"{torch.get_num_threads()} threads; median of {RUNS} runs in turn (range)"
+        title=f"Time at {TIMED}, tile {TILE}, against the stage's own forward by stock kernels; median of "
+        f"{RUNS} runs in turn (range)"
     )
-    for heading in ("stage", "stock, full", "exact, full", "exact, stream", "exact, tiles"):
+    for heading in ("stage", "stock, whole", "exact, whole", "exact, stream", "exact, tiles", "same bits"):
         times.add_column(heading)
     for name in checkpoint.names():
-        model = checkpoint.load(f"zoo:{name}").model
+        model = checkpoint.load(f"zoo:{name}").model.to(device)
         tiled = {
             schedule: tiled_stages(overlap_tool.wrap(model, tile=TILE, schedule=schedule))
             for schedule in SCHEDULES
         }
         for stage in STAGES:
             both = {schedule: tiled[schedule][stage] for schedule in SCHEDULES}
-            _costs(costs, f"{name} {stage}", both)
-            _times(times, f"{name} {stage}", both)
-            print(f"{name} {stage}: done")
+            _add_costs(costs, f"{name} {stage}", both)
+            _add_times(times, f"{name} {stage}", both, device)
+            print(f"{name} {stage}: done", flush=True)
     return [costs, times]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
+import torch
 from rich.table import Table
 
 from benchmarks import files
-from benchmarks.__main__ import NAMES, QUOTING, ROOT
+from benchmarks.__main__ import NAMES, QUOTING, ROOT, main
 from benchmarks.markdown import as_markdown, quoted
 
 
@@ -29,6 +31,14 @@ def test_a_table_in_markdown():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_can_be_run(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmarks_for_one_say_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_rows_are_quoted_from_the_results(tmp_path):
