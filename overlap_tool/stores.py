@@ -50,7 +50,7 @@ class TensorSource:
     def __init__(self, whole: Tensor, device: torch.device) -> None:
         self.whole = whole
         self.device = device
-        self.copies = _copy_stream(device) if whole.device != device else None
+        self.copies = _copy_stream(device) if whole.device.type == "cpu" else None
         self.ahead: tuple[Span, Span, Tensor] | None = None
 
     def read(self, rows: Span, columns: Span) -> Tensor:
