@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
@@ -87,7 +86,7 @@ def analyze(
 
         from overlap_tool import report
         from overlap_tool.checkpoint import write_bytes
-        from overlap_tool.report.terminal import show
+        from overlap_tool.report.terminal import screen, show
 
         pages = {} if html is None else {html: report.to_html(analysis).encode()}
         pages |= _inside(svg, report.svg_files(analysis)) if svg is not None else {}
@@ -95,7 +94,7 @@ def analyze(
         for path, content in pages.items():
             write_bytes(path, content)
     if format is Format.rich:
-        show(analysis, Console(), all_ops)
+        show(analysis, screen(), all_ops)
     else:
         typer.echo(report.FORMATS[format.value](analysis))
 

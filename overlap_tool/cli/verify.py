@@ -103,7 +103,7 @@ def verify(
         refuse_missing_folder(option, path)
     from overlap_tool import report as reports
     from overlap_tool.checkpoint import write_bytes
-    from overlap_tool.report.terminal import show_certificate
+    from overlap_tool.report.terminal import screen, show_certificate
     from overlap_tool.verification import verify as verify_model
 
     load_plugins(model.plugin)
@@ -128,7 +128,7 @@ def verify(
     ):
         if path is not None:
             write_bytes(path, written(certificate).encode())
-    show_certificate(certificate, Console())
+    show_certificate(certificate, screen())
     if not certificate.holds:
         raise typer.Exit(1)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
@@ -84,7 +83,7 @@ def wrap(
     with busy(f"Wrapping {model.name}"):
         from overlap_tool import checkpoint, retrofit
         from overlap_tool.report.tables import plan_table, untiled_tables
-        from overlap_tool.report.terminal import drawn
+        from overlap_tool.report.terminal import drawn, screen
 
         load_plugins(model.plugin)
         loaded = checkpoint.load(model.source, **arguments)
@@ -107,7 +106,7 @@ def wrap(
         )
         plans = retrofit.plans(tiled, image)
         retrofit.save(tiled, target, loaded.architecture, loaded.arguments)
-    console = Console()
+    console = screen()
     for table in (plan_table(loaded.architecture, image, plans), *untiled_tables(retrofit.untiled(tiled))):
         console.print(drawn(table))
     console.print(f"wrote {target}", highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from overlap_tool.report.tables import Table, count, size, untiled_tables
+from overlap_tool.report.tables import Table, by_number, count, size, untiled_tables
 from overlap_tool.verification import Certificate, Check
 
 TOLD: dict[str, str] = {
@@ -50,14 +50,16 @@ def check_table(certificate: Certificate) -> Table:
     return Table(
         "Checks",
         ("stage", "check", "result", "checks", "tiling", "what"),
-        tuple(
+        by_number(
             (
                 stage,
                 name,
                 status,
                 str(len(checks)),
                 _joined(_tile(check) for check in checks),
-                _joined(TOLD[name].format(**c.figures) if status == "passed" else c.message for c in checks),
+                _joined(TOLD[name].format(**c.figures) for c in checks)
+                if status == "passed"
+                else _reasons(check.message for check in checks),
             )
             for (stage, name, status), checks in alike.items()
         ),
@@ -185,6 +187,15 @@ def _tile(check: Check) -> str:
 
 def _joined(texts: Iterable[str]) -> str:
     return ", ".join(text for text in dict.fromkeys(texts) if text)
+
+
+def _reasons(messages: Iterable[str]) -> str:
+    """Each reason once, after all that it is given for: `left, right: there is no overlap`."""
+    given: dict[str, list[str]] = {}
+    for message in messages:
+        of, _, reason = message.rpartition(": ")
+        given.setdefault(reason, []).append(of)
+    return "; ".join(f"{_joined(of)}: {reason}".removeprefix(": ") for reason, of in given.items())
 
 
 def _symbols(check: Check) -> str:

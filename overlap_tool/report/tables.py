@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.loops import LoopPlan
@@ -17,11 +19,41 @@ WORDS = {
 """Headings of columns of words, which begin on the left; the others are of numbers."""
 
 
+Row = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Table:
     title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: Row
+    rows: tuple[Row, ...]
+
+
+def by_number(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Stages whose names count up, and whose rows say the same, as one: `slices.0 to 9`."""
+    found: list[tuple[list[str], list[Row]]] = []
+    for stage, of_stage in groupby(rows, key=lambda row: row[0]):
+        cells = [row[1:] for row in of_stage]
+        if found and found[-1][1] == cells and _follows(found[-1][0][-1], stage):
+            found[-1][0].append(stage)
+        else:
+            found.append(([stage], cells))
+    return tuple(
+        (stages[0] if len(stages) == 1 else f"{stages[0]} to {_numbered(stages[-1])[1]}", *row)
+        for stages, cells in found
+        for row in cells
+    )
+
+
+def _follows(stage: str, next: str) -> bool:
+    (stem, number), (other, following) = _numbered(stage), _numbered(next)
+    return stem == other and "" not in (number, following) and int(number) + 1 == int(following)
+
+
+def _numbered(stage: str) -> tuple[str, str]:
+    """A name without the number at its end, and that number."""
+    stem = re.sub(r"\d+$", "", stage)
+    return stem, stage.removeprefix(stem)
 
 
 def tables(analysis: Analysis, all_ops: bool = False) -> list[Table]:
@@ -43,7 +75,7 @@ def stage_table(analysis: Analysis) -> Table:
     return Table(
         "Overlap of a tile, in samples of the stage's input",
         ("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free", "status"),
-        tuple(
+        by_number(
             (
                 stage.name,
                 str(stage.scale),

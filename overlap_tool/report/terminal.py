@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -10,6 +12,15 @@ from overlap_tool.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import WORDS, Table, headline, tables
 from overlap_tool.verification import Certificate
+
+WIDE = 160
+"""Columns for what no terminal shows, such as the log of a CI."""
+
+
+def screen() -> Console:
+    """Standard output, as wide as the terminal, or as COLUMNS says."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
