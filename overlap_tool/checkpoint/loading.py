@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -135,7 +136,8 @@ def _from_module(
             where, f"it is a whole pickled module, --arch {forced.name} cannot change it", "Leave --arch out"
         )
     kind = type(model)
-    if kind.__module__.partition(".")[0] == "compressai":
+    if kind.__module__.partition(".")[0] == "compressai" and find_spec("compressai.registry") is not None:
+        # which a fork may not have
         from compressai.registry import MODELS
 
         for name in registry.names():

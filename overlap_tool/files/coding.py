@@ -206,7 +206,9 @@ class _Coder:
         symbols, digest = self._decode(string, _rows(indexes, image, rows)[0])
         check_symbols(band, digest, self.where)
         offsets = None if means is None else _rows(means, image, rows)
-        return self.model.dequantize(symbols[None], offsets, dtype)
+        if offsets is None:  # an older CompressAI takes no type
+            return symbols[None].to(dtype)
+        return self.model.dequantize(symbols[None], offsets)
 
     def _encode(self, symbols: Tensor, indexes: Tensor) -> tuple[bytes, str]:
         from compressai.ans import BufferedRansEncoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 import tarfile
 import zipfile
 from functools import cache
@@ -194,6 +195,14 @@ def test_a_trusted_module_whose_code_is_gone(tmp_path):
     path.write_bytes(b"cmissing_package.models\nCodec\n.")
     assert "missing_package.models.Codec" in refused(path, UntrustedPickleError)
     assert "No module named 'missing_package'" in refused(path, trust=True)
+
+
+def test_a_trusted_module_of_a_compressai_that_has_no_registry(tmp_path, monkeypatch):
+    torch.save(small_model("mbt2018-mean"), tmp_path / "model.pth")
+    assert checkpoint.load(tmp_path / "model.pth", trust=True).architecture == "mbt2018-mean"
+    monkeypatch.setitem(sys.modules, "compressai.registry", None)
+    loaded = checkpoint.load(tmp_path / "model.pth", trust=True)
+    assert loaded.architecture == "compressai.models.google.MeanScaleHyperprior"
 
 
 def test_a_trusted_file_that_is_broken(weights, saved):

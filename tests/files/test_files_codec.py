@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compressai.entropy_models import EntropyModel
 from compressai.models import MeanScaleHyperprior
 from photographs import LiveMemory, codec, photograph, strings_in, untouched
 from PIL import Image
@@ -114,6 +115,18 @@ def test_memory_does_not_grow_with_the_image(tmp_path, architecture, monkeypatch
                 command(codec(architecture), tmp_path / source, tmp_path / target, in_memory=1000)
             peaks.setdefault(height, []).append(live.peak)
     assert all(large <= 1.02 * small for small, large in zip(peaks[192], peaks[384], strict=True)), peaks
+
+
+def test_an_older_compressai_that_takes_no_type(tmp_path, monkeypatch) -> None:
+    """Forks are often of one, and their `dequantize` has two arguments."""
+
+    def dequantize(inputs: torch.Tensor, means: torch.Tensor | None = None) -> torch.Tensor:
+        return inputs.float() if means is None else inputs.type_as(means) + means
+
+    pixels = photograph("chelsea", 53, 71)
+    expected = _round_trip(tmp_path, "mbt2018-mean", pixels)
+    monkeypatch.setattr(EntropyModel, "dequantize", staticmethod(dequantize))
+    assert np.array_equal(_round_trip(tmp_path, "mbt2018-mean", pixels), expected)
 
 
 def test_one_string_is_decoded_where_maps_do_not_fit(tmp_path) -> None:
