@@ -1,4 +1,4 @@
-"""How long the command line takes: `--help`, and `analyze` of every zoo model, of which analysis itself."""
+"""How long the command line takes: `--help`, and `analyze` of all architectures, of which analysis itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import median
 from rich.table import Table
 
 from benchmarks import machine
+from overlap_tool.checkpoint.architectures import KNOWN
 
 RUNS = 3
 LIMITS = {"--help": 0.5, "analyze": 8.0, "of which tracing and analysis": 2.0}
@@ -42,10 +43,8 @@ def main() -> list[Table]:
         table.add_row(command, machine.spread(values), f"{limit} s", holds)
 
     add("--help", [_wall([*tool, "--help"])[0] for _ in range(RUNS)], LIMITS["--help"])
-    from overlap_tool import checkpoint
-
-    for name in checkpoint.names():
-        source = f"zoo:{name}"
+    for architecture in KNOWN:
+        source = f"zoo:{architecture.name}"
         walls = [_wall([*tool, "analyze", source])[0] for _ in range(RUNS)]
         inner = [float(_wall([sys.executable, "-c", ANALYSIS, source])[1]) for _ in range(RUNS)]
         add(f"analyze {source}", walls, LIMITS["analyze"])

@@ -1,4 +1,4 @@
-"""Every architecture of the zoo: arithmetic and memory at 1K to 4K, and time at 1K, for each way to run it.
+"""All architectures of CompressAI: arithmetic and memory at 1K to 4K, time at 1K, for each way to run them.
 
 Multiply-accumulates and bytes are those of the plans, exact, and tests hold them to what runs. All ways of a
 stage run in turn in this process, so that the ratios hold when the machine's speed drifts.
@@ -14,6 +14,7 @@ from rich.table import Table
 import overlap_tool
 from benchmarks.measuring import RUNS, Way, exact, ratio, seconds_in_turn
 from overlap_tool import checkpoint
+from overlap_tool.checkpoint.architectures import KNOWN
 from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
 from overlap_tool.schedule.choose import Schedule, StagePlan
 from overlap_tool.schedule.cost import full_bytes, op_costs
@@ -77,7 +78,10 @@ def _add_times(table: Table, name: str, stages: dict[Schedule, TiledForward], de
 @torch.no_grad()
 def main(device: str = "cpu") -> list[Table]:
     costs = Table(title=f"Memory and arithmetic of a stage, tile {TILE}, 32-bit floats; no time is measured")
-    for heading in ("stage", "size", "whole", "stream / whole", "tiles / whole", "MACs", "MACs of tiles"):
+    for heading in (
+        *("stage", "size", "bytes, whole", "bytes, stream / whole", "bytes, tiles / whole"),
+        *("MACs, whole or stream", "MACs, tiles / stream"),
+    ):
         costs.add_column(heading)
     times = Table(
         title=f"Time at {TIMED}, tile {TILE}, against the stage's own forward by stock kernels; median of "
@@ -85,7 +89,7 @@ def main(device: str = "cpu") -> list[Table]:
     )
     for heading in ("stage", "stock, whole", "exact, whole", "exact, stream", "exact, tiles", "same bits"):
         times.add_column(heading)
-    for name in checkpoint.names():
+    for name in (each.name for each in KNOWN):
         model = checkpoint.load(f"zoo:{name}").model.to(device)
         tiled = {
             schedule: tiled_stages(overlap_tool.wrap(model, tile=TILE, schedule=schedule))

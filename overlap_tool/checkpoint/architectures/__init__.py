@@ -17,19 +17,21 @@ from overlap_tool.checkpoint.architectures import (
 )
 from overlap_tool.checkpoint.registry import register
 
-for _module in (
-    bmshj2018_factorized,
-    bmshj2018_factorized_relu,
-    bmshj2018_hyperprior,
-    bmshj2018_hyperprior_vbr,
-    mbt2018_mean,
-    mbt2018_mean_vbr,
-    mbt2018,
-    mbt2018_vbr,
-    cheng2020_anchor,
-    cheng2020_attn,
-    cheng2020_anchor_checkerboard,
-    elic2022_official,
-    elic2022_chandelier,
-):
-    register(_module.ARCHITECTURE)
+KNOWN = (
+    bmshj2018_factorized.ARCHITECTURE,
+    bmshj2018_factorized_relu.ARCHITECTURE,
+    bmshj2018_hyperprior.ARCHITECTURE,
+    bmshj2018_hyperprior_vbr.ARCHITECTURE,
+    mbt2018_mean.ARCHITECTURE,
+    mbt2018_mean_vbr.ARCHITECTURE,
+    mbt2018.ARCHITECTURE,
+    mbt2018_vbr.ARCHITECTURE,
+    cheng2020_anchor.ARCHITECTURE,
+    cheng2020_attn.ARCHITECTURE,
+    cheng2020_anchor_checkerboard.ARCHITECTURE,
+    elic2022_official.ARCHITECTURE,
+    elic2022_chandelier.ARCHITECTURE,
+)
+
+for _architecture in KNOWN:
+    register(_architecture)
