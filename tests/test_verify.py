@@ -21,6 +21,7 @@ from overlap_tool.errors import OptionError, SlowKernelWarning
 from overlap_tool.execute import _Run
 from overlap_tool.geometry import Padding, Window
 from overlap_tool.kernels import cpu
+from overlap_tool.kernels.form import Form
 from overlap_tool.rules import Rule, extend, register, registry
 from overlap_tool.rules.convolution import windows
 from overlap_tool.schedule.choose import Settings, Shape, plan_stage
@@ -263,9 +264,9 @@ def test_a_rule_that_claims_too_much_is_not_minimal(rules) -> None:
 def test_a_kernel_that_depends_on_the_shape_is_blamed(monkeypatch) -> None:
     exact = cpu.convolve
 
-    def uneven(x: Tensor, weight: Any, *rest: Any) -> Tensor:
-        result = exact(x, weight, *rest)
-        strided = rest[1] != (1, 1)
+    def uneven(x: Tensor, weight: Any, bias: Tensor | None, form: Form, *out: Any) -> Tensor:
+        result = exact(x, weight, bias, form, *out)
+        strided = form.stride != (1, 1)
         # the trial of a layer is on fewer rows, and sees nothing
         return result.mul_(1 + 2**-20) if strided and 8 < x.shape[-2] < 30 else result
 
@@ -283,9 +284,9 @@ def test_a_kernel_that_depends_on_the_shape_is_blamed(monkeypatch) -> None:
 def test_a_layer_that_ran_by_another_kernel_is_in_every_report(monkeypatch) -> None:
     exact = cpu.convolve
 
-    def wrong(x: Tensor, weight: Any, *rest: Any) -> Tensor:
-        result = exact(x, weight, *rest)
-        return result if rest[1] == (1, 1) else result.mul_(1 + 2**-20)
+    def wrong(x: Tensor, weight: Any, bias: Tensor | None, form: Form, *out: Any) -> Tensor:
+        result = exact(x, weight, bias, form, *out)
+        return result if form.stride == (1, 1) else result.mul_(1 + 2**-20)
 
     monkeypatch.setattr(cpu, "convolve", wrong)
     with pytest.warns(SlowKernelWarning, match="the exact chain"):
