@@ -32,7 +32,7 @@ SEEN = ("astronaut", "chelsea", "rocket", "hubble_deep_field", "retina", "camera
 """Photographs that come with scikit-image, to train on."""
 HELD_OUT = ("coffee", "stereo_motorcycle")
 
-STEPS = 1000
+STEPS = 4000
 BATCH = 4
 SIDE = 128
 """Of a patch, in pixels."""
