@@ -49,8 +49,8 @@ def main() -> None:
     console.print(measured_on)
     for name in options.names or known:
         module, _, case = name.partition(":")
-        arguments = [case] if case else ["cuda"] if gpu else []
-        tables = importlib.import_module(f"benchmarks.{module}").main(*arguments)
+        of_case, on_device = [case] if case else [], {"device": "cuda"} if gpu else {}
+        tables = importlib.import_module(f"benchmarks.{module}").main(*of_case, **on_device)
         for table in tables:
             console.print(table)
         if options.save:
