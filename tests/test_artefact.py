@@ -19,8 +19,6 @@ from overlap_tool import checkpoint
 from overlap_tool.errors import CheckpointError, OptionError
 from overlap_tool.retrofit import tiled_stages
 
-TESTS = Path(__file__).parent
-
 
 @pytest.fixture
 def tiled_path(run, tmp_path) -> Path:

@@ -1,4 +1,5 @@
-"""Weights by formula, so that reference outputs of published models need no weights beside them.
+"""Weights by formula, so that reference outputs of published models need no weights beside them; and how far
+outputs are from those.
 
 The same key and shape give the same tensor anywhere. The reference outputs in plugins' tests were computed
 with these weights in float64.
@@ -33,3 +34,11 @@ def _weight(key: str, value: Tensor) -> Tensor:
     else:
         noise *= 0.05
     return noise.to(value.dtype)
+
+
+def relative_error(found: Tensor, expected: Tensor | dict[str, Tensor]) -> float:
+    """To a whole map, or to some of its values and where they are."""
+    if isinstance(expected, dict):
+        found, expected = found.flatten()[expected["at"].long()], expected["values"]
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import small_model
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import weights_by_formula
+from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 
@@ -25,11 +24,6 @@ RELATIVE_ERROR = 1e-6
 TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
 names = pytest.mark.parametrize("name", FILES)
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @names

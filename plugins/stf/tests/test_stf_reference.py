@@ -12,9 +12,8 @@ from pathlib import Path
 import overlap_tool_stf
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import weights_by_formula
+from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.fitting import fit, respell
@@ -56,13 +55,6 @@ def test_their_checkpoints_are_recognised(name: str) -> None:
     state = their_state(name)
     assert [other for other in checkpoint.names() if checkpoint.find(other).detect(state)] == [name]
     assert KNOWN[name].arguments(state) == KNOWN[name].default
-
-
-def relative_error(found: Tensor, expected: Tensor | dict[str, Tensor]) -> float:
-    if isinstance(expected, dict):
-        found, expected = found.flatten()[expected["at"].long()], expected["values"]
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import weights_by_formula
+from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 
@@ -31,13 +31,6 @@ def shapes(**arguments) -> checkpoint.StateDict:
 
 def test_keys_and_shapes_are_the_authors() -> None:
     assert {key: list(tensor.shape) for key, tensor in shapes(N=64).items()} == KEYS
-
-
-def relative_error(found: Tensor, expected: Tensor | dict[str, Tensor]) -> float:
-    if isinstance(expected, dict):
-        found, expected = found.flatten()[expected["at"].long()], expected["values"]
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @torch.no_grad()
