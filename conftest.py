@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from overlap_tool import checkpoint, cli, plugins
 from overlap_tool.kernels import trial
+from overlap_tool.rules import registry
 
 # A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
 # else, and by `make test-slow`.
@@ -38,6 +39,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def own_rules(monkeypatch) -> None:
+    """What a test registers, only that test knows."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 @pytest.fixture

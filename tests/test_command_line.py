@@ -210,7 +210,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys, tmp_path) -> None:
         cli.main()
 
 
-def test_a_plugin_file_teaches_an_op(run, tmp_path) -> None:
+def test_a_plugin_file_teaches_an_op(run, tmp_path, own_rules) -> None:
     plugin = tmp_path / "bessel.py"
     plugin.write_text(
         "import torch\n"
@@ -219,18 +219,9 @@ def test_a_plugin_file_teaches_an_op(run, tmp_path) -> None:
         "def bessel(call, input):\n"
         "    return Rule(lambda patches, input: torch.special.bessel_j0(input))\n"
     )
-    from overlap_tool.rules import registry
-
-    kept = dict(registry._registered)
-    try:
-        code, out, err = run(
-            "analyze", "--model", "networks:UnknownOp", "--plugin", plugin, "--format", "json"
-        )
-        assert (code, err) == (0, "")
-        assert json.loads(out)["stages"][0]["layers"][-1]["op"] == "special_bessel_j0"
-    finally:
-        registry._registered.clear()
-        registry._registered.update(kept)
+    code, out, err = run("analyze", "--model", "networks:UnknownOp", "--plugin", plugin, "--format", "json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["stages"][0]["layers"][-1]["op"] == "special_bessel_j0"
 
 
 @pytest.mark.parametrize("content", ["1 / 0", "this is not python", "import nowhere_at_all"])

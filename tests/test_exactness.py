@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from small_models import small_model
+from threads import on_threads
 from torch import Tensor
 
 import overlap_tool
@@ -24,15 +25,6 @@ def photograph(width: int, height: int, images: int = 1) -> Tensor:
     coarse = torch.rand(images, 3, 6, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
     return (smooth + 0.1 * torch.rand(images, 3, height, width, generator=generator)).clamp(0, 1)
-
-
-def on_threads(count: int, compute) -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return compute()
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_whole_models(architecture: str) -> None:

@@ -13,11 +13,10 @@ import overlap_tool
 from overlap_tool import checkpoint, plugins
 from overlap_tool.checkpoint import registry as architectures
 from overlap_tool.errors import PluginError
-from overlap_tool.rules import registry as rules
 
 
 @pytest.fixture
-def installed(monkeypatch, tmp_path):
+def installed(monkeypatch, tmp_path, own_rules):
     """Pretend that a distribution provides the given module as a plugin."""
 
     def provide(name: str, source: str) -> None:
@@ -28,7 +27,6 @@ def installed(monkeypatch, tmp_path):
         plugins.discover.cache_clear()
 
     monkeypatch.setattr(architectures, "_architectures", dict(architectures._architectures))
-    monkeypatch.setattr(rules, "_registered", dict(rules._registered))
     yield provide
     plugins.discover.cache_clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Window
 from overlap_tool.network import Input, Network
 from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
-from overlap_tool.rules import Operand, Patches, Rule, extend, register, registry
+from overlap_tool.rules import Operand, Patches, Rule, extend, register
 from overlap_tool.schedule.plan import AxisPlan, Step, alike, uniform
 from overlap_tool.trace import trace
 from overlap_tool.verification.blame import find_fault
@@ -146,14 +146,6 @@ def test_every_border_is_that_of_the_next_op(size, batch, shapes) -> None:
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rules() -> Iterator[None]:
-    kept = dict(registry._registered)
-    yield
-    registry._registered.clear()
-    registry._registered.update(kept)
-
-
 class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")[..., 1:-1, 2:]
@@ -187,7 +179,7 @@ def test_an_op_that_takes_from_the_other_end_is_refused_by_name(circular) -> Non
     overlap_tool.wrap(model)
 
 
-def test_a_rule_that_does_not_say_that_it_can_is_refused_by_name(rules) -> None:
+def test_a_rule_that_does_not_say_that_it_can_is_refused_by_name(own_rules) -> None:
     _register_own()
     model = nn.Sequential(nn.Conv2d(1, 1, 3), Own()).eval()
     with pytest.raises(OptionError, match=r"--uniform at 1 \(Own\).*beyond the image"):
@@ -195,7 +187,7 @@ def test_a_rule_that_does_not_say_that_it_can_is_refused_by_name(rules) -> None:
 
 
 @torch.no_grad()
-def test_a_rule_that_says_that_it_can_is_taken(rules) -> None:
+def test_a_rule_that_says_that_it_can_is_taken(own_rules) -> None:
     _register_own(uniform=True)
     model = nn.Sequential(nn.Conv2d(1, 1, 3), Own()).eval()
     given = image(37, 41, channels=1)
@@ -246,7 +238,7 @@ def test_a_budget_of_memory_chooses_a_uniform_tile() -> None:
         assert plan.peak_bytes <= 8 << 20
 
 
-def test_a_fault_is_found_in_uniform_tiles_too(rules) -> None:
+def test_a_fault_is_found_in_uniform_tiles_too(own_rules) -> None:
     """The rule names one row and column too few, on the side where it adds padding."""
 
     @register(Own)

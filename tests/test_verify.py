@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -22,7 +22,7 @@ from overlap_tool.execute import _Run
 from overlap_tool.geometry import Padding, Window
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
-from overlap_tool.rules import Rule, extend, register, registry
+from overlap_tool.rules import Rule, extend, register
 from overlap_tool.rules.convolution import windows
 from overlap_tool.schedule.choose import Settings, Shape, plan_stage
 from overlap_tool.verification import Check
@@ -37,14 +37,6 @@ SIDES = ("left", "right", "top", "bottom")
 @pytest.fixture(scope="module")
 def certificate(one_thread) -> Certificate:
     return overlap_tool.verify(small_model("mbt2018-mean"), tiles=[64, 96], ablate=True)
-
-
-@pytest.fixture
-def rules() -> Iterator[None]:
-    kept = dict(registry._registered)
-    yield
-    registry._registered.clear()
-    registry._registered.update(kept)
 
 
 def _of(certificate: Certificate, name: str, stage: str | None = None) -> list[Check]:
@@ -237,7 +229,7 @@ NARROWER = {
 
 @pytest.mark.parametrize("schedule", ["stream", "tiles"])
 @pytest.mark.parametrize("side", SIDES)
-def test_a_rule_that_claims_too_little_is_blamed_on_the_overlap(rules, side, schedule) -> None:
+def test_a_rule_that_claims_too_little_is_blamed_on_the_overlap(own_rules, side, schedule) -> None:
     _register_conv(NARROWER[side], only=(4, 4))
     certificate = overlap_tool.verify(PlainCnn().eval(), tiles=[16], schedules=[schedule])
     assert not certificate.holds
@@ -249,7 +241,7 @@ def test_a_rule_that_claims_too_little_is_blamed_on_the_overlap(rules, side, sch
     assert "failed" in {check.status for check in _of(certificate, "model-equality")}
 
 
-def test_a_rule_that_claims_too_much_is_not_minimal(rules) -> None:
+def test_a_rule_that_claims_too_much_is_not_minimal(own_rules) -> None:
     def wider(rows: Window, columns: Window, kernel: int) -> tuple[Window, Window]:
         return rows, replace(columns, kernel=columns.kernel + 1, before=columns.before + 1)
 
@@ -317,7 +309,7 @@ def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> No
     assert found["tiles"].status == "passed"
 
 
-def test_a_rule_whose_run_raises_does_not_hold(rules) -> None:
+def test_a_rule_whose_run_raises_does_not_hold(own_rules) -> None:
     @register(nn.Conv2d, override=True)
     def conv(call, module: nn.Conv2d, input) -> Rule:
         def run(patches, module, input) -> Tensor:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,8 +17,6 @@ import yaml
 from browser import Strict
 from PIL import Image
 from small_models import small_model
-
-from overlap_tool.rules import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,13 +55,10 @@ def checkpoint_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def wrong_rule(tmp_path) -> Iterator[Path]:
+def wrong_rule(own_rules, tmp_path) -> Path:
     path = tmp_path / "wrong.py"
     path.write_text(WRONG)
-    kept = dict(registry._registered)
-    yield path
-    registry._registered.clear()
-    registry._registered.update(kept)
+    return path
 
 
 def _picture(path: Path, width: int, height: int, mode: str = "RGB") -> Path:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import on_threads
 from torch import Tensor
 
 from overlap_tool import exact_kernels
@@ -116,12 +117,7 @@ def test_double_precision_is_a_chain_of_its_own() -> None:
 def test_threads_change_no_bit(count: int) -> None:
     x, weight, bias = torch.randn(2, 24, 61, 67), torch.randn(70, 24, 3, 3), torch.randn(70)
     assert x[:, :1].numel() * weight.numel() > cpu.WORTH_THREADS
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count)
-        found = cpu.convolve(x, weight, bias, Form())
-    finally:
-        torch.set_num_threads(before)
+    found = on_threads(count, lambda: cpu.convolve(x, weight, bias, Form()))
     same(found[1:, :, 50:], chain(x[1:, :, 50:], weight, bias, Form()))
     same(found[:1, :, :9], chain(x[:1, :, :11], weight, bias, Form()))
 

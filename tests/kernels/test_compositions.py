@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import on_threads
 from torch import nn
 
 from overlap_tool import exact_kernels
@@ -81,9 +82,7 @@ def test_no_bit_depends_on_the_piece(name: str) -> None:
     """Pieces of several sizes and places, in either layout, alone and in a batch, with one thread and two."""
     function, x = POINTWISE[name], 4 * torch.randn(3, 7, 61, 67)
     whole = exactly(function, x)
-    torch.set_num_threads(1)
-    assert torch.equal(exactly(function, x), whole)
-    torch.set_num_threads(2)
+    assert torch.equal(on_threads(1, lambda: exactly(function, x)), whole)
     assert torch.equal(exactly(function, x.to(memory_format=torch.channels_last)), whole)
     for rows, columns in (((0, 1), (0, 1)), ((5, 12), (3, 20)), ((60, 61), (0, 67)), ((1, 60), (66, 67))):
         place = ..., slice(*rows), slice(*columns)
@@ -98,9 +97,7 @@ def test_whole_maps(name: str) -> None:
     near(function, x)
     whole = exactly(function, x)
     assert torch.equal(exactly(function, x.to(memory_format=torch.channels_last)), whole)
-    torch.set_num_threads(1)
-    assert torch.equal(exactly(function, x), whole)
-    torch.set_num_threads(2)
+    assert torch.equal(on_threads(1, lambda: exactly(function, x)), whole)
     if whole.ndim > 1:
         assert torch.equal(exactly(function, x[1:2]), whole[1:2]), "alone as in a batch"
 

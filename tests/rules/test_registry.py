@@ -24,10 +24,7 @@ from overlap_tool.geometry import POINTWISE
 from overlap_tool.rules import Rule, register, registry, rule_for_function, rule_for_module
 from overlap_tool.trace import trace
 
-
-@pytest.fixture(autouse=True)
-def _restored_registry(monkeypatch) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+pytestmark = pytest.mark.usefixtures("own_rules")
 
 
 def conv(**options: Any) -> nn.Conv2d:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,13 +33,7 @@ SCHEDULES: list[Schedule] = ["stream", "tiles"]
 ROWS, COLUMNS = -2, -1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For thousands of tiny ops, where threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from overlap_tool_kamisli.blockwise import BlockByBlock, History
 from overlap_tool_kamisli.causality import Reach, fronts
 from overlap_tool_kamisli.codec import BlockCodec
 from small_models import small_model
-from test_exactness import on_threads, photograph
+from test_exactness import photograph
+from threads import on_threads
 from torch import Tensor
 
 from benchmarks.live_memory import LiveBytes
@@ -29,13 +29,7 @@ names = pytest.mark.parametrize("name", NAMES)
 orders = pytest.mark.parametrize("together", [True, False], ids=["wavefront", "raster"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """For many small ops, where threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def paper(codec: BlockCodec, image: Tensor) -> dict[str, Any]:
