@@ -91,6 +91,9 @@ class ContainerError(OverlapToolError):
 class ExactnessError(OverlapToolError):
     """Something of which the exact engine cannot promise the bits."""
 
+    STOCK = 'engine="stock" (on the command line, --engine stock)'
+    """The way out that is always there, for those who can do without."""
+
 
 class SlowKernelWarning(UserWarning):
     """A layer that the exact engine has to compute by a slower kernel, with the same bits."""

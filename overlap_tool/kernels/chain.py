@@ -100,7 +100,7 @@ def convolution(
         raise ExactnessError(
             f"a convolution of {tuple(x.shape)}",
             "there is no exact kernel for three dimensions",
-            'Use engine="stock"',
+            f"Use {ExactnessError.STOCK}",
         )
     _check(x, "a convolution")
     if transposed:
@@ -345,7 +345,7 @@ def _own_error(function: Callable[..., Tensor], *args: Any) -> Tensor:
         raise ExactnessError(
             f"{function.__name__} of {', '.join(str(tuple(t.shape)) for t in args[:2])}",
             "there is no exact kernel for these operands",
-            'Use engine="stock"',
+            f"Use {ExactnessError.STOCK}",
         )
     return result
 
@@ -355,11 +355,13 @@ def _check(x: Tensor, what: str) -> None:
         raise ExactnessError(
             f"{what} of {str(x.dtype).removeprefix('torch.')}",
             "the exact kernels compute in float32 and float64 only",
-            'Convert the model with .float(), or use engine="stock"',
+            f"Convert the model with .float(), or use {ExactnessError.STOCK}",
         )
     if x.device.type not in ("cpu", "cuda"):
         raise ExactnessError(
-            f"{what} on {x.device.type}", "the exact kernels run on CPU and CUDA", 'Use engine="stock"'
+            f"{what} on {x.device.type}",
+            "the exact kernels run on CPU and CUDA",
+            f"Use {ExactnessError.STOCK}",
         )
 
 

@@ -87,7 +87,9 @@ def vector_norm(
         return sum(x.abs(), dims, keepdim)
     if ord == math.inf:
         return x.abs().amax(dims, keepdim)
-    raise ExactnessError(f"a norm of order {ord}", "there is no exact kernel for it", 'Use engine="stock"')
+    raise ExactnessError(
+        f"a norm of order {ord}", "there is no exact kernel for it", f"Use {ExactnessError.STOCK}"
+    )
 
 
 NEGLIGIBLE = 2.0**-64
@@ -324,13 +326,13 @@ def power(x: Any, exponent: Any) -> Tensor:
     """Products and square roots; other exponents have no exact kernel."""
     if isinstance(exponent, Tensor):
         raise ExactnessError(
-            "pow with exponents in a tensor", "there is no exact kernel for it", 'Use engine="stock"'
+            "pow with exponents in a tensor", "there is no exact kernel for it", f"Use {ExactnessError.STOCK}"
         )
     if exponent in (0.5, -0.5):
         return x.sqrt() if exponent > 0 else rsqrt(x)
     if exponent != int(exponent) or abs(exponent) > 16:
         raise ExactnessError(
-            f"a power of {exponent}", "there is no exact kernel for it", 'Use engine="stock"'
+            f"a power of {exponent}", "there is no exact kernel for it", f"Use {ExactnessError.STOCK}"
         )
     result = torch.ones_like(x) if exponent == 0 else x
     for _ in range(abs(int(exponent)) - 1):
@@ -366,6 +368,6 @@ def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
 def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
     if accumulate:
         raise ExactnessError(
-            "torch.index_put that accumulates", "it adds up in no fixed order", 'Use engine="stock"'
+            "torch.index_put that accumulates", "it adds up in no fixed order", f"Use {ExactnessError.STOCK}"
         )
     return torch.index_put(x, indices, values)

@@ -141,8 +141,8 @@ class _ExactKernels(TorchDispatchMode):
             raise ExactnessError(
                 str(func),
                 "the exact engine has no kernel for it, so its bits may depend on the shape",
-                'Use engine="stock", write it with other operations, or register a function for it with '
-                "overlap_tool.kernels.register",
+                f"Use {ExactnessError.STOCK}, write it with other operations, or register a function for it "
+                "with overlap_tool.kernels.register",
             )
         result = exact(*args, **kwargs)
         return args[0].copy_(result) if name != overload else result
@@ -201,7 +201,7 @@ def _library_function(name: str) -> Callable[..., Any]:
             raise ExactnessError(
                 f"torch.{name} of {str(x.dtype).removeprefix('torch.')} on {x.device.type}",
                 "on this machine its last bits depend on where a number stands in memory",
-                'Use engine="stock"',
+                f"Use {ExactnessError.STOCK}",
             )
         return function(x)
 

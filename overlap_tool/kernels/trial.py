@@ -120,7 +120,7 @@ def choose(layer: Layer) -> tuple[Kernel, Fallback | None]:
         raise ExactnessError(
             str(layer),
             f"{wrong}; and by elementwise operations, {again}",
-            'Use engine="stock", and report the layer, the device and the version of PyTorch',
+            f"Use {ExactnessError.STOCK}, and report the layer, the device and the version of PyTorch",
         )
     warnings.warn(
         f"{layer}: {wrong}. It runs by elementwise operations: with the same bits, and slowly",
