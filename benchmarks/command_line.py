@@ -1,4 +1,4 @@
-"""How long the command line takes: `--help`, and `analyze` of all architectures, of which analysis itself."""
+"""How long `--help` takes, and `analyze` of every architecture of CompressAI, and of that analysis itself."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ def convolution(
             f"Use {ExactnessError.STOCK}",
         )
     _check(x, "a convolution")
+    form = Form(_pair(stride), _pair(dilation), groups)
     if transposed:
-        form = Form(_pair(stride), _pair(dilation), groups)
         y = _transposed(x, weight, bias, form, _pair(padding), output_padding, prepared)
     else:
         padded = _pad(x, (padding[0], padding[0]), (padding[1], padding[1]))
@@ -115,7 +115,6 @@ def convolution(
                 torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
             )
         packed = prepared.packed(weight, groups, (), lambda w: w)
-        form = Form(_pair(stride), _pair(dilation), groups)
         y = _convolve(padded, weight.shape, packed, bias, form)
     return y if _channels_last(x) else y.contiguous()
 
