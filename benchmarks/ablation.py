@@ -82,8 +82,10 @@ def _short(stage: str) -> str:
 
 def _points(check: Check) -> tuple[Point, Point]:
     """Of one image: exact, and short of overlap."""
-    rate, psnr = check.figures["bits_per_pixel"], check.figures["psnr"]
-    rate_change, psnr_change = check.figures["change_of_bits_per_pixel"], check.figures["change_of_psnr"]
+    rate, rate_change, psnr, psnr_change = (
+        float(check.figures[name])
+        for name in ("bits_per_pixel", "change_of_bits_per_pixel", "psnr", "change_of_psnr")
+    )
     return Point.of(rate - rate_change, psnr - psnr_change), Point.of(rate, psnr)
 
 

@@ -110,7 +110,7 @@ def main() -> list[Table]:
             assert isinstance(full, nn.Module)
             weights = [*full.parameters(), *full.buffers()]
             runnable = {name: method for name, method in named.items() if not isinstance(method, str)}
-            runs = seconds_in_turn(runnable, image)
+            runs, _ = seconds_in_turn(runnable, image)
             most, right = peak_bytes(full, image, weights)
             for name, method in named.items():
                 if isinstance(method, str):

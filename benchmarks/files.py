@@ -84,7 +84,7 @@ def measured(command: str, model: Path, source: Path, target: Path) -> dict[str,
 
 @torch.no_grad()
 def _whole_image_bytes(width: int, height: int) -> int:
-    model = checkpoint.seeded_model(checkpoint.find(MODEL))
+    model: Any = checkpoint.seeded_model(checkpoint.find(MODEL))
     peaks = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         for stage, channels, scale in ((model.g_a, 3, 1), (model.g_s, model.M, 16)):

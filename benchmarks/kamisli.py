@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -47,7 +48,7 @@ def main() -> list[Table]:
         plans.add_column(heading)
     image = images.seeded(IMAGE, channels=3, multiple=8).values
     for name in NAMES:
-        model = checkpoint.load(f"zoo:{name}").model
+        model: Any = checkpoint.load(f"zoo:{name}").model
         wrapped = {order: overlap_tool.wrap(model, schedule=order) for order in ORDERS}
         del model
         spent: dict[str, dict[Order, list[float]]] = {
@@ -59,23 +60,23 @@ def main() -> list[Table]:
             codec.compress(image[..., :64, :64])  # compiles the kernels
         for _ in range(RUNS):
             for order, codec in wrapped.items():
-                seconds, coded[order] = _timed(lambda codec=codec: codec.compress(image))
+                seconds, coded[order] = _timed(partial(codec.compress, image))
                 spent["compress"][order].append(seconds)
                 # what the other order wrote, if it has
                 stream = next(iter(coded.values()))
-                seconds, decoded[order] = _timed(lambda codec=codec, s=stream: codec.decompress(**s)["x_hat"])
+                seconds, decoded[order] = _timed(partial(codec.decompress, **stream))
                 spent["decompress"][order].append(seconds)
         same = {
             "compress": coded["raster"] == coded["wavefront"],
-            "decompress": torch.equal(decoded["raster"], decoded["wavefront"]),
+            "decompress": torch.equal(decoded["raster"]["x_hat"], decoded["wavefront"]["x_hat"]),
         }
-        for (doing, seconds), published in zip(spent.items(), PUBLISHED[name], strict=True):
+        for (doing, by_order), published in zip(spent.items(), PUBLISHED[name], strict=True):
             times.add_row(
                 name,
                 doing,
-                machine.spread(seconds["raster"]),
-                machine.spread(seconds["wavefront"]),
-                f"{median(seconds['raster']) / median(seconds['wavefront']):.1f}",
+                machine.spread(by_order["raster"]),
+                machine.spread(by_order["wavefront"]),
+                f"{median(by_order['raster']) / median(by_order['wavefront']):.1f}",
                 "yes" if same[doing] else "NO",
                 f"{published} s",
             )

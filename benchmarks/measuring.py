@@ -27,10 +27,13 @@ def exact(way: Way) -> Way:
     return run
 
 
-def seconds_in_turn(ways: Mapping[str, Way], image: Tensor) -> list[dict[str, float]]:
+def seconds_in_turn(
+    ways: Mapping[str, Way], image: Tensor
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """One run of every way after the other, some times over, so that ratios hold when a machine's speed
-    drifts. A first round is not counted."""
-    return [{name: _seconds(way, image) for name, way in ways.items()} for _ in range(RUNS + 1)][1:]
+    drifts, and their results. Those are of a first round, which is not counted."""
+    results = {name: way(image) for name, way in ways.items()}
+    return [{name: _seconds(way, image) for name, way in ways.items()} for _ in range(RUNS)], results
 
 
 def ratio(runs: list[dict[str, float]], way: str, base: str) -> str:

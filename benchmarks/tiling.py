@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import overlap_tool
 from benchmarks.measuring import RUNS, Way, exact, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
-from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
-from overlap_tool.schedule.choose import Engine
+from overlap_tool.retrofit import TiledForward, tiled_stages
+from overlap_tool.schedule.choose import Engine, Shape
 
 TILE = 256
 SIDE = 2048
@@ -65,8 +65,11 @@ def _full_bytes(stage: TiledForward, device: str, weights: list[nn.Parameter]) -
 
 def _add_times(table: Table, name: str, stages: dict[Engine, TiledForward], device: str) -> None:
     image = _image(stages["exact"], SIDE, SIDE, device)
-    ways: dict[str, Way] = {"whole": stages["exact"].original, **stages}
-    runs = seconds_in_turn(ways, image)
+    ways: dict[str, Way] = {
+        "whole": stages["exact"].original,
+        **{engine: stages[engine] for engine in ENGINES},
+    }
+    runs, _ = seconds_in_turn(ways, image)
     limits = LIMITS[name.split()[0]]
     for engine, stage in stages.items():
         limit = getattr(limits, engine)

@@ -19,8 +19,8 @@ from benchmarks.measuring import RUNS, Way, exact, ratio, seconds_in_turn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.architectures import KNOWN
 from overlap_tool.network import Op
-from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
-from overlap_tool.schedule.choose import Schedule, StagePlan
+from overlap_tool.retrofit import TiledForward, tiled_stages
+from overlap_tool.schedule.choose import Schedule, Shape, StagePlan
 from overlap_tool.schedule.cost import full_bytes, op_costs
 from overlap_tool.schedule.plan import whole
 
@@ -80,8 +80,8 @@ def _add_times(
         **{f"exact, {schedule}": stages[schedule] for schedule in SCHEDULES},
     }
     stock, *others = ways
-    runs = seconds_in_turn(ways, image)
-    expected, *found = (ways[way](image) for way in others)
+    runs, results = seconds_in_turn(ways, image)
+    expected, *found = (results[way] for way in others)
     same = all(torch.equal(expected, result) for result in found)
     table.add_row(
         name,

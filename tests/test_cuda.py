@@ -17,7 +17,8 @@ import overlap_tool
 from overlap_tool.errors import SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise, trial
 from overlap_tool.kernels.form import Form
-from overlap_tool.retrofit import Shape, tiled_stages
+from overlap_tool.retrofit import tiled_stages
+from overlap_tool.schedule.choose import Shape
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)

@@ -17,8 +17,8 @@ import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, TraceError, TrainingModeError
-from overlap_tool.retrofit import Shape, tiled_stages
-from overlap_tool.schedule.choose import BudgetError, parse_bytes
+from overlap_tool.retrofit import tiled_stages
+from overlap_tool.schedule.choose import BudgetError, Shape, parse_bytes
 from overlap_tool.stages import survey
 
 SCHEDULES = ["stream", "tiles"]

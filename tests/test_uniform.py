@@ -18,8 +18,9 @@ from overlap_tool import exact_kernels, execute
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Window
 from overlap_tool.network import Input, Network
-from overlap_tool.retrofit import Shape, TiledForward, tiled_stages
+from overlap_tool.retrofit import TiledForward, tiled_stages
 from overlap_tool.rules import Operand, Patches, Rule, extend, register
+from overlap_tool.schedule.choose import Shape
 from overlap_tool.schedule.plan import AxisPlan, Step, alike, uniform
 from overlap_tool.trace import trace
 from overlap_tool.verification.blame import find_fault
