@@ -11,7 +11,7 @@ help:
 	@echo "make demo       install, write a seeded mbt2018 checkpoint, analyze and wrap it (offline)"
 	@echo "make test       install, plugins too, then lint, type-check and run the test suite"
 	@echo "make test-slow  the long checks: full widths, many more random cases"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      all benchmarks, which takes hours; python -m benchmarks NAME runs one"
 	@echo "make gpu        on a machine with a GPU: equality of bits there and across devices, and benchmarks"
 	@echo "make lint       ruff and mypy only"
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME ...] [--save FOLDER]`: run benchmarks by name, or all of them.
 
-Of a benchmark of several cases, NAME:CASE runs one alone. With `--device cuda`, those that compare kernels
+NAME:CASE is one case of a benchmark. With `--device cuda`, those that compare kernels
 run on a GPU. With `--save`, each one's tables are written to FOLDER/NAME.md as well, or FOLDER/NAME-GPU.md,
 with what they were measured on. With `--quote`, nothing runs: what pages quote of benchmarks/results is
 brought up to date.
@@ -20,8 +20,8 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.markdown import as_markdown, quoted
 
-NAMES = ("command_line", "tiling", "zoo", "alternatives", "blockwise", "ablation", "kamisli", "files")
-ON_A_GPU = ("tiling", "zoo")
+ON_A_GPU = ("tiling", "zoo", "zoo:2K", "zoo:4K")
+NAMES = ("command_line", *ON_A_GPU, "alternatives", "blockwise", "ablation", "kamisli", "files")
 ROOT = Path(__file__).parents[1]
 QUOTING = (ROOT / "README.md", ROOT / "docs" / "exactness.md")
 
@@ -41,7 +41,8 @@ def main() -> None:
     known = ON_A_GPU if gpu else NAMES
     if gpu and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
-    if unknown := [name for name in options.names if name.partition(":")[0] not in known]:
+    modules = {name.partition(":")[0] for name in known}
+    if unknown := [name for name in options.names if name.partition(":")[0] not in modules]:
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(known)}")
     measured_on = machine.describe(options.device)
     suffix = "-" + re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()) if gpu else ""
