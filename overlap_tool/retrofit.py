@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -71,6 +71,11 @@ class TiledForward:
         if self._network is None:
             self._network = trace(self.module, self.name)
         return self._network
+
+    def settle(self, settings: Settings) -> None:
+        """Run by these from now on."""
+        self.settings = settings
+        self._plans.clear()
 
     def plan(self, shape: Shape) -> StagePlan:
         if shape not in self._plans:
@@ -187,15 +192,25 @@ def wrap(
     )
 
 
+def rewrap(model: nn.Module, settings: Settings) -> None:
+    """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
+    if isinstance(model, ClosedLoop):
+        loops.wrap(model, settings)
+        return
+    stages = tiled_stages(model).values()
+    _require(settings, (stage.network for stage in stages))
+    for stage in stages:
+        stage.settle(settings)
+    _run_methods_by(model, settings.engine)
+
+
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
     model = model if inplace else copy.deepcopy(model)
     for stage in tiled_stages(model).values():
         del stage.module.forward
     inline.release(model)
-    for name in METHODS:
-        if isinstance(vars(model).get(name), ExactMethod):
-            delattr(model, name)
+    _run_methods_by(model, "stock")
     vars(model).pop(UNTILED, None)
     loops.unwrap(model)
     return model
@@ -287,19 +302,31 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
         loops.wrap(model, settings)
         return model
     found = survey(model)
-    if settings.uniform:
-        for stage in found.stages:
-            require_uniform(stage.network)
+    _require(settings, (stage.network for stage in found.stages))
     setattr(model, UNTILED, found.untiled)
     for stage in found.stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         forward._network = stage.network
         stage.run_by(forward)
-    if settings.engine == "exact":
-        for name in METHODS:
-            if hasattr(model, name) and name not in vars(model):
-                setattr(model, name, ExactMethod(model, name))
+    _run_methods_by(model, settings.engine)
     return model
+
+
+def _require(settings: Settings, networks: Iterable[Network]) -> None:
+    """Refuse, before anything is changed, what the networks cannot do."""
+    if settings.uniform:
+        for network in networks:
+            require_uniform(network)
+
+
+def _run_methods_by(model: nn.Module, engine: Engine) -> None:
+    """The model's methods compute in the engine that its stages compute in."""
+    for name in METHODS:
+        own = vars(model).get(name)
+        if engine == "exact" and own is None and hasattr(model, name):
+            setattr(model, name, ExactMethod(model, name))
+        if engine == "stock" and isinstance(own, ExactMethod):
+            delattr(model, name)
 
 
 def _scaled(side: int, scale: Fraction) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import overlap_tool
 from overlap_tool import checkpoint, exact_kernels
-from overlap_tool.retrofit import tiled_stages
+from overlap_tool.retrofit import rewrap, tiled_stages
+from overlap_tool.schedule.choose import Settings
 
 SCHEDULES = ["stream", "tiles"]
 FAIR_SHARE = 0.05
@@ -28,12 +29,12 @@ def photograph(width: int, height: int, images: int = 1) -> Tensor:
 
 
 def test_whole_models(architecture: str) -> None:
-    whole_models(architecture, 192, 128, [64, (128, 80), 512])
+    whole_models(architecture, 192, 128, [(64, 64), (128, 80), (512, 512)])
 
 
 @pytest.mark.slow
 def test_whole_models_on_larger_images(architecture: str) -> None:
-    whole_models(architecture, 576, 640, [64, (128, 80), 256, 512])
+    whole_models(architecture, 576, 640, [(64, 64), (128, 80), (256, 256), (512, 512)])
 
 
 def whole_models(architecture: str, width: int, height: int, sides: list) -> None:
@@ -47,13 +48,15 @@ def whole_models(architecture: str, width: int, height: int, sides: list) -> Non
             one_thread = on_threads(1, lambda: model(image))
         assert torch.equal(full["x_hat"], one_thread["x_hat"])
         assert torch.equal(full["x_hat"][1:2], alone["x_hat"])
+        tiled = overlap_tool.wrap(model)
         for tile in sides:
             for schedule in SCHEDULES:
-                found = overlap_tool.wrap(model, tile=tile, schedule=schedule)(image)
+                rewrap(tiled, Settings(tile=tile, schedule=schedule))
+                found = tiled(image)
                 assert torch.equal(found["x_hat"], full["x_hat"]), (tile, schedule)
                 for name, likelihoods in full["likelihoods"].items():
                     assert torch.equal(found["likelihoods"][name], likelihoods), (tile, schedule, name)
-        tiled = overlap_tool.wrap(model, tile=64, schedule="tiles", batch=4)
+        rewrap(tiled, Settings(tile=(64, 64), schedule="tiles", batch=4))
         assert torch.equal(on_threads(1, lambda: tiled(image))["x_hat"], full["x_hat"])
 
 
@@ -69,9 +72,10 @@ def test_bitstreams(architecture: str) -> None:
     share = y.round().ne(0).float().mean()
     assert share > FAIR_SHARE, f"only {share:.1%} of the symbols are not zero, so that strings prove little"
     assert sum(len(string) for strings in expected["strings"] for string in strings) > 64
-    for tile in (64, 48):
+    tiled = overlap_tool.wrap(model)
+    for tile in ((64, 64), (48, 48)):
         for schedule in SCHEDULES:
-            tiled = overlap_tool.wrap(model, tile=tile, schedule=schedule)
+            rewrap(tiled, Settings(tile=tile, schedule=schedule))
             found = tiled.compress(image)
             assert found["strings"] == expected["strings"], (tile, schedule)
             assert torch.equal(tiled.decompress(found["strings"], found["shape"])["x_hat"], decoded)

@@ -17,8 +17,8 @@ import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, TraceError, TrainingModeError
-from overlap_tool.retrofit import tiled_stages
-from overlap_tool.schedule.choose import BudgetError, Shape, parse_bytes
+from overlap_tool.retrofit import rewrap, settings_of, tiled_stages
+from overlap_tool.schedule.choose import BudgetError, Settings, Shape, parse_bytes
 from overlap_tool.stages import survey
 
 SCHEDULES = ["stream", "tiles"]
@@ -177,6 +177,31 @@ def test_other_impossible_options_are_refused(options) -> None:
 def test_wrapping_twice_is_refused() -> None:
     with pytest.raises(OptionError, match="unwrap"):
         overlap_tool.wrap(overlap_tool.wrap(PlainCnn(), tile=8), tile=8)
+
+
+@pytest.mark.parametrize("engine", ["exact", "stock"])
+def test_a_wrapped_model_runs_by_other_settings_as_if_it_were_wrapped_anew(engine: str) -> None:
+    model = small_model("mbt2018-mean")
+    tiled = overlap_tool.wrap(model, tile=256, engine="exact" if engine == "stock" else "stock")
+    image = _image(128, 192).float()
+    with torch.no_grad():
+        tiled(image)  # by plans that are to be forgotten
+        rewrap(tiled, Settings(tile=(48, 80), schedule="tiles", engine=engine))
+        anew = overlap_tool.wrap(model, tile=(48, 80), schedule="tiles", engine=engine)
+        assert torch.equal(tiled(image)["x_hat"], anew(image)["x_hat"])
+    for name, plan in overlap_tool.plans(anew, (192, 128)).items():
+        found = overlap_tool.plans(tiled, (192, 128))[name]
+        assert (found.tile, found.schedule, found.tiles) == (plan.tile, plan.schedule, plan.tiles)
+        assert (found.macs, found.peak_bytes) == (plan.macs, plan.peak_bytes)
+    assert settings_of(tiled) == settings_of(anew)
+    assert vars(tiled).keys() == vars(anew).keys()
+
+
+def test_settings_that_a_model_cannot_run_by_leave_it_as_it_is() -> None:
+    tiled = overlap_tool.wrap(nn.Sequential(nn.Conv2d(1, 1, 3), nn.CircularPad2d(1)).eval(), tile=16)
+    with pytest.raises(OptionError, match="--uniform at 1"):
+        rewrap(tiled, Settings(tile=(16, 16), schedule="tiles", uniform=True))
+    assert settings_of(tiled) == Settings(tile=(16, 16))
 
 
 def test_a_tile_larger_than_the_image_is_the_full_image() -> None:

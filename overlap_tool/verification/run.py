@@ -19,7 +19,7 @@ from overlap_tool.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.errors import OptionError
 from overlap_tool.kernels import fallbacks
 from overlap_tool.loops import order_of
-from overlap_tool.retrofit import settings_of, wrap
+from overlap_tool.retrofit import rewrap, settings_of, wrap
 from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.stages import Stage, Survey, survey
 from overlap_tool.verification import equality, images, machine
@@ -292,12 +292,13 @@ def _model_checks(
         equality.check_latents(exact, blank),
         equality.note_difference("exact-against-stock", (exact, coded), stock, blank),
     ]
-    tiled: list[tuple[nn.Module, Check]] = []
+    tiled: list[tuple[Settings, Check]] = []
     streams = [] if coded.stream is None else [coded.stream]
+    wrapped = wrap(model)
     for way in subject.ways:
         of_way = replace(blank, tile=way.tile, schedule=way.schedule)
         progress(f"{blank.image}: the model in {_described(way)}")
-        wrapped = _wrapped(model, way)
+        rewrap(wrapped, way)
         try:
             found = equality.run_model(wrapped, image)
         except Exception as error:
@@ -308,11 +309,11 @@ def _model_checks(
         checks.append(equality.check_bitstream(written, coded, pixels, of_way))
         if written.stream is not None and written.stream not in streams:
             streams.append(written.stream)
-        tiled.append((wrapped, of_way))
-        library = _wrapped(model, replace(way, engine="stock"))
+        tiled.append((way, of_way))
+        rewrap(wrapped, replace(way, engine="stock"))
         noted = (
-            equality.run_model(library, image, kernels="stock"),
-            equality.compress(library, image, "stock"),
+            equality.run_model(wrapped, image, kernels="stock"),
+            equality.compress(wrapped, image, "stock"),
         )
         checks.append(equality.note_difference("stock-tiles-against-stock", noted, stock, of_way))
     if not streams:
@@ -320,23 +321,11 @@ def _model_checks(
         return [*checks, *(replace(each, name="decoding", message=reason) for _, each in tiled)]
     progress(f"{blank.image}: the untouched model decodes")
     decoded = [equality.decompress(model, stream) for stream in streams]
-    for wrapped, of_way in tiled:
+    for way, of_way in tiled:
         progress(f"{blank.image}: tiles decode")
+        rewrap(wrapped, way)
         checks.append(equality.check_decoding(wrapped, streams, decoded, of_way))
     return checks
-
-
-def _wrapped(model: nn.Module, way: Settings) -> nn.Module:
-    return wrap(
-        model,
-        tile=way.tile,
-        memory=way.memory,
-        schedule=way.schedule,
-        store=way.store,
-        batch=way.batch,
-        engine=way.engine,
-        uniform=way.uniform,
-    )
 
 
 def _independent(way: Settings) -> Settings:
