@@ -28,12 +28,21 @@ def exact(way: Way) -> Way:
 
 
 def seconds_in_turn(
-    ways: Mapping[str, Way], image: Tensor
+    ways: Mapping[str, Way], image: Tensor, first: Tensor | None = None
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """One run of every way after the other, some times over, so that ratios hold when a machine's speed
-    drifts, and their results. Those are of a first round, which is not counted."""
-    results = {name: way(image) for name, way in ways.items()}
-    return [{name: _seconds(way, image) for name, way in ways.items()} for _ in range(RUNS)], results
+    drifts; and their results. Before that, each runs once on the `first` image, or on this one, so that
+    nothing is compiled while the clock runs."""
+    for way in ways.values():
+        way(image if first is None else first)
+    runs: list[dict[str, float]] = []
+    results: dict[str, Tensor] = {}
+    for _ in range(RUNS):
+        seconds: dict[str, float] = {}
+        for name, way in ways.items():
+            seconds[name], results[name] = _timed(way, image)
+        runs.append(seconds)
+    return runs, results
 
 
 def ratio(runs: list[dict[str, float]], way: str, base: str) -> str:
@@ -59,12 +68,12 @@ def peak_bytes(way: Way, image: Tensor, weights: Iterable[Tensor]) -> tuple[int,
     return live.peak + image.untyped_storage().nbytes(), result
 
 
-def _seconds(way: Way, image: Tensor) -> float:
+def _timed(way: Way, image: Tensor) -> tuple[float, Tensor]:
     _finish(image)
     start = time.perf_counter()
-    way(image)
+    result = way(image)
     _finish(image)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 def _finish(image: Tensor) -> None:
