@@ -68,7 +68,8 @@ class TensorSource:
     def expect(self, rows: Span, columns: Span) -> None:
         if self.copies is None or rows.empty or columns.empty:
             return
-        pinned = self._piece(rows, columns).contiguous().pin_memory()
+        piece = self._piece(rows, columns)
+        pinned = _pinned(piece).copy_(piece)
         with torch.cuda.stream(self.copies):
             self.ahead = rows, columns, pinned.to(self.device, non_blocking=True)
 
@@ -80,8 +81,11 @@ class TensorSink:
     """A tensor that is filled piece by piece, in the given kind of memory.
 
     It is made when the first piece shows its type. `auto` means the device, unless the tensor would take more
-    than half of what is free there; then host memory, and where that is short, too, a file. From a CUDA
-    device to host memory, pieces are copied while the next one is computed.
+    than half of what is free there; then host memory, and where that is short, too, a file.
+
+    From a CUDA device, a piece is copied to pinned memory of its own, on a stream of its own, and put in its
+    place when the next one has been asked of the device. PyTorch would wait for a copy into the place itself:
+    what is not contiguous goes by way of memory that is not pinned.
     """
 
     def __init__(self, height: int, width: int, store: Store = "device") -> None:
@@ -89,28 +93,44 @@ class TensorSink:
         self.store = store
         self.whole: Tensor | None = None
         self.copies: torch.cuda.Stream | None = None
+        self.coming: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+        """A place, the piece that goes there, and when it will have been copied."""
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         if self.whole is None:
             self.whole = _allocate((*values.shape[:-2], *self.size), values, self.store)
-            self.copies = _copy_stream(values.device) if self.whole.is_pinned() else None
+            self.copies = _copy_stream(values.device) if self.whole.device.type == "cpu" else None
         place = self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
         if self.copies is None:
             place.copy_(values)
             return
+        self._land()
+        values, piece = values.contiguous(), _pinned(values)
         self.copies.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(self.copies):
-            place.copy_(values, non_blocking=True)
+            piece.copy_(values, non_blocking=True)
+            self.coming = place, piece, self.copies.record_event()
         values.record_stream(self.copies)
 
     def result(self) -> Tensor:
         assert self.whole is not None
-        if self.copies is not None:
-            self.copies.synchronize()
+        self._land()
         return self.whole
+
+    def _land(self) -> None:
+        if self.coming is not None:
+            place, piece, copied = self.coming
+            copied.synchronize()
+            place.copy_(piece)
+            self.coming = None
 
     def source(self, device: torch.device) -> Source:
         return TensorSource(self.result(), device)
+
+
+def _pinned(like: Tensor) -> Tensor:
+    """Memory for such a piece, contiguous, from which and to which a device copies while it computes."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
 def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -124,7 +144,7 @@ def _allocate(shape: tuple[int, ...], like: Tensor, store: Store) -> Tensor:
     if store == "device":
         return like.new_empty(shape)
     if store == "host":
-        return torch.empty(shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
+        return torch.empty(shape, dtype=like.dtype)
     # A file without a name: it is gone as soon as the tensor is.
     file = tempfile.NamedTemporaryFile(prefix="overlap-tool-")  # noqa: SIM115
     file.truncate(needed)
