@@ -3,7 +3,8 @@
 Libraries compute many functions one way in vectors and another way for what is left over, and add up in an
 order that depends on the shape and the number of threads. Here functions are made of +, -, *, / and square
 roots, which IEEE 754 defines to the last bit, and of the few transcendental ones that `mode` holds to the
-test; and sums are trees of neighbours.
+test; and sums are trees of neighbours. They work in place on what they have made, as far as they can: maps
+are large.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def var(
     less = (1 if unbiased else 0) if correction is None else correction
     centred = x - mean(x, dims, keepdim=True)
     count = math.prod(x.shape[d] for d in dims)
-    return sum(centred * centred, dims, keepdim) / max(0, count - less)
+    return sum(centred.mul_(centred), dims, keepdim) / max(0, count - less)
 
 
 def std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -150,11 +151,11 @@ def _normalised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     centre = mean(x, dims, keepdim=True)
     scale = rsqrt(var(x, dims, correction=0, keepdim=True) + eps)
-    y = (x - centre) * scale
+    y = (x - centre).mul_(scale)
     if weight is not None:
-        y = y * weight
+        y.mul_(weight)
     if bias is not None:
-        y = y + bias
+        y.add_(bias)
     return y, centre, scale
 
 
@@ -179,7 +180,7 @@ def batch_norm(
     term = -running_mean * factor
     term = term if bias is None else bias + term
     shape = (-1, *[1] * (x.ndim - 2))
-    return x * factor.view(shape) + term.view(shape), x.new_empty(0), x.new_empty(0)
+    return (x * factor.view(shape)).add_(term.view(shape)), x.new_empty(0), x.new_empty(0)
 
 
 def avg_pool2d(
@@ -266,40 +267,44 @@ def upsample_bilinear2d(
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    return torch.exp(-x).add_(1).reciprocal_()
+    return torch.neg(x).exp_().add_(1).reciprocal_()
 
 
 def silu(x: Tensor) -> Tensor:
-    return x * sigmoid(x)
+    return sigmoid(x).mul_(x)
 
 
 def _log1p_exp(x: Tensor) -> Tensor:
     """log(1 + exp(x)) without overflow."""
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return x.abs().neg_().exp_().log1p_().add_(x.clamp(min=0))
 
 
 def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    return torch.where(x * beta > threshold, x, _log1p_exp(x * beta) / beta)
+    scaled = x if beta == 1 else x * beta
+    below = _log1p_exp(scaled).div_(beta)
+    return torch.where(scaled > threshold, x, below, out=below)
 
 
 def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
-    return -_log1p_exp(-x), x.new_empty(0)
+    return _log1p_exp(-x).neg_(), x.new_empty(0)
 
 
 def mish(x: Tensor) -> Tensor:
-    return x * torch.tanh(_log1p_exp(x))
+    return _log1p_exp(x).tanh_().mul_(x)
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     if approximate == "tanh":
-        inner = (x * x * x * 0.044715 + x) * math.sqrt(2 / math.pi)
-        return x * 0.5 * (torch.tanh(inner) + 1)
-    return x * 0.5 * (torch.erf(x * math.sqrt(0.5)) + 1)
+        cubed = (x * x).mul_(x).mul_(0.044715)
+        gate = cubed.add_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
+    else:
+        gate = (x * math.sqrt(0.5)).erf_()
+    return gate.add_(1).mul_(0.5).mul_(x)
 
 
 def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    below = (torch.exp(x.clamp(max=0) * input_scale) - 1) * (alpha * scale)
-    return torch.where(x > 0, x * scale, below)
+    below = x.clamp(max=0).mul_(input_scale).exp_().sub_(1).mul_(alpha * scale)
+    return torch.where(x > 0, x if scale == 1 else x * scale, below, out=below)
 
 
 def celu(x: Tensor, alpha: float = 1) -> Tensor:
@@ -307,15 +312,16 @@ def celu(x: Tensor, alpha: float = 1) -> Tensor:
 
 
 def hardsigmoid(x: Tensor) -> Tensor:
-    return (x + 3).clamp(0, 6) / 6
+    return (x + 3).clamp_(0, 6).div_(6)
 
 
 def hardswish(x: Tensor) -> Tensor:
-    return x * (x + 3).clamp(0, 6) / 6
+    return (x + 3).clamp_(0, 6).mul_(x).div_(6)
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.where(x > 0, x, weight * x)
+    below = weight * x
+    return torch.where(x > 0, x, below, out=below)
 
 
 def rsqrt(x: Tensor) -> Tensor:

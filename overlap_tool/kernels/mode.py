@@ -187,8 +187,9 @@ def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def compute(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
         found = product(a, b)
-        found = found if alpha == 1 else found * alpha
-        return found if beta == 0 else found + (c if beta == 1 else c * beta)
+        if alpha != 1:
+            found.mul_(alpha)
+        return found if beta == 0 else found.add_(c if beta == 1 else c * beta)
 
     return compute
 
