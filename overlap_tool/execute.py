@@ -19,6 +19,7 @@ from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.network import Input, Network, Op
 from overlap_tool.rules import Operand, Patches
+from overlap_tool.rules.registry import ROWS_AT
 from overlap_tool.schedule.plan import AxisPlan, Step, alike
 from overlap_tool.stores import Sink, Source
 
@@ -220,7 +221,7 @@ class _Run:
         """A piece without samples, for outputs that padding alone feeds."""
         images = self.corner.shape[0] * len(self.group)
         size = vertical.have.length, horizontal.have.length
-        return self.corner.new_empty((images, *operand.shape[1:-2], *size))
+        return self.corner.new_empty((images, *operand.sizes, *size))
 
     def hold(self, i: int, new: Tensor | None, row: Step, column: Step, held: dict[int, _Held]) -> None:
         """Put together what later ops of this tile read, and set aside what later tiles read."""
@@ -267,8 +268,8 @@ class _Run:
 def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
-    args, kwargs = substituted(op.args, value), substituted(op.kwargs, value)
-    result = op.rule.run(patches, *module, *args, **kwargs)
+    args, kwargs = (substituted(each, as_the_model_has_it(value)) for each in (op.args, op.kwargs))
+    result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
     lengths = tuple(patch.out.length for patch in patches)
     if result.shape[-2:] != lengths:
         raise RuleError(
@@ -277,6 +278,23 @@ def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> 
             "Correct the rule's geometry or its run",
         )
     return result
+
+
+def as_the_model_has_it(value: Callable[[Operand], Any]) -> Callable[[Operand], Any]:
+    """The same values, with the rows and columns of maps where the model has them."""
+
+    def laid_out(operand: Operand) -> Any:
+        found = value(operand)
+        if operand.at == ROWS_AT:
+            return found
+        return found.movedim((ROWS_AT, ROWS_AT + 1), (operand.at, operand.at + 1))
+
+    return laid_out
+
+
+def rows_and_columns_last(op: Op, result: Tensor) -> Tensor:
+    """What the model's own op gives, laid out as all maps are here."""
+    return result if op.at == ROWS_AT else result.movedim((op.at, op.at + 1), (ROWS_AT, ROWS_AT + 1))
 
 
 def evaluate_constants(network: Network) -> dict[str, Any]:

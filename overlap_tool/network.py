@@ -14,6 +14,7 @@ from torch import nn
 from overlap_tool.axis import Axis, AxisOp
 from overlap_tool.geometry import Geometry
 from overlap_tool.rules import Operand, Reduction, Rule
+from overlap_tool.rules.registry import ROWS_AT
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Op:
     module: nn.Module | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    at: int = ROWS_AT
+    """Which dimension of the model's own result holds the rows, from the end. That of the columns follows."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ def _reach(part: nn.Module, channels: int, size: tuple[int, int], dim: int) -> R
         return None
     if before.shape[dim] < max(FEWEST, before.shape[-3 - dim]):  # too few, or the map was turned
         return None
+    if not _follows(part, image, before, dim):
+        return None
     n = before.shape[dim]
     wrapped = False
     for line, opposite in ((0, slice(n - ceil(n / EDGE), n)), (LENGTH - 1, slice(0, ceil(n / EDGE)))):
@@ -94,6 +96,16 @@ def _reach(part: nn.Module, channels: int, size: tuple[int, int], dim: int) -> R
         if _feeds(part, image, dim, line, (opposite, slice(n // 2, n // 2 + 1))):
             return Reach.EVERYWHERE
     return Reach.OPPOSITE_BORDER if wrapped else Reach.NEAR
+
+
+@torch.no_grad()
+def _follows(part: nn.Module, image: Tensor, before: Tensor, dim: int) -> bool:
+    """Whether this dimension of the output is that of the image, and not of channels that were put last."""
+    try:
+        half = part(image.narrow(dim, 0, LENGTH // 2).clone())
+    except Exception:  # it takes no other size
+        return True
+    return half.shape[dim] != before.shape[dim]
 
 
 @torch.no_grad()

@@ -121,6 +121,22 @@ class FunctionalConv(nn.Module):
         return self.convolve(x, self.weight * self.scale, bias=self.bias, **self.options)
 
 
+class ChannelsLast(nn.Module):
+    """Channels put last, mixed there with a skip around it, and put back."""
+
+    def __init__(self, given: int, out: int, moved: bool) -> None:
+        super().__init__()
+        self.widen = nn.Linear(given, out)
+        self.mix = nn.Linear(out, out, bias=False)
+        self.moved = moved
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.widen(x.movedim(1, -1) if self.moved else x.permute(0, 2, 3, 1))
+        tokens = folded(tokens)
+        tokens = tokens + self.mix(tokens.relu())
+        return tokens.movedim(-1, 1) if self.moved else torch.permute(tokens, (0, 3, 1, 2))
+
+
 class Squeezed(nn.Module):
     """A barrier: the whole map reduced, a layer on what that gives, and a join with the map or with another.
 
@@ -183,8 +199,9 @@ def chosen(x: Tensor, y: Tensor) -> Tensor:
 
 
 OWN = SimpleNamespace(
-    FunctionalConv=FunctionalConv, Squeezed=Squeezed, folded=folded, second_part=second_part,
-    regrouped=regrouped, bounded_=bounded_, rectified_=rectified_, augmented=augmented, chosen=chosen,
+    FunctionalConv=FunctionalConv, ChannelsLast=ChannelsLast, Squeezed=Squeezed, folded=folded,
+    second_part=second_part, regrouped=regrouped, bounded_=bounded_, rectified_=rectified_,
+    augmented=augmented, chosen=chosen,
 )  # fmt: skip
 
 HOMES: dict[str, Any] = {
@@ -479,7 +496,7 @@ class Drawing:
 
     def between_channels(self, source: int) -> int:
         channels = self.values[source].channels
-        choices = ["sum", "largest", "one", "mixed"]
+        choices = ["sum", "largest", "one", "mixed", "behind"]
         choices += ["part"] if channels > 1 else []
         choices += ["regrouped", "shuffled"] if channels % 2 == 0 else []
         choice = self.one_of(*choices)
@@ -492,6 +509,8 @@ class Drawing:
             return self.add("Tensor.narrow", source, args=(1, start, 1), memory="view")
         if choice == "mixed":
             return self.add("nn.Conv2d", source, args=(channels, self.number(1, 4), 1))
+        if choice == "behind":
+            return self.add("own.ChannelsLast", source, args=(channels, self.number(1, 4), self.flag()))
         if choice == "part":
             return self.add("own.second_part", source, memory="view")
         if choice == "regrouped":

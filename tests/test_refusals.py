@@ -276,6 +276,20 @@ OTHERS = {
     "fold": lambda m, x: F.fold(F.unfold(x, 4, stride=4), x.shape[-2:], 4, stride=4),
     "clamped neighbours": clamped_neighbours,
     "LayerNorm of channels last": lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "linear of channels last": lambda m, x: F.linear(x.movedim(1, -1), m.q.weight[:, :, 0, 0]).movedim(-1, 1),
+    "channels last, einops": lambda m, x: rearrange(
+        torch.tanh(m.norm(rearrange(x, "b c h w -> b h w c"))), "b h w c -> b c h w"
+    ),
+    "heads behind the map": lambda m, x: F.layer_norm(
+        rearrange(x, "b (n d) h w -> b n h w d", n=2), (2,)
+    ).permute(0, 1, 4, 2, 3).flatten(1, 2),
+    "channels between rows and columns": lambda m, x: x.permute(0, 2, 1, 3).tanh().permute(0, 2, 1, 3),
+    "columns before rows": lambda m, x: m.norm(x.permute(0, 3, 2, 1)).permute(0, 3, 2, 1),
+    "columns before rows, einops": lambda m, x: rearrange(
+        m.norm(rearrange(x, "b c h w -> b w h c")), "b w h c -> b c h w"
+    ),
+    "slice of channels last": lambda m, x: x.permute(0, 2, 3, 1)[..., :4].permute(0, 3, 1, 2),
+    "softmax of channels last": lambda m, x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
     "interpolation to a size": to_the_size_of,
     "deformable": deformed,
     "grid_sample": looked_up,
@@ -304,7 +318,8 @@ OTHERS = {
 
 ANALYSED = {
     "roll", "roll, masked by hand", "rolled there and back", "prefix sums", "heads", "heads moved",
-    "cumsum of channels", "strided", "cropped", "maximum of channels",
+    "cumsum of channels", "strided", "cropped", "maximum of channels", "LayerNorm of channels last",
+    "linear of channels last", "channels last, einops", "heads behind the map",
 }  # fmt: skip
 
 CHANGE_CHANNELS = {"heads", "space to depth", "space to depth, einops"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -111,13 +112,19 @@ def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     return Rule(run)
 
 
-@register("einops.einops.rearrange", accepts_sizes=True)
+@register("einops.einops.rearrange", accepts_sizes=True, any_layout=True)
 def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
-    """`b (heads c) h w -> b heads c h w`: images, rows and columns stand alone and stay in place."""
+    """`b (heads c) h w -> b h w heads c`: images stand first, columns behind rows, and all three alone."""
     given, made = (re.findall(r"\([^)]*\)|\S+", side) for side in pattern.split("->"))
-    kept = [given[0], *given[-2:]]
-    if kept != [made[0], *made[-2:]] or any("(" in name for name in kept) or kept[-2:].count("..."):
-        call.refuse("moves rows, columns or images, or regroups them")
+    first, (rows, columns) = given[0], given[tensor.at :][:2]
+    at = made.index(rows) - len(made) if rows in made else 0
+    kept = [first, rows, columns]
+    if (
+        [made[0], *made[at:][:2]] != kept
+        or any("(" in name for name in kept)
+        or "..." in (*given[tensor.at :], *made[at:])
+    ):
+        call.refuse("moves or regroups images, rows or columns")
     lengths = {name: length for name, length in sizes.items() if name not in kept}
     if any(isinstance(length, Size) for length in lengths.values()):
         call.refuse_size("regroups channels by the size of the map")
@@ -125,19 +132,22 @@ def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
     def run(patches: Patches, tensor: Tensor, *_: Any, **__: Any) -> Any:
         return call.target(tensor, pattern, **lengths)
 
-    return Rule(run)
+    return Rule(run, at=at)
 
 
-@register("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim)
+@register("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim, any_layout=True)
 def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
+    """Images stay first, and columns behind rows, wherever those go."""
     ndim = len(input.shape)
     order = torch.arange(ndim)
     probe = torch.empty([1] * ndim).as_strided([1] * ndim, [int(i) for i in order])
     target = getattr(torch.Tensor, call.target) if isinstance(call.target, str) else call.target
     moved = target(probe, *dims, **named).stride()
-    if moved[0] != 0 or moved[-2:] != (ndim - 2, ndim - 1):
-        call.refuse("moves rows, columns or images to another dimension")
-    return Rule(lambda patches, input, *dims, **named: target(input, *dims, **named))
+    rows = ndim + input.at
+    place = moved.index(rows)
+    if moved[0] != 0 or moved[place:][:2] != (rows, rows + 1):
+        call.refuse("moves images to another dimension, or rows and columns apart")
+    return Rule(lambda patches, input, *dims, **named: target(input, *dims, **named), at=place - ndim)
 
 
 @register("expand_as")
@@ -146,6 +156,41 @@ def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
     if input.spatial or not other.spatial or tuple(input.shape[-2:]) != (1, 1):
         call.refuse("expands a map, or by a constant")
     return Rule(lambda patches, input, other: input.expand_as(other))
+
+
+@register(nn.LayerNorm, any_layout=True)
+def layer_norm_module(call: Call, module: nn.LayerNorm, input: Operand) -> Rule:
+    _only_behind_the_map(call, input, len(module.normalized_shape))
+    return Rule(lambda patches, module, input: module(input), scratch=1)
+
+
+@register(F.layer_norm, any_layout=True)
+def layer_norm(call: Call, input: Operand, normalized_shape: Sequence[int], *_: Any, **__: Any) -> Rule:
+    _only_behind_the_map(call, input, len(normalized_shape))
+    return Rule(lambda patches, *args, **kwargs: F.layer_norm(*args, **kwargs), scratch=1)
+
+
+@register(nn.Linear, any_layout=True)
+def linear_module(call: Call, module: nn.Linear, input: Operand) -> Rule:
+    _only_behind_the_map(call, input, 1)
+    macs = module.weight.numel() * (input.channels // module.in_features)
+    return Rule(lambda patches, module, input: module(input), macs=macs)
+
+
+@register(F.linear, any_layout=True)
+def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None = None) -> Rule:
+    if weight.spatial or weight.summary:
+        call.refuse("multiplies by weights that are made from the input")
+    _only_behind_the_map(call, input, 1)
+    macs = prod(weight.shape) * (input.channels // weight.shape[-1])
+    return Rule(lambda patches, *args, **kwargs: F.linear(*args, **kwargs), macs=macs)
+
+
+def _only_behind_the_map(call: Call, input: Operand, dims: int) -> None:
+    """The last dimensions are channels where rows and columns stand before them, and only there."""
+    columns = input.at + 1
+    if columns >= -dims:
+        call.refuse_global("works along the last dimension, which is that of the columns here")
 
 
 @register(nn.ChannelShuffle, F.channel_shuffle)
@@ -164,4 +209,4 @@ def channel_linear(call: Call, module: ChannelLinear, input: Operand) -> Rule:
 
 @register(ChannelNorm)
 def channel_norm(call: Call, module: ChannelNorm, input: Operand) -> Rule:
-    return Rule(lambda patches, module, input: module(input), scratch=2)
+    return Rule(lambda patches, module, input: module(input), scratch=1)

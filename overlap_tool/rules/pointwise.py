@@ -58,14 +58,14 @@ MODULES = (
 )
 
 
-@register(*METHODS)
+@register(*METHODS, any_layout=True)
 def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
     _refuse_misaligned(call, args, kwargs)
     name = call.target.rstrip("_")
     return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
 
 
-@register(*dict.fromkeys(FUNCTIONS))
+@register(*dict.fromkeys(FUNCTIONS), any_layout=True)
 def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
@@ -87,7 +87,7 @@ def _refuse_misaligned(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
             call.refuse("broadcasts a value of the whole map that has other dimensions than the map")
 
 
-@register(*MODULES)
+@register(*MODULES, any_layout=True)
 def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     def run(patches: Patches, module: Any, input: Tensor) -> Any:
         if getattr(module, "inplace", False):
@@ -98,9 +98,19 @@ def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     return Rule(run)
 
 
-@register(nn.Dropout, nn.Dropout2d)
-def dropout(call: Call, module: nn.Dropout, input: Operand) -> Rule:
+@register(nn.Dropout, nn.Dropout2d, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
+def dropout(call: Call, module: nn.Module, input: Operand) -> Rule:
+    """In eval mode it drops nothing."""
     return Rule(lambda patches, module, input: input)
+
+
+@register(F.dropout, F.dropout2d, any_layout=True)
+def dropout_function(
+    call: Call, input: Operand, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Rule:
+    if training:
+        call.refuse("drops at random in eval mode, too, since it is not told of the mode")
+    return Rule(lambda patches, input, *_, **__: input)
 
 
 @register(nn.BatchNorm2d)

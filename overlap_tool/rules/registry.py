@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import getattr_static
+from math import prod
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -18,28 +19,36 @@ from torch import Tensor, nn
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Geometry, Patch
 
+ROWS_AT = -2
+"""The dimension of the rows in most maps, and in all that the executor keeps. That of the columns is last."""
+
 
 @dataclass(frozen=True)
 class Operand:
     """A tensor argument of a traced op.
 
     `shape` is its shape at the first trial size. A `spatial` one depends on the stage's input and has rows
-    and columns as its last two dimensions; the others are weights, or a `summary`: it depends on the input,
-    too, but has no rows and columns that follow it. Its first dimension is that of the images.
+    and columns; the others are weights, or a `summary`: it depends on the input, too, but has no rows and
+    columns that follow it. Its first dimension is that of the images.
     """
 
     id: str
     shape: tuple[int, ...]
     spatial: bool
     summary: bool = False
+    at: int = ROWS_AT
+    """Which dimension of the model's own tensor holds the rows, from the end. That of the columns follows."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the dimensions between images and position, wherever they stand."""
+        behind = self.shape[len(self.shape) + self.at + 2 :]
+        return (*self.shape[1 : self.at], *behind)
 
     @property
     def channels(self) -> int:
         """Numbers per image and position."""
-        channels = 1
-        for dim in self.shape[1:-2]:
-            channels *= dim
-        return channels
+        return prod(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ class Rule:
     position, all channels together; `scratch` how many tensors as large as its output it holds besides while
     it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`. A rule is
     `uniform` if its `run` can do with pieces that go beyond the image, where anything may stand: `extend` and
-    `cleared` see to that. One that is local always can.
+    `cleared` see to that. One that is local always can. `at` says which dimension of the result holds the
+    rows, if another than in the operands.
     """
 
     run: Callable[..., Any]
@@ -109,6 +119,7 @@ class Rule:
     stride: tuple[int, int] | None = None
     proved: bool = True
     uniform: bool = False
+    at: int | None = None
 
     @property
     def local(self) -> bool:
@@ -163,6 +174,7 @@ class Registered:
 
     build: Builder
     accepts_sizes: bool
+    any_layout: bool
 
 
 _registered: dict[Any, Registered] = {}
@@ -170,7 +182,7 @@ _quantisers: set[str] = set()
 
 
 def register(
-    *targets: Any, accepts_sizes: bool = False, override: bool = False
+    *targets: Any, accepts_sizes: bool = False, any_layout: bool = False, override: bool = False
 ) -> Callable[[AnyBuilder], AnyBuilder]:
     """Give the rule for modules, functions or tensor methods.
 
@@ -178,7 +190,8 @@ def register(
     need not be imported), or the bare name of a tensor method ("clamp"). All are added, or none is.
 
     An argument that follows the size of the input is refused, unless the rule `accepts_sizes` and makes its
-    result independent of it.
+    result independent of it. A map whose rows and columns are not its last two dimensions is refused, unless
+    the rule takes `any_layout`: a local one, whose `run` gets and gives pieces as the model lays them out.
     """
 
     def add(builder: AnyBuilder) -> AnyBuilder:
@@ -192,7 +205,7 @@ def register(
             )
         for key in taken:
             del _registered[key]
-        _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes)))
+        _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes, any_layout)))
         return builder
 
     return add

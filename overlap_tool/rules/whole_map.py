@@ -22,8 +22,8 @@ def normalisation(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("normalises by the mean and variance of the whole map")
 
 
-@register(nn.LayerNorm, F.layer_norm, nn.Linear, F.linear, F.scaled_dot_product_attention,
-          nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul", "bmm", torch.einsum)  # fmt: skip
+@register(F.scaled_dot_product_attention, nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul", "bmm",
+          torch.einsum)  # fmt: skip
 def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("works along the last dimension, which is that of the columns here")
 

@@ -21,7 +21,7 @@ from overlap_tool.errors import (
 )
 from overlap_tool.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
 from overlap_tool.rules import Call, Operand, Reduction, Rule, Size, rule_for_function, rule_for_module
-from overlap_tool.rules.registry import Registered
+from overlap_tool.rules.registry import ROWS_AT, Registered
 from overlap_tool.trace.functional import works_in_place
 from overlap_tool.trace.tracer import REGISTER, TRIALS, Tracer, tensors
 
@@ -99,16 +99,19 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
 
 def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
     returned = node.args[0]
+    reason = "does not return one map that depends on its input"
     if (
         isinstance(returned, fx.Node)
         and origins.is_map(returned)
         and isinstance(returned.meta["values"][0], Tensor)
     ):
-        return returned
+        if returned.meta.get("at", ROWS_AT) == ROWS_AT:
+            return returned
+        reason = "returns a map whose rows and columns are not its last two dimensions"
     raise TraceError(
         f"{tracer.dotted('')} ({type(tracer.root).__name__})",
-        "does not return one map that depends on its input",
-        "Name a part of it that does, with --stage",
+        reason,
+        "Name a part of it that returns one, with --stage",
     )
 
 
@@ -142,7 +145,8 @@ def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
 def _operand(node: fx.Node, origins: _Origins) -> Operand:
     value = node.meta["values"][0]
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-    return Operand(node.name, shape, origins.is_map(node), node in origins.summaries)
+    at = node.meta.get("at", ROWS_AT)
+    return Operand(node.name, shape, origins.is_map(node), node in origins.summaries, at)
 
 
 def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -190,9 +194,10 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
             call.refuse("reduces several maps at once, or to a value whose size follows the image")
         numbers = prod(shape[1:])
         return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
-    channels = Operand("", shape, True).channels
+    at = node.meta["at"] = inputs[0].at if rule.at is None else rule.at
+    channels = Operand("", shape, True, at=at).channels
     in_place = works_in_place(node, tracer)
-    return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs)
+    return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs, at)
 
 
 def _summaries(args: Any, kwargs: Any) -> list[Operand]:
@@ -237,6 +242,11 @@ def _rule(
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
     if not registered.accepts_sizes and any(isinstance(leaf, Size) for leaf in leaves((args, kwargs))):
         call.refuse_size("takes an argument that follows the size of its input")
+    layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
+    if len(layouts) > 1:
+        call.refuse("takes maps whose rows and columns are not the same dimensions")
+    if layouts != {ROWS_AT} and not registered.any_layout:
+        call.refuse("takes a map whose rows and columns are not its last two dimensions")
     try:
         return registered.build(call, *args, **kwargs)
     except OverlapToolError:
@@ -249,7 +259,7 @@ def _rule(
 
 def check_sizes(network: Network, tracer: Tracer) -> None:
     """Hold every rule's size to what the op really gave, and every join to one scale."""
-    for axis, dim in ((network.rows, 1), (network.columns, 2)):
+    for axis, dim in ((network.rows, 0), (network.columns, 1)):
         try:
             axis.reaches()
         except MisalignedJoin as error:
@@ -260,8 +270,10 @@ def check_sizes(network: Network, tracer: Tracer) -> None:
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
         for trial, extents in enumerate(TRIALS):
-            for op, size in zip(network.ops, axis.sizes(extents[dim]), strict=True):
-                real = tracer.nodes[op.id].meta["values"][trial].shape[dim - 3]
+            for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
+                node = tracer.nodes[op.id]
+                at = node.meta.get("at", ROWS_AT)
+                real = node.meta["values"][trial].shape[at + dim]
                 if size != real:
                     raise RuleError(
                         op.name, f"its rule says {size} outputs, the op gave {real}", "Correct the rule"

@@ -206,9 +206,10 @@ class Tracer(fx.Tracer):
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
-            value = args[0].node.meta["values"][0]
-            if isinstance(value, Tensor) and value.ndim == 4:
-                self.parts.setdefault(self.path_of_module(m), value.shape[1])
+            values = args[0].node.meta["values"]
+            is_map = isinstance(values[0], Tensor) and values[0].ndim == 4
+            if is_map and len({value.shape[1] for value in values}) == 1:
+                self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluating:

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from overlap_tool import passes
 from overlap_tool.errors import RuleError
-from overlap_tool.execute import EndlessSource, compute_piece, evaluate_constants, substituted
+from overlap_tool.execute import (
+    EndlessSource,
+    as_the_model_has_it,
+    compute_piece,
+    evaluate_constants,
+    rows_and_columns_last,
+    substituted,
+)
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.network import Barrier, Network, Op, Summary, leaves, maps_read
@@ -176,7 +183,7 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
 
     if any(isinstance(leaf, Size) for leaf in leaves((op.args, op.kwargs))):
         return compute_piece(op, everything, value)
-    return _called(op.target, *_given(op, value))
+    return rows_and_columns_last(op, _called(op.target, *_given(op, as_the_model_has_it(value))))
 
 
 def _given(
