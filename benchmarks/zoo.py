@@ -1,9 +1,9 @@
 """All architectures of CompressAI: arithmetic, memory and time of each way to run their transforms.
 
 Multiply-accumulates and bytes are those of the plans, exact, and tests hold them to what runs; those of the
-whole image by exact kernels are counted. The cases 1K, 2K and 4K measure time, on two cores in a quarter of
-an hour, in half an hour and in two hours. All ways of a stage run in turn in this process, so that the ratios
-hold when the machine's speed drifts. What has the layers of one before it is not run again.
+whole image by exact kernels are counted. The cases 1K, 2K and 4K measure time; on two cores, 2K takes half an
+hour and 4K over an hour and a half. All ways of a stage run in turn in this process, so that the ratios hold
+when the machine's speed drifts. What has the layers of one before it is not run again.
 """
 
 from __future__ import annotations

@@ -8,10 +8,14 @@ import sys
 import pytest
 import torch
 from rich.table import Table
+from small_models import small_model
 
-from benchmarks import files
+import overlap_tool
+from benchmarks import files, zoo
 from benchmarks.__main__ import NAMES, QUOTING, ROOT, main
 from benchmarks.markdown import as_markdown, quoted
+from benchmarks.measuring import exact, peak_bytes
+from overlap_tool.retrofit import tiled_stages
 
 
 def test_a_table_in_markdown():
@@ -56,6 +60,16 @@ def test_rows_are_quoted_from_the_results(tmp_path):
 def test_pages_quote_the_results_as_they_are(page):
     text = page.read_text()
     assert quoted(text, ROOT) == text
+
+
+def test_memory_is_the_same_whether_convolutions_compute_or_not():
+    model = overlap_tool.wrap(small_model("cheng2020-attn"), tile=64)
+    for name, size in (("g_a", (96, 128)), ("g_s", (6, 8))):
+        stage = tiled_stages(model)[name]
+        image = torch.rand(1, stage.network.ops[0].channels, *size)
+        with torch.no_grad():
+            counted, _ = peak_bytes(exact(stage.original), image, stage.module.parameters())
+            assert zoo._exact_bytes(stage, image) == counted
 
 
 @pytest.mark.slow
