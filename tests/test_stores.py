@@ -64,7 +64,7 @@ def test_a_sink_holds_what_was_written(store: str) -> None:
 class _Late(Tensor):
     """Pinned memory as a device sees it: what is copied there arrives when somebody waits for it."""
 
-    def copy_(self, values: Tensor, non_blocking: bool = False) -> Tensor:  # type: ignore[override]
+    def copy_(self, values: Tensor, non_blocking: bool = False) -> Tensor:
         assert non_blocking
         assert values.is_contiguous()
         _Stream.under_way.append((self, values.clone()))
