@@ -1,9 +1,8 @@
 """`python -m benchmarks [NAME ...] [--save FOLDER]`: run benchmarks by name, or all of them.
 
-NAME:CASE is one case of a benchmark. With `--device cuda`, those that compare kernels
-run on a GPU. With `--save`, each one's tables are written to FOLDER/NAME.md as well, or FOLDER/NAME-GPU.md,
-with what they were measured on. With `--quote`, nothing runs: what pages quote of benchmarks/results is
-brought up to date.
+NAME:CASE is one case of a benchmark. With `--device cuda`, those that compare kernels run on a GPU. With
+`--save`, each one's tables are written to FOLDER/NAME.md as well, or FOLDER/NAME-GPU.md, with what they were
+measured on. With `--quote`, nothing runs: what pages quote of benchmarks/results is brought up to date.
 """
 
 from __future__ import annotations

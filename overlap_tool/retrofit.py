@@ -194,6 +194,7 @@ def wrap(
 
 def rewrap(model: nn.Module, settings: Settings) -> None:
     """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
+    _settings_of_wrapped(model)
     if isinstance(model, ClosedLoop):
         loops.wrap(model, settings)
         return
@@ -231,6 +232,13 @@ def settings_of(model: nn.Module) -> Settings | None:
     """How a model was wrapped, if it was."""
     stage = next(iter(tiled_stages(model).values()), None)
     return loops.settings_of(model) if stage is None else stage.settings
+
+
+def _settings_of_wrapped(model: nn.Module) -> Settings:
+    settings = settings_of(model)
+    if settings is None:
+        raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
+    return settings
 
 
 def plans(
@@ -273,9 +281,7 @@ def save(
     model: nn.Module, path: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any]
 ) -> None:
     """Write a wrapped model to one file, whole or not at all."""
-    settings = settings_of(model)
-    if settings is None:
-        raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
+    settings = _settings_of_wrapped(model)
     if ":" in architecture:
         checkpoint.require_class(architecture)
     overlaps = (

@@ -204,6 +204,13 @@ def test_settings_that_a_model_cannot_run_by_leave_it_as_it_is() -> None:
     assert settings_of(tiled) == Settings(tile=(16, 16))
 
 
+def test_what_is_not_wrapped_is_not_rewrapped() -> None:
+    net = PlainCnn()
+    with pytest.raises(OptionError, match="is not wrapped"):
+        rewrap(net, Settings(tile=(16, 16)))
+    assert "forward" not in vars(net)
+
+
 def test_a_tile_larger_than_the_image_is_the_full_image() -> None:
     tiled = overlap_tool.wrap(small_model("mbt2018-mean"), tile=4096)
     assert all(plan.tiles == 1 for plan in overlap_tool.plans(tiled, (640, 384)).values())
