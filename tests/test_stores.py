@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
 import torch
+from fake_gpu import Stream, stand_in_for_streams
 from small_models import small_survey
 from torch import Tensor
 
@@ -67,19 +67,12 @@ class _Late(Tensor):
     def copy_(self, values: Tensor, non_blocking: bool = False) -> Tensor:
         assert non_blocking
         assert values.is_contiguous()
-        _Stream.under_way.append((self, values.clone()))
+        _LateStream.under_way.append((self, values.clone()))
         return self
 
 
-class _Stream:
-    """A stream of copies, which a machine without a GPU does not have."""
-
+class _LateStream(Stream):
     under_way: ClassVar[list[tuple[Tensor, Tensor]]] = []
-
-    def wait_stream(self, other: object) -> None: ...
-
-    def record_event(self) -> _Stream:
-        return self
 
     def synchronize(self) -> None:
         for piece, values in self.under_way:
@@ -89,19 +82,16 @@ class _Stream:
 
 def test_a_piece_from_a_device_is_put_in_its_place_when_it_has_arrived(monkeypatch) -> None:
     """The order of things, without a GPU; `tests/test_cuda.py` runs it on one."""
-    monkeypatch.setattr(stores, "_copy_stream", lambda device: _Stream())
+    stand_in_for_streams(monkeypatch, lambda device: _LateStream())
     monkeypatch.setattr(
         stores, "_pinned", lambda like: torch.full(like.shape, float("nan")).as_subclass(_Late)
     )
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(Tensor, "record_stream", lambda values, stream: None)
     whole = torch.rand(2, 3, 7, 9).contiguous(memory_format=torch.channels_last)
     sink = TensorSink(7, 9, "host")
     for rows in cut(7, 3):
         for columns in cut(9, 4):
             sink.write(rows, columns, whole[..., slice(*rows), slice(*columns)])
-            assert len(_Stream.under_way) == 1, "the device is not waited for before it has more to do"
+            assert len(_LateStream.under_way) == 1, "the device is not waited for before it has more to do"
     assert torch.equal(sink.result(), whole)
 
 

@@ -16,8 +16,8 @@ PIECE = (3, 5)
 
 
 def pack(weight: Tensor, groups: int) -> Tensor:
-    """Weights are read as they are."""
-    return weight
+    """The same weights, laid out as the kernel goes through them: tap by tap, outputs side by side."""
+    return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None) -> Tensor:

@@ -138,7 +138,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor)
     channel_blocks = (
         triton.cdiv(outputs, channels) if across_groups else groups * triton.cdiv(per_group, channels)
     )
-    # The weights of a layer are small beside its maps; laid out like this, a program reads them in one go.
+    # Laid out like this, a program reads them in one go. Packed weights are; others are copied.
     taps = weight.permute(2, 3, 1, 0).contiguous()
     with torch.cuda.device_of(x):
         chain_kernel[(triton.cdiv(pixels, PIXELS.value) * channel_blocks,)](
