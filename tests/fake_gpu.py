@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import fake_tensor
 
 from overlap_tool import stores
 from overlap_tool.kernels import chain, cuda, mode
@@ -39,7 +39,7 @@ def stand_in_for_streams(
     monkeypatch.setattr(Tensor, "record_stream", lambda values, stream: None)
 
 
-def stand_in_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
+def stand_in_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> fake_tensor.FakeTensorMode:
     """Inside what is returned, tensors are fake, and "cuda" is a device with 80 GiB."""
     stand_in_for_streams(monkeypatch, lambda device: None if device.type == "cpu" else Stream())
     monkeypatch.setattr(stores, "_pinned", lambda like: torch.empty(like.shape, dtype=like.dtype))
@@ -51,8 +51,10 @@ def stand_in_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     monkeypatch.setattr(mode, "AS_IS", mode.AS_IS | {"prim::device"})
     # no fake tensor has an address, so that a write to one would be a write to all
     monkeypatch.setattr(chain.Prepared, "changed", lambda prepared, tensor: None)
+    # single numbers are no exception: PyTorch would keep theirs, and copy them to a real device
+    monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)
     monkeypatch.setattr(cuda, "_triton_chain", lambda: SimpleNamespace(run=_launch))
-    return FakeTensorMode()
+    return fake_tensor.FakeTensorMode()
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, form: object, out: Tensor) -> None:

@@ -11,13 +11,17 @@ from functools import cache
 import pytest
 import torch
 from fake_gpu import move_to_the_gpu, stand_in_for_a_gpu
+from hypothesis import given, settings
+from random_networks import Case, cases
 from small_models import small_model
+from ways import WAYS, in_tiles
 
 import overlap_tool
 from benchmarks.live_memory import LiveBytes
-from overlap_tool import checkpoint
+from overlap_tool import checkpoint, exact_kernels
 from overlap_tool.retrofit import tiled_stages
 from overlap_tool.schedule.choose import Shape
+from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -43,6 +47,30 @@ def test_no_op_mixes_devices(
             channels, side = stage.network.ops[0].channels, int(128 * stage.input_scale)
             result = stage(torch.empty(1, channels, side, side, device=image_on))
             assert result.device.type == ("cuda" if store == "auto" else "cpu")
+
+
+def _on_the_gpu(case: Case) -> None:
+    network = copy.deepcopy(case.network)
+    traced = trace(network, "net", network.channels)
+    with pytest.MonkeyPatch.context() as patched, stand_in_for_a_gpu(patched), exact_kernels():
+        move_to_the_gpu(network)
+        for planner, batch in WAYS.values():
+            x = torch.empty(case.shape, dtype=torch.float64)
+            result = in_tiles(traced, x, case.tile, planner, batch, "cuda:0", "host")
+            assert result.device.type == "cpu"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases())
+def test_no_op_of_a_random_network_mixes_devices(case: Case) -> None:
+    _on_the_gpu(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(cases())
+def test_no_op_of_thousands_of_random_networks_mixes_devices(case: Case) -> None:
+    _on_the_gpu(case)
 
 
 @pytest.mark.parametrize("store", ["device", "host"])

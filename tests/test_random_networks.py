@@ -8,56 +8,21 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from random_networks import Case, Layer, RandomNetwork, cases
-from torch import Tensor, nn
+from torch import nn
+from ways import WAYS, in_tiles
 
 from overlap_tool import exact_kernels
-from overlap_tool.axis import Axis
-from overlap_tool.execute import execute
-from overlap_tool.network import Network
-from overlap_tool.schedule import plan
-from overlap_tool.stores import TensorSink, TensorSource
 from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
 SLOW_COUNT = 3000
-
-
-Planner = Callable[[Axis, int, int], plan.AxisPlan]
-
-
-def stream(axis: Axis, n: int, tile: int) -> plan.AxisPlan:
-    return plan.stream(axis, n, plan.cut(axis.sizes(n)[-1], tile))
-
-
-def tiles(axis: Axis, n: int, tile: int) -> plan.AxisPlan:
-    return plan.tiles(axis, n, plan.cut(axis.sizes(n)[-1], tile))
-
-
-WAYS: dict[str, tuple[Planner, int]] = {
-    "stream": (stream, 1),
-    "tiles": (tiles, 1),
-    "tiles, three at once": (tiles, 3),
-    # the first and the last of a row have their own masks, and run alone
-    "uniform tiles, two at once": (plan.uniform, 2),
-}
-
-
-def in_tiles(case: Case, network: Network, x: Tensor, planner: Planner, batch: int = 1) -> Tensor:
-    rows, columns = (
-        planner(axis, n, tile)
-        for axis, n, tile in zip((network.rows, network.columns), x.shape[-2:], case.tile, strict=True)
-    )
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, TensorSource(x, torch.device("cpu")), sink, batch)
-    return sink.result()
 
 
 def check(case: Case) -> None:
@@ -68,7 +33,7 @@ def check(case: Case) -> None:
     assert full.abs().max() < 2.0**53, "no longer exact"
     network = trace(case.network, "net", case.network.channels)
     for way, how in WAYS.items():
-        assert torch.equal(in_tiles(case, network, x, *how), full), way
+        assert torch.equal(in_tiles(network, x, case.tile, *how), full), way
     assert torch.equal(x, case.image()), "the input was changed"
 
 
@@ -89,7 +54,7 @@ def check_exactly(case: Case) -> None:
     with torch.no_grad(), exact_kernels():
         full = network(x.clone())
         traced = trace(network, "net", network.channels)
-        found = {way: in_tiles(case, traced, x, *how) for way, how in WAYS.items()}
+        found = {way: in_tiles(traced, x, case.tile, *how) for way, how in WAYS.items()}
     assert full.isfinite().all()
     for way, result in found.items():
         assert torch.equal(result, full), way

@@ -21,8 +21,8 @@ def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0
             sources = [padding.source(index, patch.n) for index in range(*patch.need)]
             # what lies between the taps at a border is not read, so that `have` may lack it
             last = patch.have.length - 1
-            index = torch.tensor([min(max(i - patch.have.start, 0), last) for i in sources if i is not None])
-            piece = piece.index_select(dim, index.to(piece.device))
+            index = [min(max(i - patch.have.start, 0), last) for i in sources if i is not None]
+            piece = piece.index_select(dim, torch.tensor(index, device=piece.device))
     return piece
 
 

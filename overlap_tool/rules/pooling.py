@@ -81,9 +81,9 @@ def avg_pool2d(
             _counts(window, patch, count_include_pad)
             for window, patch in zip((rows, columns), patches, strict=True)
         ]
-        divisor = torch.tensor(counts[0])[:, None] * torch.tensor(counts[1])
         total = F.avg_pool2d(piece, kernel_size, strides, divisor_override=1)
-        return total / divisor.to(total)
+        rows_read, columns_read = (torch.tensor(of_axis, device=total.device) for of_axis in counts)
+        return total / (rows_read[:, None] * columns_read)
 
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
