@@ -13,14 +13,17 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
     """For typer: a parameter whose type is a dataclass becomes one option for each field of it."""
 
     def made(function: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(function, include_extras=True)
-        groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+        # not `get_type_hints`, which under Python 3.10 hides the option of what is None by default
+        parameters = signature(function, eval_str=True).parameters
+        groups = {
+            name: parameter.annotation
+            for name, parameter in parameters.items()
+            if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+        }
         options = [
             option
-            for name, parameter in signature(function).parameters.items()
-            for option in (
-                _options(groups[name]) if name in groups else [parameter.replace(annotation=hints[name])]
-            )
+            for name, parameter in parameters.items()
+            for option in (_options(groups[name]) if name in groups else [parameter])
         ]
 
         @wraps(function)

@@ -110,9 +110,10 @@ def _aligned(stage: StageReport) -> str:
 
 
 def _one_tile(stage: StageReport) -> list[Part]:
-    tile = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
-    each = picture(partial(passes, stage), "In samples of the map that is read.")
-    return [element("h3", "", "One tile"), tile or each]
+    shown = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
+    if shown is None:
+        shown = picture(partial(passes, stage), "In samples of the map that is read.")
+    return [element("h3", "", "One tile"), shown]
 
 
 def _joins(stage: StageReport) -> list[Part]:
