@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from emulated_gpu import emulated_gpu
 from hypothesis import settings
 
 from overlap_tool import checkpoint, cli, plugins
@@ -53,6 +55,13 @@ def _untried() -> Iterator[None]:
     trial.choose.cache_clear()
     yield
     trial.choose.cache_clear()
+
+
+@pytest.fixture(params=["real GPU" if torch.cuda.is_available() else "emulated GPU"])
+def gpu(monkeypatch) -> Iterator[None]:
+    """Inside, "cuda" is a device."""
+    with nullcontext() if torch.cuda.is_available() else emulated_gpu(monkeypatch):
+        yield
 
 
 @pytest.fixture(params=checkpoint.names())

@@ -1,70 +1,22 @@
-"""On a GPU: the same results, wherever whole maps live. `pytest tests/test_cuda.py` where there is one."""
+"""The kernels on a GPU, bit for bit. `pytest tests/test_cuda.py tests/test_devices.py` where there is one."""
 
 from __future__ import annotations
 
-import copy
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import CASES, Case, chain, operands
-from small_models import small_model
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 import overlap_tool
 from overlap_tool.errors import SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise, trial
 from overlap_tool.kernels.form import Form
-from overlap_tool.retrofit import tiled_stages
-from overlap_tool.schedule.choose import Shape
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
-
-
-@pytest.mark.parametrize("schedule", ["stream", "tiles"])
-@pytest.mark.parametrize("store", ["auto", "device", "host", "disk"])
-@pytest.mark.parametrize("input_on", ["cpu", "cuda"])
-def test_results_equal_the_full_image(architecture: str, schedule: str, store: str, input_on: str) -> None:
-    model = copy.deepcopy(small_model(architecture)).double().cuda()
-    tiled = overlap_tool.wrap(model, tile=48, schedule=schedule, store=store)
-    image = torch.rand(1, 3, 192, 256, dtype=torch.float64, device="cuda")
-    with torch.no_grad():
-        expected = model.g_a(image)
-        found = tiled.g_a(image.to(input_on))
-        assert found.device.type == ("cuda" if store in ("auto", "device") else "cpu")
-        torch.testing.assert_close(found.cuda(), expected, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("schedule", ["stream", "tiles"])
-@pytest.mark.parametrize("store", ["device", "host"])
-@pytest.mark.parametrize("name", ["g_a", "g_s"])
-def test_predicted_memory_is_the_allocators_peak(name: str, store: str, schedule: str) -> None:
-    """With maps in host memory the device holds one tile, the caches and the packed weights."""
-    tiled = overlap_tool.wrap(
-        overlap_tool.checkpoint.load("zoo:mbt2018-mean").model.cuda(),
-        tile=256,
-        schedule=schedule,
-        store=store,
-        inplace=True,
-    )
-    stage = tiled_stages(tiled)[name]
-    channels = stage.network.ops[0].channels
-    height, width = int(1088 * stage.input_scale), int(1920 * stage.input_scale)
-    whole = torch.rand(1, channels, height, width, device="cuda" if store == "device" else "cpu")
-    stage(whole)  # compiles and tries the kernels
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() - (whole.nbytes if store == "device" else 0)
-    result = stage(whole)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    plan = stage.plan(Shape(1, height, width))
-    predicted = plan.peak_bytes if store == "device" else plan.working_bytes
-    assert result.is_cuda == (store == "device")
-    assert abs(predicted - peak) <= 0.15 * peak
 
 
 LARGE = {
@@ -161,61 +113,3 @@ def test_a_map_of_more_than_two_to_the_31_samples() -> None:
     weight = torch.randn(1, 3, 3, 3, device="cuda")
     corner = cuda.convolve(x[..., -4:, -4:].contiguous(), weight, None, Form())
     assert torch.equal(cuda.convolve(x, weight, None, Form())[..., -2:, -2:], corner)
-
-
-@pytest.mark.parametrize("schedule", ["stream", "tiles"])
-def test_a_wrapped_model_gives_the_bits_of_the_exact_model(architecture: str, schedule: str) -> None:
-    model = copy.deepcopy(small_model(architecture)).cuda()
-    image = torch.rand(2, 3, 128, 192, device="cuda")
-    with torch.no_grad():
-        found = overlap_tool.wrap(model, tile=64, schedule=schedule)(image)
-        with overlap_tool.exact_kernels():
-            expected = model(image)
-    assert [*found] == [*expected]
-    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-        assert torch.equal(one, other)
-
-
-PORTABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.ReLU, nn.LeakyReLU, nn.PixelShuffle, nn.Identity)
-"""Made of sums, products and comparisons: the same bits on any device."""
-
-
-def hyper_decoders(model: nn.Module) -> list[nn.Module]:
-    return [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] == "h_s"
-        and all(isinstance(leaf, PORTABLE) for leaf in module.modules() if not [*leaf.children()])
-    ]
-
-
-def test_a_hyper_decoder_gives_the_same_bits_on_cpu_and_gpu(architecture: str) -> None:
-    decoders = hyper_decoders(small_model(architecture))
-    if not decoders:
-        pytest.skip("no hyper-decoder of convolutions and ReLUs")
-    for decoder in decoders:
-        first = next(m for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
-        latent = torch.randn(2, first.in_channels, 5, 7).mul(4).round()
-        with torch.no_grad(), overlap_tool.exact_kernels():
-            expected = decoder(latent)
-            found = copy.deepcopy(decoder).cuda()(latent.cuda())
-        assert torch.equal(found.cpu(), expected)
-
-
-STREAMS = ["bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor", "cheng2020-attn"]
-"""What these need to read a stream, next to the stream itself, are convolutions and ReLUs."""
-
-
-@pytest.mark.parametrize("written_on", ["cpu", "cuda"])
-@pytest.mark.parametrize("architecture", STREAMS)
-def test_a_stream_written_on_one_device_is_read_on_the_other(architecture: str, written_on: str) -> None:
-    here = copy.deepcopy(small_model(architecture))
-    here.update(force=True)  # the tables of the entropy coder are part of the model, made once
-    models = {"cpu": here, "cuda": copy.deepcopy(here).cuda()}
-    image = torch.rand(1, 3, 64, 128)
-    with torch.no_grad(), overlap_tool.exact_kernels():
-        written = models[written_on].compress(image.to(written_on))
-        on_cpu, on_gpu = (m.decompress(written["strings"], written["shape"]) for m in models.values())
-    # A stream that is read wrongly gives another image. The transform that makes the image may use more than
-    # portable operations, so that last bits may differ here.
-    torch.testing.assert_close(on_gpu["x_hat"].cpu(), on_cpu["x_hat"], rtol=1e-3, atol=1e-3)

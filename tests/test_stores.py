@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from fake_gpu import Stream, stand_in_for_streams
+from emulated_gpu import Stream, stand_in_for_streams
 from small_models import small_survey
 from torch import Tensor
 
@@ -82,7 +82,8 @@ class _LateStream(Stream):
 
 def test_a_piece_from_a_device_is_put_in_its_place_when_it_has_arrived(monkeypatch) -> None:
     """The order of things, without a GPU; `tests/test_cuda.py` runs it on one."""
-    stand_in_for_streams(monkeypatch, lambda device: _LateStream())
+    stand_in_for_streams(monkeypatch)
+    monkeypatch.setattr(stores, "_copy_stream", lambda device: _LateStream())
     monkeypatch.setattr(
         stores, "_pinned", lambda like: torch.full(like.shape, float("nan")).as_subclass(_Late)
     )

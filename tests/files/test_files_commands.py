@@ -53,6 +53,16 @@ def test_there_and_back(run, folder) -> None:
     assert run("decompress", *model, folder / "in.lic", "-o", folder / "out.npy", "--quiet")[1:] == ("", "")
 
 
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu(run, folder) -> None:
+    model = ["--model", folder / "it.tiled.pt", "--device", "cuda", "--quiet"]
+    assert run("compress", *model, folder / "in.png", "-o", folder / "gpu.lic") == (0, "", "")
+    assert run("decompress", *model, folder / "gpu.lic", "-o", folder / "gpu.npy") == (0, "", "")
+    _, _, expected = untouched("mbt2018-mean", PIXELS)
+    # a last bit may decide how a sample is rounded
+    assert np.abs(np.load(folder / "gpu.npy").astype(int) - expected).max() <= 1
+
+
 def test_a_network_on_a_file(run, folder) -> None:
     code, out, _ = run(
         "run",
