@@ -165,6 +165,11 @@ def stand_in_for_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "record_stream", lambda values, stream: None)
 
 
+def can_emulate() -> bool:
+    """PyTorch 2.6 asks a driver which GPU is the current one, and cannot be kept from it."""
+    return hasattr(torch._C, "_ensureCUDADeviceGuardSet")
+
+
 @contextmanager
 def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, "cuda" is a device."""
