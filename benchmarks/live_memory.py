@@ -12,21 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak` is the most that tensors made inside the block took at once, `now` what they still take.
+    """`peak` is the most that tensors made inside the block took at once, `now` what they still take."""
 
-    On one type of device, or on all.
-    """
-
-    def __init__(self, *ignored: Tensor, on: str | None = None) -> None:
+    def __init__(self, *ignored: Tensor) -> None:
         super().__init__()
-        self.on = on
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in ignored}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and self.on in (None, tensor.device.type):
+            if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return result
 

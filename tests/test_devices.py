@@ -26,6 +26,13 @@ from overlap_tool.trace import trace
 pytestmark = pytest.mark.usefixtures("gpu")
 
 
+def test_an_op_on_several_devices_is_refused() -> None:
+    here, there = torch.ones(2), torch.ones(2, device="cuda")
+    with pytest.raises(RuntimeError, match="same device"):
+        here + there
+    assert torch.equal(here.to("cuda") + there, torch.full((2,), 2.0, device="cuda"))
+
+
 tiles_if_slow = pytest.mark.parametrize("schedule", ["stream", pytest.param("tiles", marks=pytest.mark.slow)])
 
 
