@@ -53,7 +53,7 @@ def test_results_equal_the_full_image(architecture: str, schedule: str, store: s
 
 
 @tiles_if_slow
-@pytest.mark.parametrize("store", ["device", "host"])
+@pytest.mark.parametrize("store", [pytest.param("device", marks=pytest.mark.slow), "host"])
 @pytest.mark.parametrize("name", ["g_a", "g_s"])
 def test_predicted_memory_is_the_allocators_peak(name: str, store: str, schedule: str) -> None:
     """With maps in host memory the device holds one tile, the caches and the packed weights."""
@@ -94,7 +94,7 @@ def _tiles_on_the_gpu(case: Case) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

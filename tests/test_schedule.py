@@ -126,7 +126,7 @@ def test_a_cut_covers_the_size_once_in_tiles_of_one_length_but_the_last(size, ti
 @many
 def test_no_step_of_a_stream_computes_more_than_a_tile(case, tile):
     """Of any op; rounded up to periods, since cuts fall between them. Borders that reflect the image or take
-    its other end are read besides."""
+    its other end are read besides, and after tiles that padding alone feeds, the overlap."""
     try:
         reaches = case.axis.reaches()
     except MisalignedJoin:
@@ -144,9 +144,22 @@ def test_no_step_of_a_stream_computes_more_than_a_tile(case, tile):
     elif ahead < tile and not any(op.geometry and op.geometry.padding in reading for op in case.axis.ops):
         period = lcm(*(reach.period.input for reach in reaches))
         plan = stream(case.axis, case.n, spans)
+        fed_by_padding_alone = plan.steps[0].compute[0].empty
         for op, steps in each_op(case, plan):
             of_a_tile = (tile / reaches[-1].scale + period) * reaches[op].scale
+            if fed_by_padding_alone:
+                of_a_tile += max(0, case.axis.overlaps()[op].before)
             assert all(step.compute[op].length <= of_a_tile for step in steps)
+
+
+def test_after_tiles_that_padding_alone_feeds_one_also_computes_its_overlap():
+    """The first two read nothing: what is padded was cropped before. It was said that no step computes more
+    than a tile, and the third takes two inputs for one output, where one makes two."""
+    twice = Window(2, 1, 1, 1)
+    axis = chain(Expand(2), twice, twice, Transposed(1, 1, 2, 0, 1), Pad(2, 0))
+    steps = stream(axis, 2, stream_cuts(axis, axis.sizes(2)[-1], 1)).steps
+    assert [step.compute[0].length for step in steps] == [0, 0, 2, 0]
+    assert [step.compute[1].length for step in steps] == [0, 0, 3, 1]
 
 
 def test_the_first_tile_of_a_stream_leaves_room_for_what_it_reads_ahead():

@@ -190,7 +190,8 @@ def cut(size: int, tile: int) -> tuple[Span, ...]:
 
 def stream_cuts(axis: Axis, size: int, tile: int) -> tuple[Span, ...]:
     """An output of `size` in tiles for a stream. The first is shorter by what a tile needs ahead of its own
-    part, where that leaves anything: so no step computes more than a tile, of any op."""
+    part, where that leaves anything: so no step computes more than a tile, of any op, and its overlap where
+    padding alone fed the tiles before."""
     if size <= tile:
         return cut(size, tile)
     reaches = axis.reaches()
