@@ -44,7 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -rs tests/test_cuda.py tests/test_devices.py
+	$(BIN)/python -m pytest -rs tests/test_cuda.py tests/test_devices.py tests/files/test_files_commands.py::test_on_a_gpu
 	$(BIN)/python -m benchmarks --device cuda --save benchmarks/results
 
 clean:

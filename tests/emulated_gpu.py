@@ -47,7 +47,7 @@ class GpuTensor(Tensor):
         made.numbers = numbers
         return made
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:
         return f"GpuTensor({self.numbers})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -68,9 +68,7 @@ class GpuTensor(Tensor):
         return self.numbers.untyped_storage()
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"{func} after the end of the emulated GPU")
 
 
@@ -176,7 +174,7 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mode, generator_of_cpu = EmulatedGpu(), torch.Generator
 
     class Generator:  # a class, since modules that are imported inside may name it as a type
-        def __new__(cls, device: object = None) -> torch.Generator:  # type: ignore[misc]
+        def __new__(cls, device: object = None) -> torch.Generator:
             return generator_of_cpu()
 
     stand_in_for_streams(monkeypatch)

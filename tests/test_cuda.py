@@ -1,4 +1,4 @@
-"""The kernels on a GPU, bit for bit. `pytest tests/test_cuda.py tests/test_devices.py` where there is one."""
+"""The kernels on a GPU, bit for bit. Models on one are in `test_devices.py`; `make gpu` runs both."""
 
 from __future__ import annotations
 

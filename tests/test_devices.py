@@ -26,15 +26,14 @@ from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
+tiles_if_slow = pytest.mark.parametrize("schedule", ["stream", pytest.param("tiles", marks=pytest.mark.slow)])
+
 
 def test_an_op_on_several_devices_is_refused() -> None:
     here, there = torch.ones(2), torch.ones(2, device="cuda")
     with pytest.raises(RuntimeError, match="same device"):
         here + there
     assert torch.equal(here.to("cuda") + there, torch.full((2,), 2.0, device="cuda"))
-
-
-tiles_if_slow = pytest.mark.parametrize("schedule", ["stream", pytest.param("tiles", marks=pytest.mark.slow)])
 
 
 @pytest.mark.slow
@@ -106,9 +105,9 @@ def test_random_networks_give_what_they_give_on_the_cpu(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
-def test_thousands_of_random_networks_give_what_they_give_on_the_cpu(case: Case) -> None:
+def test_hundreds_of_random_networks_give_what_they_give_on_the_cpu(case: Case) -> None:
     _tiles_on_the_gpu(case)
 
 
@@ -146,7 +145,7 @@ def test_a_hyper_decoder_gives_the_same_bits_on_cpu_and_gpu(architecture: str) -
     for decoder in decoders:
         first = next(m for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
         latent = torch.randn(2, first.in_channels, 5, 7).mul(4).round()
-        with torch.no_grad(), overlap_tool.exact_kernels():
+        with torch.no_grad(), exact_kernels():
             expected = decoder(latent)
             found = copy.deepcopy(decoder).cuda()(latent.cuda())
         assert torch.equal(found.cpu(), expected)
@@ -163,7 +162,7 @@ def test_a_stream_written_on_one_device_is_read_on_the_other(architecture: str, 
     here.update(force=True)  # the tables of the entropy coder are part of the model, made once
     models = {"cpu": here, "cuda": copy.deepcopy(here).cuda()}
     image = torch.rand(1, 3, 64, 128)
-    with torch.no_grad(), overlap_tool.exact_kernels():
+    with torch.no_grad(), exact_kernels():
         written = models[written_on].compress(image.to(written_on))
         on_cpu, on_gpu = (m.decompress(written["strings"], written["shape"]) for m in models.values())
     # A stream that is read wrongly gives another image. The transform that makes the image may use more than
