@@ -25,6 +25,7 @@ from overlap_tool.errors import GlobalOpError, OverlapToolError, SizeDependenceE
 from overlap_tool.network import Network
 from overlap_tool.report import to_json, to_markdown
 from overlap_tool.rules import Call, Operand, Reduction, WholeMap, register
+from overlap_tool.rules.normalisation import moments
 from overlap_tool.schedule.choose import Bands, Schedule, Store, plan_segments
 from overlap_tool.segments import cut
 from overlap_tool.stores import TensorSink, TensorSource
@@ -226,6 +227,8 @@ REDUCTIONS: dict[str, Any] = {
     "average of all": lambda x: F.adaptive_avg_pool2d(x, 1),
     "averages": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
     "maxima": lambda x: F.adaptive_max_pool2d(x, (4, 2)),
+    "moments": lambda x: moments(x, 1),
+    "moments of channels": lambda x: moments(x, 3),
 }
 
 
@@ -273,7 +276,8 @@ class Applied(nn.Module):
     [
         (lambda x: F.conv2d(x, x.mean((2, 3))[:, :, None, None]), UnknownOpError, "conv2d (conv2d)"),
         (lambda x: x * F.adaptive_avg_pool2d(x, (None, 1)), GlobalOpError, "adaptive_avg_pool2d"),
-        (lambda x: F.group_norm(x, 2), GlobalOpError, "group_norm"),
+        (lambda x: F.batch_norm(x, None, None, training=True), GlobalOpError, "batch_norm"),
+        (lambda x: F.group_norm(x.permute(0, 2, 3, 1), 3), OverlapToolError, ""),
         (lambda x: x + x.flatten(2).sort(2)[0].mean((1, 2))[:, None, None, None], GlobalOpError, "Applied"),
         (lambda x: x * x.mean((0, 2, 3), keepdim=True), GlobalOpError, "mean"),
         (lambda x: x * x.mean(3, keepdim=True), GlobalOpError, "mean"),

@@ -170,7 +170,7 @@ def test_bad_checkpoints(run, tmp_path, make, named) -> None:
     ("name", "named"),
     [
         ("UnknownOp", ["special_bessel_j0", "no rule", "--plugin"]),
-        ("NormalisedByTheMap", ["norm (InstanceNorm2d)", "every output depends on every input"]),
+        ("NormalisedByTheBatch", ["norm (BatchNorm2d)", "every output depends on every input"]),
         ("DataDependentBranch", ["values of its input"]),
         ("SizeDependentBranch", ["size of its input"]),
     ],

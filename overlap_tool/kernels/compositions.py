@@ -167,19 +167,21 @@ def batch_norm(
     running_var: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By stored figures: one product and one sum per position."""
+    """By stored figures: one product and one sum per position. Without any, by those of the batch, which is
+    how the library normalises instances: as the channels of one image."""
     *training, _, eps = rest
-    if running_mean is None or running_var is None or any(training):
+    shape = (-1, *[1] * (x.ndim - 2))
+    if running_mean is None or running_var is None:
+        weight, bias = (None if each is None else each.view(shape) for each in (weight, bias))
+        return _normalised(x, [0, *range(2, x.ndim)], weight, bias, eps)
+    if any(training):
         raise ExactnessError(
-            "batch_norm",
-            "it normalises by the figures of the batch",
-            "Call model.eval(), with running statistics",
+            "batch_norm", "it updates its running statistics as it normalises", "Call model.eval()"
         )
     factor = rsqrt(running_var + eps)
     factor = factor if weight is None else weight * factor
     term = -running_mean * factor
     term = term if bias is None else bias + term
-    shape = (-1, *[1] * (x.ndim - 2))
     return (x * factor.view(shape)).add_(term.view(shape)), x.new_empty(0), x.new_empty(0)
 
 

@@ -113,10 +113,13 @@ def dropout_function(
     return Rule(lambda patches, input, *_, **__: input)
 
 
+BY_THE_BATCH = "normalises by the mean and variance of all maps of the batch"
+
+
 @register(nn.BatchNorm2d)
 def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     if module.running_mean is None:
-        call.refuse_global("normalises by the mean and variance of the whole map")
+        call.refuse_global(BY_THE_BATCH)
 
     def run(patches: Patches, module: nn.BatchNorm2d, input: Tensor) -> Tensor:
         # by the stored figures, whatever mode the module is in, and without updating them
@@ -124,6 +127,23 @@ def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
         return F.batch_norm(input, mean, variance, module.weight, module.bias, eps=module.eps)
 
     return Rule(run)
+
+
+@register(F.batch_norm)
+def batch_norm_function(
+    call: Call,
+    input: Operand,
+    running_mean: Operand | None,
+    running_var: Operand | None,
+    weight: Operand | None = None,
+    bias: Operand | None = None,
+    training: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Rule:
+    if training or running_mean is None:
+        call.refuse_global(BY_THE_BATCH)
+    return Rule(lambda patches, *args, **kwargs: F.batch_norm(*args, **kwargs))
 
 
 @register(

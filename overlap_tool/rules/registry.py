@@ -166,6 +166,7 @@ class Reduction:
 
 Builder = Callable[..., Rule | Reduction]
 AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Registered:
 
 
 _registered: dict[Any, Registered] = {}
+_compositions: dict[Any, Callable[..., Any]] = {}
 _quantisers: set[str] = set()
 
 
@@ -209,6 +211,30 @@ def register(
         return builder
 
     return add
+
+
+def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
+    """Say what a function is made of: it is traced as the ops of the decorated one, which takes the same
+    arguments and gives the same result. Classes of `torch.nn` among the targets are those that call it.
+
+    The exact engine knows nothing of it. There the function has to give the bits that the ops give.
+    """
+
+    def add(composition: AnyFunction) -> AnyFunction:
+        taken = [target for target in targets if target in _compositions or target in _registered]
+        if taken:
+            raise PluginError(
+                ", ".join(map(str, taken)), "a rule is already registered", "Compose each function once"
+            )
+        _compositions.update(dict.fromkeys(targets, composition))
+        return composition
+
+    return add
+
+
+def composition_of(target: Any) -> Callable[..., Any] | None:
+    """What a function or a class is made of, if it was said."""
+    return _compositions.get(target)
 
 
 def register_quantiser(*qualified_names: str) -> None:

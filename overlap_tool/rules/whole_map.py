@@ -17,11 +17,6 @@ def power_pool(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse("pools by a norm")
 
 
-@register(nn.GroupNorm, F.group_norm, nn.InstanceNorm2d, F.instance_norm, F.batch_norm)
-def normalisation(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    call.refuse_global("normalises by the mean and variance of the whole map")
-
-
 @register(F.scaled_dot_product_attention, nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul", "bmm",
           torch.einsum)  # fmt: skip
 def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:

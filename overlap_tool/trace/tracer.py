@@ -23,7 +23,7 @@ from overlap_tool.errors import (
     TraceError,
     UnknownOpError,
 )
-from overlap_tool.rules import is_quantiser, rule_for_module
+from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
@@ -181,7 +181,8 @@ class Tracer(fx.Tracer):
             raise TraceError(
                 path, "quantises inside a stage", "Stages end before quantisers: trace its parts"
             )
-        if type(m).__module__.startswith("torch.nn.") and not isinstance(m, nn.Sequential):
+        is_made_of_others = isinstance(m, nn.Sequential) or composition_of(type(m)) is not None
+        if type(m).__module__.startswith("torch.nn.") and not is_made_of_others:
             raise UnknownOpError(path, "no rule knows this op, so its overlap is not known", REGISTER)
         return False
 
@@ -247,6 +248,12 @@ class Tracer(fx.Tracer):
             f"{doing} the size of its input, so that pieces would differ from the whole image",
             f"Move the check out of the stage, or {REGISTER[0].lower()}{REGISTER[1:]}",
         )
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        composition = composition_of(target) if kind == "call_function" else None
+        if composition is not None:
+            return composition(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)

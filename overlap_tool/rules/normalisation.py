@@ -1,0 +1,93 @@
+"""Normalisation of a map by its own mean and variance: a barrier, and arithmetic at every position.
+
+PyTorch has one function for both. It is traced as the composition that stands for it here, whose steps have
+rules; the exact engine computes the same steps where it meets the function itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from overlap_tool.rules.barriers import reduction
+from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register
+
+
+def moments(input: Tensor, groups: int) -> Tensor:
+    """Mean and variance of every group of channels, over all rows and columns: (images, 2, groups)."""
+    if has_torch_function_unary(input):  # so that it can be traced as one op
+        return handle_torch_function(moments, (input,), input, groups)
+    parts = _grouped(input, groups)
+    dims = tuple(range(2, parts.ndim))
+    return torch.stack([parts.mean(dims), parts.var(dims, unbiased=False)], 1)
+
+
+def _grouped(input: Tensor, groups: int) -> Tensor:
+    return input.unflatten(1, (groups, -1))
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """A whole map with its channels in groups."""
+
+    whole: WholeMap
+    groups: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        images, channels, *rest = self.whole.shape
+        return images, self.groups, channels // self.groups, *rest
+
+    def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.whole.by_rows(lambda band: reduce(_grouped(band, self.groups)))
+
+
+@register(moments)
+def moments_of_a_map(call: Call, input: Operand, groups: int) -> Reduction:
+    dims = range(2, len(input.shape) + 1)
+    mean = reduction(call, "mean", dims)
+    variance = reduction(call, "var", dims, unbiased=False)
+
+    def run(whole: WholeMap, groups: int) -> Tensor:
+        grouped = _Grouped(whole, groups)
+        return torch.stack([mean.run(grouped), variance.run(grouped)], 1)
+
+    return Reduction(run, scratch=variance.scratch)
+
+
+@compose(F.group_norm, nn.GroupNorm)
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    everywhere = (slice(None), slice(None), *[None] * (input.ndim - 2))
+    found = moments(input, num_groups).repeat_interleave(input.shape[1] // num_groups, 2)
+    centre, variance = found[:, 0][everywhere], found[:, 1][everywhere]
+    normal = (input - centre) * (variance + eps).rsqrt()
+    if weight is not None:
+        normal = normal * weight[everywhere[1:]]
+    return normal if bias is None else normal + bias[everywhere[1:]]
+
+
+@compose(F.instance_norm, nn.InstanceNorm2d)
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if use_input_stats:
+        return group_norm(input, input.shape[1], weight, bias, eps)
+    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
