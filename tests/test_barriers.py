@@ -227,6 +227,9 @@ REDUCTIONS: dict[str, Any] = {
     "average of all": lambda x: F.adaptive_avg_pool2d(x, 1),
     "averages": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
     "maxima": lambda x: F.adaptive_max_pool2d(x, (4, 2)),
+    "norm": lambda x: torch.norm(x, 2, (2, 3), True),
+    "norm, a method": lambda x: x.norm(dim=(2, 3)),
+    "norm, over channels, too": lambda x: torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True),
     "moments": lambda x: moments(x, 1),
     "moments of channels": lambda x: moments(x, 3),
 }

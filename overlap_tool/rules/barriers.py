@@ -55,6 +55,16 @@ def _variance(
     return Reduction(run, scratch=3)
 
 
+def norm(dims: Sequence[int], keepdim: bool = False) -> Reduction:
+    """The root of the sum of squares."""
+
+    def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
+        squares = whole.by_rows(lambda band: (band * band).sum(-1, keepdim=True))
+        return squares.sum(tuple(dims), keepdim=keepdim).sqrt()
+
+    return Reduction(run, scratch=2)
+
+
 @register(F.adaptive_avg_pool2d)
 def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Reduction:
     rows, columns = _fixed_size(call, output_size)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.layers import ChannelLinear, ChannelNorm
-from overlap_tool.rules.barriers import reduction
+from overlap_tool.rules import barriers
 from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register
 
 
@@ -23,6 +23,10 @@ def dims_of(dim: Any, ndim: int) -> list[int]:
 
 def along_the_map(dims: list[int], ndim: int) -> bool:
     return ndim - 1 in dims or ndim - 2 in dims
+
+
+def _every_position(dims: list[int], ndim: int) -> bool:
+    return {ndim - 2, ndim - 1} <= set(dims) and 0 not in dims
 
 
 def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
@@ -67,8 +71,8 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
     """Over channels at every position; over all rows and columns of an image, a barrier."""
     ndim = len(input.shape)
     dims = dims_of(dim, ndim)
-    if {ndim - 2, ndim - 1} <= set(dims) and 0 not in dims and "softmax" not in call.kind:
-        return reduction(call, call.kind, dims, *args, **kwargs)
+    if _every_position(dims, ndim) and "softmax" not in call.kind:
+        return barriers.reduction(call, call.kind, dims, *args, **kwargs)
     _only_channels(call, dim, len(input.shape), "reduces")
     target = call.target
 
@@ -79,8 +83,14 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
     return Rule(run)
 
 
-@register(torch.norm, "norm")
-def norm(call: Call, input: Operand, p: Any = "fro", dim: Any = None, *args: Any, **kwargs: Any) -> Rule:
+@register(torch.norm, torch.linalg.vector_norm, "norm")
+def norm(
+    call: Call, input: Operand, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Rule | Reduction:
+    p = kwargs.get("ord", p)
+    dims = dims_of(dim, len(input.shape))
+    if _every_position(dims, len(input.shape)) and p in (2, "fro", None):
+        return barriers.norm(dims, keepdim)
     _only_channels(call, dim, len(input.shape), "takes the norm")
     target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
     return Rule(lambda patches, *args, **kwargs: target(*args, **kwargs))

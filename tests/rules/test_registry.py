@@ -212,7 +212,7 @@ def test_unknown_ops_are_named(module, where):
          "g_a.block.1.batch_norm (batch_norm)"),
         (Functional(lambda m, x: x - x.mean(3, keepdim=True)), "g_a.block.1.mean (mean)"),
         (Functional(lambda m, x: x / x.sum()), "g_a.block.1.sum (sum)"),
-        (Functional(lambda m, x: x / torch.norm(x, 2, (2, 3), True)), "g_a.block.1.norm (norm)"),
+        (Functional(lambda m, x: x / torch.norm(x, 3, (2, 3), True)), "g_a.block.1.norm (norm)"),
         (Functional(lambda m, x: torch.softmax(x, dim=3)), "g_a.block.1.softmax (softmax)"),
         (Functional(lambda m, x: torch.cumsum(x, 2)), "g_a.block.1.cumsum (cumsum)"),
         (Functional(lambda m, x: torch.einsum("nchw,nchv->nchw", x, x)), "g_a.block.1.einsum (einsum)"),
