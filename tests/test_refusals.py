@@ -26,7 +26,7 @@ from foreign_blocks import (
     in_windows,
 )
 from probes import COLUMNS, ROWS, perturbation_dependence
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import overlap_tool
 from overlap_tool.errors import (
@@ -41,6 +41,18 @@ from overlap_tool.spread import Reach, spread
 from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def traced_numbers() -> bool:
+    """Whether PyTorch records a function that is given a traced number, in place of refusing it: 2.6 does not."""
+    try:
+        fx.symbolic_trace(lambda x: torch.arange(x.numel()))
+    except TypeError:
+        return False
+    return True
+
+
+TRACED_NUMBERS = traced_numbers()
 
 
 def refusal(block: nn.Module) -> TraceError:
@@ -264,7 +276,7 @@ GLOBAL = {
     "maximum": lambda m, x: x / x.max(),
     "median": lambda m, x: x - x.median(),
     "normalised rows": lambda m, x: F.normalize(x, dim=-1),
-    "norm": lambda m, x: x / torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
+    "largest number": lambda m, x: x / torch.linalg.vector_norm(x, torch.inf, (2, 3), True),
     "figures of the batch": lambda m, x: F.batch_norm(x, None, None, training=True),
     "LayerNorm of the map": lambda m, x: F.layer_norm(x, x.shape[1:]),
     "mean": lambda m, x: x - x.mean(),
@@ -339,7 +351,8 @@ def test_other_ways_to_mix_positions_are_refused_or_right(name) -> None:
     if name not in ANALYSED:
         with pytest.raises(TraceError) as caught:
             trace(stage, "stage", 3)
-        assert type(caught.value) in (UnknownOpError, SizeDependenceError, WrapAroundError)
+        telling = UnknownOpError, SizeDependenceError, WrapAroundError
+        assert type(caught.value) in (telling if TRACED_NUMBERS else (*telling, TraceError))
         return
     network = trace(stage, "stage", 3)
     for dim, axis, n in ((ROWS, network.rows, 41), (COLUMNS, network.columns, 77)):

@@ -89,13 +89,11 @@ def _refuse_misaligned(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 @register(*MODULES, any_layout=True)
 def module(call: Call, module: nn.Module, input: Operand) -> Rule:
-    def run(patches: Patches, module: Any, input: Tensor) -> Any:
-        if getattr(module, "inplace", False):
-            module = copy.copy(module)
-            module.inplace = False
-        return module(input)
-
-    return Rule(run)
+    if not getattr(module, "inplace", False):
+        return Rule(lambda patches, module, input: module(input))
+    apart: Any = copy.copy(module)  # no such layer has weights
+    apart.inplace = False
+    return Rule(lambda patches, module, input: apart(input))
 
 
 @register(nn.Dropout, nn.Dropout2d, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
