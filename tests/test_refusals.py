@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def traced_numbers() -> bool:
-    """Whether PyTorch records a function that is given a traced number, in place of refusing it: 2.6 does not."""
+    """Whether PyTorch records a function that is given a traced number; 2.6 refuses it."""
     try:
         fx.symbolic_trace(lambda x: torch.arange(x.numel()))
     except TypeError:
