@@ -83,6 +83,14 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
     return Rule(run)
 
 
+@register(torch.repeat_interleave, "repeat_interleave")
+def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None, **_: Any) -> Rule:
+    if isinstance(repeats, Operand):
+        call.refuse("repeats by numbers in a tensor")
+    _only_channels(call, dim, len(input.shape), "repeats")
+    return Rule(lambda patches, *args, **kwargs: torch.repeat_interleave(*args, **kwargs))
+
+
 @register(torch.norm, torch.linalg.vector_norm, "norm")
 def norm(
     call: Call, input: Operand, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any

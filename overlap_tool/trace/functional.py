@@ -14,15 +14,12 @@ from overlap_tool.trace.tracer import INPLACE_OPERATORS, Tracer, tensors
 def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
     """Let whatever is read after an in-place op read that op's result, so that none need work in place."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    from_input: set[fx.Node] = set()
     for node in graph.nodes:
         tracer.stopped_in = node.meta["scope"]
-        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
-            from_input.add(node)
         if not works_in_place(node, tracer):
             continue
         changed = node.kwargs.get("out") or node.all_input_nodes[0]
-        if changed not in from_input:
+        if not tracer.depends_on_input(changed):
             _refuse_mutation(tracer, node, "changes its weights in place while it runs")
         for alias in _sharing_memory(changed, graph):
             later = [user for user in alias.users if order[user] > order[node]]
@@ -38,7 +35,8 @@ def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
     if node.op == "call_module":
         return bool(getattr(tracer.root.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        name = str(node.target)
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     if node.op != "call_function":
         return False
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")

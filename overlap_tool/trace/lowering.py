@@ -116,6 +116,8 @@ def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
 
 
 def _constant(node: fx.Node, tracer: Tracer) -> Constant:
+    if node.op == "get_attr" and node.target in tracer.made:
+        return Constant(node.name, None, lambda value: value, (tracer.made[node.target],))
     if node.op == "get_attr":
         return Constant(node.name, source=str(node.target))
     args, kwargs = _arguments(node, _Origins())

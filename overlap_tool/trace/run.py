@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from overlap_tool.errors import TraceError
 from overlap_tool.network import Network
+from overlap_tool.trace.aftermath import Aftermath
 from overlap_tool.trace.explaining import explained
 from overlap_tool.trace.functional import functionalise
 from overlap_tool.trace.lowering import check_sizes, lowered
@@ -32,20 +33,20 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
     tracer = Tracer(name, module, channels)
     was_training = [m for m in module.modules() if m.training]
-    buffers = _Buffers(module)
+    aftermath = Aftermath(module)
     module.eval()
     try:
         graph = tracer.trace(module)
     except TraceError as error:
         raise explained(error, tracer) from error
     finally:
-        changed = buffers.restore()
+        changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
         for submodule in was_training:
             submodule.training = True
     if changed:
         raise TraceError(
             tracer.dotted(changed[0]),
-            "is a buffer that changes while the module runs, which tiles could not do alike",
+            "changes while the module runs, which tiles could not do alike",
             "Do not change it in eval mode",
         )
     try:
@@ -62,33 +63,3 @@ def input_channels(module: nn.Module) -> list[int]:
     found = [getattr(m, "in_channels", None) for m in module.modules()]
     counts = [count for count in found if isinstance(count, int) and count > 0]
     return list(dict.fromkeys([*counts, 3, 1]))
-
-
-class _Buffers:
-    """The buffers of a module as they are, since a forward may change them while it is traced."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.saved = [
-            (path, owner, key, buffer, buffer.detach().clone())
-            for path, owner in module.named_modules()
-            for key, buffer in owner._buffers.items()
-            if buffer is not None and not buffer.is_meta
-        ]
-
-    def restore(self) -> list[str]:
-        """The dotted names of those that changed; all are again what they were."""
-        changed = []
-        for path, owner, key, buffer, value in self.saved:
-            if owner._buffers.get(key) is buffer and _same_values(buffer, value):
-                continue
-            changed.append(f"{path}.{key}".strip("."))
-            buffer.data = value
-            owner._buffers[key] = buffer
-        return changed
-
-
-def _same_values(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
-    differ = (first != second) & ~(first.isnan() & second.isnan())
-    return not bool(differ.any())

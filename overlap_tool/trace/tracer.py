@@ -24,6 +24,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
+from overlap_tool.trace.aftermath import same_values
 
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
@@ -72,6 +73,11 @@ class Proxy(fx.Proxy):
     @property
     def dtype(self) -> torch.dtype:
         return self.node.meta["values"][0].dtype
+
+    @property
+    def device(self) -> Any:
+        device = self.tracer.device_of_weights()
+        return fx.Proxy.__getattr__(self, "device") if device is None else device
 
     def dim(self) -> int:
         return self.ndim
@@ -124,6 +130,11 @@ class Tracer(fx.Tracer):
         self.name = name
         self.channels = channels
         self.nodes: dict[str, fx.Node] = {}
+        self.of_input: set[fx.Node] = set()
+        self.made: dict[str, Tensor] = {}
+        """The tensors that the forward makes of nothing, by the names under which the graph has them."""
+        self.used: dict[int, tuple[Tensor, Tensor]] = {}
+        """Tensors that are no parameters, as they were when an op first took them."""
         self.evaluating = False
         self.found_barrier = False
         self.parts: dict[str, int] = {"": channels}
@@ -219,12 +230,26 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         _refuse_hooks(root, lambda: f"{self.dotted('') or type(root).__name__} ({type(root).__name__})")
+        own = set(vars(root))
+        random = torch.get_rng_state()
         try:
-            return super().trace(root, concrete_args)
+            with torch.random.fork_rng(devices=[]):
+                graph = super().trace(root, concrete_args)
+                draws = not torch.equal(random, torch.get_rng_state())
         except OverlapToolError:
             raise
         except Exception as error:
             raise self.failure(error, self.dotted(""), type(root)) from error
+        where = f"{self.dotted('')} ({type(root).__name__})"
+        if draws:
+            raise TraceError(
+                where, "draws random numbers in eval mode, too", "Draw them in training mode only"
+            )
+        if not all(same_values(tensor, before) for tensor, before in self.used.values()):
+            reason = "changes a tensor in place that an op took before, which the trace would not tell apart"
+            raise TraceError(where, reason, "Make a new tensor of it")
+        self.made = {key: value for key, value in vars(root).items() if key not in own}
+        return graph
 
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
         message = str(error).strip().split("\n")[0]
@@ -250,15 +275,55 @@ class Tracer(fx.Tracer):
         )
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
-        composition = composition_of(target) if kind == "call_function" else None
+        composition = composition_of(target) if kind in ("call_function", "call_method") else None
         if composition is not None:
             return composition(*args, **kwargs)
-        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if target in ("to", "type_as") and self.takes_after_a_map(args):
+            args = (args[0], args[1].device, args[1].dtype)
+            target = "to"
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if kind in ("call_function", "call_method") and not self.depends_on_input(proxy.node):
+            value = proxy.node.meta["values"][0]
+            if isinstance(value, bool | int | float | str | torch.dtype):
+                return value  # of weights alone, so the code may decide something by it
+        return proxy
+
+    def takes_after_a_map(self, args: Any) -> bool:
+        """Whether a map says of which type and on which device a constant is to be."""
+        value, other = [*args, None][:2]
+        return (
+            isinstance(other, Proxy)
+            and isinstance(other.node.meta["values"][0], Tensor)
+            and not (isinstance(value, fx.Proxy) and self.depends_on_input(value.node))
+        )
+
+    def device_of_weights(self) -> Any:
+        """The device of the stage, as it will be when it runs; none if there are no weights."""
+        name = next((name for name, _ in self.root.named_parameters()), None)
+        if name is None:
+            return None
+        weight = self.create_proxy("get_attr", name, (), {})
+        return self.create_proxy("call_function", getattr, (weight, "device"), {})
+
+    def depends_on_input(self, node: fx.Node) -> bool:
+        return node in self.of_input
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not a.is_meta:
+            self.used.setdefault(id(a), (a, a.clone()))
+        return super().create_arg(a)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind != "placeholder" and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            reason = "computes in lower precision, by autocast, which the trace would not have"
+            raise TraceError(
+                self.where(), reason, "Analyze it outside of torch.autocast, and call none inside"
+            )
         node = super().create_node(kind, *args, **kwargs)
         self.nodes[node.name] = node
         node.meta["scope"] = self.scope.module_path
+        if kind == "placeholder" or not self.of_input.isdisjoint(node.all_input_nodes):
+            self.of_input.add(node)
         if kind != "output":
             node.meta["values"] = tuple(self.evaluate(node, trial) for trial in range(len(TRIALS)))
         return node

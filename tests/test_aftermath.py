@@ -1,0 +1,182 @@
+"""What a forward does beside returning a map: it assigns to its module, changes tensors, asks its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import overlap_tool
+from overlap_tool import exact_kernels
+from overlap_tool.errors import TraceError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Doing(nn.Module):
+    """A function of a module and of what its first layer gives, between two layers."""
+
+    def __init__(self, compute: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 3, padding=1)
+        self.tail = nn.Conv2d(4, 3, 3, padding=1)
+        self.weight = nn.Parameter(torch.rand(4) + 1)
+        self.mean = torch.rand(1, 4, 1, 1)
+        self.last: Any = None
+        self.notes: dict[str, list[Any]] = {"seen": []}
+        self.calls = 0
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.compute(self, self.head(x)))
+
+
+def doing(compute: Callable[[Any, Tensor], Tensor]) -> Doing:
+    torch.manual_seed(0)
+    return Doing(compute).eval()
+
+
+def assert_tiles_are_right(module: nn.Module) -> None:
+    x = torch.rand(2, 3, 30, 41)
+    tiled = overlap_tool.wrap(module, tile=(11, 8))
+    with torch.no_grad():
+        found = tiled(x)
+        with exact_kernels():
+            assert torch.equal(found, copy.deepcopy(module)(x))
+
+
+def keeping(m: Any, y: Tensor) -> Tensor:
+    m.last = y
+    return y
+
+
+def noting(m: Any, y: Tensor) -> Tensor:
+    m.notes["seen"].append(y)
+    return y
+
+
+def noting_what_is_new(m: Any, y: Tensor) -> Tensor:
+    m.features = {"first": (y,)}
+    return y
+
+
+def remembering_its_size(m: Any, y: Tensor) -> Tensor:
+    m.last = y.shape[2]
+    return y
+
+
+@pytest.mark.parametrize(
+    ("compute", "where"),
+    [(keeping, "last"), (noting, "notes"), (noting_what_is_new, "features"), (remembering_its_size, "last")],
+)
+def test_an_attribute_that_holds_what_was_made_of_the_input_is_refused(compute, where):
+    """Another stage might read it. In tiles it would be that of one tile, or of the last whole image."""
+    module = doing(compute)
+    with pytest.raises(TraceError, match="changes while the module runs") as refused:
+        overlap_tool.analyze(module)
+    assert refused.value.where == where
+
+
+def counting(m: Any, y: Tensor) -> Tensor:
+    m.calls += 1
+    m.notes["seen"].append(y.shape[1])
+    m.mean = m.mean.type_as(y)
+    return y - m.mean
+
+
+@pytest.mark.parametrize("compute", [keeping, noting, noting_what_is_new, remembering_its_size, counting])
+def test_a_model_has_the_attributes_that_it_had(compute):
+    module = doing(compute)
+    before = dict(vars(module))
+    try:
+        overlap_tool.analyze(module)
+    except TraceError:
+        assert compute is not counting
+    assert list(vars(module)) == list(before)
+    assert all(vars(module)[key] is value for key, value in before.items())
+    assert module.notes == {"seen": []}
+
+
+AS_THE_MAP: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "type_as": lambda m, y: y - m.mean.type_as(y),
+    "to a map": lambda m, y: y - m.mean.to(y),
+    "to its device": lambda m, y: y - m.mean.to(y.device),
+    "to its type": lambda m, y: y - m.mean.to(y.dtype),
+    "assigned": counting,
+    "a weight": lambda m, y: y * m.weight.type_as(y)[:, None, None],
+    "made": lambda m, y: y + torch.tensor([1.0, 2.0, 3.0, 4.0]).to(y)[:, None, None],
+}
+
+
+@pytest.mark.parametrize("compute", AS_THE_MAP.values(), ids=AS_THE_MAP)
+def test_a_constant_of_a_maps_type_is_a_constant(compute):
+    """EDSR's and RCAN's mean was taken for a map, and joined at a scale that it does not have."""
+    assert_tiles_are_right(doing(compute))
+
+
+def changed_by_a_weight(m: Any, y: Tensor) -> Tensor:
+    values = torch.zeros(1, 4, 1, 1)
+    values[0, :, 0, 0] = m.weight
+    return y + values
+
+
+def changed_between(m: Any, y: Tensor) -> Tensor:
+    values = torch.zeros(1, 4, 1, 1)
+    y = y + values
+    values[0, 0] = 5.0
+    return y * values
+
+
+@pytest.mark.parametrize("compute", [changed_by_a_weight, changed_between])
+def test_a_tensor_that_is_changed_in_place_is_refused(compute):
+    """Both were traced without the change, and tiles had other values."""
+    with pytest.raises(TraceError, match="in place"):
+        overlap_tool.analyze(doing(compute))
+
+
+def made_of_nothing(m: Any, y: Tensor) -> Tensor:
+    values = torch.zeros(1, 4, 1, 1)
+    values[0, 0] = 5.0
+    return y + values
+
+
+def by_its_weights(m: Any, y: Tensor) -> Tensor:
+    device = m.weight.get_device()
+    if device < 0 and m.weight.dim() == 1 and m.weight.numel() > 3:
+        return y * 2
+    return y
+
+
+@pytest.mark.parametrize("compute", [made_of_nothing, by_its_weights])
+def test_what_depends_on_no_input_is_constant(compute):
+    assert_tiles_are_right(doing(compute))
+
+
+def in_lower_precision(m: Any, y: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m.tail(m.head(m.tail(y)))
+
+
+def with_noise(m: Any, y: Tensor) -> Tensor:
+    return y + torch.randn(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"), [(in_lower_precision, "autocast"), (with_noise, "random numbers")]
+)
+def test_what_a_trace_would_lose_is_refused(compute, reason):
+    """Both were traced without it: in full precision, with one noise for all images."""
+    with pytest.raises(TraceError, match=reason):
+        overlap_tool.analyze(doing(compute))
+
+
+def test_a_block_that_switches_autocast_off_is_analysed():
+    def in_full_precision(m: Any, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return y.float() * 2
+
+    assert_tiles_are_right(doing(in_full_precision))
