@@ -6,6 +6,7 @@ its claimed dependence holds the one found by disturbing the original module, an
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,21 @@ def refusal(block: nn.Module) -> TraceError:
     with pytest.raises(TraceError) as caught:
         trace(AfterConv(block).eval(), "stage", 3)
     return caught.value
+
+
+def test_a_refusal_is_one_message_and_no_log() -> None:
+    """PyTorch printed a traceback beside it."""
+    told: list[logging.LogRecord] = []
+    listening = logging.Handler()
+    listening.emit = told.append
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(listening)
+    try:
+        error = refusal(nn.Sequential(Doing(lambda m, x: x + m.wide(x)[..., 1:])))
+    finally:
+        log.removeHandler(listening)
+    assert "refuses a trial input" in error.reason
+    assert told == []
 
 
 # --- published models ------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ number while tracing, and a condition on `x.size(2)` is caught.
 
 from __future__ import annotations
 
+import logging
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -335,7 +337,7 @@ class Tracer(fx.Tracer):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["values"][trial])
         self.evaluating = True
         try:
-            with self.fake, torch.no_grad():
+            with self.fake, torch.no_grad(), _without_a_log():
                 if node.op == "get_attr":
                     value = operator.attrgetter(str(node.target))(self.root)
                     return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
@@ -365,6 +367,17 @@ class Tracer(fx.Tracer):
             ) from error
         finally:
             self.evaluating = False
+
+
+@contextmanager
+def _without_a_log() -> Iterator[None]:
+    """PyTorch logs what it raises on fake tensors, too, with all of the traceback."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _einops_functions() -> tuple[Callable[..., Any], ...]:
