@@ -180,3 +180,19 @@ def test_a_block_that_switches_autocast_off_is_analysed():
             return y.float() * 2
 
     assert_tiles_are_right(doing(in_full_precision))
+
+
+def by_type(m: Any, y: Tensor) -> Tensor:
+    return y * 2 if isinstance(y, Tensor) else y
+
+
+def test_a_module_that_computes_something_else_when_it_is_traced_is_refused():
+    """Tiles computed what was traced, and not what the module computes."""
+    with pytest.raises(TraceError, match="computes something else when it is traced"):
+        overlap_tool.analyze(doing(by_type))
+
+
+def test_that_check_leaves_the_model_as_it_was():
+    module = doing(counting)
+    overlap_tool.analyze(module)
+    assert (module.calls, module.notes, module.training) == (0, {"seen": []}, False)

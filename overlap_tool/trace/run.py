@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from overlap_tool.errors import TraceError
@@ -11,6 +14,7 @@ from overlap_tool.trace.explaining import explained
 from overlap_tool.trace.functional import functionalise
 from overlap_tool.trace.lowering import check_sizes, lowered
 from overlap_tool.trace.tracer import Tracer, TrialError
+from overlap_tool.trace.values import check_values
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
@@ -32,30 +36,39 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
     tracer = Tracer(name, module, channels)
+    with _in_eval_mode(module):
+        aftermath = Aftermath(module)
+        try:
+            graph = tracer.trace(module)
+        except TraceError as error:
+            raise explained(error, tracer) from error
+        finally:
+            changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
+        if changed:
+            raise TraceError(
+                tracer.dotted(changed[0]),
+                "changes while the module runs, which tiles could not do alike",
+                "Do not change it in eval mode",
+            )
+        try:
+            functionalise(graph, tracer)
+            network = lowered(graph, tracer)
+        except TraceError as error:
+            raise explained(error, tracer) from error
+        check_sizes(network, tracer)
+        check_values(graph, network, tracer)
+        return network
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
     was_training = [m for m in module.modules() if m.training]
-    aftermath = Aftermath(module)
     module.eval()
     try:
-        graph = tracer.trace(module)
-    except TraceError as error:
-        raise explained(error, tracer) from error
+        yield
     finally:
-        changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
         for submodule in was_training:
             submodule.training = True
-    if changed:
-        raise TraceError(
-            tracer.dotted(changed[0]),
-            "changes while the module runs, which tiles could not do alike",
-            "Do not change it in eval mode",
-        )
-    try:
-        functionalise(graph, tracer)
-        network = lowered(graph, tracer)
-    except TraceError as error:
-        raise explained(error, tracer) from error
-    check_sizes(network, tracer)
-    return network
 
 
 def input_channels(module: nn.Module) -> list[int]:
