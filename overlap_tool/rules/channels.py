@@ -97,7 +97,8 @@ def norm(
 ) -> Rule | Reduction:
     p = kwargs.get("ord", p)
     dims = dims_of(dim, len(input.shape))
-    if _every_position(dims, len(input.shape)) and p in (2, "fro", None):
+    plain = kwargs.get("dtype") is None and kwargs.get("out") is None
+    if _every_position(dims, len(input.shape)) and p in (2, "fro", None) and plain:
         return barriers.norm(dims, keepdim)
     _only_channels(call, dim, len(input.shape), "takes the norm")
     target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target

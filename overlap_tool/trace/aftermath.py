@@ -1,4 +1,4 @@
-"""What a forward leaves behind in its modules when it is traced: buffers and attributes that it changed."""
+"""What a forward leaves behind in its modules when it is traced: tensors and attributes that it changed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ class Aftermath:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.buffers = [
-            (path, owner, key, buffer, buffer.detach().clone())
-            for path, owner in module.named_modules()
-            for key, buffer in owner._buffers.items()
-            if buffer is not None and not buffer.is_meta
+        self.tensors = [
+            (f"{path}.{key}".strip("."), tensor, tensor.detach().clone())
+            for path, part in module.named_modules()
+            for key, value in (*vars(part).items(), *part._buffers.items())
+            if key not in ("_buffers", "_parameters")
+            for tensor in _inside(value)
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and not tensor.is_meta
         ]
         self.attributes = [
             (value, value.copy())
@@ -30,23 +32,24 @@ class Aftermath:
         ]
 
     def undo(self, from_input: Callable[[fx.Proxy], bool]) -> list[str]:
-        """The dotted names of the buffers that changed, and of the attributes that hold what was made of the
-        input; all are again what they were."""
+        """The dotted names of tensors that changed, and of attributes that hold what was made of the input.
+
+        All are again what they were.
+        """
         changed = [
             f"{path}.{key}".strip(".")
             for path, part in self.module.named_modules()
             for key, value in vars(part).items()
             if any(from_input(inside) for inside in _inside(value) if isinstance(inside, fx.Proxy))
         ]
-        for path, owner, key, buffer, value in self.buffers:
-            if owner._buffers.get(key) is buffer and same_values(buffer, value):
-                continue
-            changed.append(f"{path}.{key}".strip("."))
-            buffer.data = value
-            owner._buffers[key] = buffer
-        for collection, before in self.attributes:
-            if not _same_items(collection, before):
-                _restore(collection, before)
+        buffers = dict(self.module.named_buffers())
+        for name, tensor, before in self.tensors:
+            if buffers.get(name, tensor) is not tensor or not same_values(tensor, before):
+                changed.append(name)
+                tensor.data = before
+        for collection, items in self.attributes:
+            if not _same_items(collection, items):
+                _restore(collection, items)
         return changed
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from overlap_tool.errors import TraceError
 from overlap_tool.network import Network
-from overlap_tool.trace.aftermath import Aftermath
 from overlap_tool.trace.tracer import REGISTER, Tracer
 
 SIDE = 16
@@ -22,14 +22,19 @@ def check_values(graph: fx.Graph, network: Network, tracer: Tracer) -> None:
     """Refuse a module that computes something else when it is traced.
 
     Its code may ask what no trace answers as the module itself would, such as whether its input is a tensor.
+    It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
     """
+    try:
+        module = copy.deepcopy(tracer.root)
+    except Exception:
+        return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale)))
     maps = (_small_map(tracer, side * times) for times in (1, 2, 4, 8))
-    pairs = ((x, _own_result(tracer.root, x)) for x in maps)
+    pairs = ((x, _own_result(module, x)) for x in maps)
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
     if x is None or own is None:
         return
-    traced: Tensor = _AsTraced(tracer, graph).run(x)
+    traced: Tensor = _AsTraced(module, graph, tracer.made).run(x)
     if traced.shape != own.shape or not _nearly_equal(traced, own):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
@@ -52,24 +57,21 @@ def _small_map(tracer: Tracer, side: int) -> Tensor:
     return x.to(like.device, like.dtype)
 
 
-def _own_result(module: Any, x: Tensor) -> Tensor | None:
+def _own_result(module: nn.Module, x: Tensor) -> Tensor | None:
     """What the module makes of a map, if it takes one of this size."""
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         return None
-    aftermath = Aftermath(module)
     try:
         result = module(x.clone())
     except Exception:
         return None
-    finally:
-        aftermath.undo(lambda proxy: False)
     return result if isinstance(result, Tensor) and result.numel() > 0 else None
 
 
 class _AsTraced(fx.Interpreter):
-    def __init__(self, tracer: Tracer, graph: fx.Graph) -> None:
-        super().__init__(tracer.root, graph=graph)
-        self.made = tracer.made
+    def __init__(self, module: nn.Module, graph: fx.Graph, made: dict[str, Tensor]) -> None:
+        super().__init__(module, graph=graph)
+        self.made = made
 
     def fetch_attr(self, target: str) -> Any:
         if target == "":
