@@ -25,7 +25,7 @@ endif
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -W ignore::FutureWarning -m overlap_tool.demo demo
+	$(BIN)/python -W ignore::FutureWarning -m overlap_tool.cli.demo demo
 	$(BIN)/overlap-tool analyze demo/mbt2018.pt
 	$(BIN)/overlap-tool wrap demo/mbt2018.pt --tile 64
 
@@ -45,7 +45,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -rs tests/test_cuda.py tests/test_devices.py tests/files/test_files_commands.py::test_on_a_gpu
+	$(BIN)/python -m pytest -rs tests/runtime/test_cuda.py tests/runtime/test_devices.py tests/files/test_files_commands.py::test_on_a_gpu
 	$(BIN)/python -m benchmarks --device cuda --save benchmarks/results
 
 clean:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated_gpu import can_emulate, emulated_gpu
 from hypothesis import settings
+from support.emulated_gpu import can_emulate, emulated_gpu
 
 from overlap_tool import checkpoint, cli, plugins
 from overlap_tool.kernels import trial

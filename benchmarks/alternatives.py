@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import overlap_tool
 from benchmarks.measuring import RUNS, Way, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
-from overlap_tool.retrofit import TiledForward, tiled_stages
+from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 MODELS = ("bmshj2018-factorized-relu", "mbt2018", "cheng2020-anchor")
 STAGES = ("g_a", "g_s")

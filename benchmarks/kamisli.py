@@ -18,7 +18,7 @@ from rich.table import Table
 import overlap_tool
 from benchmarks import machine
 from overlap_tool import checkpoint
-from overlap_tool.closed_loop import ORDERS, Order
+from overlap_tool.models.closed_loop import ORDERS, Order
 from overlap_tool.report.tables import count, size
 from overlap_tool.verification import images
 

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import overlap_tool
 from benchmarks.measuring import RUNS, Way, exact, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
-from overlap_tool.retrofit import TiledForward, tiled_stages
-from overlap_tool.schedule.choose import Engine, Shape
+from overlap_tool.planning.choose import Engine, Shape
+from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 TILE = 256
 SIDE = 2048

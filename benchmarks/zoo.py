@@ -20,12 +20,12 @@ import overlap_tool
 from benchmarks.measuring import RUNS, Way, exact, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.architectures import KNOWN
+from overlap_tool.geometry.plan import whole
+from overlap_tool.graph.network import Op
 from overlap_tool.kernels import cpu
-from overlap_tool.network import Op
-from overlap_tool.retrofit import TiledForward, tiled_stages
-from overlap_tool.schedule.choose import Schedule, Shape, StagePlan
-from overlap_tool.schedule.cost import full_bytes, op_costs
-from overlap_tool.schedule.plan import whole
+from overlap_tool.planning.choose import Schedule, Shape, StagePlan
+from overlap_tool.planning.cost import full_bytes, op_costs
+from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 STAGES = ("g_a", "g_s")
 SIZES = {"1K": (1024, 1024), "2K": (1920, 1088), "4K": (3840, 2176)}

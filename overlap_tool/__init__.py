@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from overlap_tool.analysis import Analysis, analyze
     from overlap_tool.kernels import exact_kernels
-    from overlap_tool.retrofit import load, plans, save, unwrap, wrap
     from overlap_tool.verification import Certificate, verify
+    from overlap_tool.wrapping.retrofit import load, plans, save, unwrap, wrap
 
 __version__ = version("overlap-tool")
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Analysis", "analyze"), "overlap_tool.analysis"),
     "exact_kernels": "overlap_tool.kernels",
-    **dict.fromkeys(("load", "plans", "save", "unwrap", "wrap"), "overlap_tool.retrofit"),
+    **dict.fromkeys(("load", "plans", "save", "unwrap", "wrap"), "overlap_tool.wrapping.retrofit"),
     **dict.fromkeys(("Certificate", "verify"), "overlap_tool.verification"),
 }
 

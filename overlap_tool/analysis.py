@@ -11,13 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool import checkpoint, segments
-from overlap_tool.axis import exact_overlap
-from overlap_tool.closed_loop import CausalReach, ClosedLoop
+from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
-from overlap_tool.network import Barrier, Input, Network, Op
-from overlap_tool.schedule.choose import (
+from overlap_tool.geometry.axis import exact_overlap
+from overlap_tool.geometry.plan import whole
+from overlap_tool.graph import segments
+from overlap_tool.graph.network import Barrier, Input, Network, Op
+from overlap_tool.graph.segments import Segment
+from overlap_tool.models.closed_loop import CausalReach, ClosedLoop
+from overlap_tool.models.stages import Stage, Untiled, survey
+from overlap_tool.planning.choose import (
     Schedule,
     Settings,
     Shape,
@@ -25,10 +29,7 @@ from overlap_tool.schedule.choose import (
     plan_segments,
     plan_stage,
 )
-from overlap_tool.schedule.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
-from overlap_tool.schedule.plan import whole
-from overlap_tool.segments import Segment
-from overlap_tool.stages import Stage, Untiled, survey
+from overlap_tool.planning.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
 
 SCHEMA = 1
 IMAGE = (3840, 2160)

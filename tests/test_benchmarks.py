@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 from rich.table import Table
-from small_models import small_model
+from support.small_models import small_model
 
 import overlap_tool
 from benchmarks import files, zoo
 from benchmarks.__main__ import NAMES, QUOTING, ROOT, main
 from benchmarks.markdown import as_markdown, quoted
 from benchmarks.measuring import exact, peak_bytes
-from overlap_tool.retrofit import tiled_stages
+from overlap_tool.wrapping.retrofit import tiled_stages
 
 
 def test_a_table_in_markdown():

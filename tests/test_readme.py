@@ -19,7 +19,7 @@ import skimage.data
 import torch
 import typer.main
 from PIL import Image
-from small_models import small_model
+from support.small_models import small_model
 from torch import nn
 
 import overlap_tool
@@ -27,9 +27,9 @@ from overlap_tool import checkpoint, cli, plugins
 from overlap_tool.checkpoint import registry as architectures
 from overlap_tool.errors import UnknownOpError
 from overlap_tool.files import Codec, compress
+from overlap_tool.graph.trace import trace
 from overlap_tool.plugins import GROUP
 from overlap_tool.rules import registry
-from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -41,7 +41,7 @@ def compress(
 
     def work(codec: Codec, **how: Any) -> Summary:
         from overlap_tool.files import compress
-        from overlap_tool.schedule.choose import parse_bytes
+        from overlap_tool.planning.choose import parse_bytes
 
         target = output or image.with_suffix(".lic")
         return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)

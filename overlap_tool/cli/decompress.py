@@ -41,7 +41,7 @@ def decompress(
 
     def work(codec: Codec, **how: Any) -> Summary:
         from overlap_tool.files import decompress
-        from overlap_tool.schedule.choose import parse_bytes
+        from overlap_tool.planning.choose import parse_bytes
 
         target = output or coded.with_suffix(".png")
         return decompress(codec, coded, target, in_memory=parse_bytes(in_memory), **how)

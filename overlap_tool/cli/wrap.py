@@ -81,9 +81,10 @@ def wrap(
     refuse_missing_folder("--output", output)
     target = output or _beside(model.source, model.model)
     with busy(f"Wrapping {model.name}"):
-        from overlap_tool import checkpoint, retrofit
+        from overlap_tool import checkpoint
         from overlap_tool.report.tables import plan_table, untiled_tables
         from overlap_tool.report.terminal import drawn, screen
+        from overlap_tool.wrapping import retrofit
 
         load_plugins(model.plugin)
         loaded = checkpoint.load(model.source, **arguments)

@@ -16,12 +16,12 @@ from overlap_tool import __version__
 from overlap_tool.checkpoint import hash_weights
 from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.errors import OptionError
-from overlap_tool.files.coding import coded_in_pieces
-from overlap_tool.files.raster import raster_in_bands
+from overlap_tool.files.coding.entropy import coded_in_pieces
+from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.running import Workspace
 from overlap_tool.kernels import engine
-from overlap_tool.retrofit import TiledForward, restore, tiled_stages
 from overlap_tool.verification import machine
+from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 
 
 @dataclass(frozen=True)

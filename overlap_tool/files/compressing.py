@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 
 from overlap_tool.errors import OptionError
-from overlap_tool.files import container
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.container import Head
+from overlap_tool.files.coding.matching import refuse_impossible
+from overlap_tool.files.coding.waiting import tell_a_long_wait
 from overlap_tool.files.decompressing import decode
-from overlap_tool.files.matching import refuse_impossible
-from overlap_tool.files.pictures import Picture, open_picture, read_rows
-from overlap_tool.files.pixels import Frame, PictureNumbers, channels_read, padding
+from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.pictures import Picture, open_picture, read_rows
+from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, padding
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import Clock, Summary
 from overlap_tool.files.task import IN_MEMORY, Task
-from overlap_tool.files.waiting import tell_a_long_wait
-from overlap_tool.lazy import LazyMap
+from overlap_tool.runtime.lazy import LazyMap
 
 
 def compress(

@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overlap_tool.errors import ContainerError
-from overlap_tool.files import container
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.coding import CodedString
-from overlap_tool.files.container import Head
-from overlap_tool.files.matching import refuse_another_checkpoint, refuse_impossible, tell_another_engine
-from overlap_tool.files.outputs import refuse_unwritable
-from overlap_tool.files.pixels import inner_rows, samples
+from overlap_tool.files.coding.entropy import CodedString
+from overlap_tool.files.coding.matching import (
+    refuse_another_checkpoint,
+    refuse_impossible,
+    tell_another_engine,
+)
+from overlap_tool.files.coding.waiting import tell_a_long_wait
+from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.outputs import refuse_unwritable
+from overlap_tool.files.formats.pixels import inner_rows, samples
 from overlap_tool.files.running import Workspace, pour
 from overlap_tool.files.summary import Clock, Summary
 from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
-from overlap_tool.files.waiting import tell_a_long_wait
 
 
 def decompress(

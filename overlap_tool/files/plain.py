@@ -13,13 +13,13 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError, OptionError
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.outputs import refuse_unwritable
-from overlap_tool.files.pictures import open_picture
-from overlap_tool.files.pixels import Frame, PictureNumbers, channels_read, samples
+from overlap_tool.files.formats.outputs import refuse_unwritable
+from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, samples
 from overlap_tool.files.running import pour
 from overlap_tool.files.summary import Clock, Summary
 from overlap_tool.files.task import ResumedImage, Task
-from overlap_tool.lazy import LazyMap
+from overlap_tool.runtime.lazy import LazyMap
 
 DTYPES = ("uint8", "uint16", "float32")
 

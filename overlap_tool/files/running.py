@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from overlap_tool import deferred, passes
-from overlap_tool.deferred import InMemory, Numbers, origins
+from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.files.job import Job
-from overlap_tool.files.rows import Bands, MapFile
 from overlap_tool.geometry import Span
-from overlap_tool.lazy import LazyMap, LazyZeros
-from overlap_tool.progress import TileProgress
-from overlap_tool.retrofit import TiledForward, stages_run_by
-from overlap_tool.schedule.choose import Shape, StagePlan, plan_stage
-from overlap_tool.schedule.plan import AxisPlan, stream
-from overlap_tool.stores import Sink, Source, TensorSink, TensorSource
+from overlap_tool.geometry.plan import AxisPlan, stream
+from overlap_tool.planning.choose import Shape, StagePlan, plan_stage
+from overlap_tool.runtime import deferred, passes
+from overlap_tool.runtime.deferred import InMemory, Numbers, origins
+from overlap_tool.runtime.lazy import LazyMap, LazyZeros
+from overlap_tool.runtime.progress import TileProgress
+from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource
+from overlap_tool.wrapping.retrofit import TiledForward, stages_run_by
 
 BLOCK_BYTES = 64 << 20
 """What is computed, and kept, at most at once of a map that is computed when it is read."""

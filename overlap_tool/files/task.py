@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.outputs import open_output
+from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.job import Job, stamp
-from overlap_tool.files.outputs import open_output
-from overlap_tool.files.pixels import Frame
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import Clock, Summary, peak_memory_bytes
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
-from overlap_tool.loops import LoopPlan
-from overlap_tool.schedule.choose import StagePlan
-from overlap_tool.stages import Untiled
+from overlap_tool.models.stages import Untiled
+from overlap_tool.planning.choose import StagePlan
+from overlap_tool.wrapping.loops import LoopPlan
 
 WORDS = {
     *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),

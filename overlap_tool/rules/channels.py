@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules import barriers
+from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register
 
 

@@ -16,14 +16,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import passes
-from overlap_tool.axis import Axis
 from overlap_tool.geometry import Span
-from overlap_tool.network import Network
-from overlap_tool.schedule.choose import Settings, Shape, plan_stage
-from overlap_tool.schedule.plan import AxisPlan
-from overlap_tool.stages import Stage
-from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan
+from overlap_tool.graph.network import Network
+from overlap_tool.models.stages import Stage
+from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
 from overlap_tool.verification.observing import differing, largest_difference

@@ -10,9 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from overlap_tool import passes
 from overlap_tool.errors import RuleError
-from overlap_tool.execute import (
+from overlap_tool.geometry import Patch, Span
+from overlap_tool.geometry.plan import AxisPlan, whole
+from overlap_tool.graph.network import Barrier, Network, Op, Summary, leaves, maps_read
+from overlap_tool.kernels import exact_kernels
+from overlap_tool.planning.choose import SegmentPlan, StagePlan
+from overlap_tool.rules import Operand, Patches, Size
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.execute import (
     EndlessSource,
     as_the_model_has_it,
     compute_piece,
@@ -20,13 +26,7 @@ from overlap_tool.execute import (
     rows_and_columns_last,
     substituted,
 )
-from overlap_tool.geometry import Patch, Span
-from overlap_tool.kernels import exact_kernels
-from overlap_tool.network import Barrier, Network, Op, Summary, leaves, maps_read
-from overlap_tool.rules import Operand, Patches, Size
-from overlap_tool.schedule.choose import SegmentPlan, StagePlan
-from overlap_tool.schedule.plan import AxisPlan, whole
-from overlap_tool.stores import TensorSource
+from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
 
 Fault = Literal["overlap", "kernel", "schedule"]

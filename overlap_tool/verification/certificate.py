@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from overlap_tool.closed_loop import Order
 from overlap_tool.kernels import Fallback
-from overlap_tool.schedule.choose import Schedule
-from overlap_tool.stages import Untiled
+from overlap_tool.models.closed_loop import Order
+from overlap_tool.models.stages import Untiled
+from overlap_tool.planning.choose import Schedule
 
 SCHEMA = 1
 

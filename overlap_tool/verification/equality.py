@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, RuleError
+from overlap_tool.graph.network import Network
 from overlap_tool.kernels import engine
-from overlap_tool.network import Network
-from overlap_tool.schedule.choose import Engine, StagePlan
-from overlap_tool.stages import Stage
+from overlap_tool.models.stages import Stage
+from overlap_tool.planning.choose import Engine, StagePlan
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.verification.certificate import Check, DifferenceMap, Figure
 from overlap_tool.verification.observing import (

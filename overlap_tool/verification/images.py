@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from PIL import Image as Picture
 from torch import Tensor
 
-from overlap_tool import segments
-from overlap_tool.axis import Axis
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import brought_up
-from overlap_tool.stages import Stage, Survey
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.graph import segments
+from overlap_tool.models.stages import Stage, Survey
 from overlap_tool.verification.certificate import ImageRecord
 
 BLOCKS = (64, 16, 4, 1)

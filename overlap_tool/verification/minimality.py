@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from overlap_tool import passes
-from overlap_tool.axis import Axis
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan, Step
+from overlap_tool.graph.network import Input, Network
 from overlap_tool.kernels import exact_kernels
-from overlap_tool.network import Input, Network
-from overlap_tool.passes import Pass
-from overlap_tool.schedule.choose import StagePlan
-from overlap_tool.schedule.plan import AxisPlan, Step
-from overlap_tool.stores import TensorSink, TensorSource
+from overlap_tool.planning.choose import StagePlan
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.passes import Pass
+from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.verification.certificate import Check, Figure
 from overlap_tool.verification.observing import Seen, differing
 from overlap_tool.verification.pieces import ShortSource, halo, run_tile

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.models.stages import Stage
 from overlap_tool.rules import is_quantiser
-from overlap_tool.stages import Stage
 from overlap_tool.verification.certificate import DifferenceMap
 
 CELLS = 32

@@ -10,15 +10,15 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
-from overlap_tool import passes
-from overlap_tool.axis import Axis
-from overlap_tool.execute import execute_pass
 from overlap_tool.geometry import Span
-from overlap_tool.network import Network
-from overlap_tool.passes import Pass
-from overlap_tool.schedule.choose import StagePlan
-from overlap_tool.schedule.plan import AxisPlan, Step
-from overlap_tool.stores import Source, TensorSink, TensorSource
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan, Step
+from overlap_tool.graph.network import Network
+from overlap_tool.planning.choose import StagePlan
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.execute import execute_pass
+from overlap_tool.runtime.passes import Pass
+from overlap_tool.runtime.stores import Source, TensorSink, TensorSource
 
 
 def run_stage(network: Network, plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
-from overlap_tool.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.errors import OptionError
 from overlap_tool.kernels import fallbacks
-from overlap_tool.loops import order_of
-from overlap_tool.retrofit import rewrap, settings_of, wrap
-from overlap_tool.schedule.choose import Schedule, Settings, Shape, StagePlan, plan_stage
-from overlap_tool.stages import Stage, Survey, survey
+from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
+from overlap_tool.models.stages import Stage, Survey, survey
+from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model
 from overlap_tool.verification.certificate import MODEL, Certificate, Check, PlanRecord
 from overlap_tool.verification.images import Image
 from overlap_tool.verification.minimality import check_minimality
+from overlap_tool.wrapping.loops import order_of
+from overlap_tool.wrapping.retrofit import rewrap, settings_of, wrap
 
 TILE = (256, 256)
 BOTH: tuple[Schedule, ...] = ("stream", "tiles")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_models import small_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.checkpoint_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.blank import TooLargeError, blank_weights

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from checkpoint_models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoint_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint import has_key, has_prefix, registry, shape, size

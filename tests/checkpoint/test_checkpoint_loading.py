@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from checkpoint_models import small_model
 from safetensors.torch import save_file
+from support.checkpoint_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.reading import CONTAINERS, strip_prefixes, unwrap

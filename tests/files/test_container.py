@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import codec, photograph, untouched
+from support.photographs import codec, photograph, untouched
 
 from overlap_tool.errors import ContainerError, OverlapToolError
-from overlap_tool.files import compress, container, decompress
+from overlap_tool.files import compress, decompress
+from overlap_tool.files.formats import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,15 +13,18 @@ import pytest
 import torch
 from compressai.entropy_models import EntropyModel
 from compressai.models import MeanScaleHyperprior
-from photographs import LiveMemory, codec, photograph, strings_in, untouched
 from PIL import Image
-from small_models import small_model, small_survey
+from support.photographs import LiveMemory, codec, photograph, strings_in, untouched
+from support.small_models import small_model, small_survey
 
 import overlap_tool
-from overlap_tool import checkpoint, deferred
+from overlap_tool import checkpoint
 from overlap_tool.errors import ContainerError, ImageFileError, OptionError
-from overlap_tool.files import Codec, compress, container, decompress, waiting
+from overlap_tool.files import Codec, compress, decompress
+from overlap_tool.files.coding import waiting
+from overlap_tool.files.formats import container
 from overlap_tool.files.task import IN_MEMORY
+from overlap_tool.runtime import deferred
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -292,7 +295,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
 
 
 def test_a_network_that_is_no_codec_is_refused(tmp_path) -> None:
-    from networks import PlainCnn
+    from support.networks import PlainCnn
 
     plain = Codec(overlap_tool.wrap(PlainCnn().eval(), tile=16), "mine:Net", "", "net")
     with pytest.raises(OptionError, match="overlap-tool run"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from networks import PlainCnn
-from photographs import photograph, untouched
 from PIL import Image
-from small_models import small_model
+from support.networks import PlainCnn
+from support.photographs import photograph, untouched
+from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint
@@ -29,7 +29,10 @@ def folder(tmp_path_factory) -> Path:
     tiled = overlap_tool.wrap(small_model("mbt2018-mean"), tile=64)
     overlap_tool.save(tiled, folder / "it.tiled.pt", "mbt2018-mean", arguments)
     overlap_tool.save(
-        overlap_tool.wrap(PlainCnn().eval(), tile=16), folder / "net.tiled.pt", "networks:PlainCnn", {}
+        overlap_tool.wrap(PlainCnn().eval(), tile=16),
+        folder / "net.tiled.pt",
+        "support.networks:PlainCnn",
+        {},
     )
     Image.fromarray(PIXELS).save(folder / "in.png")
     Image.fromarray(photograph("camera", 40, 60)).save(folder / "grey.png")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from photographs import photograph
 from PIL import Image, ImageOps
+from support.photographs import photograph
 
 from overlap_tool.errors import ImageFileError
-from overlap_tool.files.outputs import CHUNK, open_output
-from overlap_tool.files.pictures import open_picture
-from overlap_tool.files.pixels import channels_read
+from overlap_tool.files.formats.outputs import CHUNK, open_output
+from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pixels import channels_read
 
 COLOUR = photograph("chelsea", 83, 131)
 GREY = photograph("camera", 83, 131)
@@ -198,7 +198,7 @@ HELD = {".png": {"rgb", "l", "l16"}, ".webp": {"rgb"}}
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_written_in_bands_and_gone_on_with(tmp_path, monkeypatch, name, kind) -> None:
     """Stopped after any band, and gone on with from what was said to be on the disk."""
-    monkeypatch.setattr("overlap_tool.files.outputs.CHUNK", (20, 50))
+    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (20, 50))
     values = SAMPLES[kind]
 
     def begin(folder: Path, begun: bool):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import codec, photograph
+from support.photographs import codec, photograph
 
 import overlap_tool
 from overlap_tool import checkpoint
@@ -54,7 +54,7 @@ def stop_after(monkeypatch):
 @pytest.mark.parametrize("suffix", ["npy", "png", "tif", "zarr"])
 @pytest.mark.parametrize("in_memory", [1000, 256 << 20])
 def test_stopped_after_every_band(tmp_path, stop_after, monkeypatch, suffix, in_memory) -> None:
-    monkeypatch.setattr("overlap_tool.files.outputs.CHUNK", (50, 50))
+    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (50, 50))
     np.save(tmp_path / "in.npy", PIXELS)
     model = codec("bmshj2018-factorized")
 
@@ -129,7 +129,7 @@ def test_what_was_done_is_not_done_again(tmp_path, stop_after, monkeypatch) -> N
         read.append(1)
         return source(*args, **kwargs)
 
-    monkeypatch.setattr("overlap_tool.files.pictures.np.load", watched)
+    monkeypatch.setattr("overlap_tool.files.formats.pictures.np.load", watched)
     told = compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic", resume=True)
     resumed, read[:] = len(read), []
     assert told.resumed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from overlap_tool.files.rows import Bands, MapFile, RowsFile
+from overlap_tool.files.formats.rows import Bands, MapFile, RowsFile
 from overlap_tool.geometry import Span
 
 WHOLE = torch.arange(12 * 10.0).reshape(1, 1, 12, 10)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from networks import PlainCnn, two_barriers
-from photographs import LiveMemory, codec, photograph
+from support.networks import PlainCnn, two_barriers
+from support.photographs import LiveMemory, codec, photograph
 from torch import nn
 
 import overlap_tool
 from overlap_tool.errors import ImageFileError, OptionError
 from overlap_tool.files import Codec, run
-from overlap_tool.files.pictures import open_picture
+from overlap_tool.files.formats.pictures import open_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

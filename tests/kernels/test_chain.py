@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import on_threads
+from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
+from support.threads import on_threads
 from torch import Tensor
 
 from overlap_tool import exact_kernels

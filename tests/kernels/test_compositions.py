@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from threads import on_threads
+from support.threads import on_threads
 from torch import nn
 
 from overlap_tool import exact_kernels

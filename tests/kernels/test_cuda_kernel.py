@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import CASES, LAYOUTS, Case, chain, operands
+from support.convolutions import CASES, LAYOUTS, Case, chain, operands
 
 from overlap_tool.kernels import cuda, trial
 from overlap_tool.kernels.form import Form

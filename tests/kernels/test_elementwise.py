@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from convolutions import CASES, LAYOUTS, Case, chain, layers, operands
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu, elementwise

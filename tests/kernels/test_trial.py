@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import CASES, Case, chain, operands, transposed
+from support.convolutions import CASES, Case, chain, operands, transposed
 from torch import Tensor
 
 from overlap_tool import exact_kernels

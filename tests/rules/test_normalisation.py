@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_networks import Case, cases
+from support.random_networks import Case, cases
 from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import analyze, exact_kernels
 from overlap_tool.errors import PluginError
+from overlap_tool.graph.segments import cut
+from overlap_tool.graph.trace import trace
 from overlap_tool.rules import compose
 from overlap_tool.rules.normalisation import group_norm, instance_norm
-from overlap_tool.segments import cut
-from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

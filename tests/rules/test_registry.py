@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compressai.layers import MaskedConv2d
-from pieces_of import Functional, run_whole
+from support.pieces_of import Functional, run_whole
 from torch import Tensor, nn
 
 from overlap_tool.errors import (
@@ -21,8 +21,8 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.geometry import POINTWISE
+from overlap_tool.graph.trace import trace
 from overlap_tool.rules import Rule, register, registry, rule_for_function, rule_for_module
-from overlap_tool.trace import trace
 
 pytestmark = pytest.mark.usefixtures("own_rules")
 

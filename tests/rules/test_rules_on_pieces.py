@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pieces_of import Functional, Plan, run_on_pieces
+from support.pieces_of import Functional, Plan, run_on_pieces
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Span
-from overlap_tool.trace import trace
+from overlap_tool.graph.trace import trace
 
 TOLERANCE = 1e-12
 """In float64, for a library convolution has other last bits for other shapes."""

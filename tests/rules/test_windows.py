@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from swin import SwinAttention
+from support.swin import SwinAttention
 from torch import Tensor, nn
 
 from overlap_tool import exact_kernels
-from overlap_tool.execute import execute
 from overlap_tool.geometry import Span
-from overlap_tool.layers import ChannelLinear, ChannelNorm
-from overlap_tool.schedule.choose import Settings, Shape, plan_stage
-from overlap_tool.schedule.plan import cut, stream, tiles, whole
-from overlap_tool.stores import TensorSink, TensorSource
-from overlap_tool.trace import trace
+from overlap_tool.geometry.plan import cut, stream, tiles, whole
+from overlap_tool.graph.trace import trace
+from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
+from overlap_tool.runtime.execute import execute
+from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.verification.blame import find_fault
 
 MASKS = (-100.0, -torch.inf)

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 import overlap_tool
 from overlap_tool import checkpoint, cli, exact_kernels, plugins
 from overlap_tool.geometry import Span
-from overlap_tool.schedule.choose import Schedule
-from overlap_tool.stages import Stage, survey
+from overlap_tool.models.stages import Stage, survey
+from overlap_tool.planning.choose import Schedule
 
 OURS = ["hyperprior-nocontext", "hyperprior-checkerboard"]
 MODELS = [*OURS, "cheng2020-anchor-checkerboard", "elic2022-official"]

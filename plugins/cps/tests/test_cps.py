@@ -7,7 +7,7 @@ from fractions import Fraction
 import overlap_tool_cps
 import pytest
 import torch
-from small_models import small_model
+from support.small_models import small_model
 from test_exactness import (  # noqa: F401  (run here on the architecture below)
     photograph,
     test_bitstreams,

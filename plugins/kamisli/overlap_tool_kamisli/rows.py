@@ -15,7 +15,7 @@ from compressai.ans import RansEncoder
 from compressai.entropy_models import GaussianConditional
 
 from overlap_tool.errors import CheckpointError, OptionError
-from overlap_tool.range_coding import decoder_of
+from overlap_tool.models.range_coding import decoder_of
 
 Numbers: TypeAlias = npt.NDArray[np.integer[Any]]
 

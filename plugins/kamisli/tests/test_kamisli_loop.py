@@ -11,9 +11,9 @@ from overlap_tool_kamisli import blocks
 from overlap_tool_kamisli.blockwise import BlockByBlock, History
 from overlap_tool_kamisli.causality import Reach, fronts
 from overlap_tool_kamisli.codec import BlockCodec
-from small_models import small_model
+from support.small_models import small_model
+from support.threads import on_threads
 from test_exactness import photograph
-from threads import on_threads
 from torch import Tensor
 
 from benchmarks.live_memory import LiveBytes

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import small_model
+from support.small_models import small_model
+from support.weights_by_formula import relative_error, weights_by_formula
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 

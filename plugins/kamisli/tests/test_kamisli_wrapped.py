@@ -11,15 +11,15 @@ import torch
 from overlap_tool_kamisli.blockwise import History
 from overlap_tool_kamisli.causality import Reach
 from overlap_tool_kamisli.codec import BlockCodec
-from small_models import small_model
+from support.small_models import small_model
 from test_exactness import photograph
 from typer.testing import CliRunner
 
 import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import cli, exact_kernels
-from overlap_tool.closed_loop import ORDERS, CausalReach
 from overlap_tool.errors import OptionError, TrainingModeError
+from overlap_tool.models.closed_loop import ORDERS, CausalReach
 
 NAMES = ["kamisli", "kamisli-hps2"]
 names = pytest.mark.parametrize("name", NAMES)
@@ -182,7 +182,7 @@ def test_verify_at_full_width(name: str) -> None:
 
 
 def test_a_model_is_a_closed_loop_by_what_it_brings() -> None:
-    from overlap_tool.closed_loop import ClosedLoop
+    from overlap_tool.models.closed_loop import ClosedLoop
 
     assert isinstance(small_model("kamisli"), ClosedLoop)
     assert not isinstance(small_model("mbt2018"), ClosedLoop)

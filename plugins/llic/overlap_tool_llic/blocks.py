@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Window
-from overlap_tool.layers import ChannelNorm
 from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register
+from overlap_tool.rules.layers import ChannelNorm
 
 POOLED = 3
 EXPANSION = 2

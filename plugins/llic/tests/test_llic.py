@@ -23,9 +23,9 @@ import overlap_tool
 from overlap_tool import analyze, checkpoint, cli, exact_kernels
 from overlap_tool.errors import UnknownOpError
 from overlap_tool.files import Codec, compress, decompress
+from overlap_tool.graph.segments import cut
+from overlap_tool.models.stages import survey
 from overlap_tool.rules import Call, Operand
-from overlap_tool.segments import cut
-from overlap_tool.stages import survey
 
 NAMES = ["llic-elic", "llic-stf", "llic-tcm"]
 

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from overlap_tool import inline
 from overlap_tool.errors import UnknownOpError
-from overlap_tool.inline import InlineStage
+from overlap_tool.models import inline
+from overlap_tool.models.inline import InlineStage
 from overlap_tool.rules import Attention, Call, Operand, Patches, Rule, attention_in_windows, place, register
 from overlap_tool_stf.attention import bias_of, by_heads
 from overlap_tool_stf.swin import analysis, synthesis

@@ -18,7 +18,7 @@ from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-from overlap_tool.range_coding import decoder_of
+from overlap_tool.models.range_coding import decoder_of
 
 
 class SlicedCodec(CompressionModel):

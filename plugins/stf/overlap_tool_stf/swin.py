@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Window
-from overlap_tool.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register
+from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool_stf.attention import WindowAttention
 
 WINDOW = 4

@@ -18,9 +18,9 @@ from torch import nn
 from overlap_tool import checkpoint, exact_kernels, unwrap, wrap
 from overlap_tool.checkpoint.fitting import fit
 from overlap_tool.errors import TraceError, TrainingModeError, UnknownOpError
-from overlap_tool.retrofit import plans
-from overlap_tool.stages import survey
-from overlap_tool.trace import trace
+from overlap_tool.graph.trace import trace
+from overlap_tool.models.stages import survey
+from overlap_tool.wrapping.retrofit import plans
 
 SMALL = {"embed_dim": 6, "depths": [2, 1, 2, 1], "heads": [1, 2, 3, 4], "slices": 2}
 STAND_IN = Path(__file__).parent / "stand_in"

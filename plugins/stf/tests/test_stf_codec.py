@@ -10,14 +10,14 @@ import pytest
 import torch
 from overlap_tool_stf.attention import WindowAttention
 from overlap_tool_stf.swin import SwinBlock
-from small_models import small_model, small_survey
+from support.small_models import small_model, small_survey
 from test_exactness import photograph
 from torch import nn
 from typer.testing import CliRunner
 
 from overlap_tool import analyze, checkpoint, exact_kernels, plugins, wrap
 from overlap_tool.cli import app
-from overlap_tool.retrofit import load, save
+from overlap_tool.wrapping.retrofit import load, save
 
 both = pytest.mark.parametrize("name", ["stf", "wacnn"])
 schedules = pytest.mark.parametrize("schedule", ["stream", "tiles"])

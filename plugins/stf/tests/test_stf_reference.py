@@ -12,8 +12,8 @@ from pathlib import Path
 import overlap_tool_stf
 import pytest
 import torch
+from support.weights_by_formula import relative_error, weights_by_formula
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.fitting import fit, respell

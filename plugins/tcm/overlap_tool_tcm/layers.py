@@ -10,7 +10,7 @@ import torch
 from compressai.layers import AttentionBlock, ResidualBlock
 from torch import Tensor, nn
 
-from overlap_tool.layers import ChannelLinear, ChannelNorm
+from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool_tcm.attention import WindowAttention
 
 

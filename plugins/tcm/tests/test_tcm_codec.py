@@ -5,7 +5,7 @@ from __future__ import annotations
 import overlap_tool_tcm
 import pytest
 import torch
-from small_models import small_model
+from support.small_models import small_model
 from test_exactness import photograph
 
 from overlap_tool import checkpoint, exact_kernels, plugins

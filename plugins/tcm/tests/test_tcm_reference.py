@@ -12,9 +12,9 @@ from pathlib import Path
 import overlap_tool_tcm
 import pytest
 import torch
+from support.weights_by_formula import relative_error, weights_by_formula
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from weights_by_formula import relative_error, weights_by_formula
 
 from overlap_tool import checkpoint
 

@@ -12,19 +12,19 @@ import overlap_tool_tcm
 import pytest
 import torch
 from overlap_tool_tcm.layers import MixedBlock, TwoSwinBlocks
-from probes import COLUMNS, ROWS, perturbation_dependence
-from small_models import small_model, small_survey
+from support.probes import COLUMNS, ROWS, perturbation_dependence
+from support.small_models import small_model, small_survey
 from test_exactness import photograph, whole_models
 from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import checkpoint, exact_kernels
 from overlap_tool.errors import UnknownOpError, WrapAroundError
-from overlap_tool.execute import execute
 from overlap_tool.geometry import Span
-from overlap_tool.schedule.plan import cut, stream, tiles
-from overlap_tool.stores import TensorSink, TensorSource
-from overlap_tool.trace import trace
+from overlap_tool.geometry.plan import cut, stream, tiles
+from overlap_tool.graph.trace import trace
+from overlap_tool.runtime.execute import execute
+from overlap_tool.runtime.stores import TensorSink, TensorSource
 
 NAME = overlap_tool_tcm.ARCHITECTURE.name
 WINDOW = 4

@@ -1,0 +1,1 @@
+"""Entropy coding in pieces, and in bands of rows."""

@@ -1,0 +1,263 @@
+"""CompressAI's entropy coding of whole maps, in pieces: the same strings, without lists of all symbols.
+
+A map that is not in memory is coded in bands of rows, each as a string of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool.errors import ContainerError
+from overlap_tool.files.running import Workspace
+from overlap_tool.geometry import Span
+from overlap_tool.models.range_coding import decoder_of
+from overlap_tool.runtime.lazy import LazyMap
+
+SYMBOLS_AT_ONCE = 1 << 18
+"""As Python's integers, in lists, on their way to the coder."""
+
+SYMBOLS_IN_A_BAND = 1 << 22
+"""At most; fewer where little may be in memory."""
+
+BYTES_OF_A_SYMBOL = 16
+"""In a band: what is coded, its mean, its table and its number."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of a map: how many, the length of their string, and a hash of their symbols."""
+
+    rows: int
+    length: int
+    symbols: str
+
+
+class CodedString(bytes):
+    """The strings of a map's bands, one after another."""
+
+    bands: tuple[Band, ...]
+
+    @staticmethod
+    def of(strings: Sequence[bytes], bands: Sequence[Band]) -> CodedString:
+        made = CodedString(b"".join(strings))
+        made.bands = tuple(bands)
+        return made
+
+    def parts(self) -> Iterator[tuple[Band, bytes]]:
+        start = 0
+        for band in self.bands:
+            yield band, self[start : start + band.length]
+            start += band.length
+
+
+def as_coded(string: bytes, height: int, where: str) -> CodedString:
+    """A string for a map of this height; one that knows of no bands is one band."""
+    bands = string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
+    if len(bands) == 1 and bands[0].rows == 0:
+        bands = (replace(bands[0], rows=height),)
+    if sum(band.rows for band in bands) != height or sum(band.length for band in bands) != len(string):
+        raise ContainerError(where, "its bands are not those of this map", "Compress the image again")
+    return CodedString.of([string], bands)
+
+
+def check_symbols(band: Band, found: str, where: str) -> None:
+    if band.symbols not in ("", found):
+        raise ContainerError(
+            where,
+            "its symbols are not those that were written: another engine coded it, or it was altered",
+            "Decode it with the versions of overlap-tool and torch that wrote it, on such a machine",
+        )
+
+
+def rows_of_a_band(limit: int, channels: int, width: int) -> int:
+    """Of a map with so many channels and columns, where so many bytes may be in memory."""
+    symbols = min(SYMBOLS_IN_A_BAND, limit // BYTES_OF_A_SYMBOL)
+    return max(1, symbols // max(1, channels * width))
+
+
+@contextmanager
+def coded_in_pieces(model: nn.Module, workspace: Workspace, where: str) -> Iterator[None]:
+    """Inside, CompressAI's entropy models code piece by piece; classes with a coding of their own keep it."""
+    from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+
+    changed: list[tuple[nn.Module, str]] = []
+
+    def change(module: nn.Module, kind: type[nn.Module], name: str, method: Callable[..., Any]) -> None:
+        if getattr(type(module), name) is getattr(kind, name):
+            setattr(module, name, method)
+            changed.append((module, name))
+
+    for number, module in enumerate(model.modules()):
+        coder = _Coder(module, workspace, f"{where}, symbols {number}")
+        if isinstance(module, EntropyBottleneck):
+            change(module, EntropyBottleneck, "compress", coder.compress_by_channel)
+            change(module, EntropyBottleneck, "decompress", coder.decompress_by_channel)
+        elif isinstance(module, GaussianConditional):
+            change(module, GaussianConditional, "compress", coder.compress)
+            change(module, GaussianConditional, "decompress", coder.decompress)
+            change(module, GaussianConditional, "build_indexes", coder.build_indexes)
+    try:
+        yield
+    finally:
+        for module, name in changed:
+            delattr(module, name)
+
+
+class _Coder:
+    """Stands in for the methods of one entropy model."""
+
+    def __init__(self, model: Any, workspace: Workspace, where: str) -> None:
+        self.model = model
+        self.workspace = workspace
+        self.where = where
+
+    def compress_by_channel(self, x: Tensor) -> list[CodedString]:
+        return self.compress(x, *self._by_channel(tuple(x.shape)))
+
+    def decompress_by_channel(self, strings: Sequence[bytes], size: Sequence[int]) -> Tensor:
+        indexes, medians = self._by_channel((len(strings), self.model.quantized_cdf.shape[0], *size))
+        return self.decompress(strings, indexes, medians.dtype, medians)
+
+    def build_indexes(self, scales: Tensor) -> Tensor:
+        original = type(self.model).build_indexes
+        if not isinstance(scales, LazyMap):
+            return original(self.model, scales)
+        return scales.each(lambda piece: original(self.model, piece), torch.int32)
+
+    def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[CodedString]:
+        self.model._check_cdf_size()
+        self.model._check_cdf_length()
+        self.model._check_offsets_size()
+        if inputs.shape != indexes.shape:
+            raise ValueError("`inputs` and `indexes` should have the same size.")
+        height = inputs.shape[2] if inputs.ndim > 2 else 1
+        lazy = any(isinstance(one, LazyMap) for one in (inputs, indexes, means))
+        rows = rows_of_a_band(self.workspace.limit, inputs.shape[1], inputs.shape[-1]) if lazy else height
+        strings = []
+        for image in range(inputs.shape[0]):
+            parts, bands = [], []
+            for start in range(0, height, rows):
+                span = Span(start, min(start + rows, height))
+                values, offsets = (
+                    _rows(inputs, image, span),
+                    None if means is None else _rows(means, image, span),
+                )
+                symbols = self.model.quantize(values, "symbols", offsets)[0]
+                string, digest = self._encode(symbols, _rows(indexes, image, span)[0])
+                parts.append(string)
+                bands.append(Band(span.length, len(string), digest))
+            strings.append(CodedString.of(parts, bands))
+        return strings
+
+    def decompress(
+        self,
+        strings: Sequence[bytes],
+        indexes: Tensor,
+        dtype: torch.dtype = torch.float,
+        means: Tensor | None = None,
+    ) -> Tensor:
+        self.model._check_cdf_size()
+        self.model._check_cdf_length()
+        self.model._check_offsets_size()
+        if not isinstance(strings, tuple | list) or len(strings) != indexes.shape[0]:
+            raise ValueError("Invalid strings or indexes parameters")
+        [*decoded] = (
+            self._decode_string(string, image, indexes, means, dtype) for image, string in enumerate(strings)
+        )
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
+
+    def _decode_string(
+        self, string: bytes, image: int, indexes: Tensor, means: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        height = indexes.shape[2] if indexes.ndim > 2 else 1
+        coded = as_coded(string, height, self.where)
+        if len(coded.bands) == 1:
+            return self._decode_rows(
+                coded.bands[0], bytes(coded), image, Span(0, height), indexes, means, dtype
+            )
+        channels, width = indexes.shape[1], indexes.shape[3]
+        stored = self.workspace.store("decoded", (channels, height, width), dtype)
+        start = 0
+        for band, part in coded.parts():
+            rows = Span(start, start + band.rows)
+            if rows.stop > stored.done:
+                stored.take(start, self._decode_rows(band, part, image, rows, indexes, means, dtype))
+            start = rows.stop
+        like = torch.empty(0, dtype=dtype, device=indexes.device)
+        return self.workspace.map(stored, channels, stored, like)
+
+    def _decode_rows(
+        self,
+        band: Band,
+        string: bytes,
+        image: int,
+        rows: Span,
+        indexes: Tensor,
+        means: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        symbols, digest = self._decode(string, _rows(indexes, image, rows)[0])
+        check_symbols(band, digest, self.where)
+        offsets = None if means is None else _rows(means, image, rows)
+        if offsets is None:  # an older CompressAI takes no type
+            return symbols[None].to(dtype)
+        return self.model.dequantize(symbols[None], offsets)
+
+    def _encode(self, symbols: Tensor, indexes: Tensor) -> tuple[bytes, str]:
+        from compressai.ans import BufferedRansEncoder
+
+        encoder, digest = BufferedRansEncoder(), hashlib.sha256()
+        for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
+            digest.update(part.cpu().numpy().data)
+            encoder.encode_with_indexes(part.tolist(), where.tolist(), *self._tables())
+        return encoder.flush(), digest.hexdigest()
+
+    def _decode(self, string: bytes, indexes: Tensor) -> tuple[Tensor, str]:
+        decoder, digest = decoder_of(string, indexes.numel()), hashlib.sha256()
+        symbols = torch.empty(tuple(indexes.shape), dtype=torch.int32)
+        for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
+            part.copy_(
+                torch.tensor(decoder.decode_stream(where.tolist(), *self._tables()), dtype=torch.int32)
+            )
+            digest.update(part.numpy().data)
+        return symbols.to(indexes.device), digest.hexdigest()
+
+    def _tables(self) -> tuple[list[list[int]], list[int], list[int]]:
+        model = self.model
+        return (
+            model.quantized_cdf.tolist(),
+            model.cdf_length.reshape(-1).int().tolist(),
+            model.offset.reshape(-1).int().tolist(),
+        )
+
+    def _by_channel(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The table and the median of every position, without a number for each."""
+        medians = self.model._get_medians().detach()
+        form = (1, -1, *[1] * (len(shape) - 2))
+        numbers = torch.arange(shape[1], dtype=torch.int32, device=medians.device)
+        return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
+
+
+def _rows(values: Tensor, image: int, rows: Span) -> Tensor:
+    if isinstance(values, LazyMap):
+        return values.read(rows, Span(0, values.shape[3]))
+    if values.ndim <= 2:
+        return values[image : image + 1]
+    if values.shape[2] == 1:
+        return values[image : image + 1]  # one row, or means that are spread over all
+    return values[image : image + 1, :, rows.start : rows.stop]
+
+
+def _pieces(values: Tensor) -> Iterator[Tensor]:
+    """The numbers in order, channel by channel, some channels at a time; views where that can be."""
+    channels = max(1, SYMBOLS_AT_ONCE // max(1, values[0].numel()))
+    for first in range(0, values.shape[0], channels):
+        part = values[first : first + channels]
+        yield part.view(-1) if part.is_contiguous() else part.reshape(-1)

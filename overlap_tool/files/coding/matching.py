@@ -1,0 +1,78 @@
+"""Whether a compressed image can be one of this model: what does not fit is refused before it is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from overlap_tool.errors import ContainerError
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.pixels import padding
+from overlap_tool.files.summary import Clock
+
+LEAST_BITS = math.log2(65536 / 65535)
+"""Of a symbol: its probability is told in 16 bits, and no symbol's is 1."""
+
+
+def refuse_another_checkpoint(where: str, head: Head, codec: Codec) -> None:
+    if head.architecture != codec.architecture:
+        reason = f"it was written by {head.architecture}, and {codec.where} is {codec.architecture}"
+    elif head.weights_sha256 != codec.weights_sha256:
+        reason = (
+            f"it was written by other weights ({head.weights_sha256[:12]}...) than those of {codec.where}"
+        )
+    else:
+        return
+    raise ContainerError(where, reason, "Decode it with the checkpoint that wrote it")
+
+
+def refuse_impossible(where: str, head: Head, codec: Codec, payload: int) -> None:
+    """A head that does not fit the model, or claims more than its strings can hold."""
+    channels = codec.channels
+    if head.channels != channels and (head.channels, channels) != (1, 3):
+        raise ContainerError(where, f"{head.channels} channels, of a model of {channels}", container.AGAIN)
+    if head.padding != padding(head.height, head.width, codec.multiple):
+        raise ContainerError(where, "its padding is not that of its size", container.AGAIN)
+    height, width = head.frame.padded
+    coded: dict[tuple[Fraction | int, Fraction | int], int] = {
+        (height * stage.input_scale, width * stage.input_scale): stage.network.ops[0].channels
+        for stage in codec.stages
+        if stage.input_scale < 1
+    }
+    for size in _sizes(head.shape):
+        if size not in coded:
+            raise ContainerError(
+                where, f"no map of the model has the size {size[1]}x{size[0]}", container.AGAIN
+            )
+        if coded[size] * size[0] * size[1] * LEAST_BITS > 8 * payload + 64:
+            raise ContainerError(
+                where,
+                f"its {payload} bytes cannot hold an image of {head.width}x{head.height}",
+                container.AGAIN,
+            )
+
+
+def _sizes(shape: Any) -> Iterator[tuple[int, int]]:
+    """The heights and widths in what a model calls shape."""
+    if isinstance(shape, dict):
+        shape = list(shape.values())
+    if isinstance(shape, list) and len(shape) >= 2 and all(isinstance(part, int) for part in shape):
+        yield shape[-2], shape[-1]
+    elif isinstance(shape, list):
+        for part in shape:
+            yield from _sizes(part)
+
+
+def tell_another_engine(head: Head, codec: Codec, clock: Clock) -> None:
+    own = codec.fingerprint
+    if head.engine != own:
+        keys = sorted(key for key in {*own, *head.engine} if own.get(key) != head.engine.get(key))
+        differences = ", ".join(f"{key} {head.engine.get(key)} then and {own.get(key)} now" for key in keys)
+        clock.note(
+            f"another engine wrote this file ({differences}): where a scale differs in its last bit, "
+            "symbols come out wrong; models whose symbols are hashed in the file then stop with an error"
+        )

@@ -1,0 +1,137 @@
+"""CompressAI's coding position by position, of maps that are not in memory: in bands, a string for each.
+
+The models' own loops run, on one band after another. Above a band stand the last rows of the one before, as
+they came out, in the place of the padding: a masked convolution reads no further up, and nothing below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.files.coding.entropy import Band, CodedString, as_coded, check_symbols, rows_of_a_band
+from overlap_tool.files.running import Stored, Workspace
+from overlap_tool.geometry import Span
+from overlap_tool.models.range_coding import guarded
+from overlap_tool.runtime.lazy import LazyMap
+
+METHODS = ("_compress_ar", "_decompress_ar")
+ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
+"""Of both, the string aside; a variable-rate model's come after them."""
+
+
+def is_raster(module: nn.Module) -> bool:
+    """Whether a model codes position by position in loops of these names and arguments."""
+    return all(_arguments(getattr(type(module), name, None))[:6] == ARGUMENTS for name in METHODS)
+
+
+@contextmanager
+def raster_in_bands(model: nn.Module, workspace: Workspace, where: str) -> Iterator[None]:
+    """Inside, a model that codes position by position takes maps that are not in memory."""
+    if not is_raster(model):
+        yield
+        return
+    loops = _Loops(model, workspace, f"{where}, symbols of y")
+    try:
+        for name, loop in zip(METHODS, (loops.compress, loops.decompress), strict=True):
+            setattr(model, name, loop)
+        yield
+    finally:
+        for name in METHODS:
+            vars(model).pop(name, None)
+
+
+class _Loops:
+    """Stands in for the two methods of one model."""
+
+    def __init__(self, model: Any, workspace: Workspace, where: str) -> None:
+        self.model = model
+        self.workspace = workspace
+        self.where = where
+
+    def compress(
+        self, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
+    ) -> CodedString:
+        loop: Callable[..., bytes] = type(self.model)._compress_ar
+        channels, job = y_hat.shape[1], self.workspace.job
+        lazy = isinstance(y_hat, LazyMap) or isinstance(params, LazyMap)
+        rows = rows_of_a_band(self.workspace.limit, channels, width) if lazy else height
+        stored = self.workspace.store("coded", (channels, height, width), y_hat.dtype)
+        strings, bands = [], []
+        for start in range(0, height, rows):
+            span = Span(start, min(start + rows, height))
+            kept = f"{stored.name}-{start}"
+            if span.stop > stored.done:
+                padded = _read(y_hat, Span(start, span.stop + 2 * padding)).clone()
+                above = _above(stored, start, padding)
+                padded[..., padding - above.shape[2] : padding, padding:-padding] = above
+                part = _read(params, span)
+                job.keep(kept, loop(self.model, padded, part, span.length, width, kernel, padding, *more))
+                stored.take(start, _inner(padded, padding))
+            strings.append(job.kept(kept))
+            decoded = stored.read(span, Span(0, width))
+            bands.append(Band(span.length, len(strings[-1]), _digest(decoded)))
+        return CodedString.of(strings, bands)
+
+    def decompress(
+        self,
+        y_string: bytes,
+        y_hat: Tensor,
+        params: Tensor,
+        height: int,
+        width: int,
+        kernel: int,
+        padding: int,
+        *more: Any,
+    ) -> None:
+        loop: Callable[..., None] = type(self.model)._decompress_ar
+        coded = as_coded(y_string, height, self.where)
+        channels = y_hat.shape[1]
+        stored = self.workspace.store("decoded", (channels, height, width), y_hat.dtype)
+        start = 0
+        for band, string in coded.parts():
+            span = Span(start, start + band.rows)
+            if span.stop > stored.done:
+                above = _above(stored, start, padding).to(params.device)
+                rest = padding - above.shape[2], span.length + padding
+                padded = F.pad(above, (padding, padding, *rest))
+                part = _read(params, span)
+                safe = guarded(string, channels * span.length * width)
+                loop(self.model, safe, padded, part, span.length, width, kernel, padding, *more)
+                made = _inner(padded, padding)
+                check_symbols(band, _digest(made), self.where)
+                stored.take(start, made)
+            start = span.stop
+        _inner(y_hat, padding)[:] = self.workspace.map(stored, channels, stored, params)
+
+
+def _above(stored: Stored, start: int, padding: int) -> Tensor:
+    """The rows before one, as they were decoded: as many as the padding has, or as there are."""
+    return stored.read(Span(max(0, start - padding), start), Span(0, stored.width))
+
+
+def _inner(padded: Tensor, padding: int) -> Tensor:
+    return padded[..., padding:-padding, padding:-padding]
+
+
+def _digest(decoded: Tensor) -> str:
+    """Of decoded numbers: they follow from the symbols, which are not to be seen here. 0 has but one sign."""
+    return hashlib.sha256((decoded + 0.0).contiguous().cpu().numpy().data).hexdigest()
+
+
+def _arguments(method: Callable[..., Any] | None) -> list[str]:
+    if method is None:
+        return []
+    return [name for name in inspect.signature(method).parameters if name not in ("self", "y_string")]
+
+
+def _read(map: Tensor, rows: Span) -> Tensor:
+    if isinstance(map, LazyMap):
+        return map.read(rows, Span(0, map.shape[3]))
+    return map[:, :, rows.start : rows.stop]

@@ -1,0 +1,55 @@
+"""How long a model takes that codes one position after another: told before it begins."""
+
+from __future__ import annotations
+
+import math
+import time
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.pixels import Frame
+from overlap_tool.files.summary import Clock
+
+LONG_WAIT = 60.0
+"""Seconds from which one is told how long it will take."""
+
+TRIALS_NOT_WORTH_IT = 8
+"""An image of at most so many trial images is simply coded."""
+
+
+def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, clock: Clock) -> None:
+    """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
+    if not any(_one_by_one(module) for module in codec.model.modules()):
+        return
+    side = 2 * codec.multiple
+    times = math.prod(frame.padded) / side**2
+    if times <= TRIALS_NOT_WORTH_IT:
+        return
+    trial = torch.full((1, codec.channels, side, side), 0.5, device=codec.device)
+    with torch.no_grad():
+        started = time.monotonic()
+        codec.model.compress(trial)
+        seconds = (time.monotonic() - started) * times
+    if seconds > LONG_WAIT:
+        resumed = "can be resumed" if _latent_bytes(codec, frame) > in_memory else "cannot be resumed"
+        clock.note(
+            f"{codec.architecture} codes one position after another: this takes about {_spoken(seconds)}, "
+            f"and {resumed}"
+        )
+
+
+def _one_by_one(module: nn.Module) -> bool:
+    return hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"
+
+
+def _latent_bytes(codec: Codec, frame: Frame) -> Fraction:
+    """Of what the first stage makes of the image, as 32-bit floats."""
+    network = next(stage for stage in codec.stages if stage.input_scale == 1).network
+    return network.ops[-1].channels * math.prod(frame.padded) * network.rows.scale * network.columns.scale * 4
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,220 @@
+"""The file format `.lic`: a head, the model's own strings, and a checksum. docs/container.md describes it.
+
+A file is checked from the outside in: sizes against the length of the file, then the checksum over all of it,
+then what the head says. Nothing is allocated for a size that was not checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from overlap_tool.errors import ContainerError
+from overlap_tool.files.coding.entropy import Band, CodedString
+from overlap_tool.files.formats.pixels import Frame
+
+MAGIC = b"\x89LIC\r\n\x1a\n"
+VERSION = 1
+OUTSIDE = struct.Struct("<8sIIQ")
+"""Magic, version, length of the head, length of the strings."""
+CHECKSUM = hashlib.sha256().digest_size
+LONGEST_HEAD = 16 << 20
+LARGEST_SIDE = (1 << 31) - 1
+AGAIN = "Copy it again, or compress the image again"
+SAMPLES: dict[str, np.dtype[Any]] = {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a reader has to know beside the strings."""
+
+    architecture: str
+    weights_sha256: str
+    width: int
+    height: int
+    channels: int
+    padding: tuple[int, int, int, int]
+    dtype: str
+    engine: dict[str, str]
+    shape: Any
+    """What the model's `compress` gave as such: whole numbers, nested."""
+    strings: Any
+    """Nested as the model's, with a number in the place of each string: that of its entry in `bands`."""
+    bands: tuple[tuple[Band, ...], ...]
+
+    @property
+    def banded(self) -> bool:
+        return self.most_bands > 1
+
+    @property
+    def most_bands(self) -> int:
+        """That one of its maps is coded in."""
+        return max((len(bands) for bands in self.bands), default=1)
+
+    @property
+    def frame(self) -> Frame:
+        return Frame(self.height, self.width, self.channels, SAMPLES[self.dtype], self.padding)
+
+
+def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
+    """Strings in the order of `head.bands`."""
+    told = {**asdict(head), "banded": head.banded}
+    told["bands"] = [[[band.rows, band.length, band.symbols] for band in bands] for bands in head.bands]
+    inside = json.dumps(told, separators=(",", ":")).encode()
+    digest = hashlib.sha256()
+    for part in (OUTSIDE.pack(MAGIC, VERSION, len(inside), sum(map(len, strings))), inside, *strings):
+        digest.update(part)
+        file.write(part)
+    file.write(digest.digest())
+
+
+def read(path: Path) -> tuple[Head, list[CodedString]]:
+    """A container that is whole and makes sense; anything else is refused."""
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            inside, payload = _checked(file, path.stat().st_size, where)
+    except OSError as error:
+        raise ContainerError(where, f"it cannot be read ({error.strerror})", "Check the path") from error
+    try:
+        head = _head(json.loads(inside))
+        strings = list(_strings(head, payload))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ContainerError(where, f"its head makes no sense ({error})", AGAIN) from error
+    return head, strings
+
+
+def flat(strings: Any, found: list[bytes]) -> Any:
+    """Nested strings as nested numbers; the strings themselves are added to `found`."""
+    if isinstance(strings, bytes):
+        found.append(strings)
+        return len(found) - 1
+    if not isinstance(strings, list | tuple):
+        raise TypeError(f"a model gave a {type(strings).__name__} among its strings")
+    return [flat(part, found) for part in strings]
+
+
+def nested(numbers: Any, strings: list[CodedString]) -> Any:
+    """The way back."""
+    return strings[numbers] if isinstance(numbers, int) else [nested(part, strings) for part in numbers]
+
+
+def bands_of(string: bytes) -> tuple[Band, ...]:
+    """As one band, for a string of which nothing else is known."""
+    return string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
+
+
+def plain(shape: Any) -> Any:
+    """A model's `shape` as JSON holds it."""
+    if isinstance(shape, dict):
+        return {str(key): plain(value) for key, value in shape.items()}
+    return [plain(value) for value in shape] if isinstance(shape, list | tuple) else int(shape)
+
+
+def as_the_model_had(shape: Any) -> Any:
+    if isinstance(shape, dict):
+        return {key: as_the_model_had(value) for key, value in shape.items()}
+    if isinstance(shape, list):
+        parts = [as_the_model_had(value) for value in shape]
+        return tuple(parts) if all(isinstance(part, int) for part in parts) else parts
+    return shape
+
+
+def _checked(file: BinaryIO, size: int, where: str) -> tuple[bytes, bytes]:
+    """Head and strings of a file whose lengths and checksum are right."""
+    outside = file.read(OUTSIDE.size)
+    if len(outside) < OUTSIDE.size or outside[: len(MAGIC)] != MAGIC:
+        raise ContainerError(where, "it is no .lic file", "Give a file that overlap-tool compress wrote")
+    _, version, head, payload = OUTSIDE.unpack(outside)
+    if version != VERSION:
+        raise ContainerError(
+            where, f"its format has version {version}, and this tool knows {VERSION}", "Update overlap-tool"
+        )
+    expected = OUTSIDE.size + head + payload + CHECKSUM
+    if size != expected:
+        raise ContainerError(where, f"it has {size} bytes, and says that it has {expected}", AGAIN)
+    if head > LONGEST_HEAD:
+        raise ContainerError(where, f"its head has {head} bytes, which is too long", AGAIN)
+    inside, strings = file.read(head), file.read(payload)
+    digest = hashlib.sha256(outside)
+    digest.update(inside)
+    digest.update(strings)
+    if file.read() != digest.digest():
+        raise ContainerError(where, "its checksum is wrong: it was altered, or is damaged", AGAIN)
+    return inside, strings
+
+
+def _head(told: Any) -> Head:
+    head = Head(
+        architecture=_text(told["architecture"]),
+        weights_sha256=_text(told["weights_sha256"]),
+        width=_count(told["width"], 1, LARGEST_SIDE),
+        height=_count(told["height"], 1, LARGEST_SIDE),
+        channels=_count(told["channels"], 1, 4096),
+        padding=_padding(told["padding"]),
+        dtype=_text(told["dtype"]),
+        engine={_text(key): _text(value) for key, value in told["engine"].items()},
+        shape=_shape(told["shape"]),
+        strings=told["strings"],
+        bands=tuple(tuple(_band(band) for band in bands) for bands in told["bands"]),
+    )
+    if head.dtype not in SAMPLES:
+        raise ValueError(f"samples of {head.dtype}")
+    if sorted(_numbers(head.strings)) != list(range(len(head.bands))) or not all(head.bands):
+        raise ValueError("strings and bands that do not belong together")
+    if told["banded"] is not head.banded:
+        raise ValueError("bands that are not flagged")
+    return head
+
+
+def _strings(head: Head, payload: bytes) -> Iterator[CodedString]:
+    start = 0
+    for bands in head.bands:
+        length = sum(band.length for band in bands)
+        yield CodedString.of([payload[start : start + length]], bands)
+        start += length
+    if start != len(payload):
+        raise ValueError("strings of another length")
+
+
+def _numbers(strings: Any) -> Iterator[int]:
+    if isinstance(strings, list):
+        for part in strings:
+            yield from _numbers(part)
+    else:
+        yield _count(strings, 0, LARGEST_SIDE)
+
+
+def _band(told: Any) -> Band:
+    rows, length, symbols = told
+    return Band(_count(rows, 0, LARGEST_SIDE), _count(length, 0, 1 << 62), _text(symbols))
+
+
+def _padding(told: Any) -> tuple[int, int, int, int]:
+    left, right, top, bottom = (_count(side, 0, 1 << 16) for side in told)
+    return left, right, top, bottom
+
+
+def _shape(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {_text(key): _shape(value) for key, value in told.items()}
+    return [_shape(value) for value in told] if isinstance(told, list) else _count(told, 0, LARGEST_SIDE)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} in the place of text")
+    return value
+
+
+def _count(value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{value!r} in the place of a number from {least} to {most}")
+    return value

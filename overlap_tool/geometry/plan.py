@@ -1,0 +1,267 @@
+"""Axis plans: per step and op, the span to compute and the span that must be at hand. Pure integers.
+
+A plan in two dimensions is the product of a plan for the rows and one for the columns: tile (i, j) computes,
+of every op, the rows of row step i and the columns of column step j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import ceil, lcm
+
+from overlap_tool.geometry import Geometry, Padding, Patch, Span, hull, patch
+from overlap_tool.geometry.axis import Axis, Lengths
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on one axis; every field has an entry per op."""
+
+    compute: tuple[Span, ...]
+    """The outputs to compute."""
+    hold: tuple[Span, ...]
+    """The outputs at hand for whoever reads them: those computed now, and those kept from before."""
+    keep: tuple[Span, ...]
+    """The end of `hold` that later steps still read."""
+    patches: tuple[Patch | None, ...]
+    """What an op reads to compute its outputs; None for the stage's input, and where it computes nothing."""
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """For one axis of a stage: the sizes of all ops, and the steps."""
+
+    sizes: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def computed(self) -> tuple[int, ...]:
+        """How many outputs every op computes over all steps, recomputed ones included."""
+        spans = zip(*(step.compute for step in self.steps), strict=True)
+        return tuple(sum(span.length for span in of_op) for of_op in spans)
+
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """The most outputs of every op that outlive a step."""
+        spans = zip(*(step.keep for step in self.steps), strict=True)
+        return tuple(max(span.length for span in of_op) for of_op in spans)
+
+    @cached_property
+    def overlapping(self) -> bool:
+        """Whether some step computes anew what another has computed."""
+        spans = zip(*(step.compute for step in self.steps), strict=True)
+        return any(
+            after.start < before.stop
+            for of_op in spans
+            for before, after in pairwise(sorted(span for span in of_op if not span.empty))
+        )
+
+
+def whole(axis: Axis, n: Lengths) -> AxisPlan:
+    """The whole map in one step, outputs that nobody reads included."""
+    sizes = axis.sizes(n)
+    everything = tuple(Span(0, size) for size in sizes)
+    return AxisPlan(sizes, (_step(axis, sizes, everything),))
+
+
+def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
+    """Independent tiles of the output, `cuts`: every tile computes all that it reads, and keeps nothing."""
+    sizes = axis.sizes(n)
+    places = _places(axis, sizes)
+    steps = []
+    for cut in cuts:
+        starts, stops = places(cut.start), places(cut.stop)
+        wanted = {end: Span(starts[end], stops[end]) for end in axis.ends}
+        steps.append(_step(axis, sizes, axis.needs(wanted, sizes)))
+    return AxisPlan(sizes, tuple(steps))
+
+
+def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
+    """Independent tiles that have one shape at every op: that of a tile in the middle of an endless image.
+
+    Each is the first one, shifted by whole periods: `tile` is rounded down to them, but to no less than one.
+    So tiles differ in nothing but where the image ends within them. Beyond its end a map holds anything;
+    inside the image, every sample that a tile computes is right.
+    """
+    sizes = axis.sizes(n)
+    reaches = axis.reaches()
+    period = lcm(*(reach.period.input for reach in reaches))
+    periods = max(1, tile // int(period * axis.scale))
+    shifts = [int(periods * period * reach.scale) for reach in reaches]
+    count = max(-(-sizes[end] // shifts[end]) for end in axis.ends)
+    spans = [Span(0, shift if op in axis.ends else 0) for op, shift in enumerate(shifts)]
+    patches: list[Patch | None] = [None] * len(axis.ops)
+    for index in reversed(range(len(axis.ops))):
+        op, span = axis.ops[index], spans[index]
+        if op.geometry is None or span.empty:
+            continue
+        source = op.inputs[0]
+        ends = sizes[index], sizes[source]
+        have = _reads_of_any(op.geometry, span, ends, (shifts[index], shifts[source]), count)
+        patches[index] = Patch(span, op.geometry.need(span), have, sizes[source])
+        for source in op.inputs:
+            spans[source] = hull([spans[source], have])
+    return AxisPlan(
+        sizes, tuple(_shifted(axis, spans, patches, [i * by for by in shifts]) for i in range(count))
+    )
+
+
+def _reads_of_any(
+    geometry: Geometry, outputs: Span, sizes: tuple[int, int], shifts: tuple[int, int], count: int
+) -> Span:
+    """Of which inputs the first of `count` tiles has to hold the samples, for the others to do as it does:
+    what its outputs need, and where, in any tile, the op's padding takes what stands outside the image.
+
+    `sizes` and `shifts` are those of its output and of its input.
+    """
+    need = geometry.need(outputs)
+    if geometry.padding in (Padding.CONSTANT, Padding.CLAMP):
+        return need
+    real = (outputs.shift(i * shifts[0]).clip(sizes[0]) for i in range(count))
+    return hull([need, *(geometry.reads(out, sizes[1]).shift(-i * shifts[1]) for i, out in enumerate(real))])
+
+
+def _shifted(axis: Axis, spans: Sequence[Span], patches: Sequence[Patch | None], by: Sequence[int]) -> Step:
+    """The first of several tiles of one shape, moved."""
+    moved = tuple(span.shift(shift) for span, shift in zip(spans, by, strict=True))
+    nothing = tuple(Span(span.stop, span.stop) for span in moved)
+    reads = tuple(
+        None
+        if patch is None
+        else Patch(out, patch.need.shift(by[op.inputs[0]]), patch.have.shift(by[op.inputs[0]]), patch.n)
+        for op, patch, out in zip(axis.ops, patches, moved, strict=True)
+    )
+    return Step(moved, moved, nothing, reads)
+
+
+def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
+    """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
+    to be read, so that nothing is computed twice. They may begin at any tile of the stream of all of it."""
+    sizes = axis.sizes(n)
+    at = _places(axis, sizes)
+    first, last = at(cuts[0].start), at(cuts[-1].stop)
+    needed = axis.needs({end: Span(first[end], last[end]) for end in axis.ends}, sizes)
+    stops = (first, *(at(cut.stop) for cut in cuts))
+    frontiers = [_frontiers(axis, sizes, needed, each) for each in stops]
+    unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
+    steps = []
+    for done, now, low, next_low in zip(frontiers, frontiers[1:], unread, unread[1:], strict=False):
+        spans = tuple(map(Span, done, now))
+        hold = tuple(Span(min(a, b), stop) for a, b, stop in zip(low, done, now, strict=True))
+        keep = tuple(Span(min(start, stop), stop) for start, stop in zip(next_low, now, strict=True))
+        steps.append(Step(spans, hold, keep, _patches(axis, sizes, spans)))
+    return AxisPlan(sizes, tuple(steps))
+
+
+def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
+    """Steps that stand alone, in groups of at most `most` that do the same to pieces of the same shape."""
+    groups: dict[tuple[object, ...], list[list[Step]]] = {}
+    for step in steps:
+        same = groups.setdefault(_form(axis, step), [[]])
+        if len(same[-1]) == most:
+            same.append([])
+        same[-1].append(step)
+    return [group for same in groups.values() for group in same]
+
+
+def _form(axis: Axis, step: Step) -> tuple[object, ...]:
+    """What a step does, wherever it lies: lengths and differences; but places, where a border takes part."""
+    form: list[object] = []
+    for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
+        if op.geometry is None or reads is None:
+            form.append(hold.length)
+        elif not reads.complete:
+            form.append(reads)
+        else:
+            start = reads.have.start
+            into = tuple(start - step.hold[source].start for source in op.inputs)
+            lead = reads.out.start - op.geometry.begins(start)
+            form.append((reads.out.length, reads.have.length, into, lead))
+    return tuple(form)
+
+
+def cut(size: int, tile: int) -> tuple[Span, ...]:
+    """An output of `size` in tiles of `tile`, the last one being what is left."""
+    return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
+
+
+def stream_cuts(axis: Axis, size: int, tile: int) -> tuple[Span, ...]:
+    """An output of `size` in tiles for a stream. The first is shorter by what a tile needs ahead of its own
+    part, where that leaves anything: so no step computes more than a tile, of any op, and its overlap where
+    padding alone fed the tiles before."""
+    if size <= tile:
+        return cut(size, tile)
+    reaches = axis.reaches()
+    needed = zip(axis.overlaps(), reaches, strict=True)
+    ahead = ceil(max(overlap.after * axis.scale / reach.scale for overlap, reach in needed))
+    first = tile - ahead if ahead < tile else min(tile, reaches[-1].period.output)
+    return (Span(0, min(first, size)), *(span.shift(first) for span in cut(size - first, tile)))
+
+
+def _places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
+    """For a place in the output, that place in everything that is wanted: as far as it is at the other's
+    scale, and at its end for the output's end."""
+    last = len(axis.ops) - 1
+    reaches = axis.reaches() if axis.kept else ()
+    scales = {end: reaches[end].scale / axis.scale for end in axis.kept}
+
+    def places(place: int) -> dict[int, int]:
+        others = {
+            end: sizes[end] if place == sizes[last] else min(sizes[end], ceil(place * scale))
+            for end, scale in scales.items()
+        }
+        return {**others, last: place}
+
+    return places
+
+
+def _frontiers(
+    axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stops: Mapping[int, int]
+) -> tuple[int, ...]:
+    """How far every op must have come, from its first output that anything needs, for those that are wanted
+    to have come to their `stops`."""
+    frontiers = [stops.get(index, span.start) for index, span in enumerate(needed)]
+    for index in reversed(range(len(axis.ops))):
+        geometry = axis.ops[index].geometry
+        done = Span(needed[index].start, frontiers[index])
+        if geometry is None or done.empty:
+            continue
+        done = geometry.together(done, sizes[axis.ops[index].inputs[0]])
+        frontiers[index] = done.stop
+        for source in axis.ops[index].inputs:
+            reads = geometry.reads(done, sizes[source])
+            if not reads.empty:
+                frontiers[source] = max(frontiers[source], reads.stop)
+    return tuple(frontiers)
+
+
+def _first_unread(
+    axis: Axis, sizes: Sequence[int], done: Sequence[int], needed: Sequence[Span]
+) -> tuple[int, ...]:
+    """For every op, the first of its outputs that is still to be read once its readers have done `done`."""
+    first = list(done)
+    for index, op in enumerate(axis.ops):
+        pending = Span(done[index], needed[index].stop)
+        if op.geometry is None or pending.empty:
+            continue
+        for source in op.inputs:
+            reads = op.geometry.reads(pending, sizes[source])
+            if not reads.empty:
+                first[source] = min(first[source], reads.start)
+    return tuple(first)
+
+
+def _step(axis: Axis, sizes: Sequence[int], spans: tuple[Span, ...]) -> Step:
+    """A step that stands alone: it holds what it computes, and keeps nothing."""
+    nothing = tuple(Span(span.stop, span.stop) for span in spans)
+    return Step(spans, spans, nothing, _patches(axis, sizes, spans))
+
+
+def _patches(axis: Axis, sizes: Sequence[int], spans: Sequence[Span]) -> tuple[Patch | None, ...]:
+    return tuple(
+        None if op.geometry is None or span.empty else patch(op.geometry, span, sizes[op.inputs[0]])
+        for op, span in zip(axis.ops, spans, strict=True)
+    )

@@ -1,0 +1,282 @@
+"""From a traced graph to a network: every node becomes an op with its rule, a barrier, or a constant."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from overlap_tool.errors import (
+    OverlapToolError,
+    RuleError,
+    SizeDependenceError,
+    TraceError,
+    UnknownOpError,
+)
+from overlap_tool.geometry.axis import MisalignedJoin
+from overlap_tool.graph.functional import works_in_place
+from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
+from overlap_tool.graph.tracer import REGISTER, TRIALS, Tracer, tensors
+from overlap_tool.rules import Call, Operand, Reduction, Rule, Size, rule_for_function, rule_for_module
+from overlap_tool.rules.registry import ROWS_AT, Registered
+
+SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
+
+
+@dataclass
+class _Origins:
+    """What the nodes seen so far depend on."""
+
+    input: set[fx.Node] = field(default_factory=set)
+    """Those that depend on the stage's input in any way."""
+    summaries: set[fx.Node] = field(default_factory=set)
+    """Those of them that do so through barriers alone, or through the number of images."""
+
+    def note(self, node: fx.Node) -> None:
+        sources = [source for source in node.all_input_nodes if source in self.input]
+        if node.op == "placeholder" or sources:
+            self.input.add(node)
+        if sources and (all(source in self.summaries for source in sources) or _counts_images(node)):
+            self.summaries.add(node)
+
+    def is_map(self, node: fx.Node) -> bool:
+        return node in self.input and node not in self.summaries
+
+
+def _counts_images(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+
+
+def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
+    result = nx.DiGraph()
+    origins = _Origins()
+    names: dict[str, int] = {}
+    output: fx.Node | None = None
+    for node in _live(graph):
+        tracer.stopped_in = node.meta["scope"]
+        if node.op == "output":
+            output = _single_output(node, origins, tracer)
+            continue
+        origins.note(node)
+        if node.op == "placeholder":
+            result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
+            continue
+        op: Constant | Op | Barrier | Summary
+        if node not in origins.input:
+            op = _constant(node, tracer)
+        elif node in origins.summaries:
+            op = _summary(node, origins, tracer)
+        elif isinstance(node.meta["values"][0], Tensor):
+            op = _op(node, origins, names, tracer)
+        else:
+            continue  # a size, or the parts of a split: they are folded into the ops that take them
+        if isinstance(op, Barrier):
+            origins.summaries.add(node)
+            tracer.found_barrier = True
+        result.add_node(node.name, op=op)
+        for operand in operands((op.args, op.kwargs)):
+            result.add_edge(operand.id, node.name)
+    assert output is not None
+    for id in reversed(list(result)):
+        if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
+            result.remove_node(id)  # a number of images, which only ops on maps asked for
+    return Network(tracer.name, result, output.name, tracer.root)
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the output depends on, in order."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or any(user in live for user in node.users):
+            live.add(node)
+    return [node for node in graph.nodes if node in live]
+
+
+def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
+    returned = node.args[0]
+    reason = "does not return one map that depends on its input"
+    if (
+        isinstance(returned, fx.Node)
+        and origins.is_map(returned)
+        and isinstance(returned.meta["values"][0], Tensor)
+    ):
+        if returned.meta.get("at", ROWS_AT) == ROWS_AT:
+            return returned
+        reason = "returns a map whose rows and columns are not its last two dimensions"
+    raise TraceError(
+        f"{tracer.dotted('')} ({type(tracer.root).__name__})",
+        reason,
+        "Name a part of it that returns one, with --stage",
+    )
+
+
+def _constant(node: fx.Node, tracer: Tracer) -> Constant:
+    if node.op == "get_attr" and node.target in tracer.made:
+        return Constant(node.name, None, lambda value: value, (tracer.made[node.target],))
+    if node.op == "get_attr":
+        return Constant(node.name, source=str(node.target))
+    args, kwargs = _arguments(node, _Origins())
+    return Constant(node.name, None, _callable(node, tracer), args, kwargs)
+
+
+def _callable(node: fx.Node, tracer: Tracer) -> Any:
+    if node.op == "call_module":
+        return tracer.root.get_submodule(str(node.target))
+    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+
+
+def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
+    if _counts_images(node):
+        # every map has as many: the stage's input is one that is always at hand
+        given = next(iter(tracer.nodes.values()))
+        return Summary(node.name, Tensor.size, 0, (_operand(given, origins), 0), {})
+
+    def described(source: fx.Node) -> Any:
+        return _operand(source, origins)
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), described)
+    numbers = sum(tensor[:1].numel() for tensor in tensors(node.meta["values"][0]))
+    return Summary(node.name, _callable(node, tracer), numbers, tuple(args), dict(kwargs))
+
+
+def _operand(node: fx.Node, origins: _Origins) -> Operand:
+    value = node.meta["values"][0]
+    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+    at = node.meta.get("at", ROWS_AT)
+    return Operand(node.name, shape, origins.is_map(node), node in origins.summaries, at)
+
+
+def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def described(source: fx.Node) -> Any:
+        values = source.meta["values"]
+        if source in origins.input and not isinstance(values[0], Tensor):
+            return Size(values)
+        return _operand(source, origins)
+
+    return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
+
+
+def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer) -> Op | Barrier:
+    kind = tracer.kind(node)
+    module = tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    path = str(node.target) if module is not None else f"{node.meta['scope']}.{kind.strip('_')}".strip(".")
+    name = tracer.dotted(path)
+    names[name] = names.get(name, 0) + 1
+    if names[name] > 1:
+        name = f"{name}#{names[name]}"
+
+    args, kwargs = _arguments(node, origins)
+    target: Any = module if module is not None else node.target
+    if target is operator.getitem and not isinstance(args[0], Operand):
+        target, kind, args = _part_of_split(node, origins, name)
+    registered = rule_for_module(module) if module is not None else rule_for_function(target)
+    inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
+    if not inputs:
+        doing = "mixes a value of the whole map with" if _summaries(args, kwargs) else "makes a tensor by"
+        raise SizeDependenceError(
+            f"{name} ({kind})",
+            f"{doing} the size of its input alone, so that a piece would be given another one",
+            f"Make it of the values of the map, or {REGISTER[0].lower()}{REGISTER[1:]} that makes the whole "
+            "module one op",
+        )
+    call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
+    for operand in _summaries(args, kwargs):
+        if not _fixed_per_image(tracer.nodes[operand.id]):
+            call.refuse("takes a value of the whole map that mixes the images of a batch")
+    rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
+    sources = tuple(operand.id for operand in inputs)
+    shape = tuple(node.meta["values"][0].shape)
+    if isinstance(rule, Reduction):
+        if len(sources) > 1 or not _fixed_per_image(node):
+            call.refuse("reduces several maps at once, or to a value whose size follows the image")
+        numbers = prod(shape[1:])
+        return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
+    at = node.meta["at"] = inputs[0].at if rule.at is None else rule.at
+    channels = Operand("", shape, True, at=at).channels
+    in_place = works_in_place(node, tracer)
+    return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs, at)
+
+
+def _summaries(args: Any, kwargs: Any) -> list[Operand]:
+    return [operand for operand in operands((args, kwargs)) if operand.summary]
+
+
+def _fixed_per_image(node: fx.Node) -> bool:
+    """Whether its first dimension is that of the images, and the others do not follow the image's size."""
+    shapes = _shapes(node)
+    return len({shape[1:] for shape in shapes}) == 1 and all(
+        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, TRIALS, strict=True)
+    )
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(value.shape) for value in node.meta["values"])
+
+
+def _part_of_split(node: fx.Node, origins: _Origins, name: str) -> tuple[Any, str, tuple[Any, ...]]:
+    """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts."""
+    split, index = node.args
+    assert isinstance(split, fx.Node)
+    kind = split.target if isinstance(split.target, str) else getattr(split.target, "__name__", "")
+    if split.target not in SPLITS:
+        raise UnknownOpError(
+            f"{name} ({kind})", "no rule knows this op, so its overlap is not known", REGISTER
+        )
+    whole = split.args[0]
+    assert isinstance(whole, fx.Node)
+    assert isinstance(index, int)
+    parts, total = split.meta["values"][0], whole.meta["values"][0]
+    dim = next((d for d in range(total.ndim) if parts[0].shape[d] != total.shape[d]), 1)
+    start = sum(part.shape[dim] for part in parts[:index])
+    return torch.narrow, str(kind), (_operand(whole, origins), dim, start, parts[index].shape[dim])
+
+
+def _rule(
+    call: Call, registered: Registered | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Rule | Reduction:
+    where = f"{call.name} ({call.kind})"
+    if registered is None:
+        raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
+    if not registered.accepts_sizes and any(isinstance(leaf, Size) for leaf in leaves((args, kwargs))):
+        call.refuse_size("takes an argument that follows the size of its input")
+    layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
+    if len(layouts) > 1:
+        call.refuse("takes maps whose rows and columns are not the same dimensions")
+    if layouts != {ROWS_AT} and not registered.any_layout:
+        call.refuse("takes a map whose rows and columns are not its last two dimensions")
+    try:
+        return registered.build(call, *args, **kwargs)
+    except OverlapToolError:
+        raise
+    except Exception as error:
+        raise RuleError(
+            where, f"its rule does not take these arguments ({type(error).__name__}: {error})", REGISTER
+        ) from error
+
+
+def check_sizes(network: Network, tracer: Tracer) -> None:
+    """Hold every rule's size to what the op really gave, and every join to one scale."""
+    for axis, dim in ((network.rows, 0), (network.columns, 1)):
+        try:
+            axis.reaches()
+        except MisalignedJoin as error:
+            op = network.ops[error.index]
+            raise TraceError(
+                op.name,
+                f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
+                "Such a join broadcasts or depends on the size; register a rule for the block as one op",
+            ) from error
+        for trial, extents in enumerate(TRIALS):
+            for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
+                node = tracer.nodes[op.id]
+                at = node.meta.get("at", ROWS_AT)
+                real = node.meta["values"][trial].shape[at + dim]
+                if size != real:
+                    raise RuleError(
+                        op.name, f"its rule says {size} outputs, the op gave {real}", "Correct the rule"
+                    )

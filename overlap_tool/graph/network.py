@@ -1,0 +1,188 @@
+"""A traced stage: a DAG of ops and values, held in a networkx graph with typed nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+from torch import nn
+
+from overlap_tool.geometry import Geometry
+from overlap_tool.geometry.axis import Axis, AxisOp
+from overlap_tool.rules import Operand, Reduction, Rule
+from overlap_tool.rules.registry import ROWS_AT
+
+
+@dataclass(frozen=True)
+class Input:
+    """A map that is given: the stage's input or, in a segment, one that was computed before.
+
+    `scale` is its samples per sample of the stage's input, on rows and on columns.
+    """
+
+    id: str
+    name: str
+    channels: int
+    scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that does not depend on the input: a weight, or something made from weights.
+
+    `source` is the dotted name of a parameter or buffer; without one, `target` is called on the arguments.
+    """
+
+    id: str
+    source: str | None = None
+    target: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op with its rule. `args` and `kwargs` hold an `Operand` for every tensor."""
+
+    id: str
+    name: str
+    kind: str
+    target: Any
+    """What the model itself calls: a module, a function, or a method's name."""
+    rule: Rule
+    channels: int
+    inputs: tuple[str, ...]
+    """The ops that feed it, in order, weights aside."""
+    in_place: bool
+    """Whether the model computes it in place; its result here is the same, in a tensor of its own."""
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    at: int = ROWS_AT
+    """Which dimension of the model's own result holds the rows, from the end. That of the columns follows."""
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An op that needs the whole map `source`, and makes a value of it that has no rows and columns."""
+
+    id: str
+    name: str
+    kind: str
+    target: Any
+    rule: Reduction
+    source: str
+    numbers: int
+    """How many numbers its value has per image."""
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A value that depends on the input through barriers alone. It is computed whole, once per run, by what
+    the model itself calls: no rule is needed for what is never cut."""
+
+    id: str
+    target: Any
+    numbers: int
+    """How many numbers it has per image."""
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Node = Input | Constant | Op | Barrier | Summary
+
+
+def maps_read(node: Node) -> tuple[str, ...]:
+    """The maps that a node reads, as maps."""
+    return node.inputs if isinstance(node, Op) else (node.source,) if isinstance(node, Barrier) else ()
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested arguments that is not itself nested, in order."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from leaves([value.start, value.stop, value.step])
+    else:
+        yield value
+
+
+def operands(value: Any) -> Iterator[Operand]:
+    """All operands in nested arguments, in order."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Operand))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stage as a graph: nodes are ids with a `Node` as their attribute `op`, in the order in which they can
+    be computed; edges say what feeds what. Of a segment, maps beside the output are `kept` for later ones."""
+
+    name: str
+    graph: nx.DiGraph
+    output: str
+    root: nn.Module
+    kept: tuple[str, ...] = ()
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        return dict(self.graph.nodes(data="op"))
+
+    @cached_property
+    def ops(self) -> tuple[Input | Op, ...]:
+        """The ops that carry a map, in topological order: the output is the last."""
+        return tuple(op for op in self.nodes.values() if isinstance(op, Input | Op))
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Where each of `ops` stands in them."""
+        return {op.id: i for i, op in enumerate(self.ops)}
+
+    @cached_property
+    def constants(self) -> tuple[Constant, ...]:
+        return tuple(op for op in self.nodes.values() if isinstance(op, Constant))
+
+    @cached_property
+    def barriers(self) -> tuple[Barrier, ...]:
+        return tuple(op for op in self.nodes.values() if isinstance(op, Barrier))
+
+    @cached_property
+    def rows(self) -> Axis:
+        return self._axis([None if isinstance(op, Input) else op.rule.rows for op in self.ops], 0)
+
+    @cached_property
+    def columns(self) -> Axis:
+        return self._axis([None if isinstance(op, Input) else op.rule.columns for op in self.ops], 1)
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether the stage can compute a map of this size: no op is left without outputs, and what meets at
+        a join is of one size."""
+        for axis, n in ((self.rows, height), (self.columns, width)):
+            sizes = axis.sizes(n)
+            if min(sizes) < 1 or any(len({sizes[i] for i in op.inputs}) > 1 for op in axis.ops):
+                return False
+        return True
+
+    @property
+    def has_spatial_context(self) -> bool:
+        return bool(self.barriers) or any(isinstance(op, Op) and not op.rule.local for op in self.ops)
+
+    def _axis(self, geometries: list[Geometry | None], dim: int) -> Axis:
+        return Axis(
+            tuple(
+                AxisOp(geometry, (), op.scale[dim])
+                if isinstance(op, Input)
+                else AxisOp(geometry, tuple(self.index[i] for i in op.inputs))
+                for op, geometry in zip(self.ops, geometries, strict=True)
+            ),
+            tuple(self.index[kept] for kept in self.kept),
+        )

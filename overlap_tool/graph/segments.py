@@ -1,0 +1,136 @@
+"""Cutting a stage at its barriers: the segments that run pass by pass, and what is stored between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+
+from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, maps_read, operands
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a stage that runs in one pass over its maps, as a network of its own.
+
+    Its inputs are the stage's input and maps that earlier segments stored; it stores what it hands on. Then
+    come the values that can be made: `reduced`, barriers and what follows from them. A stage without barriers
+    is one segment: itself.
+    """
+
+    network: Network
+    stored: tuple[str, ...] = ()
+    """Maps of this segment that the next ones or its barriers read."""
+    reduced: tuple[Barrier | Summary, ...] = ()
+    dropped: tuple[str, ...] = ()
+    """Stored maps that nobody reads from here on."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it has any op: a barrier on the stage's input itself needs none before it."""
+        return any(isinstance(op, Op) for op in self.network.ops)
+
+
+def cut(network: Network) -> tuple[Segment, ...]:
+    """The segments of a stage, in the order in which they run."""
+    if not network.barriers:
+        return (Segment(network),)
+    at = _passes(network)
+    last_read: dict[str, int] = {}
+    for id, node in network.nodes.items():
+        for map in maps_read(node):
+            last_read[map] = max(last_read.get(map, 0), at[id])
+    passes = range(at[network.output] + 1)
+    given = _given(network)
+    segments = [_segment(network, given, at, number) for number in passes]
+    stored = {map: number for number in passes for map in segments[number].stored}
+    return tuple(
+        Segment(
+            segment.network,
+            segment.stored,
+            segment.reduced,
+            tuple(map for map in stored if last_read[map] == number),
+        )
+        for number, segment in enumerate(segments)
+    )
+
+
+def _passes(network: Network) -> dict[str, int]:
+    """The pass in which each op runs, or at whose end a value is made.
+
+    A barrier ends the pass of its map, and what reads its value runs in the next one or later. An op that
+    could run early waits for the pass of its first reader if all that it reads is at hand then anyway: its
+    input lies in a store, and need not be joined there by its output.
+    """
+    earliest = _earliest(network)
+    latest = dict.fromkeys(network.nodes, earliest[network.output])
+    for id, node in reversed(network.nodes.items()):
+        by = earliest[id] if isinstance(node, Barrier) else latest[id]
+        for map in maps_read(node):
+            latest[map] = min(latest[map], by)
+    at = dict(earliest)
+    for id, node in network.nodes.items():
+        if isinstance(node, Op):
+            waits = all(at[map] == latest[id] or _stored(network, map, at, earliest) for map in node.inputs)
+            at[id] = latest[id] if waits else max(earliest[id], *(at[map] for map in node.inputs))
+    return at
+
+
+def _earliest(network: Network) -> dict[str, int]:
+    earliest: dict[str, int] = {}
+    for id, node in network.nodes.items():
+        if isinstance(node, Input | Constant):
+            earliest[id] = 0 if isinstance(node, Input) else -1
+            continue
+        maps = [earliest[map] for map in maps_read(node)]
+        values = [earliest[value.id] for value in operands((node.args, node.kwargs)) if not value.spatial]
+        if isinstance(node, Op):
+            values = [value + 1 for value in values]
+        earliest[id] = max([0, *maps, *values])
+    return earliest
+
+
+def _stored(network: Network, map: str, at: dict[str, int], earliest: dict[str, int]) -> bool:
+    """Whether a map is at hand in later passes, whoever else reads it."""
+    return isinstance(network.nodes[map], Input) or any(
+        isinstance(network.nodes[reader], Barrier) or earliest[reader] > at[map]
+        for reader in network.graph.successors(map)
+    )
+
+
+def _segment(network: Network, given: dict[str, Input], at: dict[str, int], number: int) -> Segment:
+    graph = nx.DiGraph()
+    ops = [op for op in network.ops if isinstance(op, Op) and at[op.id] == number]
+    for op in ops:
+        for map in op.inputs:
+            if map not in graph:  # given, and read where it is first needed
+                graph.add_node(map, op=given[map])
+        graph.add_node(op.id, op=op)
+        graph.add_edges_from((map, op.id) for map in op.inputs)
+    reduced = [
+        node for id, node in network.nodes.items() if isinstance(node, Barrier | Summary) and at[id] == number
+    ]
+    if not ops:
+        first = network.ops[0]
+        graph.add_node(first.id, op=first)
+        return Segment(Network(network.name, graph, first.id, network.root), (), tuple(reduced))
+    stored = tuple(
+        op.id
+        for op in ops
+        if any(
+            isinstance(network.nodes[reader], Barrier) or at[reader] > number
+            for reader in network.graph.successors(op.id)
+        )
+    )
+    output = ops[-1].id
+    kept = tuple(map for map in stored if map != output)
+    return Segment(Network(network.name, graph, output, network.root, kept), stored, tuple(reduced))
+
+
+def _given(network: Network) -> dict[str, Input]:
+    """Every map as it stands in a segment that reads it and does not compute it."""
+    scales = zip(network.rows.reaches(), network.columns.reaches(), strict=True)
+    return {
+        op.id: Input(op.id, op.name, op.channels, (rows.scale, columns.scale))
+        for op, (rows, columns) in zip(network.ops, scales, strict=True)
+    }

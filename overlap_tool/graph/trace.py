@@ -1,0 +1,78 @@
+"""`trace`: from a module to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from overlap_tool.errors import TraceError
+from overlap_tool.graph.aftermath import Aftermath
+from overlap_tool.graph.explaining import explained
+from overlap_tool.graph.functional import functionalise
+from overlap_tool.graph.lowering import check_sizes, lowered
+from overlap_tool.graph.network import Network
+from overlap_tool.graph.tracer import Tracer, TrialError
+from overlap_tool.graph.values import check_values
+
+
+def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
+    """The network of a module that takes one map and returns one.
+
+    `channels` is the number of input channels; left out, it is read from the module's layers.
+    """
+    if channels is not None:
+        return _trace(module, name, channels)
+    refusals: list[TrialError] = []
+    for candidate in input_channels(module):
+        try:
+            return _trace(module, name, candidate)
+        except TrialError as refusal:
+            refusals.append(refusal)
+    first = refusals[0]
+    raise TraceError(first.where, first.reason, first.way_out) from first
+
+
+def _trace(module: nn.Module, name: str, channels: int) -> Network:
+    tracer = Tracer(name, module, channels)
+    with _in_eval_mode(module):
+        aftermath = Aftermath(module)
+        try:
+            graph = tracer.trace(module)
+        except TraceError as error:
+            raise explained(error, tracer) from error
+        finally:
+            changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
+        if changed:
+            raise TraceError(
+                tracer.dotted(changed[0]),
+                "changes while the module runs, which tiles could not do alike",
+                "Do not change it in eval mode",
+            )
+        try:
+            functionalise(graph, tracer)
+            network = lowered(graph, tracer)
+        except TraceError as error:
+            raise explained(error, tracer) from error
+        check_sizes(network, tracer)
+        check_values(graph, network, tracer)
+        return network
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    was_training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule in was_training:
+            submodule.training = True
+
+
+def input_channels(module: nn.Module) -> list[int]:
+    """The input channels to try: those of the layers, in order, then of a colour and a grey image."""
+    found = [getattr(m, "in_channels", None) for m in module.modules()]
+    counts = [count for count in found if isinstance(count, int) and count > 0]
+    return list(dict.fromkeys([*counts, 3, 1]))

@@ -1,0 +1,405 @@
+"""A torch.fx tracer that knows the rules, and refuses what it cannot follow.
+
+Every traced op is evaluated at two trial sizes on fake tensors, which hold shapes but no data. What is the
+same at both is a constant (channels), what differs follows the size of the image: so `x.size(1)` is a plain
+number while tracing, and a condition on `x.size(2)` is caught.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from overlap_tool.errors import (
+    DataDependenceError,
+    OverlapToolError,
+    SizeDependenceError,
+    TraceError,
+    UnknownOpError,
+)
+from overlap_tool.graph.aftermath import same_values
+from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
+
+TRIALS = ((2, 960, 1920), (3, 2880, 3840))
+"""Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
+
+REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file given as --plugin FILE.py"
+
+INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+}
+"""What works in place on a tensor, and what it is on a number."""
+
+
+class TrialError(TraceError):
+    """An op refused the trial input; perhaps the number of channels was wrong."""
+
+
+class Proxy(fx.Proxy):
+    """A traced value that knows its shape: channels are numbers, what follows the image's size is traced."""
+
+    tracer: Tracer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("tracer", "node"):
+            object.__setattr__(self, name, value)
+            return
+        raise TraceError(
+            self.tracer.where(),
+            f"assigns to .{name} of a tensor while it runs, which tracing would silently drop",
+            f"{REGISTER} that makes the whole module one op",
+        )
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self._dimension(i) for i in range(self.ndim))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.node.meta["values"][0].shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.node.meta["values"][0].dtype
+
+    @property
+    def device(self) -> Any:
+        device = self.tracer.device_of_weights()
+        return fx.Proxy.__getattr__(self, "device") if device is None else device
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self._dimension(dim)
+
+    def _dimension(self, dim: int) -> Any:
+        values = {int(value.shape[dim]) for value in self.node.meta["values"]}
+        if len(values) == 1:
+            return values.pop()
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([operator.getitem(self, i) for i in range(len(self))])
+
+    def __len__(self) -> int:
+        value = self.node.meta["values"][0]
+        if isinstance(value, tuple | list):
+            return len(value)
+        length = self._dimension(0)
+        if isinstance(length, int):
+            return length
+        raise DataDependenceError(self.tracer.where(), "loops over the images of a batch", REGISTER)
+
+    def __index__(self) -> int:
+        self.tracer.refuse_use(self.node, "uses as a plain number")
+        raise AssertionError("unreachable")
+
+    __int__ = __float__ = __index__
+
+
+def _in_place(changing: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Proxy, other: Any) -> Any:
+        # torch.fx would trace `x += 1` as `x = x + 1`, which leaves the other names of x as they were
+        tensor = isinstance(self.node.meta["values"][0], Tensor)
+        return self.tracer.create_proxy("call_function", changing if tensor else plain, (self, other), {})
+
+    return method
+
+
+for _changing, _plain in INPLACE_OPERATORS.items():
+    setattr(Proxy, f"__{_changing.__name__}__", _in_place(_changing, _plain))
+
+
+class Tracer(fx.Tracer):
+    def __init__(self, name: str, root: nn.Module, channels: int) -> None:
+        # einops looks at the type of what it is given, so its functions are traced as they stand
+        super().__init__(autowrap_functions=_einops_functions())
+        self.name = name
+        self.channels = channels
+        self.nodes: dict[str, fx.Node] = {}
+        self.of_input: set[fx.Node] = set()
+        self.made: dict[str, Tensor] = {}
+        """The tensors that the forward makes of nothing, by the names under which the graph has them."""
+        self.used: dict[int, tuple[Tensor, Tensor]] = {}
+        """Tensors that are no parameters, as they were when an op first took them."""
+        self.evaluating = False
+        self.found_barrier = False
+        self.parts: dict[str, int] = {"": channels}
+        """The parts that were called with one map, and its channels."""
+        self.stopped_in = ""
+        """The innermost part at which tracing stands, once it is refused."""
+        device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.fake:
+            self.trials = tuple(
+                torch.empty(batch, channels, height, width, device=device, dtype=dtype)
+                for batch, height, width in TRIALS
+            )
+
+    def dotted(self, path: str) -> str:
+        return ".".join(part for part in (self.name, path) if part) or type(self.root).__name__
+
+    def where(self) -> str:
+        scope = self.scope
+        kind = scope.module_type or type(self.root)
+        return f"{self.dotted(scope.module_path)} ({kind.__name__})"
+
+    def parts_around(self, path: str) -> Iterator[str]:
+        """The parts at or around this one that take one map, from the inside out to the whole stage."""
+        while path:
+            if path in self.parts:
+                yield path
+            path = path.rpartition(".")[0]
+        yield path
+
+    def kind(self, node: fx.Node) -> str:
+        """What an op is called."""
+        if node.op == "call_module":
+            return type(self.root.get_submodule(str(node.target))).__name__
+        return str(node.target) if isinstance(node.target, str) else node.target.__name__
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        # One placeholder; every other parameter of forward takes its default.
+        whole = self.create_proxy("placeholder", "input", (), {})
+        if self.is_leaf_module(self.root, ""):
+            return lambda root, x: self.create_proxy("call_module", "", (x,), {}), [self.root, whole]
+        return root_fn, [self.root, whole]
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if rule_for_module(m) is not None:
+            return True
+        path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
+        if is_quantiser(m):
+            raise TraceError(
+                path, "quantises inside a stage", "Stages end before quantisers: trace its parts"
+            )
+        is_made_of_others = isinstance(m, nn.Sequential) or composition_of(type(m)) is not None
+        if type(m).__module__.startswith("torch.nn.") and not is_made_of_others:
+            raise UnknownOpError(path, "no rule knows this op, so its overlap is not known", REGISTER)
+        return False
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
+        try:
+            self.note_part(m, args, kwargs)
+            return super().call_module(m, forward, args, kwargs)
+        except NameError as error:
+            raise TraceError(
+                self.where(), f"calls a {type(m).__name__} that is not one of its own submodules", REGISTER
+            ) from error
+        except Exception as error:
+            self.stopped_in = self.stopped_in or self.path_of_module(m)
+            if isinstance(error, OverlapToolError):
+                raise
+            raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
+            values = args[0].node.meta["values"]
+            is_map = isinstance(values[0], Tensor) and values[0].ndim == 4
+            if is_map and len({value.shape[1] for value in values}) == 1:
+                self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        _refuse_hooks(root, lambda: f"{self.dotted('') or type(root).__name__} ({type(root).__name__})")
+        own = set(vars(root))
+        random = torch.get_rng_state()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                graph = super().trace(root, concrete_args)
+                draws = not torch.equal(random, torch.get_rng_state())
+        except OverlapToolError:
+            raise
+        except Exception as error:
+            raise self.failure(error, self.dotted(""), type(root)) from error
+        where = f"{self.dotted('')} ({type(root).__name__})"
+        if draws:
+            raise TraceError(
+                where, "draws random numbers in eval mode, too", "Draw them in training mode only"
+            )
+        if not all(same_values(tensor, before) for tensor, before in self.used.values()):
+            reason = "changes a tensor in place that an op took before, which the trace would not tell apart"
+            raise TraceError(where, reason, "Make a new tensor of it")
+        self.made = {key: value for key, value in vars(root).items() if key not in own}
+        return graph
+
+    def failure(self, error: Exception, path: str, kind: type) -> TraceError:
+        message = str(error).strip().split("\n")[0]
+        return TraceError(
+            f"{path} ({kind.__name__})", f"cannot be traced: {message}", f"{REGISTER} that makes it one op"
+        )
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refuse_use(obj.node, "decides something by")
+        raise AssertionError("unreachable")
+
+    def refuse_use(self, node: fx.Node, doing: str) -> None:
+        if isinstance(node.meta["values"][0], Tensor):
+            raise DataDependenceError(
+                self.where(),
+                f"{doing} the values of its input, so that its path cannot be known in advance",
+                REGISTER,
+            )
+        raise SizeDependenceError(
+            self.where(),
+            f"{doing} the size of its input, so that pieces would differ from the whole image",
+            f"Move the check out of the stage, or {REGISTER[0].lower()}{REGISTER[1:]}",
+        )
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        composition = composition_of(target) if kind in ("call_function", "call_method") else None
+        if composition is not None:
+            return composition(*args, **kwargs)
+        if target in ("to", "type_as") and self.takes_after_a_map(args):
+            args = (args[0], args[1].device, args[1].dtype)
+            target = "to"
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if kind in ("call_function", "call_method") and not self.depends_on_input(proxy.node):
+            value = proxy.node.meta["values"][0]
+            if isinstance(value, bool | int | float | str | torch.dtype):
+                return value  # of weights alone, so the code may decide something by it
+        return proxy
+
+    def takes_after_a_map(self, args: Any) -> bool:
+        """Whether a map says of which type and on which device a constant is to be."""
+        value, other = [*args, None][:2]
+        return (
+            isinstance(other, Proxy)
+            and isinstance(other.node.meta["values"][0], Tensor)
+            and not (isinstance(value, fx.Proxy) and self.depends_on_input(value.node))
+        )
+
+    def device_of_weights(self) -> Any:
+        """The device of the stage, as it will be when it runs; none if there are no weights."""
+        name = next((name for name, _ in self.root.named_parameters()), None)
+        if name is None:
+            return None
+        weight = self.create_proxy("get_attr", name, (), {})
+        return self.create_proxy("call_function", getattr, (weight, "device"), {})
+
+    def depends_on_input(self, node: fx.Node) -> bool:
+        return node in self.of_input
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not a.is_meta:
+            self.used.setdefault(id(a), (a, a.clone()))
+        return super().create_arg(a)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind != "placeholder" and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            reason = "computes in lower precision, by autocast, which the trace would not have"
+            raise TraceError(
+                self.where(), reason, "Analyze it outside of torch.autocast, and call none inside"
+            )
+        node = super().create_node(kind, *args, **kwargs)
+        self.nodes[node.name] = node
+        node.meta["scope"] = self.scope.module_path
+        if kind == "placeholder" or not self.of_input.isdisjoint(node.all_input_nodes):
+            self.of_input.add(node)
+        if kind != "output":
+            node.meta["values"] = tuple(self.evaluate(node, trial) for trial in range(len(TRIALS)))
+        return node
+
+    def evaluate(self, node: fx.Node, trial: int) -> Any:
+        """What a node gives at a trial size."""
+        if node.op == "placeholder":
+            return self.trials[trial]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["values"][trial])
+        self.evaluating = True
+        try:
+            with self.fake, torch.no_grad(), _without_a_log():
+                if node.op == "get_attr":
+                    value = operator.attrgetter(str(node.target))(self.root)
+                    return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
+                if node.op == "call_module":
+                    # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
+                    module = self.root.get_submodule(str(node.target))
+                    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+                    fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
+                    return torch.func.functional_call(module, fakes, args, kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except DataDependentOutputException as error:
+            raise DataDependenceError(
+                self.where(),
+                "reads the values of its input, so that what it computes cannot be known in advance",
+                REGISTER,
+            ) from error
+        except Exception as error:
+            shapes = [tuple(o.shape) for o in tensors((args, kwargs))]
+            raise TrialError(
+                f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
+                f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
+                f"{', '.join(map(str, shapes))}: {str(error).strip().split(chr(10))[0]}",
+                "Check that the module takes one map of "
+                f"{self.channels} channels, or name a stage that does with --stage",
+            ) from error
+        finally:
+            self.evaluating = False
+
+
+@contextmanager
+def _without_a_log() -> Iterator[None]:
+    """PyTorch logs what it raises on fake tensors, too, with all of the traceback."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _einops_functions() -> tuple[Callable[..., Any], ...]:
+    """einops' functions, if the model has imported it."""
+    einops = sys.modules.get("einops")
+    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return tensors(list(value.values()))
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors(item)]
+    return []
+
+
+def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TraceError(
+            where(),
+            "has forward hooks, which change what it computes and which tracing does not see",
+            "Remove them, for instance with torch.nn.utils.remove_spectral_norm or remove_weight_norm",
+        )

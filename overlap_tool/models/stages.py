@@ -1,0 +1,299 @@
+"""Finding the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
+
+What no finite overlap serves is refused, unless it works on latents: then the model's own code runs it whole.
+The model is run once on a small image, in a copy, to see which of its parts map one map to one map, and at
+which scale. Everything else is static.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from overlap_tool import plugins
+from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
+from overlap_tool.graph.network import Network
+from overlap_tool.graph.trace import input_channels, trace
+from overlap_tool.kernels import engine
+from overlap_tool.models import inline
+from overlap_tool.models.closed_loop import ClosedLoop
+from overlap_tool.models.inline import InlineStage
+from overlap_tool.rules import is_quantiser
+
+TRIAL_IMAGES = (64, 256)
+"""Heights of the images on which a model is tried, smaller first since it is quicker. They are three times
+as wide, so that every map is wider than high, even half of one, as a checkerboard has it; what a barrier
+makes of a map, such as a pool of 3x3, is not."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a model that can be computed tile by tile."""
+
+    name: str
+    module: nn.Module
+    network: Network
+    input_scale: Fraction
+    """Samples of its input per pixel of the image, on either axis."""
+    inline: InlineStage | None = None
+    """How the model computes it, if not by calling this module."""
+
+    @property
+    def begins(self) -> tuple[nn.Module, Callable[..., Tensor]]:
+        """The part of the model whose call begins the stage, and what makes its input of the arguments."""
+        return (self.module, _itself) if self.inline is None else self.inline.begins
+
+    @property
+    def ends(self) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+        """The part whose call ends it, and what makes its output of what that returns."""
+        return (self.module, _itself) if self.inline is None else self.inline.ends
+
+    def run_by(self, forward: Callable[..., Tensor]) -> None:
+        """From now on, the model computes it by this function."""
+        self.module.forward = forward
+        if self.inline is not None:
+            self.inline.serve()
+
+    def run_by_itself(self) -> None:
+        """The model's own code computes it again."""
+        del self.module.forward
+        if self.inline is not None:
+            self.inline.release()
+
+
+def _itself(map: Tensor) -> Tensor:
+    return map
+
+
+@dataclass(frozen=True)
+class Untiled:
+    """A part that stays whole: the model's own code runs it on whole maps, tiled or not."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The stages of a model, and what images it takes: their channels, and the number that their sides must
+    be a multiple of."""
+
+    stages: tuple[Stage, ...]
+    multiple: int
+    channels: int
+    untiled: tuple[Untiled, ...] = ()
+
+
+@dataclass
+class _Observed:
+    """What one run of a model showed of its parts."""
+
+    scales: dict[str, Fraction] = field(default_factory=dict)
+    """For each part that is called with one map and returns one: samples of its input per pixel."""
+    inputs: dict[str, int] = field(default_factory=dict)
+    """For the same parts, the channels of the input."""
+    finest: dict[str, Fraction] = field(default_factory=dict)
+    """For the same parts, the larger of the scales of input and output."""
+    several: set[str] = field(default_factory=set)
+    """The parts that take or return several maps."""
+    latent: Fraction = Fraction(0)
+    """The finest scale at which something is quantised."""
+    channels: int | None = None
+    """Of the image."""
+    inline_holds: bool = True
+    """Whether the model gives the same bits when its inline stages are computed as one each."""
+
+
+def survey(model: nn.Module, only: str | None = None) -> Survey:
+    """The stages of a model in the order in which it defines them.
+
+    `only` picks one, by its name or the last part of it, or names any other part that maps one map to one;
+    nothing else is traced then.
+    """
+    plugins.discover()  # for their rules
+    if isinstance(model, ClosedLoop):
+        return _of_closed_loop(model, only)
+    coded = _contains_quantiser(model)
+    inlined = {each.name: each for each in inline.stages_of(model)}
+    seen = _observed(model) if coded or only or inlined else _Observed(scales={"": Fraction(1)})
+    if not seen.inline_holds:
+        raise TraceError(
+            f"{type(model).__name__} ({type(model).__module__})",
+            f"computes something else than what is registered for {' and '.join(inlined)} of its class",
+            "Use the version of its code that the plugin knows, or leave --model out, if the weights are "
+            "recognised without it",
+        )
+    if only is not None:
+        path = _path_of(only, [path for path in seen.scales if path] or [""], model)
+        module = inlined[path].module if path in inlined else model.get_submodule(path)
+        parts: list[Stage | Untiled] = [_stage(path, module, seen, inlined.get(path))]
+    else:
+        parts = [_stage(name, each.module, seen, each) for name, each in inlined.items()]
+        parts += _walk("", model, seen)
+    stages = tuple(part for part in parts if isinstance(part, Stage))
+    untiled = tuple(part for part in parts if isinstance(part, Untiled))
+    if coded and not stages:
+        raise TraceError(
+            type(model).__name__,
+            "has no part with spatial context outside its quantisers",
+            "Give the module that holds the transforms, with --model",
+        )
+    multiple = _multiple(seen.scales, stages) if coded else 1
+    return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
+
+
+def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage | None = None) -> Stage:
+    return Stage(path, module, trace(module, path, seen.inputs.get(path)), seen.scales[path], inlined)
+
+
+def _multiple(scales: dict[str, Fraction], stages: tuple[Stage, ...]) -> int:
+    """Sides of which every part gets whole samples, and every stage whole patterns: strides, and windows."""
+    patterns = (
+        axis.reaches()[-1].period.input / stage.input_scale
+        for stage in stages
+        for axis in (stage.network.rows, stage.network.columns)
+    )
+    samples = (scale.denominator for scale in scales.values())
+    return lcm(*samples, *(pattern.numerator for pattern in patterns))
+
+
+def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
+    """Its networks, which work on a grid of blocks."""
+    if only is not None and only not in model.networks:
+        known = ", ".join(model.networks)
+        raise OptionError(f"--stage {only}", "the model has no such network", f"Give one of --stage {known}")
+    stages = (
+        Stage(name, network, trace(network, name), Fraction(1, model.block))
+        for name, network in model.networks.items()
+        if only in (None, name)
+    )
+    return Survey(tuple(stages), model.block, model.colours)
+
+
+def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
+    if is_quantiser(module):
+        return
+    if path in seen.scales and not _contains_quantiser(module):
+        try:
+            network = trace(module, path, seen.inputs.get(path))
+        except (GlobalOpError, WrapAroundError) as refusal:
+            if not path or seen.finest[path] > seen.latent:
+                raise
+            yield Untiled(path, f"{refusal.where} {refusal.reason}")
+            return
+        if network.has_spatial_context or not path:
+            yield Stage(path, module, network, seen.scales[path])
+        return
+    if path in seen.several and not _contains_quantiser(module):
+        yield Untiled(path, "takes or returns several maps; those of its parts that take one are stages")
+    for name, child in module.named_children():
+        yield from _walk(f"{path}.{name}" if path else name, child, seen)
+
+
+def _contains_quantiser(module: nn.Module) -> bool:
+    return any(is_quantiser(part) for part in module.modules())
+
+
+def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
+    """The one path that is `name`, or ends in it as a whole part."""
+    if name in paths:
+        return name
+    matching = [path for path in paths if path.rpartition(".")[2] == name]
+    if len(matching) == 1:
+        return matching[0]
+    close = matching or get_close_matches(name, paths, n=5, cutoff=0.0)
+    raise OptionError(
+        f"--stage {name}",
+        "several parts end in that name" if matching else f"{type(model).__name__} has no such part",
+        f"Give one of --stage {', '.join(close)}",
+    )
+
+
+def _observed(model: nn.Module) -> _Observed:
+    failures: list[Exception] = []
+    for channels in input_channels(model):
+        for side in TRIAL_IMAGES:
+            try:
+                return _run_once(copy.deepcopy(model).eval(), channels, side)
+            except Exception as failure:
+                failures.append(failure)
+    reason = str(failures[0]).strip().split("\n")[0]
+    raise TraceError(
+        type(model).__name__,
+        f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
+        "Give the module that holds the transforms, with --model",
+    )
+
+
+def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
+    seen = _Observed(channels=channels)
+
+    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            given, made = _maps((args, named)), _maps(output)
+            scales = [Fraction(each.shape[-2], side) for each in (*given, *made)]
+            if is_quantiser(module):
+                seen.latent = max([seen.latent, *scales])
+            elif len(args) == 1 and not named and _is_map(args[0]) and _is_map(output):
+                seen.scales.setdefault(path, scales[0])
+                seen.inputs.setdefault(path, args[0].shape[1])
+                seen.finest[path] = max(seen.finest.get(path, scales[0]), *scales)
+            elif given and made:
+                seen.several.add(path)
+
+        return note
+
+    inlined = inline.stages_of(model)
+    spanned = {part for each in inlined for whole in each.forwards for part in whole.modules()}
+    spanned |= {model} if inlined else set()
+    for path, module in model.named_modules():
+        if module not in spanned:
+            module.register_forward_hook(watch(path), with_kwargs=True)
+    for each in inlined:
+        each.module.register_forward_hook(watch(each.name), with_kwargs=True)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    image = torch.full((1, channels, side, 3 * side), 0.5)
+    if inlined:  # whose results are compared, so there has to be something in it
+        image.uniform_(generator=torch.Generator().manual_seed(0))
+    image = image.to(device, dtype)
+    with torch.no_grad(), engine("exact" if inlined else "stock"):
+        outputs = _tensors(model(image))
+        if inlined:
+            for each in inlined:
+                each.serve()
+            seen.inline_holds = _gives(model, image, outputs)
+    return seen
+
+
+def _gives(model: nn.Module, image: Tensor, outputs: list[Tensor]) -> bool:
+    try:
+        found = _tensors(model(image))
+    except Exception:  # the class's own code may fail on what it does not expect
+        return False
+    return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _maps(value: Any) -> list[Tensor]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [found for item in value for found in _maps(item)]
+    return [value] if _is_map(value) else []
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > value.shape[-2]

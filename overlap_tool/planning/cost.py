@@ -1,0 +1,224 @@
+"""What a plan costs: multiply-accumulates, and bytes alive at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from overlap_tool.geometry import Patch
+from overlap_tool.geometry.plan import AxisPlan, Step
+from overlap_tool.graph.network import Barrier, Network, Op, Summary, operands
+from overlap_tool.graph.segments import Segment
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """What one op costs per position, how many numbers its weights are, and when its output is last read."""
+
+    channels: int
+    scratch: int
+    macs: int
+    weights: int
+    in_place: bool
+    inputs: tuple[int, ...]
+    last_read: int
+
+
+def op_costs(network: Network) -> tuple[OpCost, ...]:
+    index = network.index
+    sources = [tuple(index[i] for i in op.inputs) if isinstance(op, Op) else () for op in network.ops]
+    last_read = [len(network.ops)] * len(network.ops)
+    latest = 0
+    for node in network.nodes.values():
+        if isinstance(node, Op):
+            latest = index[node.id]
+            for source in sources[latest]:
+                last_read[source] = latest
+        elif isinstance(node, Barrier):
+            last_read[index[node.source]] = latest
+    return tuple(
+        OpCost(
+            op.channels,
+            op.rule.scratch * op.channels if isinstance(op, Op) else 0,
+            op.rule.macs if isinstance(op, Op) else 0,
+            weights(op) if isinstance(op, Op) else 0,
+            isinstance(op, Op) and op.in_place,
+            inputs,
+            last_read[i],
+        )
+        for i, (op, inputs) in enumerate(zip(network.ops, sources, strict=True))
+    )
+
+
+def weights(op: Op | Summary) -> int:
+    """The numbers in the kernels of an op: what has one dimension is a bias or a factor."""
+    module = op.module if isinstance(op, Op) else op.target
+    own = module.parameters() if isinstance(module, nn.Module) else ()
+    given = (
+        operand.shape[1:] if operand.summary else operand.shape
+        for operand in operands((op.args, op.kwargs))
+        if not operand.spatial
+    )
+    return sum(prod(shape) for shape in (*(weight.shape for weight in own), *given) if len(shape) > 1)
+
+
+def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
+    """Multiply-accumulates over all steps, per image."""
+    return sum(
+        cost.macs * height * width
+        for cost, height, width in zip(costs, rows.computed, columns.computed, strict=True)
+    )
+
+
+def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
+    """Multiply-accumulates of the tile that takes most, per image."""
+    heights, widths = (
+        {tuple(span.length for span in step.compute) for step in plan.steps} for plan in (rows, columns)
+    )
+    return max(
+        sum(cost.macs * a * b for cost, a, b in zip(costs, height, width, strict=True))
+        for height in heights
+        for width in widths
+    )
+
+
+def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[int]) -> list[dict[str, int]]:
+    """How many numbers per image lie in stores at the end of each segment, by map. `areas` are the positions
+    of every op's map."""
+    alive: dict[str, int] = {}
+    found = []
+    for segment in segments:
+        for map in segment.stored:
+            place = network.index[map]
+            alive[map] = network.ops[place].channels * areas[place]
+        found.append(dict(alive))
+        for map in segment.dropped:
+            alive.pop(map, None)
+    return found
+
+
+def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
+    """The most bytes alive when the model itself computes the whole map: its input and output included, and
+    its in-place ops taking no memory of their own."""
+    sizes = [
+        cost.channels * height * width
+        for cost, height, width in zip(costs, rows.sizes, columns.sizes, strict=True)
+    ]
+    alive: dict[int, int] = {}
+    total = peak = 0
+    for op, cost in enumerate(costs):
+        if cost.in_place and costs[cost.inputs[0]].last_read == op:
+            alive[op] = alive.pop(cost.inputs[0])
+        else:
+            alive[op] = sizes[op]
+            total += sizes[op]
+        scratch = cost.scratch * rows.sizes[op] * columns.sizes[op]
+        peak = max(peak, total + scratch)
+        for done in [done for done in alive if done and costs[done].last_read == op]:
+            total -= alive.pop(done)
+    return itemsize * peak
+
+
+def working_bytes(
+    costs: Sequence[OpCost],
+    rows: AxisPlan,
+    columns: AxisPlan,
+    itemsize: int = 4,
+    images: int = 1,
+    packed: bool = False,
+) -> int:
+    """The most bytes that the executor holds at once beside the stage's whole input and output.
+
+    Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
+    """
+    above = [
+        cost.channels * kept * n if cost.inputs else 0  # what is given is read again, not kept
+        for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)
+    ]
+    first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
+    # Steps in the middle of the image are alike, so few of the others differ in shape.
+    row_steps = {_shape(step): step for step in rows.steps}.values()
+    later_columns = {_shape(step): step for step in columns.steps[1:]}.values()
+    later_rows = {_shape(step): step for step in rows.steps[1:]}.values()
+    later = [
+        *((row, column) for row in row_steps for column in later_columns),
+        *((row, columns.steps[0]) for row in later_rows),
+    ]
+    return itemsize * max(
+        [first, *(_tile(costs, row, column, above, images, packed, first=False) for row, column in later)]
+    )
+
+
+def _tile(
+    costs: Sequence[OpCost],
+    row: Step,
+    column: Step,
+    above: Sequence[int],
+    images: int,
+    packed: bool,
+    *,
+    first: bool,
+) -> int:
+    """The most that is held during one tile, by the executor's own order: compute, drop what was last read,
+    join, set aside. What the bands above keep, and packed weights, come as the first tile comes to them."""
+    weights = 0 if first or not packed else sum(cost.weights for cost in costs)
+    # what the tile to the left kept is there from the start, and replaced op by op
+    kept = 0 if first else sum(above)
+    kept += sum(
+        cost.channels * rows.length * max(0, compute.start - hold.start)
+        for cost, rows, hold, compute in zip(costs, row.hold, column.hold, column.compute, strict=True)
+        if cost.inputs
+    )
+    held: dict[int, int] = {}
+    peak = 0
+    for op, cost in enumerate(costs):
+        height, width = row.hold[op].length, column.hold[op].length
+        block = cost.channels * height * width
+        if not cost.inputs:
+            held[op] = block
+            continue
+        new = cost.channels * row.compute[op].length * column.compute[op].length
+        patches = row.patches[op], column.patches[op]
+        extended = _extended(costs[cost.inputs[0]].channels, *patches)
+        scratch = cost.scratch * row.compute[op].length * column.compute[op].length
+        total = kept + sum(held.values())
+        weights += cost.weights if first and packed else 0
+        peak = max(peak, images * (total + new + extended + scratch) + weights)
+        for done in set(cost.inputs):
+            if costs[done].last_read == op:
+                total -= held.pop(done, 0)
+        kept_left = cost.channels * height * max(0, column.compute[op].start - column.hold[op].start)
+        keep_right = cost.channels * height * column.keep[op].length
+        joined = (row.hold[op], column.hold[op]) != (row.compute[op], column.compute[op])
+        if block and cost.last_read < len(costs):
+            peak = max(peak, images * (total + new + (block if joined else 0)) + weights)
+            held[op] = block
+            kept += keep_right - kept_left + (above[op] if first else 0)
+            peak = max(peak, images * (kept + sum(held.values())) + weights)
+    return peak
+
+
+def _extended(channels: int, vertical: Patch | None, horizontal: Patch | None) -> int:
+    """The copy that an op makes of its input where it has to add its own padding."""
+    if vertical is None or horizontal is None:
+        return 0
+    if vertical.complete and horizontal.complete:
+        return 0
+    return channels * vertical.need.length * horizontal.need.length
+
+
+def _shape(step: Step) -> tuple[tuple[int, int, int, int, int], ...]:
+    """What distinguishes two steps by their memory: lengths, not places."""
+    return tuple(
+        (
+            compute.length,
+            hold.length,
+            keep.length,
+            compute.start - hold.start,
+            0 if patch is None or patch.complete else patch.need.length,
+        )
+        for compute, hold, keep, patch in zip(step.compute, step.hold, step.keep, step.patches, strict=True)
+    )

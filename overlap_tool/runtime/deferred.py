@@ -1,0 +1,255 @@
+"""Numbers that are read piece by piece: where those of a map come from that is not in memory.
+
+None of these ever changes. A map that is written to is given other numbers, made of those it had and of what
+was written, and nothing is computed or copied before somebody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import ExactnessError
+from overlap_tool.geometry import Span
+from overlap_tool.runtime.stores import Sink
+
+POSITIONS_AT_ONCE = 1 << 13
+"""Of a map that is computed from others: what lies between may have far more channels than the result."""
+
+ROWS_AT_ONCE = 64
+"""Of a map of which all is wanted in order, and that can only be read."""
+
+
+class Numbers(Protocol):
+    """The numbers of a map, by rows and columns. The other axes are always whole."""
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        """A piece. Whoever reads does not write to it."""
+        ...
+
+
+@runtime_checkable
+class Poured(Numbers, Protocol):
+    """Numbers that are computed in order at a lower cost than piece by piece."""
+
+    def pour(self, sink: Sink, start: int) -> None:
+        """Everything from row `start` on, in order."""
+        ...
+
+
+def pour(numbers: Numbers, size: tuple[int, int], sink: Sink, start: int = 0) -> None:
+    """Hand on all rows and columns of a map of this size, in order, from row `start` on."""
+    if isinstance(numbers, Computed) and (source := numbers.only_source) is not None:
+        pour(source, size, _Through(numbers, sink), start)
+    elif isinstance(numbers, Poured):
+        numbers.pour(sink, start)
+    else:
+        height, width = size
+        for row in range(start, height, ROWS_AT_ONCE):
+            rows = Span(row, min(row + ROWS_AT_ONCE, height))
+            sink.write(rows, Span(0, width), numbers.read(rows, Span(0, width)))
+
+
+def origins(numbers: Numbers) -> Iterator[Numbers]:
+    """Where numbers come from in the end, through all that was put off."""
+    match numbers:
+        case Computed():
+            for operand in numbers.operands:
+                yield from origins(operand)
+        case Part():
+            yield from origins(numbers.whole)
+        case Overwritten():
+            yield from origins(numbers.before)
+            yield from origins(numbers.written)
+        case _:
+            yield numbers
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A tensor. `behind` says how many of its axes there are from the rows on."""
+
+    values: Tensor
+    behind: int = 2
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        down = self.values.ndim - self.behind
+        return self.values.narrow(down, rows.start, rows.length).narrow(
+            down + 1, columns.start, columns.length
+        )
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor beside maps: as large as they are, or spread over rows, columns or both."""
+
+    values: Tensor
+    version: int
+    behind: int | None
+    """As in a map; None if it has no rows and columns, as weights have none."""
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        if self.values._version != self.version:
+            raise ExactnessError(
+                "a tensor that a lazily computed map reads", "it was changed in place", "Clone it before"
+            )
+        piece = self.values
+        if self.behind is not None and piece.ndim >= self.behind:
+            down = piece.ndim - self.behind
+            for axis, span in ((down, rows), (down + 1, columns)):
+                if piece.shape[axis] != 1:
+                    piece = piece.narrow(axis, span.start, span.length)
+        return piece
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a function that keeps every position to itself makes of its operands."""
+
+    function: Callable[..., Tensor]
+    operands: tuple[Numbers, ...]
+    behind: int = 2
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        at_once = max(1, POSITIONS_AT_ONCE // max(1, columns.length))
+        pieces = [
+            self.function(*(operand.read(part, columns) for operand in self.operands))
+            for part in (
+                Span(row, min(row + at_once, rows.stop)) for row in range(rows.start, rows.stop, at_once)
+            )
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -self.behind)
+
+    @property
+    def only_source(self) -> Numbers | None:
+        """What it is computed from, if that is one map, and tensors beside it."""
+        sources = [operand for operand in self.operands if not isinstance(operand, Operand)]
+        return sources[0] if len(sources) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Through:
+    """A sink that computes with what passes."""
+
+    computed: Computed
+    sink: Sink
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        pieces = [
+            operand.read(rows, columns) if isinstance(operand, Operand) else values
+            for operand in self.computed.operands
+        ]
+        self.sink.write(rows, columns, self.computed.function(*pieces))
+
+
+@dataclass(frozen=True)
+class Region:
+    """What an index picks of a map: a number or a range for each axis, a range for rows and for columns."""
+
+    index: tuple[int | range, ...]
+    at: int
+    """Which of the axes is that of the rows."""
+
+    @property
+    def rows(self) -> range:
+        return self._lines(self.at)
+
+    @property
+    def columns(self) -> range:
+        return self._lines(self.at + 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(part) for part in self.index if isinstance(part, range))
+
+    @property
+    def behind(self) -> int:
+        """How many axes what it picks has from the rows on."""
+        return sum(isinstance(part, range) for part in self.index[self.at :])
+
+    def within(self, rows: slice, columns: slice) -> tuple[int | slice, ...]:
+        """The index for a piece in which the region has these rows and columns."""
+        index = [part if isinstance(part, int) else _slice(part) for part in self.index]
+        index[self.at], index[self.at + 1] = rows, columns
+        return tuple(index)
+
+    def misses(self, other: Region) -> bool:
+        """Whether the two have nothing in common, as can be seen on an axis other than rows and columns."""
+        pairs = [(_range(one), _range(two)) for one, two in zip(self.index, other.index, strict=True)]
+        del pairs[self.at : self.at + 2]
+        return any(max(one.start, two.start) >= min(one.stop, two.stop) for one, two in pairs)
+
+    def _lines(self, axis: int) -> range:
+        lines = self.index[axis]
+        assert isinstance(lines, range)
+        return lines
+
+
+@dataclass(frozen=True)
+class Part:
+    """A region of a map."""
+
+    whole: Numbers
+    region: Region
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        down, across = self.region.rows, self.region.columns
+        piece = self.whole.read(_covered(down, rows), _covered(across, columns))
+        return piece[self.region.within(slice(None, None, down.step), slice(None, None, across.step))]
+
+
+@dataclass(frozen=True)
+class Overwritten:
+    """A map of which a region was written; `written` has the region's shape."""
+
+    before: Numbers
+    region: Region
+    written: Numbers
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        piece = self.before.read(rows, columns).clone()
+        down, there = _met(self.region.rows, rows)
+        across, aside = _met(self.region.columns, columns)
+        if not (down.empty or across.empty):
+            piece[self.region.within(there, aside)] = self.written.read(down, across)
+        return piece
+
+
+def part(whole: Numbers, region: Region) -> Numbers:
+    """A region of a map, past what was written elsewhere."""
+    while isinstance(whole, Overwritten):
+        if whole.region == region:
+            return whole.written
+        if not whole.region.misses(region):
+            break
+        whole = whole.before
+    if isinstance(whole, InMemory):
+        lines = region.within(_slice(region.rows), _slice(region.columns))
+        return InMemory(whole.values[lines], region.behind)
+    return Part(whole, region)
+
+
+def _covered(lines: range, span: Span) -> Span:
+    """From the first to the last of the lines with these numbers."""
+    inside = lines[span.start : span.stop]
+    return Span(inside[0], inside[-1] + 1) if inside else Span(lines.start, lines.start)
+
+
+def _met(lines: range, span: Span) -> tuple[Span, slice]:
+    """The numbers of the lines that lie in a span, and where they lie in it."""
+    first, last = (max(0, -((lines.start - end) // lines.step)) for end in span)
+    found = Span(first, min(last, len(lines)))
+    inside = lines[found.start : found.stop]
+    return found, slice(inside.start - span.start, inside.stop - span.start, lines.step)
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop, part.step)
+
+
+def _range(part: int | range) -> range:
+    return range(part, part + 1) if isinstance(part, int) else part

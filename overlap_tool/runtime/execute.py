@@ -1,0 +1,359 @@
+"""Runs a plan over a network, a stage or a segment of one: one executor for every schedule.
+
+Tile by tile, every op computes its rows and columns of the step, from pieces of what its inputs hold. A held
+map is put together from what was just computed, what the tile to the left kept, and what the band above kept.
+Each is dropped when its last reader has run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import RuleError
+from overlap_tool.geometry import Patch, Span
+from overlap_tool.geometry.plan import AxisPlan, Step, alike
+from overlap_tool.graph.network import Input, Network, Op
+from overlap_tool.rules import Operand, Patches
+from overlap_tool.rules.registry import ROWS_AT
+from overlap_tool.runtime.stores import Sink, Source
+
+
+def execute(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    source: Source,
+    sink: Sink,
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute a stage without barriers on all of `source` into `sink`, in one pass."""
+    values = evaluate_constants(network)
+    sources, sinks = {network.ops[0].id: source}, {network.output: sink}
+    execute_pass(network, rows, columns, sources, sinks, values, batch, after_tile)
+
+
+@torch.no_grad()
+def execute_pass(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+    values: Mapping[str, Any],
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute a network's output, and what else is kept of it, on all of its given maps.
+
+    `sources` and `sinks` are by the ids of the maps, `values` what is no map: weights and summaries.
+
+    Tiles that stand alone and are alike, side by side, can be computed in batches. Rows that are kept serve a
+    plan whose columns do not overlap.
+    """
+    if batch > 1 and any(rows.kept + columns.kept):
+        raise ValueError("tiles that keep something for others cannot be computed in batches")
+    if any(rows.kept) and columns.overlapping:
+        raise ValueError("rows are kept, but columns recomputed, which would be kept twice")
+    run = _Run(network, rows, columns, *_endless(network, rows, columns, sources, sinks), values)
+    groups = (
+        [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
+    )
+    tiles = [(row, group) for row in rows.steps for group in groups]
+    for (row, group), following in zip(tiles, [*tiles[1:], None], strict=True):
+        if group is groups[0]:
+            run.lefts.clear()
+        run.group = group
+        run.upcoming = None if following is None else (following[0], following[1][0])
+        run.tile(row, group[0])
+        for _ in group:
+            after_tile()
+
+
+class EndlessSource:
+    """Pieces that may go beyond the image. NaN stands there, which shows where it is taken for a sample."""
+
+    def __init__(self, source: Source, height: int, width: int) -> None:
+        self.source = source
+        self.height = height
+        self.width = width
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        inside = rows.clip(self.height), columns.clip(self.width)
+        samples = self.source.read(*inside)
+        if inside == (rows, columns):
+            return samples
+        piece = _empty(samples, rows.length, columns.length).fill_(float("nan"))
+        piece[..., _slice(inside[0], rows.start), _slice(inside[1], columns.start)] = samples
+        return piece
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        self.source.expect(rows.clip(self.height), columns.clip(self.width))
+
+
+class EndlessSink:
+    """Takes what lies inside the image."""
+
+    def __init__(self, sink: Sink, height: int, width: int) -> None:
+        self.sink = sink
+        self.height = height
+        self.width = width
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        inside = rows.clip(self.height), columns.clip(self.width)
+        self.sink.write(*inside, _Held(values, rows, columns).piece(*inside))
+
+
+def _endless(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+) -> tuple[dict[str, EndlessSource], dict[str, EndlessSink]]:
+    """What a network reads and writes, each with the size of its map."""
+    sizes = {map: (rows.sizes[i], columns.sizes[i]) for map, i in network.index.items()}
+    return (
+        {map: EndlessSource(source, *sizes[map]) for map, source in sources.items() if map in sizes},
+        {map: EndlessSink(sink, *sizes[map]) for map, sink in sinks.items() if map in sizes},
+    )
+
+
+@dataclass
+class _Held:
+    """A part of one op's output, and where it lies."""
+
+    values: Tensor
+    rows: Span
+    columns: Span
+
+    def piece(self, rows: Span, columns: Span) -> Tensor:
+        if rows == self.rows and columns == self.columns:
+            return self.values
+        return self.values[..., _slice(rows, self.rows.start), _slice(columns, self.columns.start)]
+
+
+class _Run:
+    def __init__(
+        self,
+        network: Network,
+        rows: AxisPlan,
+        columns: AxisPlan,
+        sources: Mapping[str, Source],
+        sinks: Mapping[str, Sink],
+        values: Mapping[str, Any],
+    ) -> None:
+        self.network = network
+        self.rows = rows
+        self.columns = columns
+        self.sources = sources
+        self.sinks = sinks
+        self.values = values
+        self.group: Sequence[Step] = ()
+        """The column steps of the tiles that are computed at once: they lie one after the other among the
+        images."""
+        self.upcoming: tuple[Step, Step] | None = None
+        """The steps of the next tile."""
+        given = next(op for op in network.ops if isinstance(op, Input))
+        self.corner = sources[given.id].read(Span(0, 1), Span(0, 1))
+        """One sample, which shows how many images there are, their type and their device."""
+        self.read_later = {i for op in network.ops if isinstance(op, Op) for i in indices(network, op)}
+        self.freed_after = freed_after(network)
+        self.lefts: dict[int, Tensor] = {}
+        """What the tile to the left kept: all rows held, the columns still to be read."""
+        self.aboves: dict[int, Tensor] = {}
+        """What the bands above kept: the rows still to be read, over the whole width. A tile reads its
+        columns of it before it writes them for the next band, so one buffer serves both."""
+
+    def tile(self, row: Step, column: Step) -> None:
+        held: dict[int, _Held] = {}
+        for i, op in enumerate(self.network.ops):
+            if isinstance(op, Input):
+                self.read(i, self.sources[op.id], row, column, held)
+                continue
+            result = self.compute(i, op, row, column, held)
+            if result is not None and op.id in self.sinks:
+                self.write(i, self.sinks[op.id], row, result)
+            if i in self.read_later:
+                self.hold(i, result, row, column, held)
+
+    def read(self, i: int, source: Source, row: Step, column: Step, held: dict[int, _Held]) -> None:
+        rows, columns = row.hold[i], column.hold[i]
+        if not (rows.empty or columns.empty):
+            pieces = [source.read(rows, step.hold[i]) for step in self.group]
+            held[i] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), rows, columns)
+        if self.upcoming is not None and len(self.group) == 1:
+            source.expect(self.upcoming[0].hold[i], self.upcoming[1].hold[i])
+
+    def write(self, i: int, sink: Sink, row: Step, result: Tensor) -> None:
+        for step, part in zip(self.group, result.chunk(len(self.group)), strict=True):
+            sink.write(row.compute[i], step.compute[i], part)
+
+    def compute(self, i: int, op: Op, row: Step, column: Step, held: dict[int, _Held]) -> Tensor | None:
+        """The op's outputs of this tile, if it has any; what was read for the last time is dropped."""
+        vertical, horizontal = row.patches[i], column.patches[i]
+        result = None
+        if vertical is not None and horizontal is not None:
+            result = self.run(op, vertical, horizontal, held)
+        for done in self.freed_after[i]:
+            held.pop(done, None)
+        return result
+
+    def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
+        def value(operand: Operand) -> Any:
+            if operand.summary and len(self.group) > 1:
+                return torch.cat([self.values[operand.id]] * len(self.group))
+            if not operand.spatial:
+                return self.values[operand.id]
+            if vertical.have.empty or horizontal.have.empty:
+                return self.nothing(operand, vertical, horizontal)
+            return held[self.network.index[operand.id]].piece(vertical.have, horizontal.have)
+
+        return compute_piece(op, (vertical, horizontal), value)
+
+    def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
+        """A piece without samples, for outputs that padding alone feeds."""
+        images = self.corner.shape[0] * len(self.group)
+        size = vertical.have.length, horizontal.have.length
+        return self.corner.new_empty((images, *operand.sizes, *size))
+
+    def hold(self, i: int, new: Tensor | None, row: Step, column: Step, held: dict[int, _Held]) -> None:
+        """Put together what later ops of this tile read, and set aside what later tiles read."""
+        rows, columns = row.hold[i], column.hold[i]
+        if rows.empty or columns.empty:
+            return
+        left = self.lefts.pop(i, None)
+        if rows == row.compute[i] and columns == column.compute[i]:
+            assert new is not None
+            block = new
+        elif column.compute[i].empty:
+            assert left is not None
+            block = left
+        else:
+            block = self.joined(i, new, left, row, column)
+        held[i] = _Held(block, rows, columns)
+        if not column.keep[i].empty:
+            self.lefts[i] = block[..., _slice(column.keep[i], columns.start)].clone()
+        if not (row.keep[i].empty or column.compute[i].empty):
+            self.above(i, block)[..., : row.keep[i].length, _slice(column.compute[i])] = block[
+                ..., _slice(row.keep[i], rows.start), _slice(column.compute[i], columns.start)
+            ]
+
+    def joined(self, i: int, new: Tensor | None, left: Tensor | None, row: Step, column: Step) -> Tensor:
+        rows, columns = row.hold[i], column.hold[i]
+        like = new if new is not None else left if left is not None else self.aboves[i]
+        block = _empty(like, rows.length, columns.length)
+        top = row.compute[i].start - rows.start
+        before = column.compute[i].start - columns.start
+        if left is not None:
+            block[..., :before] = left
+        if top:
+            block[..., :top, before:] = self.aboves[i][..., :top, _slice(column.compute[i])]
+        if new is not None:
+            block[..., top:, before:] = new
+        return block
+
+    def above(self, i: int, like: Tensor) -> Tensor:
+        if i not in self.aboves:
+            self.aboves[i] = _empty(like, self.rows.kept[i], self.columns.sizes[i])
+        return self.aboves[i]
+
+
+def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
+    """The op's outputs of one tile, by its rule, and as many as were asked for."""
+    module = () if op.module is None else (op.module,)
+    args, kwargs = (substituted(each, as_the_model_has_it(value)) for each in (op.args, op.kwargs))
+    result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
+    lengths = tuple(patch.out.length for patch in patches)
+    if result.shape[-2:] != lengths:
+        raise RuleError(
+            f"{op.name} ({op.kind})",
+            f"its rule gave {tuple(result.shape[-2:])} outputs of a piece where {lengths} were asked for",
+            "Correct the rule's geometry or its run",
+        )
+    return result
+
+
+def as_the_model_has_it(value: Callable[[Operand], Any]) -> Callable[[Operand], Any]:
+    """The same values, with the rows and columns of maps where the model has them."""
+
+    def laid_out(operand: Operand) -> Any:
+        found = value(operand)
+        if operand.at == ROWS_AT:
+            return found
+        return found.movedim((ROWS_AT, ROWS_AT + 1), (operand.at, operand.at + 1))
+
+    return laid_out
+
+
+def rows_and_columns_last(op: Op, result: Tensor) -> Tensor:
+    """What the model's own op gives, laid out as all maps are here."""
+    return result if op.at == ROWS_AT else result.movedim((op.at, op.at + 1), (ROWS_AT, ROWS_AT + 1))
+
+
+def evaluate_constants(network: Network) -> dict[str, Any]:
+    """The stage's weights, and what it makes of them, by id."""
+    values: dict[str, Any] = {}
+
+    def value(operand: Operand) -> Any:
+        return values[operand.id]
+
+    for constant in network.constants:
+        if constant.source is not None:
+            values[constant.id] = operator.attrgetter(constant.source)(network.root)
+        else:
+            args, kwargs = substituted(constant.args, value), substituted(constant.kwargs, value)
+            values[constant.id] = constant.target(*args, **kwargs)
+    return values
+
+
+def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
+    """Nested arguments with every operand replaced by its value."""
+    if isinstance(argument, Operand):
+        return value(argument)
+    if isinstance(argument, tuple):
+        return tuple(substituted(item, value) for item in argument)
+    if isinstance(argument, list):
+        return [substituted(item, value) for item in argument]
+    if isinstance(argument, dict):
+        return {key: substituted(item, value) for key, item in argument.items()}
+    return argument
+
+
+def freed_after(network: Network) -> list[list[int]]:
+    """For every op, the ops whose values nobody reads after it."""
+    last_read: dict[int, int] = {}
+    for i, op in enumerate(network.ops):
+        if isinstance(op, Op):
+            last_read.update(dict.fromkeys(indices(network, op), i))
+    freed: list[list[int]] = [[] for _ in network.ops]
+    for read, reader in last_read.items():
+        freed[reader].append(read)
+    return freed
+
+
+def indices(network: Network, op: Op) -> list[int]:
+    """Where the ops stand that feed an op."""
+    return [network.index[source] for source in op.inputs]
+
+
+def _empty(like: Tensor, height: int, width: int) -> Tensor:
+    """A new map of the given size, laid out in memory as `like` is."""
+    shape = (*like.shape[:-2], height, width)
+    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _slice(span: Span, start: int = 0) -> slice:
+    return slice(span.start - start, span.stop - start)

@@ -1,0 +1,143 @@
+"""Runs a stage pass by pass: its segments, the stores between them, and the barriers at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.geometry import Span
+from overlap_tool.graph.network import Barrier, Network, Summary
+from overlap_tool.planning.choose import Bands, SegmentPlan
+from overlap_tool.rules import Operand
+from overlap_tool.runtime.execute import evaluate_constants, execute_pass, substituted
+from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink
+
+Keep = Callable[[int, int], Kept]
+"""From the height and width of a map between passes to what keeps it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A segment that is about to run: the sources of the maps that it is given, and the values of what is no
+    map. Whoever looks on may put other sources in their place."""
+
+    plan: SegmentPlan
+    sources: dict[str, Source]
+    values: Mapping[str, Any]
+
+
+def run(
+    network: Network,
+    parts: Sequence[SegmentPlan],
+    source: Source,
+    sink: Sink,
+    keep: Keep = TensorSink,
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
+) -> None:
+    """Compute the stage on all of `source` into `sink`; in between, maps lie in what `keep` makes for them.
+
+    Every map is computed in one pass only.
+    """
+    for _ in one_by_one(network, parts, source, sink, keep, batch, after_tile):
+        pass
+
+
+@torch.no_grad()
+def one_by_one(
+    network: Network,
+    parts: Sequence[SegmentPlan],
+    source: Source,
+    sink: Sink,
+    keep: Keep = TensorSink,
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
+) -> Iterator[Pass]:
+    """The same, with each pass to be seen before it runs."""
+    first = network.ops[0].id
+    values = evaluate_constants(network)
+    if network.barriers:
+        # of the input itself, a summary may ask how many images there are, and no more
+        values[first] = source.read(Span(0, 1), Span(0, 1)).to("meta")
+    stored: dict[str, Source] = {}
+    for part in parts:
+        at_hand = {first: source, **stored}
+        given = {map: at_hand[map] for map in at_hand if map in part.segment.network.index}
+        yield Pass(part, given, values)
+        stored |= _run_segment(network.output, part, given, values, sink, keep, batch, after_tile)
+        _reduce(part, {first: source, **stored}, values)
+        for map in part.segment.dropped:
+            stored.pop(map, None)
+        del at_hand, given  # or what was dropped would live on through the next pass
+
+
+def _run_segment(
+    output: str,
+    part: SegmentPlan,
+    given: dict[str, Source],
+    values: dict[str, Any],
+    sink: Sink,
+    keep: Keep,
+    batch: int,
+    after_tile: Callable[[], None],
+) -> dict[str, Source]:
+    """Compute a segment; the maps that it stores."""
+    network = part.segment.network
+    if not part.segment.computes:
+        return {}
+    made = {
+        map: keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
+        for map in part.segment.stored
+    }
+    sinks: dict[str, Sink] = {output: sink, **made}
+    execute_pass(network, part.rows, part.columns, given, sinks, values, batch, after_tile)
+    device = next(iter(given.values())).read(Span(0, 1), Span(0, 1)).device
+    return {map: each.source(device) for map, each in made.items()}
+
+
+def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> None:
+    """Add the values that can be made after a segment."""
+
+    def value(operand: Operand) -> Any:
+        return values[operand.id]
+
+    for node in part.segment.reduced:
+        if isinstance(node, Summary):
+            args, kwargs = substituted(node.args, value), substituted(node.kwargs, value)
+            values[node.id] = node.target(*args, **kwargs)
+        else:
+            values[node.id] = reduced(node, values, sources[node.source], part.bands[node.id])
+
+
+def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: Bands) -> Tensor:
+    """The barrier's value, by its rule, from bands of its map."""
+    whole = _Banded(source, bands)
+
+    def value(operand: Operand) -> Any:
+        return whole if operand.spatial else values[operand.id]
+
+    module = () if barrier.module is None else (barrier.module,)
+    args, kwargs = substituted(barrier.args, value), substituted(barrier.kwargs, value)
+    result: Tensor = barrier.rule.run(*module, *args, **kwargs)
+    return result
+
+
+@dataclass(frozen=True)
+class _Banded:
+    """A map in a store, as a barrier reads it: band by band, over the whole width."""
+
+    source: Source
+    bands: Bands
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        corner = self.source.read(Span(0, 1), Span(0, 1))
+        return (*corner.shape[:-2], self.bands.height, self.bands.width)
+
+    def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        width = Span(0, self.bands.width)
+        return torch.cat([reduce(self.source.read(rows, width)) for rows in self.bands.spans], -2)

@@ -1,0 +1,170 @@
+"""Where the whole input and output of a stage live; the executor reads and writes pieces of them.
+
+On the device that computes, in host memory, or in a file: the device then holds one tile and the caches.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from overlap_tool.geometry import Span
+from overlap_tool.planning.choose import Store
+
+
+class Source(Protocol):
+    """A stage's input."""
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        """A piece, on the device that computes."""
+        ...
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        """This piece will be read next: it may be brought closer while the device computes."""
+        ...
+
+
+class Sink(Protocol):
+    """A stage's output."""
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None: ...
+
+
+class Kept(Sink, Protocol):
+    """A map that is written, and read when all of it is there."""
+
+    def source(self, device: torch.device) -> Source: ...
+
+
+class TensorSource:
+    """A tensor, on the computing device or elsewhere.
+
+    From host memory to a CUDA device, the next piece is copied on a stream of its own, from pinned memory,
+    while the current one is computed.
+    """
+
+    def __init__(self, whole: Tensor, device: torch.device) -> None:
+        self.whole = whole
+        self.device = device
+        self.copies = _copy_stream(device) if whole.device.type == "cpu" else None
+        self.ahead: tuple[Span, Span, Tensor] | None = None
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        if self.copies is not None and self.ahead is not None and self.ahead[:2] == (rows, columns):
+            piece = self.ahead[2]
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.copies)
+            piece.record_stream(current)
+        else:
+            piece = self._piece(rows, columns).to(self.device)
+        self.ahead = None
+        # channels last: the layout in which oneDNN and cuDNN convolve without reordering
+        return piece.contiguous(memory_format=torch.channels_last) if piece.ndim == 4 else piece
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        if self.copies is None or rows.empty or columns.empty:
+            return
+        piece = self._piece(rows, columns)
+        pinned = _pinned(piece).copy_(piece)
+        with torch.cuda.stream(self.copies):
+            self.ahead = rows, columns, pinned.to(self.device, non_blocking=True)
+
+    def _piece(self, rows: Span, columns: Span) -> Tensor:
+        return self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
+
+
+class TensorSink:
+    """A tensor that is filled piece by piece, in the given kind of memory.
+
+    It is made when the first piece shows its type. `auto` means the device, unless the tensor would take more
+    than half of what is free there; then host memory, and where that is short, too, a file.
+
+    From a CUDA device, a piece is copied to pinned memory of its own, on a stream of its own, and put in its
+    place when the next one has been asked of the device. PyTorch would wait for a copy into the place itself:
+    what is not contiguous goes by way of memory that is not pinned.
+    """
+
+    def __init__(self, height: int, width: int, store: Store = "device") -> None:
+        self.size = height, width
+        self.store = store
+        self.whole: Tensor | None = None
+        self.copies: torch.cuda.Stream | None = None
+        self.coming: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+        """A place, the piece that goes there, and when it will have been copied."""
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        if self.whole is None:
+            self.whole = _allocate((*values.shape[:-2], *self.size), values, self.store)
+            self.copies = _copy_stream(values.device) if self.whole.device.type == "cpu" else None
+        place = self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
+        if self.copies is None:
+            place.copy_(values)
+            return
+        self._land()
+        values, piece = values.contiguous(), _pinned(values)
+        self.copies.wait_stream(torch.cuda.current_stream(values.device))
+        with torch.cuda.stream(self.copies):
+            piece.copy_(values, non_blocking=True)
+            self.coming = place, piece, self.copies.record_event()
+        values.record_stream(self.copies)
+
+    def result(self) -> Tensor:
+        assert self.whole is not None
+        self._land()
+        return self.whole
+
+    def _land(self) -> None:
+        if self.coming is not None:
+            place, piece, copied = self.coming
+            copied.synchronize()
+            place.copy_(piece)
+            self.coming = None
+
+    def source(self, device: torch.device) -> Source:
+        return TensorSource(self.result(), device)
+
+
+def _pinned(like: Tensor) -> Tensor:
+    """Memory for such a piece, contiguous, from which and to which a device copies while it computes."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def _allocate(shape: tuple[int, ...], like: Tensor, store: Store) -> Tensor:
+    needed = math.prod(shape) * like.element_size()
+    if store == "auto":
+        store = _roomiest(needed, like.device)
+    if store == "device":
+        return like.new_empty(shape)
+    if store == "host":
+        return torch.empty(shape, dtype=like.dtype)
+    # A file without a name: it is gone as soon as the tensor is.
+    file = tempfile.NamedTemporaryFile(prefix="overlap-tool-")  # noqa: SIM115
+    file.truncate(needed)
+    whole = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=like.dtype)
+    file.close()
+    return whole.reshape(shape)
+
+
+def _roomiest(needed: int, device: torch.device) -> Store:
+    if device.type == "cuda" and needed * 2 <= torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    if needed * 2 <= _free_host_bytes():
+        return "device" if device.type == "cpu" else "host"
+    return "disk"
+
+
+def _free_host_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as meminfo:
+            figures = dict(line.split(":", 1) for line in meminfo)
+        return int(figures["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 1 << 62  # not told here: leave it to the allocator

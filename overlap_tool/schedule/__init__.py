@@ -1,1 +1,0 @@
-"""Which span every op computes at each step, and what that costs."""

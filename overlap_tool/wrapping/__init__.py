@@ -1,0 +1,1 @@
+"""Gives a model a tiled forward, and takes it away again."""

@@ -1,0 +1,342 @@
+"""Gives a model's stages a tiled forward, and takes it away again. Everything else stays the model's own.
+
+A stage keeps its module: its class, parameters, buffers and place in the state dict. Only the instance's
+`forward` is replaced, so the model's `forward`, `compress`, `decompress`, `update` and `.to()` go on working.
+Under the exact engine the model's own methods run in it, too: what lies between the stages has to give the
+same bits as in the model that was not wrapped.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict
+from fractions import Fraction
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from overlap_tool import checkpoint
+from overlap_tool.checkpoint.artefact import REWRAP, Artefact
+from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
+from overlap_tool.graph.network import Input, Network
+from overlap_tool.graph.trace import trace
+from overlap_tool.kernels import engine, exact_kernels
+from overlap_tool.models import inline
+from overlap_tool.models.closed_loop import ClosedLoop, Order
+from overlap_tool.models.stages import Untiled, survey
+from overlap_tool.planning.choose import (
+    BudgetError,
+    Engine,
+    Schedule,
+    Settings,
+    Shape,
+    StagePlan,
+    Store,
+    parse_bytes,
+    plan_stage,
+    require_uniform,
+)
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.progress import TileProgress
+from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.wrapping import loops
+
+Model = TypeVar("Model", bound=nn.Module)
+
+PLANS_KEPT = 8
+
+METHODS = ("forward", "compress", "decompress")
+"""What of a model computes, and so belongs into the engine."""
+
+UNTILED = "_overlap_tool_untiled"
+"""The attribute of a wrapped model that keeps which of its parts stay whole."""
+
+
+class TiledForward:
+    """The forward of one stage: it plans for the size of its input, and runs the plan."""
+
+    def __init__(self, module: nn.Module, name: str, input_scale: Fraction, settings: Settings) -> None:
+        self.module = module
+        self.name = name
+        self.input_scale = input_scale
+        self.settings = settings
+        self._network: Network | None = None
+        self._plans: dict[Shape, StagePlan] = {}
+
+    @property
+    def network(self) -> Network:
+        if self._network is None:
+            self._network = trace(self.module, self.name)
+        return self._network
+
+    def settle(self, settings: Settings) -> None:
+        """Run by these from now on."""
+        self.settings = settings
+        self._plans.clear()
+
+    def plan(self, shape: Shape) -> StagePlan:
+        if shape not in self._plans:
+            while len(self._plans) >= PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[shape] = plan_stage(self.name, self.network, self.input_scale, shape, self.settings)
+        return self._plans[shape]
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.module.training:
+            raise TrainingModeError(
+                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
+            )
+        with engine(self.settings.engine):
+            if kwargs or len(args) != 1 or not self._accepts(args[0]):
+                # not a map that tiles are for: the model's own code says what is wrong with it, if so
+                return self.original(*args, **kwargs)
+            return (_runner.get() or TiledForward.tiled)(self, args[0])
+
+    def tiled(self, whole: Tensor) -> Tensor:
+        plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
+        device = next((p.device for p in self.module.parameters()), whole.device)
+        sink = TensorSink(*plan.output_size, self.settings.store)
+        with TileProgress(self.name, plan.tiles) as progress:
+            passes.run(
+                self.network,
+                plan.segments,
+                TensorSource(whole, device),
+                sink,
+                partial(TensorSink, store=self.settings.store),
+                self.settings.batch,
+                progress.advance,
+            )
+        return sink.result()
+
+    def _accepts(self, whole: Any) -> bool:
+        first = self.network.ops[0]
+        if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
+            return False
+        assert isinstance(first, Input)
+        return whole.shape[1] == first.channels and self.network.accepts(whole.shape[2], whole.shape[3])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
+        return {**self.__dict__, "_network": None, "_plans": {}}
+
+
+Runner = Callable[[TiledForward, Tensor], Tensor]
+
+_runner: ContextVar[Runner | None] = ContextVar("runner", default=None)
+
+
+@contextmanager
+def stages_run_by(runner: Runner) -> Iterator[None]:
+    """Inside, the stages of wrapped models are run by this function instead of by `TiledForward.tiled`."""
+    token = _runner.set(runner)
+    try:
+        yield
+    finally:
+        _runner.reset(token)
+
+
+class ExactMethod:
+    """A method of a wrapped model, run by the exact engine."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with exact_kernels():
+            return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
+
+
+def wrap(
+    model: Model,
+    *,
+    tile: int | tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    schedule: Schedule | Order | None = None,
+    store: Store = "auto",
+    batch: int = 1,
+    engine: Engine = "exact",
+    uniform: bool = False,
+    inplace: bool = False,
+) -> Model:
+    """The same model with its stages computed tile by tile, in bounded memory.
+
+    `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
+    A closed loop goes block by block instead: there, all to choose is a schedule, "wavefront" or "raster".
+    `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
+    and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
+    from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
+    for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage. A copy is
+    wrapped, unless `inplace`.
+    """
+    if tile is None and memory is None:
+        tile = model.block if isinstance(model, ClosedLoop) else 256
+    return _wrapped(
+        model,
+        Settings(
+            tile=tile if tile is None or isinstance(tile, tuple) else (tile, tile),
+            memory=parse_bytes(memory) if isinstance(memory, str) else memory,
+            schedule="tiles" if uniform and schedule is None else schedule,
+            store=store,
+            batch=batch,
+            engine=engine,
+            uniform=uniform,
+        ),
+        inplace,
+    )
+
+
+def rewrap(model: nn.Module, settings: Settings) -> None:
+    """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
+    _settings_of_wrapped(model)
+    if isinstance(model, ClosedLoop):
+        loops.wrap(model, settings)
+        return
+    stages = tiled_stages(model).values()
+    _require(settings, (stage.network for stage in stages))
+    for stage in stages:
+        stage.settle(settings)
+    _run_methods_by(model, settings.engine)
+
+
+def unwrap(model: Model, *, inplace: bool = False) -> Model:
+    """The model with its own forwards again."""
+    model = model if inplace else copy.deepcopy(model)
+    for stage in tiled_stages(model).values():
+        del stage.module.forward
+    inline.release(model)
+    _run_methods_by(model, "stock")
+    vars(model).pop(UNTILED, None)
+    loops.unwrap(model)
+    return model
+
+
+def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
+    """The tiled forwards of a wrapped model, by the names of their stages."""
+    forwards = {name: vars(module).get("forward") for name, module in inline.named_modules(model)}
+    return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
+
+
+def untiled(model: nn.Module) -> tuple[Untiled, ...]:
+    """The parts of a wrapped model that its own code runs on whole maps, and why."""
+    return vars(model).get(UNTILED, ())
+
+
+def settings_of(model: nn.Module) -> Settings | None:
+    """How a model was wrapped, if it was."""
+    stage = next(iter(tiled_stages(model).values()), None)
+    return loops.settings_of(model) if stage is None else stage.settings
+
+
+def _settings_of_wrapped(model: nn.Module) -> Settings:
+    settings = settings_of(model)
+    if settings is None:
+        raise OptionError(type(model).__name__, "is not wrapped", "Call overlap_tool.wrap first")
+    return settings
+
+
+def plans(
+    model: nn.Module, size: tuple[int, int], images: int = 1
+) -> Mapping[str, StagePlan | loops.LoopPlan]:
+    """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height."""
+    settings = loops.settings_of(model)
+    if settings is not None and isinstance(model, ClosedLoop):
+        return {"closed loop": loops.plan(model, settings, size, images)}
+    width, height = size
+    made: dict[str, StagePlan] = {}
+    short: list[BudgetError] = []
+    for stage in tiled_stages(model).values():
+        rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
+        try:
+            made[stage.name] = stage.plan(Shape(images, rows, columns))
+        except BudgetError as error:
+            short.append(error)
+    if short:  # the stage that needs most says what is enough for all
+        raise max(short, key=lambda error: error.least)
+    return made
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """A wrapped model from the file that `overlap-tool wrap` wrote."""
+    return restore(Artefact.read(path), os.fspath(path), device)
+
+
+def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+    """The wrapped model of an artefact; `where` names it in refusals."""
+    try:
+        settings = Settings(**artefact.settings)
+    except TypeError as error:
+        raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
+    return _wrapped(model.to(device).eval(), settings, inplace=True)
+
+
+def save(
+    model: nn.Module, path: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any]
+) -> None:
+    """Write a wrapped model to one file, whole or not at all."""
+    settings = _settings_of_wrapped(model)
+    if ":" in architecture:
+        checkpoint.require_class(architecture)
+    overlaps = (
+        dict(loops.overlaps(model))
+        if isinstance(model, ClosedLoop)
+        else {
+            stage.name: [
+                *stage.network.columns.reaches()[-1].overlap,
+                *stage.network.rows.reaches()[-1].overlap,
+            ]
+            for stage in tiled_stages(model).values()
+            if not stage.network.barriers
+        }
+    )
+    state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+    Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)
+
+
+def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
+    if settings_of(model) is not None:
+        raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
+    model = model if inplace else copy.deepcopy(model)
+    if isinstance(model, ClosedLoop):
+        loops.wrap(model, settings)
+        return model
+    found = survey(model)
+    _require(settings, (stage.network for stage in found.stages))
+    setattr(model, UNTILED, found.untiled)
+    for stage in found.stages:
+        forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
+        forward._network = stage.network
+        stage.run_by(forward)
+    _run_methods_by(model, settings.engine)
+    return model
+
+
+def _require(settings: Settings, networks: Iterable[Network]) -> None:
+    """Refuse, before anything is changed, what the networks cannot do."""
+    if settings.uniform:
+        for network in networks:
+            require_uniform(network)
+
+
+def _run_methods_by(model: nn.Module, engine: Engine) -> None:
+    """The model's methods compute in the engine that its stages compute in."""
+    for name in METHODS:
+        own = vars(model).get(name)
+        if engine == "exact" and own is None and hasattr(model, name):
+            setattr(model, name, ExactMethod(model, name))
+        if engine == "stock" and isinstance(own, ExactMethod):
+            delattr(model, name)
+
+
+def _scaled(side: int, scale: Fraction) -> int:
+    return -(-side * scale.numerator // scale.denominator)

@@ -1,0 +1,99 @@
+"""Random networks, tiles and images: each way gives the full image of the original module, bit for bit.
+
+`RANDOM_NETWORKS=5000 pytest tests/test_random_networks.py` tries as many, and `make test-slow` a few thousand
+others.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from support.random_networks import Case, Layer, RandomNetwork, cases
+from support.ways import WAYS, in_tiles
+from torch import nn
+
+from overlap_tool import exact_kernels
+from overlap_tool.graph.trace import trace
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COUNT = int(os.environ.get("RANDOM_NETWORKS", "300"))
+SLOW_COUNT = 3000
+
+
+def check(case: Case) -> None:
+    x = case.image()
+    with torch.no_grad():
+        full = case.network(x.clone())
+    assert full.isfinite().all()
+    assert full.abs().max() < 2.0**53, "no longer exact"
+    network = trace(case.network, "net", case.network.channels)
+    for way, how in WAYS.items():
+        assert torch.equal(in_tiles(network, x, case.tile, *how), full), way
+    assert torch.equal(x, case.image()), "the input was changed"
+
+
+REAL = {nn.ReLU6: nn.GELU, nn.PReLU: nn.Softplus, nn.Identity: nn.SiLU}
+"""What takes the place of activations that keep integers."""
+
+
+def check_exactly(case: Case) -> None:
+    """The same in float32, on numbers that round at every step, with the exact engine."""
+    network = copy.deepcopy(case.network).float()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.4
+    for i, module in enumerate(network.ops):
+        if type(module) in REAL:
+            network.ops[i] = REAL[type(module)]()
+    x = case.image().float() * 0.37
+    with torch.no_grad(), exact_kernels():
+        full = network(x.clone())
+        traced = trace(network, "net", network.channels)
+        found = {way: in_tiles(traced, x, case.tile, *how) for way, how in WAYS.items()}
+    assert full.isfinite().all()
+    for way, result in found.items():
+        assert torch.equal(result, full), way
+
+
+@settings(max_examples=COUNT, deadline=None, derandomize=True)
+@given(cases())
+def test_tiles_of_random_networks_are_the_full_image(case):
+    check(case)
+
+
+@settings(max_examples=COUNT, deadline=None, derandomize=True)
+@given(cases())
+def test_tiles_are_the_full_image_bit_for_bit_in_single_precision(case):
+    check_exactly(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=SLOW_COUNT, deadline=None)
+@given(cases())
+def test_tiles_of_thousands_of_random_networks_are_the_full_image(case):
+    check(case)
+    check_exactly(case)
+
+
+# --- what random networks have found ----------------------------------------------------------------------
+
+
+def test_a_tile_that_padding_alone_feeds():
+    """Nothing was at hand for it, and the executor looked for it."""
+    layers = [Layer("nn.Conv2d", (0,), (1, 1, 1, 1, 2)), Layer("nn.Conv2d", (1,), (1, 2, 3, 1, 1))]
+    check(Case(RandomNetwork(1, layers), (2, 1, 1, 3), (1, 1)))
+
+
+def test_one_roll_after_another():
+    """The first outputs of the second read the end of the first, which reads what lies before its own end:
+    the first roll was said to be computed up to its end when its input was not yet."""
+    layers = [
+        Layer("torch.roll", (0,), ((-7, -9), (-1, -2))),
+        Layer("torch.roll", (1,), ((0, 3), (2, 3))),
+    ]
+    check(Case(RandomNetwork(1, layers), (1, 1, 17, 17), (3, 3)))

@@ -1,0 +1,409 @@
+"""What no finite overlap serves is refused with its real reason; and whatever is analysed is analysed right.
+
+The blocks are stand-ins for published models, and a list of ways to mix positions. Each is either refused, or
+its claimed dependence holds the one found by disturbing the original module, and its tiles give its output.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from einops import rearrange, reduce
+from support.foreign_blocks import (
+    AfterConv,
+    FrequencyAwareBlock,
+    FrequencyModulation,
+    LinearAttention,
+    SelectiveScan2D,
+    WindowAttention,
+    from_windows,
+    in_windows,
+)
+from support.probes import COLUMNS, ROWS, perturbation_dependence
+from torch import Tensor, fx, nn
+
+import overlap_tool
+from overlap_tool.errors import (
+    GlobalOpError,
+    SizeDependenceError,
+    TraceError,
+    UnknownOpError,
+    WrapAroundError,
+)
+from overlap_tool.geometry import Span
+from overlap_tool.graph.spread import Reach, spread
+from overlap_tool.graph.trace import trace
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def traced_numbers() -> bool:
+    """Whether PyTorch records a function that is given a traced number; 2.6 refuses it."""
+    try:
+        fx.symbolic_trace(lambda x: torch.arange(x.numel()))
+    except TypeError:
+        return False
+    return True
+
+
+TRACED_NUMBERS = traced_numbers()
+
+
+def refusal(block: nn.Module) -> TraceError:
+    with pytest.raises(TraceError) as caught:
+        trace(AfterConv(block).eval(), "stage", 3)
+    return caught.value
+
+
+def test_a_refusal_is_one_message_and_no_log() -> None:
+    """PyTorch printed a traceback beside it."""
+    told: list[logging.LogRecord] = []
+    listening = logging.Handler()
+    listening.emit = told.append
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(listening)
+    try:
+        error = refusal(nn.Sequential(Doing(lambda m, x: x + m.wide(x)[..., 1:])))
+    finally:
+        log.removeHandler(listening)
+    assert "refuses a trial input" in error.reason
+    assert told == []
+
+
+# --- published models ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "where", "reasons"),
+    [
+        (
+            FrequencyAwareBlock(4),
+            WrapAroundError,
+            "stage.block.attention (WindowAttention)",
+            ["across the border", "roll is not masked"],
+        ),
+        (
+            SelectiveScan2D(4),
+            GlobalOpError,
+            "stage.block (SelectiveScan2D)",
+            ["mixes the whole map", "no finite overlap is enough"],
+        ),
+        (
+            LinearAttention(4),
+            GlobalOpError,
+            "stage.block (LinearAttention)",
+            ["mixes the whole map", "stopped at stage.block.reshape (reshape)"],
+        ),
+    ],
+    ids=["FTIC", "MambaVC", "MLIC++"],
+)  # fmt: skip
+def test_published_blocks_are_refused_by_name(block, kind, where, reasons) -> None:
+    error = refusal(block)
+    assert type(error) is kind
+    assert error.where == where
+    for reason in reasons:
+        assert reason in error.reason
+    assert error.way_out
+
+
+@pytest.mark.parametrize("block", [WindowAttention(4), FrequencyModulation(4)], ids=["attention", "fft"])
+def test_windows_that_do_not_wrap_lack_a_rule_and_are_not_called_global(block) -> None:
+    assert type(refusal(block)) is UnknownOpError
+
+
+def test_a_part_that_is_given_several_maps_is_judged_by_the_one_around_it() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x * torch.softmax(y.flatten(2), -1).view(y.shape)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = Gate()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gate(x, x + 1)
+
+    error = refusal(Block())
+    assert (type(error), error.where) == (GlobalOpError, "stage.block (Block)")
+    assert "stage.block.gate.flatten (flatten)" in error.reason
+
+
+# --- the probe itself --------------------------------------------------------------------------------------
+
+
+class Doing(nn.Module):
+    """One function of a map, with three 1x1 convolutions at hand."""
+
+    def __init__(self, compute: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.offsets = nn.Conv2d(4, 18, 1)
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.norm = nn.LayerNorm(4)
+        self.rnn = nn.GRU(4, 4, batch_first=True)
+        self.wide = nn.Conv2d(4, 4, (1, 63), padding=(0, 31))
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Any:
+        return self.compute(self, x)
+
+
+def test_a_scan_that_forgets_is_seen_by_its_gradient() -> None:
+    def forgetting(m: Any, x: Tensor) -> Tensor:
+        state, states = torch.zeros_like(x[..., 0]), []
+        for column in x.unbind(-1):
+            state = 0.1 * state + column
+            states.append(state)
+        return torch.stack(states, dim=-1)
+
+    found = spread(Doing(forgetting), 4)
+    assert found is not None
+    assert (found.reach, found.line) == (Reach.EVERYWHERE, "column")
+
+
+@pytest.mark.parametrize(
+    ("compute", "reach"),
+    [
+        (lambda m, x: m.wide(m.wide(x)), Reach.NEAR),
+        (lambda m, x: torch.roll(x, 3, 3), Reach.OPPOSITE_BORDER),
+        (lambda m, x: torch.roll(x, 3, 2), Reach.OPPOSITE_BORDER),
+        (lambda m, x: x.flip(3), Reach.OPPOSITE_BORDER),
+        (lambda m, x: m.wide(x.flip(3)).flip(3), Reach.NEAR),
+        (lambda m, x: x.transpose(2, 3), None),
+        (lambda m, x: x.mean((2, 3)), None),
+        (lambda m, x: x + torch.rand_like(x), None),
+        (lambda m, x: 1 / 0, None),
+        (lambda m, x: x - x.mean(3, keepdim=True), Reach.EVERYWHERE),
+        (lambda m, x: x - x.mean(2, keepdim=True), Reach.EVERYWHERE),
+    ],
+)  # fmt: skip
+def test_how_far_a_change_is_seen(compute, reach) -> None:
+    found = spread(Doing(compute), 4)
+    assert (None if found is None else found.reach) is reach
+
+
+def test_a_masked_shift_does_not_wrap() -> None:
+    """Swin's mask of -100 lets next to nothing through, and that is what it is taken for."""
+
+    class Masked(WindowAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, _, h, w = x.shape
+            region = torch.zeros(1, 1, h, w, dtype=x.dtype)
+            cuts = (slice(0, -self.window), slice(-self.window, -self.shift), slice(-self.shift, None))
+            for i, rows in enumerate(cuts):
+                for j, columns in enumerate(cuts):
+                    region[..., rows, columns] = 3 * i + j
+            of = in_windows(region, self.window)
+            mask = ((of != of.transpose(1, 2)) * -100.0).repeat(b, 1, 1)
+            rolled = torch.roll(x, (-self.shift, -self.shift), (2, 3))
+            q, k, v = self.qkv(in_windows(rolled, self.window)).chunk(3, dim=-1)
+            mixed = (q @ k.transpose(-2, -1) + mask).softmax(dim=-1) @ v
+            return torch.roll(from_windows(mixed, self.window, x), (self.shift, self.shift), (2, 3))
+
+    torch.manual_seed(0)
+    masked, unmasked = spread(Masked(4, shift=2), 4), spread(WindowAttention(4, shift=2), 4)
+    assert masked is not None
+    assert unmasked is not None
+    assert (masked.reach, unmasked.reach) == (Reach.NEAR, Reach.OPPOSITE_BORDER)
+
+
+# --- ways to mix positions: refused, or right --------------------------------------------------------------
+
+
+def scan_rows(m: Any, x: Tensor) -> Tensor:
+    state, states = torch.zeros_like(x[:, :, 0]), []
+    for i in range(x.shape[2]):
+        state = 0.9 * state + x[:, :, i]
+        states.append(state)
+    return torch.stack(states, 2)
+
+
+def attend(m: Any, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).transpose(1, 2)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).view(x.shape)
+
+
+def recur(m: Any, x: Tensor) -> Tensor:
+    return m.rnn(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)
+
+
+def linear_by_einsum(m: Any, x: Tensor) -> Tensor:
+    context = torch.einsum("bchw,bdhw->bcd", m.k(x), m.v(x))
+    return torch.einsum("bcd,bchw->bdhw", context, m.q(x))
+
+
+def linear_by_einops(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (rearrange(part(x), "b (n d) h w -> b n d (h w)", n=2) for part in (m.q, m.k, m.v))
+    y = torch.einsum("bnde,bndl->bnel", k.softmax(-1) @ v.transpose(-1, -2), q)
+    return rearrange(y, "b n e (h w) -> b (n e) h w", h=x.shape[2])
+
+
+def filtered(m: Any, x: Tensor) -> Tensor:
+    return torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=x.shape[-2:])
+
+
+def clamped_neighbours(m: Any, x: Tensor) -> Tensor:
+    return x[:, :, (torch.arange(x.shape[2]) - 1).clamp(0)]
+
+
+def to_the_size_of(m: Any, x: Tensor) -> Tensor:
+    return F.interpolate(F.avg_pool2d(x, 2), size=x.shape[-2:])
+
+
+def deformed(m: Any, x: Tensor) -> Tensor:
+    return torchvision.ops.deform_conv2d(x, m.offsets(x), m.weight, padding=1)
+
+
+def looked_up(m: Any, x: Tensor) -> Tensor:
+    return F.grid_sample(x, m.q(x).permute(0, 2, 3, 1)[..., :2], align_corners=False)
+
+
+def space_to_depth(m: Any, x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+GLOBAL = {
+    "scan over rows": scan_rows,
+    "attention": attend,
+    "recurrent": recur,
+    "linear attention, einsum": linear_by_einsum,
+    "linear attention, einops": linear_by_einops,
+    "fft of the map": filtered,
+    "inverse fft": lambda m, x: torch.fft.irfft(x, n=8, dim=-1),
+    "matmul of maps": lambda m, x: m.q(x) @ m.k(x).transpose(2, 3) @ m.v(x),
+    "cumsum": lambda m, x: x.cumsum(3),
+    "cummax": lambda m, x: x.cummax(2)[0],
+    "logcumsumexp": lambda m, x: torch.logcumsumexp(x, 3),
+    "argsort of columns": lambda m, x: torch.gather(x, 3, x.argsort(-1)),
+    "argsort of positions": lambda m, x: torch.gather(
+        x.flatten(2), -1, x.flatten(2).argsort(-1)
+    ).view(x.shape),
+    "topk of positions": lambda m, x: x * x.flatten(2).topk(4, -1)[0][..., -1:, None],
+    "maximum of rows": lambda m, x: x / x.max(3, keepdim=True)[0],
+    "maximum": lambda m, x: x / x.max(),
+    "median": lambda m, x: x - x.median(),
+    "normalised rows": lambda m, x: F.normalize(x, dim=-1),
+    "largest number": lambda m, x: x / torch.linalg.vector_norm(x, torch.inf, (2, 3), True),
+    "figures of the batch": lambda m, x: F.batch_norm(x, None, None, training=True),
+    "LayerNorm of the map": lambda m, x: F.layer_norm(x, x.shape[1:]),
+    "mean": lambda m, x: x - x.mean(),
+    "reduce": lambda m, x: x - reduce(x, "b c h w -> b c 1 1", "mean"),
+}  # fmt: skip
+
+OTHERS = {
+    "unfold": lambda m, x: F.unfold(x, 3, padding=1).view(x.shape[0], 4, 9, *x.shape[2:]).sum(2),
+    "fold": lambda m, x: F.fold(F.unfold(x, 4, stride=4), x.shape[-2:], 4, stride=4),
+    "clamped neighbours": clamped_neighbours,
+    "LayerNorm of channels last": lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "linear of channels last": lambda m, x: F.linear(x.movedim(1, -1), m.q.weight[:, :, 0, 0]).movedim(-1, 1),
+    "channels last, einops": lambda m, x: rearrange(
+        torch.tanh(m.norm(rearrange(x, "b c h w -> b h w c"))), "b h w c -> b c h w"
+    ),
+    "heads behind the map": lambda m, x: F.layer_norm(
+        rearrange(x, "b (n d) h w -> b n h w d", n=2), (2,)
+    ).permute(0, 1, 4, 2, 3).flatten(1, 2),
+    "channels between rows and columns": lambda m, x: x.permute(0, 2, 1, 3).tanh().permute(0, 2, 1, 3),
+    "columns before rows": lambda m, x: m.norm(x.permute(0, 3, 2, 1)).permute(0, 3, 2, 1),
+    "columns before rows, einops": lambda m, x: rearrange(
+        m.norm(rearrange(x, "b c h w -> b w h c")), "b w h c -> b c h w"
+    ),
+    "slice of channels last": lambda m, x: x.permute(0, 2, 3, 1)[..., :4].permute(0, 3, 1, 2),
+    "softmax of channels last": lambda m, x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
+    "interpolation to a size": to_the_size_of,
+    "deformable": deformed,
+    "grid_sample": looked_up,
+    "space to depth": space_to_depth,
+    "space to depth, einops": lambda m, x: rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2),
+    "rows in another order, einops": lambda m, x: rearrange(x, "b c (p h) w -> b c (h p) w", p=2),
+    "roll": lambda m, x: torch.roll(x, (2, -3), (2, 3)),
+    "roll, masked by hand": lambda m, x: torch.roll(F.pad(x, (2, 0, 0, 0)), -1, 3),
+    "rolled there and back": lambda m, x: torch.roll(m.wide(torch.roll(x, 5, 3)), -5, 3),
+    "roll by half": lambda m, x: torch.roll(x, x.shape[2] // 2, 2),
+    "roll of the flattened": lambda m, x: torch.roll(x, 1),
+    "mirrored": lambda m, x: m.wide(x.flip(3)).flip(3),
+    "turned": lambda m, x: m.wide(x.transpose(2, 3)).transpose(2, 3),
+    "checkerboard": lambda m, x: x * torch.ones_like(x).tril(),
+    "positions": lambda m, x: x + torch.linspace(0, 1, x.shape[3]),
+    "prefix sums": lambda m, x: x + F.pad(x, (1, 0))[..., :-1] + F.pad(x, (5, 0))[..., :-5],
+    "heads": lambda m, x: (rearrange(x, "b (n d) h w -> b n d h w", n=2) ** 2).sum(1),
+    "heads moved": lambda m, x: rearrange(x, "b (n d) h w -> b (d n) h w", n=2, h=x.shape[2]),
+    "cumsum of channels": lambda m, x: x.cumsum(1),
+    "strided": lambda m, x: x[..., ::2, 1::3],
+    "cropped": lambda m, x: m.wide(x[..., 2:-3]),
+    "maximum of channels": lambda m, x: x - x.amax(1, keepdim=True),
+    "columns beside columns": lambda m, x: torch.cat([x[..., ::2], x[..., 1::2]], 3),
+    "fft of channels": lambda m, x: torch.fft.fft(x, dim=1).real,
+}  # fmt: skip
+
+ANALYSED = {
+    "roll", "roll, masked by hand", "rolled there and back", "prefix sums", "heads", "heads moved",
+    "cumsum of channels", "strided", "cropped", "maximum of channels", "LayerNorm of channels last",
+    "linear of channels last", "channels last, einops", "heads behind the map",
+}  # fmt: skip
+
+CHANGE_CHANNELS = {"heads", "space to depth", "space to depth, einops"}
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_whatever_mixes_the_whole_map_is_refused_for_that(name) -> None:
+    error = refusal(Doing(GLOBAL[name]))
+    assert type(error) is GlobalOpError, error
+    assert error.where.startswith("stage.block")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_ways_to_mix_positions_are_refused_or_right(name) -> None:
+    torch.manual_seed(0)
+    stage = AfterConv(Doing(OTHERS[name])).double().eval()
+    if name not in ANALYSED:
+        with pytest.raises(TraceError) as caught:
+            trace(stage, "stage", 3)
+        telling = UnknownOpError, SizeDependenceError, WrapAroundError
+        assert type(caught.value) in (telling if TRACED_NUMBERS else (*telling, TraceError))
+        return
+    network = trace(stage, "stage", 3)
+    for dim, axis, n in ((ROWS, network.rows, 41), (COLUMNS, network.columns, 77)):
+        shape = (n, 18) if dim == ROWS else (18, n)
+        real = perturbation_dependence(stage, torch.rand(1, 3, *shape, dtype=torch.float64), dim)
+        assert len(real) == axis.sizes(n)[-1]
+        for output, inputs in enumerate(real):
+            claimed = axis.needs({len(axis.ops) - 1: Span(output, output + 1)}, axis.sizes(n))[0]
+            missed = [i for i in inputs.nonzero().flatten().tolist() if not claimed.start <= i < claimed.stop]
+            assert missed == [], f"output {output}"
+    assert_tiles_are_right(stage)
+
+
+def assert_tiles_are_right(stage: nn.Module) -> None:
+    image = torch.rand(1, 3, 41, 77, dtype=torch.float64)
+    with torch.no_grad():
+        whole = stage(image.clone())
+        for schedule in ("stream", "tiles"):
+            tiled = overlap_tool.wrap(stage, tile=(17, 13), schedule=schedule, engine="stock")
+            torch.testing.assert_close(tiled(image.clone()), whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 500))]
+)
+def test_chains_drawn_at_random_are_refused_or_right(seed) -> None:
+    """Every fourth one may have an op in it that no rule knows."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    pool = {**GLOBAL, **OTHERS} if seed % 4 == 0 else {name: OTHERS[name] for name in ANALYSED}
+    four = sorted(pool.keys() - CHANGE_CHANNELS)
+    chosen = [draw.choice(four) for _ in range(draw.randint(1, 4))]
+    stage = AfterConv(nn.Sequential(*(Doing(pool[name]) for name in chosen))).double().eval()
+    if ANALYSED.issuperset(chosen):
+        assert_tiles_are_right(stage)
+    else:
+        with pytest.raises(TraceError):
+            trace(stage, "stage", 3)

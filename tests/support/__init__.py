@@ -1,0 +1,1 @@
+"""Networks, images and oracles that tests share."""

@@ -1,0 +1,66 @@
+"""Photographs, codecs in tiles, and the untouched model on the whole image: what files are held to."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+import torch.nn.functional as F
+from compressai.ops import compute_padding
+
+import overlap_tool
+from benchmarks.live_memory import LiveBytes
+from overlap_tool import checkpoint
+from overlap_tool.files import Codec
+from overlap_tool.files.formats import container
+from support.small_models import small_model
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+class LiveMemory(LiveBytes):
+    """Without tensors that have a shape and no memory."""
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type != "meta":
+            super()._count(storage)
+
+
+def photograph(name: str, height: int, width: int, at: tuple[int, int] = (40, 60)) -> Pixels:
+    """A cut-out of a photograph that comes with scikit-image."""
+    pixels = getattr(skimage.data, name)()
+    return np.ascontiguousarray(pixels[at[0] : at[0] + height, at[1] : at[1] + width])
+
+
+@cache
+def codec(architecture: str, tile: int = 64) -> Codec:
+    """A small codec in tiles; treat it as read-only."""
+    model = small_model(architecture)
+    tiled = overlap_tool.wrap(model, tile=tile)
+    return Codec(tiled, architecture, checkpoint.hash_weights(model.state_dict()), architecture)
+
+
+def untouched(architecture: str, pixels: Pixels) -> tuple[list[Any], Any, Pixels]:
+    """Strings, shape and decoded pixels of the model that was never wrapped, on the whole image."""
+    model = small_model(architecture)
+    multiple = 16 if "factorized" in architecture else 64
+    image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / np.iinfo(pixels.dtype).max
+    pad, unpad = compute_padding(*pixels.shape[:2], min_div=multiple)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        coded = model.compress(F.pad(image, pad))
+        decoded = F.pad(model.decompress(**coded)["x_hat"], unpad)
+    return coded["strings"], coded["shape"], as_samples(decoded, pixels.dtype)
+
+
+def as_samples(decoded: torch.Tensor, dtype: Any) -> Pixels:
+    scaled = torch.round(decoded.clamp(0, 1) * np.iinfo(dtype).max)
+    return scaled[0].permute(1, 2, 0).numpy().astype(dtype)
+
+
+def strings_in(path: Path) -> list[Any]:
+    head, strings = container.read(path)
+    return container.nested(head.strings, strings)
