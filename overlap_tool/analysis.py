@@ -248,7 +248,7 @@ def analyze(
         sha256 = checkpoint.hash_weights(model.state_dict())
         loaded = checkpoint.Loaded(model, type(model).__qualname__, {}, sha256, "")
     else:
-        loaded = checkpoint.load(
+        loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)

@@ -1,4 +1,4 @@
-"""`load`: from whatever the user named (a file, `zoo:NAME`, a class of their own) to a model with weights."""
+"""From whatever the user named, a file, `zoo:NAME` or a class of their own, to a model with weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Loaded:
     source: str
 
 
-def load(
+def load_checkpoint(
     source: str | os.PathLike[str] | None = None,
     *,
     architecture: str | None = None,

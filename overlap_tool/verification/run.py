@@ -94,7 +94,7 @@ def verify(
         # a copy, since CDFs may be computed and the device changed
         loaded = checkpoint.Loaded(copy.deepcopy(model).eval(), type(model).__qualname__, {}, state, "")
     else:
-        loaded = checkpoint.load(
+        loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
