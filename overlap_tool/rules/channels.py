@@ -112,8 +112,9 @@ def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: module(input))
 
 
-@register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, "unflatten", nn.Flatten,
-               nn.Unflatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, accepts_sizes=True)  # fmt: skip
+@register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, nn.Flatten, "unflatten",
+               nn.Unflatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze,
+               accepts_sizes=True)  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """Regroups channels. Rows and columns stay the last two dimensions, so the order in memory says how."""
     if any(len(shape) < 3 for shape in call.output_shapes) or any(
