@@ -62,7 +62,7 @@ def probed(stage: nn.Module, tile: int, channels: int) -> Way | str:
 
 def methods(model_name: str, stage_name: str) -> tuple[TiledForward, dict[str, Way | str]]:
     def fresh() -> nn.Module:
-        return checkpoint.load(f"zoo:{model_name}").model.eval()
+        return checkpoint.load_checkpoint(f"zoo:{model_name}").model.eval()
 
     model = fresh()
     exact = tiled_stages(overlap_tool.wrap(model, tile=TILE))[stage_name]

@@ -57,7 +57,7 @@ class Row:
 
 
 def _rows(name: str) -> list[Row]:
-    model: nn.Module = checkpoint.load(f"zoo:{name}").model
+    model: nn.Module = checkpoint.load_checkpoint(f"zoo:{name}").model
     found = survey(model)
     stages = {stage.name: stage for stage in found.stages}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

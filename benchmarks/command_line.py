@@ -19,7 +19,7 @@ ANALYSIS = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 from overlap_tool import analyze, checkpoint
-model = checkpoint.load(sys.argv[1]).model
+model = checkpoint.load_checkpoint(sys.argv[1]).model
 start = time.perf_counter()
 analyze(model)
 print(time.perf_counter() - start)

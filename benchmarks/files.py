@@ -114,7 +114,7 @@ def main(only: str = "") -> list[Table]:
     table = Table(*HEADINGS, title=f"{MODEL}, tile 256, 32-bit floats: peak resident memory of the process")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        loaded = checkpoint.load(f"zoo:{MODEL}")
+        loaded = checkpoint.load_checkpoint(f"zoo:{MODEL}")
         tiled = overlap_tool.wrap(loaded.model, tile=256)
         model = folder / "it.tiled.pt"
         overlap_tool.save(tiled, model, loaded.architecture, loaded.arguments)

@@ -48,7 +48,7 @@ def main() -> list[Table]:
         plans.add_column(heading)
     image = images.seeded(IMAGE, channels=3, multiple=8).values
     for name in NAMES:
-        model: Any = checkpoint.load(f"zoo:{name}").model
+        model: Any = checkpoint.load_checkpoint(f"zoo:{name}").model
         wrapped = {order: overlap_tool.wrap(model, schedule=order) for order in ORDERS}
         del model
         spent: dict[str, dict[Order, list[float]]] = {

@@ -120,7 +120,7 @@ def main(device: str = "cpu") -> list[Table]:
     for heading in ("stage", "kernels", "whole", "stream", "predicted", "stream / whole", "limit", "holds"):
         memory.add_column(heading)
     for name in LIMITS:
-        model = checkpoint.load(f"zoo:{name}").model.to(device)
+        model = checkpoint.load_checkpoint(f"zoo:{name}").model.to(device)
         wrapped = {
             engine: tiled_stages(overlap_tool.wrap(model, tile=TILE, engine=engine)) for engine in ENGINES
         }

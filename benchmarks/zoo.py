@@ -141,7 +141,7 @@ def main(only: str = "", device: str = "cpu") -> list[Table]:
     first: dict[Hashable, str] = {}
     counted: dict[Hashable, int] = {}
     for name in (each.name for each in KNOWN):
-        model = checkpoint.load(f"zoo:{name}").model.to(device)
+        model = checkpoint.load_checkpoint(f"zoo:{name}").model.to(device)
         tiled = {
             schedule: tiled_stages(overlap_tool.wrap(model, tile=TILE, schedule=schedule))
             for schedule in SCHEDULES

@@ -44,6 +44,10 @@ class WeightsError(CheckpointError):
     """Weights that do not fit the architecture, or are not finite."""
 
 
+class MissingExtraError(OverlapToolError):
+    """Something that a package of an extra does, which is not installed: CompressAI, for its models."""
+
+
 class PluginError(OverlapToolError):
     """A plugin that cannot be imported, or registers something malformed."""
 

@@ -1,7 +1,7 @@
 """Plugins: distributions found by entry point, and single files given on the command line.
 
-A plugin is a module that registers rules (`overlap_tool.rules.register`) and architectures
-(`overlap_tool.checkpoint.register`) when it is imported.
+A plugin is a module that registers rules (`overlap_tool.register_rule`) and architectures
+(`overlap_tool.register_architecture`) when it is imported.
 """
 
 from __future__ import annotations

@@ -41,11 +41,12 @@ def test_its_zoo_names_are_found_from_python(installed) -> None:
     installed(
         "an_architecture_plugin",
         "from dataclasses import replace\n"
-        "from overlap_tool.checkpoint import find, has_key, register\n"
+        "from overlap_tool.checkpoint import find, has_key, register_architecture\n"
         "known = find('bmshj2018-factorized')\n"
-        "register(replace(known, name='mine', default=known.small, detect=has_key('nowhere')))\n",
+        "mine = replace(known, name='mine', default=known.small, detect=has_key('nowhere'))\n"
+        "register_architecture(mine)\n",
     )
-    assert checkpoint.load("zoo:mine").architecture == "mine"
+    assert checkpoint.load_checkpoint("zoo:mine").architecture == "mine"
 
 
 def test_its_rules_are_found_from_python(installed) -> None:
@@ -56,8 +57,8 @@ def test_its_rules_are_found_from_python(installed) -> None:
     installed(
         "a_rule_plugin",
         "import torch\n"
-        "from overlap_tool.rules import Rule, register\n"
-        "@register(torch.special.bessel_j1)\n"
+        "from overlap_tool.rules import Rule, register_rule\n"
+        "@register_rule(torch.special.bessel_j1)\n"
         "def bessel(call, input):\n"
         "    return Rule(lambda patches, input: torch.special.bessel_j1(input))\n",
     )

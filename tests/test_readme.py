@@ -225,7 +225,7 @@ def test_the_rules_shown_are_right(folder, module, name, overlap, schedule) -> N
 def test_the_plugin_shown_is_recognised_and_its_tiles_are_exact(folder, tmp_path) -> None:
     plugins.load_file(folder / "tiny.py")
     torch.save(checkpoint.seeded_model(checkpoint.find("tiny"), {"N": 8}).state_dict(), tmp_path / "mine.pt")
-    loaded = checkpoint.load(tmp_path / "mine.pt")
+    loaded = checkpoint.load_checkpoint(tmp_path / "mine.pt")
     assert (loaded.architecture, loaded.arguments) == ("tiny", {"N": 8})
     g_a = overlap_tool.analyze(loaded.model).stages[0]
     assert (g_a.name, g_a.left, g_a.right) == ("g_a", 30 + 1, 15 + 1)

@@ -6,9 +6,10 @@ To add an architecture, see `architectures/`: one file each, a condition, its ar
 from overlap_tool.checkpoint import architectures as _architectures  # noqa: F401  (registers them)
 from overlap_tool.checkpoint.conditions import Condition, StateDict, has_key, has_prefix, shape, size
 from overlap_tool.checkpoint.hashing import hash_weights
-from overlap_tool.checkpoint.loading import Loaded, load, rebuild
+from overlap_tool.checkpoint.loading import Loaded, load_checkpoint, rebuild
 from overlap_tool.checkpoint.numbering import numbered
-from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register
+from overlap_tool.checkpoint.origin import Origin, origin_of
+from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register_architecture
 from overlap_tool.checkpoint.seeded import seed_weights
 from overlap_tool.checkpoint.third_party import require_class
 from overlap_tool.checkpoint.writing import save_atomically, write_atomically, write_bytes
@@ -18,17 +19,19 @@ __all__ = [
     "Architecture",
     "Condition",
     "Loaded",
+    "Origin",
     "StateDict",
     "detect",
     "find",
     "has_key",
     "has_prefix",
     "hash_weights",
-    "load",
+    "load_checkpoint",
     "names",
     "numbered",
+    "origin_of",
     "rebuild",
-    "register",
+    "register_architecture",
     "require_class",
     "save_atomically",
     "seed_weights",

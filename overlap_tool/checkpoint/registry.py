@@ -1,4 +1,4 @@
-"""The architectures we can recognise and build, by name; plugins add theirs with `register`."""
+"""The architectures we can recognise and build, by name; plugins add theirs."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Architecture:
 _architectures: dict[str, Architecture] = {}
 
 
-def register(architecture: Architecture) -> Architecture:
+def register_architecture(architecture: Architecture) -> Architecture:
     """Adds an architecture, or raises and leaves the registry as it was."""
     if not isinstance(architecture, Architecture) or not isinstance(architecture.detect, Condition):
         raise PluginError(
-            f"register({architecture!r})",
+            f"register_architecture({architecture!r})",
             "not an Architecture with a Condition to detect it",
             "Pass overlap_tool.checkpoint.Architecture(name=..., detect=..., arguments=..., build=...)",
         )

@@ -11,7 +11,7 @@ from overlap_tool import checkpoint
 def write_demo_checkpoint(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mbt2018.pt"
-    checkpoint.save_atomically(checkpoint.load("zoo:mbt2018").model.state_dict(), path)
+    checkpoint.save_atomically(checkpoint.load_checkpoint("zoo:mbt2018").model.state_dict(), path)
     return path
 
 

@@ -88,7 +88,7 @@ def wrap(
         from overlap_tool.wrapping import retrofit
 
         load_plugins(model.plugin)
-        loaded = checkpoint.load(model.source, **arguments)
+        loaded = checkpoint.load_checkpoint(model.source, **arguments)
         if ":" not in loaded.architecture and loaded.architecture not in checkpoint.names():
             raise OptionError(
                 model.source,

@@ -31,7 +31,7 @@ from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
 
-REGISTER = "Register a rule for it with overlap_tool.rules.register, in a file given as --plugin FILE.py"
+REGISTER = "Register a rule for it with overlap_tool.register_rule, in a file given as --plugin FILE.py"
 
 INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,

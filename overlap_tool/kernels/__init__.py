@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from overlap_tool.kernels.mode import exact_kernels, register
+from overlap_tool.kernels.mode import exact_kernels, register_exact_op
 from overlap_tool.kernels.trial import Fallback, fallbacks
 
-__all__ = ["Fallback", "engine", "exact_kernels", "fallbacks", "register"]
+__all__ = ["Fallback", "engine", "exact_kernels", "fallbacks", "register_exact_op"]
 
 
 def engine(name: str) -> AbstractContextManager[None]:

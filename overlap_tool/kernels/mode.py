@@ -100,7 +100,7 @@ _registered: dict[str, Callable[..., Any]] = {}
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
-def register(op: str) -> Callable[[AnyFunction], AnyFunction]:
+def register_exact_op(op: str) -> Callable[[AnyFunction], AnyFunction]:
     """Say what computes an op of your own, named as `namespace::op`, under the exact engine.
 
     The function is called with the op's arguments, and its own ops run exactly in turn.
@@ -142,7 +142,7 @@ class _ExactKernels(TorchDispatchMode):
                 str(func),
                 "the exact engine has no kernel for it, so its bits may depend on the shape",
                 f"Use {ExactnessError.STOCK}, write it with other operations, or register a function for it "
-                "with overlap_tool.kernels.register",
+                "with overlap_tool.register_exact_op",
             )
         result = exact(*args, **kwargs)
         return args[0].copy_(result) if name != overload else result

@@ -64,7 +64,7 @@ AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
 _builders: dict[str, Builder] = {}
 
 
-def register(qualified_name: str) -> Callable[[AnyBuilder], AnyBuilder]:
+def register_inline_stages(qualified_name: str) -> Callable[[AnyBuilder], AnyBuilder]:
     """Say how to make the inline stages of a model of this class, "package.module.Class".
 
     The function refuses an instance that it does not cover. What it makes is tried before it is believed: on

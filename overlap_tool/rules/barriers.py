@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.kernels.compositions import bins
-from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, register
+from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, register_rule
 
 
 def reduction(call: Call, kind: str, dims: Sequence[int], *args: Any, **kwargs: Any) -> Reduction:
@@ -65,7 +65,7 @@ def norm(dims: Sequence[int], keepdim: bool = False) -> Reduction:
     return Reduction(run, scratch=2)
 
 
-@register(F.adaptive_avg_pool2d)
+@register_rule(F.adaptive_avg_pool2d)
 def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Reduction:
     rows, columns = _fixed_size(call, output_size)
 
@@ -92,7 +92,7 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Reducti
     return Reduction(run, profile=columns)
 
 
-@register(F.adaptive_max_pool2d)
+@register_rule(F.adaptive_max_pool2d)
 def adaptive_max_pool2d(
     call: Call, input: Operand, output_size: Any, return_indices: bool = False
 ) -> Reduction:
@@ -111,13 +111,13 @@ def adaptive_max_pool2d(
     return Reduction(run, profile=columns)
 
 
-@register(nn.AdaptiveAvgPool2d)
+@register_rule(nn.AdaptiveAvgPool2d)
 def adaptive_avg_pool2d_module(call: Call, module: nn.AdaptiveAvgPool2d, input: Operand) -> Reduction:
     rule = adaptive_avg_pool2d(call, input, module.output_size)
     return Reduction(lambda module, whole: rule.run(whole, module.output_size), rule.profile, rule.scratch)
 
 
-@register(nn.AdaptiveMaxPool2d)
+@register_rule(nn.AdaptiveMaxPool2d)
 def adaptive_max_pool2d_module(call: Call, module: nn.AdaptiveMaxPool2d, input: Operand) -> Reduction:
     rule = adaptive_max_pool2d(call, input, module.output_size, module.return_indices)
     return Reduction(lambda module, whole: rule.run(whole, module.output_size), rule.profile, rule.scratch)

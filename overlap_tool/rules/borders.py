@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
 from overlap_tool.rules.convolution import PADDING_MODES
 from overlap_tool.rules.pieces import extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
 
 WHOLE = slice(None)
 
 
-@register(F.pad, torch._C._nn.pad)
+@register_rule(F.pad, torch._C._nn.pad)
 def pad(
     call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Rule:
@@ -37,7 +37,7 @@ def pad(
     return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside), uniform=True)
 
 
-@register(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+@register_rule(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
 def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     modes = {
         nn.ReflectionPad2d: "reflect",
@@ -48,7 +48,7 @@ def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module
 
 
-@register(torch.roll, "roll")
+@register_rule(torch.roll, "roll")
 def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
     if dims is None:
         call.refuse("rolls the flattened map")
@@ -81,7 +81,7 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
     return Rule(run, rows, columns, uniform=True)
 
 
-@register(getitem)
+@register_rule(getitem)
 def indexed(call: Call, input: Operand, index: Any) -> Rule:
     return crop(call, input, index)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overlap_tool.rules import barriers
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
-from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -41,7 +41,7 @@ def _no_images(call: Call, dims: list[int], doing: str) -> None:
         call.refuse(f"{doing} over the batch")
 
 
-@register(torch.cat, torch.concat, torch.concatenate)
+@register_rule(torch.cat, torch.concat, torch.concatenate)
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
         call.refuse("joins a map and a value that is none")
@@ -52,7 +52,7 @@ def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     return Rule(lambda patches, tensors, dim=0: torch.cat(tensors, dim))
 
 
-@register(torch.narrow, "narrow")
+@register_rule(torch.narrow, "narrow")
 def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rule:
     dims = dims_of(dim, len(input.shape))
     _no_images(call, dims, "cuts a map")
@@ -61,7 +61,7 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     return Rule(lambda patches, input, dim, start, length: input.narrow(dim, start, length))
 
 
-@register(
+@register_rule(
     torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
     torch.prod, torch.var, torch.std, torch.logsumexp, torch.cumsum, torch.cumprod, torch.logcumsumexp,
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
@@ -83,7 +83,7 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
     return Rule(run)
 
 
-@register(torch.repeat_interleave, "repeat_interleave")
+@register_rule(torch.repeat_interleave, "repeat_interleave")
 def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None, **_: Any) -> Rule:
     if isinstance(repeats, Operand):
         call.refuse("repeats by numbers in a tensor")
@@ -91,7 +91,7 @@ def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None,
     return Rule(lambda patches, *args, **kwargs: torch.repeat_interleave(*args, **kwargs))
 
 
-@register(torch.norm, torch.linalg.vector_norm, "norm")
+@register_rule(torch.norm, torch.linalg.vector_norm, "norm")
 def norm(
     call: Call, input: Operand, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Rule | Reduction:
@@ -105,15 +105,16 @@ def norm(
     return Rule(lambda patches, *args, **kwargs: target(*args, **kwargs))
 
 
-@register(nn.Softmax, nn.Softmax2d)
+@register_rule(nn.Softmax, nn.Softmax2d)
 def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
     dim = getattr(module, "dim", 1)
     _only_channels(call, 1 if dim is None else dim, len(input.shape), "normalises")
     return Rule(lambda patches, module, input: module(input))
 
 
-@register("view", "reshape", torch.reshape, "flatten", torch.flatten, "unflatten", "squeeze", torch.squeeze,
-          "unsqueeze", torch.unsqueeze, nn.Flatten, nn.Unflatten, accepts_sizes=True)  # fmt: skip
+@register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, nn.Flatten, "unflatten",
+               nn.Unflatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze,
+               accepts_sizes=True)  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """Regroups channels. Rows and columns stay the last two dimensions, so the order in memory says how."""
     if any(len(shape) < 3 for shape in call.output_shapes) or any(
@@ -131,7 +132,7 @@ def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     return Rule(run)
 
 
-@register("einops.einops.rearrange", accepts_sizes=True, any_layout=True)
+@register_rule("einops.einops.rearrange", accepts_sizes=True, any_layout=True)
 def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
     """`b (heads c) h w -> b h w heads c`: images stand first, columns behind rows, and all three alone."""
     given, made = (re.findall(r"\([^)]*\)|\S+", side) for side in pattern.split("->"))
@@ -154,7 +155,9 @@ def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
     return Rule(run, at=at)
 
 
-@register("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim, any_layout=True)
+@register_rule(
+    "permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim, any_layout=True
+)
 def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     """Images stay first, and columns behind rows, wherever those go."""
     ndim = len(input.shape)
@@ -169,7 +172,7 @@ def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     return Rule(lambda patches, input, *dims, **named: target(input, *dims, **named), at=place - ndim)
 
 
-@register("expand_as")
+@register_rule("expand_as")
 def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
     """A summary, with one number per channel, repeated over all of a map."""
     if input.spatial or not other.spatial or tuple(input.shape[-2:]) != (1, 1):
@@ -177,26 +180,26 @@ def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
     return Rule(lambda patches, input, other: input.expand_as(other))
 
 
-@register(nn.LayerNorm, any_layout=True)
+@register_rule(nn.LayerNorm, any_layout=True)
 def layer_norm_module(call: Call, module: nn.LayerNorm, input: Operand) -> Rule:
     _only_behind_the_map(call, input, len(module.normalized_shape))
     return Rule(lambda patches, module, input: module(input), scratch=1)
 
 
-@register(F.layer_norm, any_layout=True)
+@register_rule(F.layer_norm, any_layout=True)
 def layer_norm(call: Call, input: Operand, normalized_shape: Sequence[int], *_: Any, **__: Any) -> Rule:
     _only_behind_the_map(call, input, len(normalized_shape))
     return Rule(lambda patches, *args, **kwargs: F.layer_norm(*args, **kwargs), scratch=1)
 
 
-@register(nn.Linear, any_layout=True)
+@register_rule(nn.Linear, any_layout=True)
 def linear_module(call: Call, module: nn.Linear, input: Operand) -> Rule:
     _only_behind_the_map(call, input, 1)
     macs = module.weight.numel() * (input.channels // module.in_features)
     return Rule(lambda patches, module, input: module(input), macs=macs)
 
 
-@register(F.linear, any_layout=True)
+@register_rule(F.linear, any_layout=True)
 def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None = None) -> Rule:
     if weight.spatial or weight.summary:
         call.refuse("multiplies by weights that are made from the input")
@@ -212,7 +215,7 @@ def _only_behind_the_map(call: Call, input: Operand, dims: int) -> None:
         call.refuse_global("works along the last dimension, which is that of the columns here")
 
 
-@register(nn.ChannelShuffle, F.channel_shuffle)
+@register_rule(nn.ChannelShuffle, F.channel_shuffle)
 def channel_shuffle(call: Call, *args: Any) -> Rule:
     return Rule(
         lambda patches, *args: (
@@ -221,11 +224,11 @@ def channel_shuffle(call: Call, *args: Any) -> Rule:
     )
 
 
-@register(ChannelLinear)
+@register_rule(ChannelLinear)
 def channel_linear(call: Call, module: ChannelLinear, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: module(input), macs=module.weight.numel())
 
 
-@register(ChannelNorm)
+@register_rule(ChannelNorm)
 def channel_norm(call: Call, module: ChannelNorm, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: module(input), scratch=1)

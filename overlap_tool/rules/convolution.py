@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
 from overlap_tool.rules.pieces import cleared, extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
 
 PADDING_MODES = {
     "zeros": Padding.CONSTANT,
@@ -55,7 +55,7 @@ def windows(
     return rows, columns
 
 
-@register(F.conv2d, torch.conv2d)
+@register_rule(F.conv2d, torch.conv2d)
 def conv2d(
     call: Call,
     input: Operand,
@@ -82,7 +82,7 @@ def conv2d(
     )
 
 
-@register(nn.Conv2d)
+@register_rule(nn.Conv2d)
 def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
     outside = PADDING_MODES[module.padding_mode]
 
@@ -97,7 +97,7 @@ def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
     )
 
 
-@register("compressai.layers.layers.MaskedConv2d")
+@register_rule("compressai.layers.layers.MaskedConv2d")
 def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
     """A causal or checkerboard convolution: only the taps that its mask leaves are read."""
     if module.padding_mode != "zeros":
@@ -150,7 +150,7 @@ def trim_to(op: Transposed, patch: Patch) -> Trim:
     return Trim(before, after + more, lead, lead - tail - more * op.stride)
 
 
-@register(F.conv_transpose2d, torch.conv_transpose2d)
+@register_rule(F.conv_transpose2d, torch.conv_transpose2d)
 def conv_transpose2d(
     call: Call,
     input: Operand,
@@ -194,7 +194,7 @@ def conv_transpose2d(
     return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride), uniform=True)
 
 
-@register(nn.ConvTranspose2d)
+@register_rule(nn.ConvTranspose2d)
 def conv_transpose2d_module(call: Call, module: nn.ConvTranspose2d, input: Operand) -> Rule:
     weight = Operand("weight", tuple(module.weight.shape), spatial=False)
     rule = conv_transpose2d(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from overlap_tool.rules.barriers import reduction
-from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register
+from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register_rule
 
 
 def moments(input: Tensor, groups: int) -> Tensor:
@@ -47,7 +47,7 @@ class _Grouped:
         return self.whole.by_rows(lambda band: reduce(_grouped(band, self.groups)))
 
 
-@register(moments)
+@register_rule(moments)
 def moments_of_a_map(call: Call, input: Operand, groups: int) -> Reduction:
     dims = range(2, len(input.shape) + 1)
     mean = reduction(call, "mean", dims)

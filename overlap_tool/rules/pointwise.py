@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
 
 METHODS = """
     abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp
@@ -58,14 +58,14 @@ MODULES = (
 )
 
 
-@register(*METHODS, any_layout=True)
+@register_rule(*METHODS, any_layout=True)
 def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
     _refuse_misaligned(call, args, kwargs)
     name = call.target.rstrip("_")
     return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
 
 
-@register(*dict.fromkeys(FUNCTIONS), any_layout=True)
+@register_rule(*dict.fromkeys(FUNCTIONS), any_layout=True)
 def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
@@ -87,7 +87,7 @@ def _refuse_misaligned(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
             call.refuse("broadcasts a value of the whole map that has other dimensions than the map")
 
 
-@register(*MODULES, any_layout=True)
+@register_rule(*MODULES, any_layout=True)
 def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     if not getattr(module, "inplace", False):
         return Rule(lambda patches, module, input: module(input))
@@ -96,13 +96,13 @@ def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: apart(input))
 
 
-@register(nn.Dropout, nn.Dropout2d, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
+@register_rule(nn.Dropout, nn.Dropout2d, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
 def dropout(call: Call, module: nn.Module, input: Operand) -> Rule:
     """In eval mode it drops nothing."""
     return Rule(lambda patches, module, input: input)
 
 
-@register(F.dropout, F.dropout2d, any_layout=True)
+@register_rule(F.dropout, F.dropout2d, any_layout=True)
 def dropout_function(
     call: Call, input: Operand, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Rule:
@@ -114,7 +114,7 @@ def dropout_function(
 BY_THE_BATCH = "normalises by the mean and variance of all maps of the batch"
 
 
-@register(nn.BatchNorm2d)
+@register_rule(nn.BatchNorm2d)
 def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     if module.running_mean is None:
         call.refuse_global(BY_THE_BATCH)
@@ -127,7 +127,7 @@ def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     return Rule(run)
 
 
-@register(F.batch_norm)
+@register_rule(F.batch_norm)
 def batch_norm_function(
     call: Call,
     input: Operand,
@@ -144,7 +144,7 @@ def batch_norm_function(
     return Rule(lambda patches, *args, **kwargs: F.batch_norm(*args, **kwargs))
 
 
-@register(
+@register_rule(
     "compressai.layers.gdn.GDN",
     "compressai.layers.gdn.GDN1",
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Padding, Patch, Span, Window
 from overlap_tool.rules.convolution import pair
 from overlap_tool.rules.pieces import extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
 
 
 def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[Window, Window]:
@@ -22,7 +22,7 @@ def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: b
     return rows, columns
 
 
-@register(F.max_pool2d, torch.max_pool2d)
+@register_rule(F.max_pool2d, torch.max_pool2d)
 def max_pool2d(
     call: Call,
     input: Operand,
@@ -45,7 +45,7 @@ def max_pool2d(
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
-@register(nn.MaxPool2d)
+@register_rule(nn.MaxPool2d)
 def max_pool2d_module(call: Call, module: nn.MaxPool2d, input: Operand) -> Rule:
     return max_pool2d(
         call,
@@ -59,7 +59,7 @@ def max_pool2d_module(call: Call, module: nn.MaxPool2d, input: Operand) -> Rule:
     ).of_module
 
 
-@register(F.avg_pool2d)
+@register_rule(F.avg_pool2d)
 def avg_pool2d(
     call: Call,
     input: Operand,
@@ -88,7 +88,7 @@ def avg_pool2d(
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
-@register(nn.AvgPool2d)
+@register_rule(nn.AvgPool2d)
 def avg_pool2d_module(call: Call, module: nn.AvgPool2d, input: Operand) -> Rule:
     return avg_pool2d(
         call,

@@ -81,7 +81,7 @@ class Call:
         raise SizeDependenceError(
             f"{self.name} ({self.kind})",
             f"{reason}, so that a piece would be treated differently from the whole image",
-            "Use amounts that do not depend on the size, or register a rule with overlap_tool.rules.register "
+            "Use amounts that do not depend on the size, or register a rule with overlap_tool.register_rule "
             "in a file given as --plugin FILE.py",
         )
 
@@ -89,7 +89,7 @@ class Call:
         raise UnknownOpError(
             f"{self.name} ({self.kind})",
             f"{reason}, for which there is no rule",
-            "Register one with overlap_tool.rules.register, in a file given as --plugin FILE.py",
+            "Register one with overlap_tool.register_rule, in a file given as --plugin FILE.py",
         )
 
 
@@ -183,7 +183,7 @@ _compositions: dict[Any, Callable[..., Any]] = {}
 _quantisers: set[str] = set()
 
 
-def register(
+def register_rule(
     *targets: Any, accepts_sizes: bool = False, any_layout: bool = False, override: bool = False
 ) -> Callable[[AnyBuilder], AnyBuilder]:
     """Give the rule for modules, functions or tensor methods.
@@ -203,7 +203,7 @@ def register(
             raise PluginError(
                 ", ".join(map(str, taken)),
                 "a rule is already registered",
-                "Pass override=True to overlap_tool.rules.register to override it on purpose",
+                "Pass override=True to overlap_tool.register_rule to override it on purpose",
             )
         for key in taken:
             del _registered[key]
@@ -280,7 +280,7 @@ def _key(target: Any) -> Any:
     raise PluginError(
         repr(target),
         "a rule's target must be a module class, a function, or a name",
-        "See overlap_tool.rules.register",
+        "See overlap_tool.register_rule",
     )
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Shrink, Window
 from overlap_tool.rules.pieces import extend, place
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
 
 
-@register(F.pixel_shuffle, torch.pixel_shuffle)
+@register_rule(F.pixel_shuffle, torch.pixel_shuffle)
 def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     geometry = Expand(upscale_factor)
 
@@ -24,12 +24,12 @@ def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     return Rule(run, geometry, geometry, uniform=True)
 
 
-@register(nn.PixelShuffle)
+@register_rule(nn.PixelShuffle)
 def pixel_shuffle_module(call: Call, module: nn.PixelShuffle, input: Operand) -> Rule:
     return pixel_shuffle(call, input, module.upscale_factor).of_module
 
 
-@register(F.pixel_unshuffle, torch.pixel_unshuffle)
+@register_rule(F.pixel_unshuffle, torch.pixel_unshuffle)
 def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     factor = downscale_factor
 
@@ -40,12 +40,12 @@ def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor), uniform=True)
 
 
-@register(nn.PixelUnshuffle)
+@register_rule(nn.PixelUnshuffle)
 def pixel_unshuffle_module(call: Call, module: nn.PixelUnshuffle, input: Operand) -> Rule:
     return pixel_unshuffle(call, input, module.downscale_factor).of_module
 
 
-@register(F.interpolate)
+@register_rule(F.interpolate)
 def interpolate(
     call: Call,
     input: Operand,
@@ -67,7 +67,7 @@ def interpolate(
     return (_nearest if mode == "nearest" else _bilinear)(ratios)
 
 
-@register(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 def upsample_module(call: Call, module: nn.Upsample, input: Operand) -> Rule:
     return interpolate(
         call,

@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from overlap_tool.rules.channels import along_the_map, dims_of
-from overlap_tool.rules.registry import Call, Operand, Rule, register
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
-@register(nn.LPPool2d)
+@register_rule(nn.LPPool2d)
 def power_pool(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse("pools by a norm")
 
 
-@register(F.scaled_dot_product_attention, nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul", "bmm",
-          torch.einsum)  # fmt: skip
+@register_rule(F.scaled_dot_product_attention, nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul",
+               "bmm", torch.einsum)  # fmt: skip
 def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse_global("works along the last dimension, which is that of the columns here")
 
 
-@register(
+@register_rule(
     torch.fft.fft, torch.fft.fft2, torch.fft.fftn, torch.fft.rfft, torch.fft.rfft2, torch.fft.rfftn,
     torch.fft.ifft, torch.fft.ifft2, torch.fft.ifftn, torch.fft.irfft, torch.fft.irfft2, torch.fft.irfftn,
 )  # fmt: skip

@@ -34,7 +34,7 @@ class Malice:
 
 def refused(path, kind=CheckpointError, **options):
     with pytest.raises(kind) as error:
-        checkpoint.load(path, **options)
+        checkpoint.load_checkpoint(path, **options)
     assert type(error.value) is kind
     assert str(path) in error.value.where
     assert error.value.way_out
@@ -114,7 +114,7 @@ def test_any_bytes_are_refused_with_our_error(tmp_path, content):
     path = tmp_path / "bytes.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 @cache
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_refused_with_our_error(tmp_path, zipped, data):
     path = tmp_path / "damaged.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_a_tar_around_a_checkpoint(weights, saved, tmp_path):
@@ -186,7 +186,7 @@ def test_a_malicious_checkpoint_does_not_run(tmp_path, saved, weights, zipped):
     path = saved({"state_dict": weights, "x": Malice(marker)}, _use_new_zipfile_serialization=zipped)
     assert "--trust" in refused(path, UntrustedPickleError)
     assert not marker.exists()
-    checkpoint.load(path, trust=True)
+    checkpoint.load_checkpoint(path, trust=True)
     assert marker.exists(), "the pickle was harmless, and the test would prove nothing"
 
 
@@ -199,9 +199,9 @@ def test_a_trusted_module_whose_code_is_gone(tmp_path):
 
 def test_a_trusted_module_of_a_compressai_that_has_no_registry(tmp_path, monkeypatch):
     torch.save(small_model("mbt2018-mean"), tmp_path / "model.pth")
-    assert checkpoint.load(tmp_path / "model.pth", trust=True).architecture == "mbt2018-mean"
+    assert checkpoint.load_checkpoint(tmp_path / "model.pth", trust=True).architecture == "mbt2018-mean"
     monkeypatch.setitem(sys.modules, "compressai.registry", None)
-    loaded = checkpoint.load(tmp_path / "model.pth", trust=True)
+    loaded = checkpoint.load_checkpoint(tmp_path / "model.pth", trust=True)
     assert loaded.architecture == "compressai.models.google.MeanScaleHyperprior"
 
 

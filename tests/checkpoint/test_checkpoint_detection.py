@@ -137,7 +137,7 @@ def test_a_foreign_network_is_refused():
 def test_an_ambiguous_state_dict_names_both(monkeypatch):
     twin = checkpoint.Architecture("twin", has_key("g_a.0.weight"), lambda state: {}, torch.nn.Identity)
     monkeypatch.setattr(registry, "_architectures", dict(registry._architectures))
-    checkpoint.register(twin)
+    checkpoint.register_architecture(twin)
     with pytest.raises(UnknownArchitectureError, match="mbt2018, twin"):
         checkpoint.detect(small_model("mbt2018").state_dict())
 
@@ -146,14 +146,14 @@ def test_a_duplicate_is_rejected_and_leaves_the_registry_alone():
     before = {name: checkpoint.find(name) for name in checkpoint.names()}
     twin = checkpoint.Architecture("mbt2018", has_key("x"), lambda state: {}, torch.nn.Identity)
     with pytest.raises(PluginError, match="registered already"):
-        checkpoint.register(twin)
+        checkpoint.register_architecture(twin)
     assert {name: checkpoint.find(name) for name in checkpoint.names()} == before
 
 
 def test_what_is_not_an_architecture_is_rejected():
     before = checkpoint.names()
     with pytest.raises(PluginError, match="not an Architecture"):
-        checkpoint.register(torch.nn.Identity)
+        checkpoint.register_architecture(torch.nn.Identity)
     assert checkpoint.names() == before
 
 

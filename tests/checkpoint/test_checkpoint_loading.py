@@ -32,7 +32,7 @@ def old_spelling(key, style):
 def test_a_plain_state_dict(name, saved):
     model = small_model(name)
     path = saved(model.state_dict())
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load_checkpoint(path)
     assert loaded.architecture == name
     assert loaded.arguments == checkpoint.find(name).small
     assert loaded.source == str(path)
@@ -45,7 +45,7 @@ def test_a_plain_state_dict(name, saved):
 
 def test_the_loaded_model_computes_the_same(name, saved, image):
     model = small_model(name)
-    loaded = checkpoint.load(saved(model.state_dict()))
+    loaded = checkpoint.load_checkpoint(saved(model.state_dict()))
     with torch.no_grad():
         assert torch.equal(loaded.model(image)["x_hat"], model(image)["x_hat"])
 
@@ -53,7 +53,7 @@ def test_the_loaded_model_computes_the_same(name, saved, image):
 def test_before_update_the_cdfs_stay_empty(name, saved):
     architecture = checkpoint.find(name)
     state = architecture.build(**architecture.small).state_dict()
-    loaded = checkpoint.load(saved(state))
+    loaded = checkpoint.load_checkpoint(saved(state))
     buffers = dict(loaded.model.named_buffers())
     assert all(tensor.numel() == 0 for key, tensor in buffers.items() if key.endswith("_quantized_cdf"))
     assert loaded.model.update() is True
@@ -63,13 +63,13 @@ def test_cdfs_of_any_size_are_taken_as_they_are(weights, saved):
     table = torch.arange(8 * 33, dtype=torch.int32).reshape(8, 33)
     weights["entropy_bottleneck._quantized_cdf"] = table
     weights["entropy_bottleneck._cdf_length"] = torch.full((8,), 33, dtype=torch.int32)
-    model = checkpoint.load(saved(weights)).model
+    model = checkpoint.load_checkpoint(saved(weights)).model
     assert torch.equal(model.entropy_bottleneck._quantized_cdf, table)
 
 
 def test_cdfs_that_were_left_out_are_empty(weights, saved):
     kept = {key: tensor for key, tensor in weights.items() if "gaussian_conditional._" not in key}
-    model = checkpoint.load(saved(kept)).model
+    model = checkpoint.load_checkpoint(saved(kept)).model
     assert model.gaussian_conditional._quantized_cdf.numel() == 0
     assert torch.equal(model.g_a[0].weight, weights["g_a.0.weight"])
 
@@ -85,7 +85,7 @@ def test_containers(container, nested, weights, saved):
     }
     if nested:
         payload = {"step": 1, "state_dict": payload} if container != "state_dict" else {"model": payload}
-    assert same_weights(checkpoint.load(saved(payload)).model, small_model("mbt2018"))
+    assert same_weights(checkpoint.load_checkpoint(saved(payload)).model, small_model("mbt2018"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_containers(container, nested, weights, saved):
 )
 def test_prefixes(prefix, weights, saved):
     path = saved({"state_dict": {prefix + key: tensor for key, tensor in weights.items()}})
-    assert same_weights(checkpoint.load(path).model, small_model("mbt2018"))
+    assert same_weights(checkpoint.load_checkpoint(path).model, small_model("mbt2018"))
 
 
 def test_prefixes_inside_and_of_some_keys_only():
@@ -116,7 +116,7 @@ def test_keys_of_older_versions(name, style, saved):
     state = small_model(name).state_dict()
     old = {old_spelling(key, style): tensor for key, tensor in state.items()}
     assert old.keys() != state.keys()
-    assert same_weights(checkpoint.load(saved(old)).model, small_model(name))
+    assert same_weights(checkpoint.load_checkpoint(saved(old)).model, small_model(name))
 
 
 def test_a_variable_rate_bottleneck_keeps_its_own_spelling(saved):
@@ -126,59 +126,59 @@ def test_a_variable_rate_bottleneck_keeps_its_own_spelling(saved):
         key.replace("entropy_bottleneck._matrix", "entropy_bottleneck.matrices."): t
         for key, t in state.items()
     }
-    assert same_weights(checkpoint.load(saved(new)).model, small_model("mbt2018-mean-vbr"))
+    assert same_weights(checkpoint.load_checkpoint(saved(new)).model, small_model("mbt2018-mean-vbr"))
 
 
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr", "mbt2018-vbr"])
 def test_a_stale_quant_offset_is_dropped(name, saved):
     state = small_model(name).state_dict() | {"QuantOffset": torch.zeros(8)}
-    assert same_weights(checkpoint.load(saved(state)).model, small_model(name))
+    assert same_weights(checkpoint.load_checkpoint(saved(state)).model, small_model(name))
 
 
 @pytest.mark.parametrize("extension", ["safetensors", "bin"])
 def test_safetensors(extension, weights, tmp_path):
     path = tmp_path / f"model.{extension}"
     save_file(weights, path)
-    assert same_weights(checkpoint.load(path).model, small_model("mbt2018"))
+    assert same_weights(checkpoint.load_checkpoint(path).model, small_model("mbt2018"))
 
 
 def test_the_format_before_zip(weights, saved):
     path = saved(weights, _use_new_zipfile_serialization=False)
-    assert same_weights(checkpoint.load(path).model, small_model("mbt2018"))
+    assert same_weights(checkpoint.load_checkpoint(path).model, small_model("mbt2018"))
 
 
 def test_half_precision_weights_become_what_the_model_computes_in(weights, saved):
     half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
-    model = checkpoint.load(saved(half)).model
+    model = checkpoint.load_checkpoint(saved(half)).model
     assert model.g_a[0].weight.dtype == torch.float32
     assert torch.equal(model.g_a[0].weight, weights["g_a.0.weight"].half().float())
 
 
 def test_the_model_does_not_lean_on_the_file(weights, saved):
     path = saved(weights)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load_checkpoint(path)
     path.write_bytes(bytes(path.stat().st_size))
     assert checkpoint.hash_weights(loaded.model.state_dict()) == loaded.weights_sha256
 
 
 def test_a_forced_architecture(weights, saved):
     path = saved(weights)
-    assert checkpoint.load(path, architecture="mbt2018").architecture == "mbt2018"
+    assert checkpoint.load_checkpoint(path, architecture="mbt2018").architecture == "mbt2018"
     with pytest.raises(WeightsError, match=r"missing keys: Gain"):
-        checkpoint.load(path, architecture="mbt2018-vbr")
+        checkpoint.load_checkpoint(path, architecture="mbt2018-vbr")
     with pytest.raises(WeightsError, match=r"not a cheng2020-attn: .*missing g_a\.0\.conv1\.weight"):
-        checkpoint.load(path, architecture="cheng2020-attn")
+        checkpoint.load_checkpoint(path, architecture="cheng2020-attn")
     with pytest.raises(OptionError, match=r"Did you mean --arch mbt2018\?"):
-        checkpoint.load(path, architecture="mbt218")
+        checkpoint.load_checkpoint(path, architecture="mbt218")
 
 
 def test_a_pickled_module_needs_trust(saved):
     path = saved(small_model("mbt2018"))
     with pytest.raises(UntrustedPickleError) as error:
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert "--trust" in error.value.way_out
     assert "compressai" in error.value.reason
-    loaded = checkpoint.load(path, trust=True)
+    loaded = checkpoint.load_checkpoint(path, trust=True)
     assert loaded.architecture == "mbt2018"
     assert loaded.arguments == checkpoint.find("mbt2018").small
     assert same_weights(loaded.model, small_model("mbt2018"))
@@ -186,19 +186,19 @@ def test_a_pickled_module_needs_trust(saved):
 
 @pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.DataParallel, lambda m: {"epoch": 1, "model": m}])
 def test_a_trusted_module_of_another_class(wrap, saved):
-    loaded = checkpoint.load(saved(wrap(torch.nn.Conv2d(3, 4, 3))), trust=True)
+    loaded = checkpoint.load_checkpoint(saved(wrap(torch.nn.Conv2d(3, 4, 3))), trust=True)
     assert isinstance(loaded.model, torch.nn.Conv2d)
     assert loaded.architecture == "torch.nn.modules.conv.Conv2d"
     assert not loaded.model.training
 
 
 def test_trust_changes_nothing_for_plain_weights(weights, saved):
-    assert same_weights(checkpoint.load(saved(weights), trust=True).model, small_model("mbt2018"))
+    assert same_weights(checkpoint.load_checkpoint(saved(weights), trust=True).model, small_model("mbt2018"))
 
 
 def test_a_trusted_module_cannot_be_forced(saved):
     with pytest.raises(CheckpointError, match="--arch mbt2018 cannot change it"):
-        checkpoint.load(saved(torch.nn.Conv2d(3, 4, 3)), trust=True, architecture="mbt2018")
+        checkpoint.load_checkpoint(saved(torch.nn.Conv2d(3, 4, 3)), trust=True, architecture="mbt2018")
 
 
 def test_unwrap_finds_nothing_in_what_holds_nothing():
@@ -242,7 +242,7 @@ class TestWriting:
 
     def test_what_is_written_loads(self, weights, tmp_path):
         checkpoint.save_atomically({"state_dict": weights}, tmp_path / "model.pth")
-        assert same_weights(checkpoint.load(tmp_path / "model.pth").model, small_model("mbt2018"))
+        assert same_weights(checkpoint.load_checkpoint(tmp_path / "model.pth").model, small_model("mbt2018"))
 
 
 THEIRS = """
@@ -282,8 +282,8 @@ class TestThirdParty:
     def test_without_weights_it_is_always_the_same(self, theirs):
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        one = checkpoint.load(model_class=f"{theirs}:Tiny", kwargs={"width": 4})
-        two = checkpoint.load("", model_class=f"{theirs}:Tiny", kwargs={"width": 4})
+        one = checkpoint.load_checkpoint(model_class=f"{theirs}:Tiny", kwargs={"width": 4})
+        two = checkpoint.load_checkpoint("", model_class=f"{theirs}:Tiny", kwargs={"width": 4})
         assert one.architecture == "their_codecs:Tiny"
         assert one.arguments == {"width": 4}
         assert one.source == ""
@@ -294,17 +294,21 @@ class TestThirdParty:
     def test_its_weights_are_loaded_under_its_own_prefix(self, theirs, prefix, saved):
         state = {"net.0.weight": torch.rand(4, 3, 3, 3), "net.0.bias": torch.rand(4)}
         path = saved({"state_dict": {prefix + key: tensor for key, tensor in state.items()}})
-        loaded = checkpoint.load(path, model_class=f"{theirs}:Tiny", kwargs={"width": 4})
+        loaded = checkpoint.load_checkpoint(path, model_class=f"{theirs}:Tiny", kwargs={"width": 4})
         assert torch.equal(loaded.model.net[0].weight, state["net.0.weight"])
 
     def test_cdfs_of_a_codec_are_resized(self, theirs, saved):
         state = small_model("mbt2018-mean").state_dict()
-        loaded = checkpoint.load(saved(state), model_class=f"{theirs}:Codec", kwargs={"N": 8, "M": 12})
+        loaded = checkpoint.load_checkpoint(
+            saved(state), model_class=f"{theirs}:Codec", kwargs={"N": 8, "M": 12}
+        )
         assert loaded.weights_sha256 == checkpoint.hash_weights(state)
 
     def test_its_own_renaming_is_used(self, theirs, saved):
         state = {"old.0.weight": torch.rand(4, 3, 3, 3), "old.0.bias": torch.rand(4)}
-        loaded = checkpoint.load(saved(state), model_class=f"{theirs}:Renaming", kwargs={"width": 4})
+        loaded = checkpoint.load_checkpoint(
+            saved(state), model_class=f"{theirs}:Renaming", kwargs={"width": 4}
+        )
         assert torch.equal(loaded.model.net[0].bias, state["old.0.bias"])
 
     @pytest.mark.parametrize(
@@ -319,14 +323,14 @@ class TestThirdParty:
     )
     def test_what_cannot_be_built(self, theirs, spec, kwargs, kind, message):
         with pytest.raises(kind, match=message):
-            checkpoint.load(model_class=spec, kwargs=kwargs)
+            checkpoint.load_checkpoint(model_class=spec, kwargs=kwargs)
 
     def test_weights_that_do_not_fit(self, theirs, weights, saved):
         path = saved(weights)
         with pytest.raises(WeightsError, match=r"missing keys: net\.0\.weight"):
-            checkpoint.load(path, model_class=f"{theirs}:Tiny", kwargs={"width": 4})
+            checkpoint.load_checkpoint(path, model_class=f"{theirs}:Tiny", kwargs={"width": 4})
         with pytest.raises(WeightsError, match=r"missing keys: net\.0\.weight"):
-            checkpoint.load(path, model_class=f"{theirs}:Renaming", kwargs={"width": 4})
+            checkpoint.load_checkpoint(path, model_class=f"{theirs}:Renaming", kwargs={"width": 4})
 
 
 @pytest.mark.parametrize(
@@ -341,4 +345,4 @@ class TestThirdParty:
 )
 def test_contradicting_options(source, options):
     with pytest.raises(OptionError):
-        checkpoint.load(source, **options)
+        checkpoint.load_checkpoint(source, **options)

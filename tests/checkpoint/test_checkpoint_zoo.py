@@ -86,7 +86,7 @@ def test_seeded_bits_are_the_same_on_every_machine():
 
 
 def test_zoo_gives_the_default_widths():
-    loaded = checkpoint.load("zoo:mbt2018")
+    loaded = checkpoint.load_checkpoint("zoo:mbt2018")
     assert loaded.architecture == "mbt2018"
     assert loaded.arguments == {"N": 192, "M": 192}
     assert loaded.source == "zoo:mbt2018"
@@ -102,7 +102,7 @@ def test_every_default_is_of_the_kind_that_detection_reads(name):
 
 def test_an_unknown_zoo_name():
     with pytest.raises(OptionError) as error:
-        checkpoint.load("zoo:mbt2018-means")
+        checkpoint.load_checkpoint("zoo:mbt2018-means")
     assert "Did you mean zoo:mbt2018-mean?" in error.value.way_out
     assert "elic2022-chandelier" in error.value.way_out
 
@@ -113,7 +113,7 @@ def test_no_network(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load("zoo:mbt2018@3")
+        checkpoint.load_checkpoint("zoo:mbt2018@3")
     assert error.value.where == "zoo:mbt2018@3"
     assert "Name or service not known" in error.value.reason
     assert "zoo:mbt2018 needs neither" in error.value.way_out
@@ -130,7 +130,7 @@ def test_pretrained_weights_are_downloaded_safely(monkeypatch, name):
         return small_model(name).state_dict()
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
-    loaded = checkpoint.load(f"zoo:{name}@{0 if name.endswith('vbr') else 3}")
+    loaded = checkpoint.load_checkpoint(f"zoo:{name}@{0 if name.endswith('vbr') else 3}")
     assert loaded.architecture == name
     assert loaded.arguments == checkpoint.find(name).small
     assert loaded.weights_sha256 == checkpoint.hash_weights(small_model(name).state_dict())
@@ -151,7 +151,7 @@ def test_pretrained_weights_are_downloaded_safely(monkeypatch, name):
 )
 def test_a_quality_that_does_not_exist(source, message):
     with pytest.raises(OptionError, match=message):
-        checkpoint.load(source)
+        checkpoint.load_checkpoint(source)
 
 
 @pytest.mark.slow

@@ -221,8 +221,8 @@ def test_a_plugin_file_teaches_an_op(run, tmp_path, own_rules) -> None:
     plugin = tmp_path / "bessel.py"
     plugin.write_text(
         "import torch\n"
-        "from overlap_tool.rules import Rule, register\n"
-        "@register(torch.special.bessel_j0, override=True)\n"
+        "from overlap_tool.rules import Rule, register_rule\n"
+        "@register_rule(torch.special.bessel_j0, override=True)\n"
         "def bessel(call, input):\n"
         "    return Rule(lambda patches, input: torch.special.bessel_j0(input))\n"
     )

@@ -27,11 +27,11 @@ WRONG = """
 import torch.nn.functional as F
 from torch import nn
 from overlap_tool.geometry import Padding
-from overlap_tool.rules import Rule, extend, register
+from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 
 
-@register(nn.Conv2d, override=True)
+@register_rule(nn.Conv2d, override=True)
 def one_column_less(call, module, input):
     rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation)
     if module.kernel_size == (3, 3):

@@ -188,12 +188,12 @@ def test_an_op_of_ones_own_is_registered_by_name() -> None:
         return MODEL[0](x)
 
     with torch.no_grad(), exact_kernels():
-        with pytest.raises(ExactnessError, match=r"overlap_tool_tests\.mixed.*kernels\.register"):
+        with pytest.raises(ExactnessError, match=r"overlap_tool_tests\.mixed.*register_exact_op"):
             mixed(X)
-        kernels.register("overlap_tool_tests::mixed")(MODEL[0])
+        kernels.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
         assert torch.equal(mixed(X), MODEL[0](X)), "and its own ops are exact"
     with pytest.raises(PluginError, match="already"):
-        kernels.register("overlap_tool_tests::mixed")(MODEL[0])
+        kernels.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
 
 
 def test_the_stock_engine_is_the_librarys(stock, exact) -> None:

@@ -82,7 +82,7 @@ def stage(name: str, first: OnSamples, last: OnSamples) -> InlineStage:
 def known(monkeypatch) -> None:
     monkeypatch.setattr(inline, "_builders", {})
 
-    @inline.register(f"{__name__}.Inline")
+    @inline.register_inline_stages(f"{__name__}.Inline")
     def stages(model: Inline) -> Sequence[InlineStage]:
         return stage("analysis", model.first, model.second), stage("synthesis", model.third, model.fourth)
 
@@ -157,4 +157,4 @@ def test_a_class_derived_from_a_known_one_is_not_taken_for_it() -> None:
 
 def test_a_class_is_registered_once() -> None:
     with pytest.raises(PluginError, match="registered already"):
-        inline.register(f"{__name__}.Inline")(lambda model: ())
+        inline.register_inline_stages(f"{__name__}.Inline")(lambda model: ())

@@ -22,7 +22,7 @@ from overlap_tool.errors import (
 )
 from overlap_tool.geometry import POINTWISE
 from overlap_tool.graph.trace import trace
-from overlap_tool.rules import Rule, register, registry, rule_for_function, rule_for_module
+from overlap_tool.rules import Rule, register_rule, registry, rule_for_function, rule_for_module
 
 pytestmark = pytest.mark.usefixtures("own_rules")
 
@@ -128,19 +128,19 @@ class Mystery(nn.Module):
 
 def test_registering_by_qualified_name_or_by_class_or_function_is_the_same():
     rule = Rule(lambda patches, module, x: x)
-    register(f"{__name__}.Mystery")(lambda call, module, x: rule)
+    register_rule(f"{__name__}.Mystery")(lambda call, module, x: rule)
     found = rule_for_module(Mystery())
     assert found is not None
     assert found.build(None, None, None) is rule
     with pytest.raises(PluginError, match="already registered"):
-        register(Mystery)(lambda call, module, x: rule)
+        register_rule(Mystery)(lambda call, module, x: rule)
     with pytest.raises(PluginError, match="already registered"):
-        register("torch.nn.modules.conv.Conv2d")(lambda call, module, x: rule)
+        register_rule("torch.nn.modules.conv.Conv2d")(lambda call, module, x: rule)
 
 
 def test_overriding_by_name_overrides_the_class_too():
     rule = Rule(lambda patches, module, x: x)
-    register("torch.nn.modules.conv.Conv2d", override=True)(lambda call, module, x: rule)
+    register_rule("torch.nn.modules.conv.Conv2d", override=True)(lambda call, module, x: rule)
     found = rule_for_module(conv())
     assert found is not None
     assert found.build(None, None, None) is rule
@@ -149,30 +149,30 @@ def test_overriding_by_name_overrides_the_class_too():
 def test_registering_twice_adds_nothing():
     before = dict(registry._registered)
     with pytest.raises(PluginError, match="already registered"):
-        register(Mystery, nn.Conv2d)(lambda call, module, x: Rule(lambda *_: None))
+        register_rule(Mystery, nn.Conv2d)(lambda call, module, x: Rule(lambda *_: None))
     assert registry._registered == before
 
 
 def test_a_malformed_target_adds_nothing():
     before = dict(registry._registered)
     with pytest.raises(PluginError, match="must be a module class"):
-        register(Mystery, 5)(lambda call, module, x: Rule(lambda *_: None))
+        register_rule(Mystery, 5)(lambda call, module, x: Rule(lambda *_: None))
     assert registry._registered == before
 
 
 def test_a_function_can_be_registered_by_name():
     rule = Rule(lambda patches, x: torch.special.i0(x))
     name = registry.qualified_name(torch.special.i0)
-    register(name)(lambda call, x: rule)
+    register_rule(name)(lambda call, x: rule)
     assert rule_for_function(torch.special.i0) is not None
     agrees(Functional(lambda m, x: torch.special.i0(x)))
 
 
 def test_only_a_rule_that_accepts_sizes_is_given_them():
     module = Functional(lambda m, x: torch.special.xlogy(x, x.shape[2]))
-    register(torch.special.xlogy)(lambda call, x, size: Rule(lambda patches, x, size: x))
+    register_rule(torch.special.xlogy)(lambda call, x, size: Rule(lambda patches, x, size: x))
     assert "xlogy" in refusal(module, SizeDependenceError).where
-    register(torch.special.xlogy, accepts_sizes=True, override=True)(
+    register_rule(torch.special.xlogy, accepts_sizes=True, override=True)(
         lambda call, x, size: Rule(lambda patches, x, size: x * len(size.values))
     )
     assert trace(module, "stage", 4).ops[-1].rule.rows == POINTWISE

@@ -27,7 +27,7 @@ from overlap_tool.graph.segments import cut
 from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Bands, Schedule, Store, plan_segments
 from overlap_tool.report import to_json, to_markdown
-from overlap_tool.rules import Call, Operand, Reduction, WholeMap, register
+from overlap_tool.rules import Call, Operand, Reduction, WholeMap, register_rule
 from overlap_tool.rules.normalisation import moments
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import TensorSink, TensorSource
@@ -359,7 +359,7 @@ class Careless(nn.AdaptiveAvgPool2d):
         return x.mean((2, 3), keepdim=True)
 
 
-@register(Careless)
+@register_rule(Careless)
 def careless(call: Call, module: Careless, input: Operand) -> Reduction:
     def run(module: Careless, whole: WholeMap) -> Tensor:
         return whole.by_rows(lambda band: band.mean((-2, -1), keepdim=True)).mean(-2, keepdim=True)

@@ -57,7 +57,7 @@ def test_results_equal_the_full_image(architecture: str, schedule: str, store: s
 def test_predicted_memory_is_the_allocators_peak(name: str, store: str, schedule: str) -> None:
     """With maps in host memory the device holds one tile, the caches and the packed weights."""
     tiled = overlap_tool.wrap(
-        overlap_tool.checkpoint.load("zoo:mbt2018-mean").model.cuda(),
+        overlap_tool.checkpoint.load_checkpoint("zoo:mbt2018-mean").model.cuda(),
         tile=128,
         schedule=schedule,
         store=store,

@@ -105,7 +105,7 @@ def test_stages_of_odd_sizes(architecture: str) -> None:
 
 def test_full_width_too() -> None:
     """Layers of the published width, where weights are read in portions and the library cuts its sums."""
-    model = checkpoint.load("zoo:mbt2018-mean").model
+    model = checkpoint.load_checkpoint("zoo:mbt2018-mean").model
     image = photograph(256, 192)
     with torch.no_grad():
         with exact_kernels():

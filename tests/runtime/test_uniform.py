@@ -21,7 +21,7 @@ from overlap_tool.geometry.plan import AxisPlan, Step, alike, uniform
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Shape
-from overlap_tool.rules import Operand, Patches, Rule, extend, register
+from overlap_tool.rules import Operand, Patches, Rule, extend, register_rule
 from overlap_tool.runtime import execute
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
@@ -154,7 +154,7 @@ class Own(nn.Module):
 
 
 def _register_own(**options: Any) -> None:
-    @register(Own)
+    @register_rule(Own)
     def own(call: Any, module: Any, x: Operand) -> Rule:
         window = Window(kernel=2, stride=1, before=0, after=1, outside=Padding.REPLICATE)
 
@@ -243,7 +243,7 @@ def test_a_budget_of_memory_chooses_a_uniform_tile() -> None:
 def test_a_fault_is_found_in_uniform_tiles_too(own_rules) -> None:
     """The rule names one row and column too few, on the side where it adds padding."""
 
-    @register(Own)
+    @register_rule(Own)
     def own(call: Any, module: Any, x: Operand) -> Rule:
         def run(patches: Patches, module: Any, x: Tensor) -> Tensor:
             piece = extend(x, patches, Padding.REPLICATE)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register
+from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
 
 
 class SwinAttention(nn.Module):
@@ -53,7 +53,7 @@ class SwinAttention(nn.Module):
         return torch.zeros(apart.shape, dtype=self.bias.dtype).masked_fill(apart, self.closed)
 
 
-@register(SwinAttention)
+@register_rule(SwinAttention)
 def swin_attention(call: Call, module: SwinAttention, input: Operand) -> Rule:
     channels = input.channels
 

@@ -22,7 +22,7 @@ from overlap_tool.geometry import Padding, Window
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
 from overlap_tool.planning.choose import Settings, Shape, plan_stage
-from overlap_tool.rules import Rule, extend, register
+from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 from overlap_tool.runtime.execute import _Run
 from overlap_tool.verification import Check
@@ -201,7 +201,7 @@ def _register_conv(
 ) -> None:
     """A convolution whose rule names other inputs than it reads, and makes up zeros for those it lacks."""
 
-    @register(nn.Conv2d, override=True)
+    @register_rule(nn.Conv2d, override=True)
     def conv(call, module: nn.Conv2d, input) -> Rule:
         wanted = windows(module.kernel_size, module.stride, module.padding, module.dilation)
         kernel = module.kernel_size[0]
@@ -310,7 +310,7 @@ def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> No
 
 
 def test_a_rule_whose_run_raises_does_not_hold(own_rules) -> None:
-    @register(nn.Conv2d, override=True)
+    @register_rule(nn.Conv2d, override=True)
     def conv(call, module: nn.Conv2d, input) -> Rule:
         def run(patches, module, input) -> Tensor:
             raise ZeroDivisionError("in the rule")

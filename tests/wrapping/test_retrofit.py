@@ -225,7 +225,9 @@ def test_amounts_of_memory(text: str, value: int) -> None:
 
 
 def test_a_budget_is_kept_and_used() -> None:
-    tiled = overlap_tool.wrap(checkpoint.load("zoo:mbt2018-mean").model, memory="250MiB", inplace=True)
+    tiled = overlap_tool.wrap(
+        checkpoint.load_checkpoint("zoo:mbt2018-mean").model, memory="250MiB", inplace=True
+    )
     plans = overlap_tool.plans(tiled, (3840, 2176))
     assert all(plan.peak_bytes <= 250 << 20 for plan in plans.values())
     assert plans["g_a"].schedule == "stream"

@@ -15,7 +15,7 @@ from overlap_tool.checkpoint.architectures import (
     mbt2018_mean_vbr,
     mbt2018_vbr,
 )
-from overlap_tool.checkpoint.registry import register
+from overlap_tool.checkpoint.registry import register_architecture
 
 KNOWN = (
     bmshj2018_factorized.ARCHITECTURE,
@@ -34,4 +34,4 @@ KNOWN = (
 )
 
 for _architecture in KNOWN:
-    register(_architecture)
+    register_architecture(_architecture)

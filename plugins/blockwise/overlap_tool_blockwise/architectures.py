@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, has_prefix, register, shape, size
+from overlap_tool.checkpoint import (
+    Architecture,
+    StateDict,
+    has_key,
+    has_prefix,
+    register_architecture,
+    shape,
+    size,
+)
 
 HYPERPRIOR = (
     shape("g_a.0.weight", None, 3, 5, 5)
@@ -39,7 +47,7 @@ def with_checkerboard(**widths: int) -> nn.Module:
     return HyperpriorWithCheckerboard(**widths)
 
 
-register(
+register_architecture(
     Architecture(
         name="hyperprior-nocontext",
         detect=HYPERPRIOR & ~has_prefix(CONTEXT) & ~has_prefix(ENTROPY_PARAMETERS),
@@ -49,7 +57,7 @@ register(
         default={"N": 192, "M": 192},
     )
 )
-register(
+register_architecture(
     Architecture(
         name="hyperprior-checkerboard",
         detect=HYPERPRIOR

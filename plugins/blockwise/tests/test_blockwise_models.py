@@ -80,7 +80,7 @@ def test_no_other_model_is_taken_for_one_of_ours() -> None:
 def test_widths_are_read_from_a_checkpoint(name: str, N: int, M: int, tmp_path: Path) -> None:
     model = checkpoint.seeded_model(checkpoint.find(name), {"N": N, "M": M})
     torch.save({"state_dict": model.state_dict()}, tmp_path / "model.pth")
-    loaded = checkpoint.load(tmp_path / "model.pth")
+    loaded = checkpoint.load_checkpoint(tmp_path / "model.pth")
     assert loaded.architecture == name
     assert loaded.arguments == {"N": N, "M": M}
     assert loaded.weights_sha256 == checkpoint.hash_weights(model.state_dict())
@@ -297,7 +297,7 @@ def test_tiles_write_the_same_bitstream(name: str, schedule: Schedule) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", OURS)
 def test_full_width_too(name: str) -> None:
-    model = checkpoint.load(f"zoo:{name}").model
+    model = checkpoint.load_checkpoint(f"zoo:{name}").model
     image = photograph(256, 192)
     with exact_kernels():
         full = model(image)

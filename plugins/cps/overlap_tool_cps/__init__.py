@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, has_prefix, register, shape, size
+from overlap_tool.checkpoint import (
+    Architecture,
+    StateDict,
+    has_key,
+    has_prefix,
+    register_architecture,
+    shape,
+    size,
+)
 
 
 def _widths(state: StateDict) -> dict[str, Any]:
@@ -20,7 +28,7 @@ def _build(**widths: Any) -> nn.Module:
     return ContinuousPatchStitching(**widths)
 
 
-ARCHITECTURE = register(
+ARCHITECTURE = register_architecture(
     Architecture(
         name="cps",
         detect=shape("g_a.0.down.weight", None, 3, 2, 2)

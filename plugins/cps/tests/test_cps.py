@@ -80,7 +80,7 @@ def test_a_checkpoint_is_recognised(tmp_path) -> None:
     model = small_model(NAME)
     path = tmp_path / "cps.pth"
     torch.save(model.state_dict(), path)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load_checkpoint(path)
     assert (loaded.architecture, loaded.arguments) == (NAME, {"N": 8, "M": 12})
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], tensor), key
@@ -100,7 +100,7 @@ def test_it_is_found_by_its_entry_point() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_full_width() -> None:
-    model = checkpoint.load(f"zoo:{NAME}").model
+    model = checkpoint.load_checkpoint(f"zoo:{NAME}").model
     image = photograph(256, 192)
     with exact_kernels():
         full = model(image)

@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool.checkpoint import Architecture, Condition, StateDict, has_key, register, shape, size
+from overlap_tool.checkpoint import (
+    Architecture,
+    Condition,
+    StateDict,
+    has_key,
+    register_architecture,
+    shape,
+    size,
+)
 
 CODEC = (
     shape("prtr_forward1.weight", None, None, 1, 1)
@@ -39,7 +47,7 @@ def _build(**arguments: Any) -> nn.Module:
 
 
 def _architecture(name: str, kernel: int, detect: Condition, default: dict[str, int]) -> Architecture:
-    return register(
+    return register_architecture(
         Architecture(
             name=name,
             detect=CODEC & detect,

@@ -67,7 +67,7 @@ def test_a_checkpoint_as_the_authors_save_it(name: str, updated: bool, tmp_path)
         state = {key: tensor[:0] if key.endswith(TABLES) else tensor for key, tensor in state.items()}
     saved = {"epoch": 252, "state_dict0": state, "optimizer": {"lr": torch.tensor(1e-4)}}
     torch.save(saved, tmp_path / "model_best_acl_Xrr.pth.tar")
-    loaded = checkpoint.load(tmp_path / "model_best_acl_Xrr.pth.tar")
+    loaded = checkpoint.load_checkpoint(tmp_path / "model_best_acl_Xrr.pth.tar")
     assert loaded.architecture == name
     assert loaded.arguments == checkpoint.find(name).small
     found = loaded.model.state_dict()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, numbered, register, shape
+from overlap_tool.checkpoint import Architecture, StateDict, has_key, numbered, register_architecture, shape
 
 LLIC = (
     shape("g_a.0.down.weight", None, 3, 3, 3)
@@ -57,7 +57,7 @@ def _tcm(**arguments: Any) -> nn.Module:
     return LlicTcm(**arguments)
 
 
-register(
+register_architecture(
     Architecture(
         name="llic-elic",
         detect=LLIC & ELIC,
@@ -67,7 +67,7 @@ register(
         default={"N": 192, "M": 320, "groups": [16, 16, 32, 64, 192]},
     )
 )
-register(
+register_architecture(
     Architecture(
         name="llic-stf",
         detect=LLIC & STF,
@@ -77,7 +77,7 @@ register(
         default={"N": 192, "M": 320, "slices": 10},
     )
 )
-register(
+register_architecture(
     Architecture(
         name="llic-tcm",
         detect=LLIC & TCM,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Window
-from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register
+from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register_rule
 from overlap_tool.rules.layers import ChannelNorm
 
 POOLED = 3
@@ -59,7 +59,7 @@ def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
-@register(OwnKernels)
+@register_rule(OwnKernels)
 def own_kernels(call: Call, module: OwnKernels, x: Operand, kernels: Operand) -> Rule:
     if x.summary or not kernels.summary:
         call.refuse("convolves other things than a map by kernels made from a whole one")

@@ -135,7 +135,7 @@ def test_the_kernels_are_11_11_9_and_9_and_the_synthesis_goes_the_other_way():
 def test_a_checkpoint_is_recognised_and_loads(name, tmp_path):
     model = small(name)
     torch.save(model.state_dict(), tmp_path / "llic.pt")
-    loaded = checkpoint.load(tmp_path / "llic.pt")
+    loaded = checkpoint.load_checkpoint(tmp_path / "llic.pt")
     assert loaded.architecture == name
     assert loaded.arguments == dict(checkpoint.find(name).small)
     own = model.state_dict()

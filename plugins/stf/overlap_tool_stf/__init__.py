@@ -16,7 +16,7 @@ from overlap_tool.checkpoint import (
     has_key,
     has_prefix,
     numbered,
-    register,
+    register_architecture,
     shape,
     size,
 )
@@ -59,7 +59,7 @@ def _shape_of_stf(state: StateDict) -> dict[str, Any]:
     }
 
 
-WACNN = register(
+WACNN = register_architecture(
     Architecture(
         name="wacnn",
         detect=SLICED
@@ -75,7 +75,7 @@ WACNN = register(
         default={"N": 192, "M": 320},
     )
 )
-STF = register(
+STF = register_architecture(
     Architecture(
         name="stf",
         detect=SLICED

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register
+from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
 
 CLOSED = -100.0
 """What is added to the similarity of two places that only the roll made neighbours."""
@@ -97,7 +97,7 @@ def _mask(down: int, across: int, window: int, shift: int) -> Tensor:
     return CLOSED * (region[:, :, None] != region[:, None]).float()
 
 
-@register(WindowAttention)
+@register_rule(WindowAttention)
 def window_attention(call: Call, module: WindowAttention, input: Operand) -> Rule:
     def attention(module: WindowAttention) -> Attention:
         return Attention(

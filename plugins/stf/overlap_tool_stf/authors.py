@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from overlap_tool.errors import UnknownOpError
 from overlap_tool.models import inline
 from overlap_tool.models.inline import InlineStage
-from overlap_tool.rules import Attention, Call, Operand, Patches, Rule, attention_in_windows, place, register
+from overlap_tool.rules import (
+    Attention,
+    Call,
+    Operand,
+    Patches,
+    Rule,
+    attention_in_windows,
+    place,
+    register_rule,
+)
 from overlap_tool_stf.attention import bias_of, by_heads
 from overlap_tool_stf.swin import analysis, synthesis
 
 
-@register("compressai.layers.win_attention.WinBasedAttention")
+@register_rule("compressai.layers.win_attention.WinBasedAttention")
 def win_based_attention(call: Call, module: Any, input: Operand) -> Rule:
     """WACNN's attention with its skip: a map of whole windows to a map."""
 
@@ -51,7 +60,7 @@ def win_based_attention(call: Call, module: Any, input: Operand) -> Rule:
     return Rule(run, rule.rows, rule.columns, rule.macs, rule.scratch)
 
 
-@inline.register("compressai.models.stf.SymmetricalTransFormer")
+@inline.register_inline_stages("compressai.models.stf.SymmetricalTransFormer")
 def symmetrical_transformer(model: Any) -> tuple[InlineStage, ...]:
     """The first part computes all of y from the image, and the layers hand on its tokens. From y back, the
     layers hand its tokens on to the last part, which computes the image."""
@@ -117,7 +126,7 @@ def _compute_from_tokens(stage: nn.Module, map: Tensor, channels: int) -> Tensor
     return _compute(stage, tokens.reshape(-1, *map.shape[2:], channels).permute(0, 3, 1, 2))
 
 
-@register("compressai.models.stf.PatchEmbed")
+@register_rule("compressai.models.stf.PatchEmbed")
 def patch_embed(call: Call, module: Any, input: Operand) -> Rule:
     """The only part of STF's analysis that maps a map to a map, so the only one that could be a stage in a
     class whose inline stages are not known. What follows would be left out of the tiles without a word."""

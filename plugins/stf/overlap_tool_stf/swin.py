@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Window
-from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register
+from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register_rule
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool_stf.attention import WindowAttention
 
@@ -156,7 +156,7 @@ def _patches(x: Tensor) -> Tensor:
     return torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
 
 
-@register(GatherPatches)
+@register_rule(GatherPatches)
 def gather_patches(call: Call, module: GatherPatches, input: Operand) -> Rule:
     def run(patches: Patches, module: GatherPatches, input: Tensor) -> Tensor:
         return _patches(extend(input, patches, Padding.CONSTANT))
@@ -164,7 +164,7 @@ def gather_patches(call: Call, module: GatherPatches, input: Operand) -> Rule:
     return Rule(run, PATCH, PATCH, kernel=(2, 2), stride=(2, 2))
 
 
-@register(PatchConv)
+@register_rule(PatchConv)
 def patch_conv(call: Call, module: PatchConv, input: Operand) -> Rule:
     def run(patches: Patches, module: PatchConv, input: Tensor) -> Tensor:
         return F.conv2d(extend(input, patches, Padding.CONSTANT), module.weight, module.bias, stride=2)

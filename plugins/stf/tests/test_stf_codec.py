@@ -41,7 +41,7 @@ def test_a_checkpoint_as_the_authors_save_it(name: str, updated: bool, tmp_path)
         state = {key: tensor[:0] if key.endswith(tables) else tensor for key, tensor in state.items()}
     prefix = "" if updated else "module."
     torch.save({"state_dict": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / "saved.pt")
-    loaded = checkpoint.load(tmp_path / "saved.pt")
+    loaded = checkpoint.load_checkpoint(tmp_path / "saved.pt")
     assert (loaded.architecture, loaded.arguments) == (name, checkpoint.find(name).small)
     found = loaded.model.state_dict()
     assert list(found) == list(state)

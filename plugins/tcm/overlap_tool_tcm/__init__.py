@@ -7,7 +7,15 @@ from typing import Any
 from torch import nn
 
 import overlap_tool_tcm.authors  # noqa: F401  (registers the rules of their blocks)
-from overlap_tool.checkpoint import Architecture, StateDict, has_key, numbered, register, shape, size
+from overlap_tool.checkpoint import (
+    Architecture,
+    StateDict,
+    has_key,
+    numbered,
+    register_architecture,
+    shape,
+    size,
+)
 
 WINDOW = 8
 REACH = 2 * WINDOW - 1
@@ -53,7 +61,7 @@ def _build(**arguments: Any) -> nn.Module:
     return TCM(**arguments)
 
 
-ARCHITECTURE = register(
+ARCHITECTURE = register_architecture(
     Architecture(
         name="tcm",
         detect=shape("g_a.0.conv1.weight", None, 3, 3, 3)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register
+from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
 
 
 class WindowAttention(nn.Module):
@@ -76,7 +76,7 @@ class WindowAttention(nn.Module):
         return at_the_end[:, None] != at_the_end[None, :]
 
 
-@register(WindowAttention)
+@register_rule(WindowAttention)
 def window_attention(call: Call, module: WindowAttention, input: Operand) -> Rule:
     return attention_in_windows(
         lambda module: Attention(module.project, module.similarity, module.bias(), module.linear),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Geometry, Period, Span, Window, Windows, hull
-from overlap_tool.rules import Call, Operand, Patches, Rule, place, register
+from overlap_tool.rules import Call, Operand, Patches, Rule, place, register_rule
 
 CONVOLUTIONS = Window(kernel=5, before=2, after=2)
 """What two 3x3 convolutions in a row read."""
@@ -73,7 +73,7 @@ class TwoWindows(Geometry):
         return start
 
 
-@register("models.tcm.ConvTransBlock")
+@register_rule("models.tcm.ConvTransBlock")
 def conv_trans_block(call: Call, module: nn.Module, input: Operand) -> Rule:
     from overlap_tool_tcm.layers import MixedBlock  # imports CompressAI, which takes seconds
 
@@ -88,7 +88,7 @@ def conv_trans_block(call: Call, module: nn.Module, input: Operand) -> Rule:
     return _rule(module, geometry, window, least=1, attention=2 * window**2 * channels, heads=heads)
 
 
-@register("models.tcm.SwinBlock")
+@register_rule("models.tcm.SwinBlock")
 def swin_block(call: Call, module: nn.Module, input: Operand) -> Rule:
     from overlap_tool_tcm.layers import TwoSwinBlocks
 

@@ -32,7 +32,7 @@ def test_a_checkpoint_as_the_authors_save_it(updated: bool, tmp_path) -> None:
         state = {key: tensor[:0] if key.endswith(tables) else tensor for key, tensor in state.items()}
     saved = {"epoch": 49, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
     torch.save(saved, tmp_path / "tcm.pth.tar")
-    loaded = checkpoint.load(tmp_path / "tcm.pth.tar")
+    loaded = checkpoint.load_checkpoint(tmp_path / "tcm.pth.tar")
     assert loaded.architecture == NAME
     assert loaded.arguments == overlap_tool_tcm.ARCHITECTURE.small
     found = loaded.model.state_dict()

@@ -162,7 +162,7 @@ def test_whole_models() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_full_width() -> None:
-    model, image = checkpoint.load("zoo:tcm").model, photograph(256, 256)
+    model, image = checkpoint.load_checkpoint("zoo:tcm").model, photograph(256, 256)
     with exact_kernels():
         full = model(image)
     for schedule in ("stream", "tiles"):
