@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
-from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
+from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine
@@ -185,7 +185,7 @@ def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Unt
     if path in seen.scales and not _contains_quantiser(module):
         try:
             network = trace(module, path, seen.inputs.get(path))
-        except (GlobalOpError, WrapAroundError) as refusal:
+        except TraceError as refusal:
             if not path or seen.finest[path] > seen.latent:
                 raise
             yield Untiled(path, f"{refusal.where} {refusal.reason}")
