@@ -90,9 +90,8 @@ def verify(
                 "is wrapped already",
                 "Give the model itself, or call overlap_tool.unwrap",
             )
-        state = checkpoint.hash_weights(model.state_dict())
         # a copy, since CDFs may be computed and the device changed
-        loaded = checkpoint.Loaded(copy.deepcopy(model).eval(), type(model).__qualname__, {}, state, "")
+        loaded = checkpoint.Loaded.of(copy.deepcopy(model).eval())
     else:
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
