@@ -7,7 +7,6 @@ as far at least: a long reach, a barrier that is known, and a mixture of the who
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil, inf
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from overlap_tool.copying import copied
 
 LENGTH = 256
 """Samples along the axis that is probed."""
@@ -79,7 +80,7 @@ def spread(part: nn.Module, channels: int, until: float = inf) -> Spread | None:
 
 def _spread(part: nn.Module, channels: int) -> Spread | None:
     try:
-        part = copy.deepcopy(part).double().eval()
+        part = copied(part).double().eval()
     except Exception:  # whatever a third party's module raises when it is copied
         return None
     vars(part).pop("forward", None)  # that of its class counts: one in tiles would come back here

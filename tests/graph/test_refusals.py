@@ -210,8 +210,10 @@ def test_an_explanation_is_over_within_a_second(slow) -> None:
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return _take_long(gradient)
 
+    tracer = Tracer("stage", Slow(), 3)
+    tracer.root = Slow()
     began = time.monotonic()
-    error = explained(UnknownOpError("stage", "lacks a rule", ""), Tracer("stage", Slow(), 3))
+    error = explained(UnknownOpError("stage", "lacks a rule", ""), tracer)
     assert time.monotonic() - began < 1.5
     assert "is not known: a trial was stopped after" in error.reason
 
