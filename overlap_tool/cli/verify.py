@@ -18,7 +18,7 @@ from overlap_tool.cli.options import (
     load_plugins,
     parse_size,
     parse_tile,
-    refuse_missing_folder,
+    refuse_unfit_target,
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
@@ -101,7 +101,7 @@ def verify(
         ("--summary", summary),
         ("--html", html),
     ):
-        refuse_missing_folder(option, path)
+        refuse_unfit_target(option, path, [*model.read, *(image or [])])
     from overlap_tool import report as reports
     from overlap_tool.checkpoint import write_bytes
     from overlap_tool.report.terminal import screen, show_certificate

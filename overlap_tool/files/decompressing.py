@@ -49,7 +49,7 @@ def decompress(
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
     tell_another_engine(head, codec, clock)
     shape = (head.height, head.width, head.channels)
-    refuse_unwritable(target, shape, head.frame.dtype)
+    refuse_unwritable(target, shape, head.frame.dtype, resume)
     tell_a_long_wait(codec, head.frame, in_memory, clock)
     task = Task("decompress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:

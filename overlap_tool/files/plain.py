@@ -61,7 +61,7 @@ def run(
     sizes = stage.network.rows.sizes(height)[-1], stage.network.columns.sizes(width)[-1]
     shape = (*sizes, stage.network.ops[-1].channels)
     kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
-    refuse_unwritable(target, shape, kept)
+    refuse_unwritable(target, shape, kept, resume)
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))
     made = Frame(*shape, kept)
     task = Task("run", codec, source, target, clock, resume, quiet)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from overlap_tool.checkpoint.writing import refuse_overwriting
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.outputs import open_output
 from overlap_tool.files.formats.pixels import Frame
@@ -34,6 +35,7 @@ class Task:
 
     def job(self, **settings: Any) -> Job:
         """`settings` are what else the result depends on."""
+        refuse_overwriting(f"output={str(self.target)!r}", self.target, (self.source, self.codec.where))
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 

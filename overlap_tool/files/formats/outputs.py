@@ -49,7 +49,7 @@ def open_output(
 ) -> Output:
     """What becomes `target`, in `folder`; with `begun`, what an earlier process has left of it there."""
     kind = target.suffix.lower()
-    refuse_unwritable(target, shape, dtype)
+    refuse_unwritable(target, shape, dtype, begun)
     if kind == ".zarr":
         return _Zarr(folder / "image.zarr", shape, dtype, begun)
     if kind == ".npy":
@@ -60,15 +60,17 @@ def open_output(
     return _Pillow(rows if begun else rows.create(), folder / f"image{kind}")
 
 
-def refuse_unwritable(target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
-    """Before the work is done, and not after."""
+def refuse_unwritable(
+    target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], resume: bool = False
+) -> None:
+    """Before the work is done, and not after. What is resumed has taken a part of its room already."""
     where, kind = str(target), target.suffix.lower()
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")
     if target.is_dir():
         raise ImageFileError(where, "there is a folder of that name", "Remove it, or name another file")
     needed, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(target.parent).free
-    if needed > free:
+    if needed > free and not resume:
         raise ImageFileError(
             where,
             f"its rows take {needed} bytes, and {free} are free",
