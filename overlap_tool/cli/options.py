@@ -41,11 +41,11 @@ class ModelOptions:
             show_default=False,
         ),
     ] = ""
-    arch: Annotated[
+    architecture: Annotated[
         str | None,
         typer.Option("--arch", help="Take the checkpoint for this architecture instead of detecting it."),
     ] = None
-    model: Annotated[
+    model_class: Annotated[
         str | None,
         typer.Option("--model", metavar="PKG.MODULE:CLASS", help="Your own class, to load the weights into."),
     ] = None
@@ -61,7 +61,7 @@ class ModelOptions:
 
     @property
     def name(self) -> str:
-        return self.source or self.model or ""
+        return self.source or self.model_class or ""
 
     @property
     def read(self) -> list[str | os.PathLike[str]]:
@@ -71,8 +71,8 @@ class ModelOptions:
     def arguments(self) -> dict[str, Any]:
         """What every function that loads a model takes beside the source."""
         return {
-            "architecture": self.arch,
-            "model_class": self.model,
+            "architecture": self.architecture,
+            "model_class": self.model_class,
             "kwargs": None if self.kwargs is None else _parse_kwargs(self.kwargs),
             "trust": self.trust,
         }

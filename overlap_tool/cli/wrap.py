@@ -79,7 +79,7 @@ def wrap(
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
     image, arguments = parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
-    target = output or _beside(model.source, model.model)
+    target = output or _beside(model.source, model.model_class)
     refuse_unfit_target("--output", target, model.read)
     with busy(f"Wrapping {model.name}"):
         from overlap_tool import checkpoint

@@ -166,7 +166,7 @@ class Job:
         return ImageFileError(
             str(self.target),
             f"it cannot be written ({error.strerror or error})",
-            f"Make room, and {'go on with resume=True' if self.done else 'run it again'}",
+            f"Make room, and {'go on with `resume=True`' if self.done else 'run it again'}",
         )
 
     def _not_ours(self) -> OptionError:

@@ -72,10 +72,12 @@ class Task:
 class ResumedImage:
     """The image that a job makes, in bands; `done` rows of it are on the disk already."""
 
-    def __init__(self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any], profile: bytes | None = None
+    ) -> None:
         self.job = job
         self.done = job.done.get("image", 0)
-        self.output = open_output(job.target, job.folder, shape, dtype, begun="image" in job.done)
+        self.output = open_output(job.target, job.folder, shape, dtype, "image" in job.done, profile)
 
     def take(self, start: int, rows: NDArray[Any]) -> None:
         durable = self.output.write(start, rows)

@@ -32,7 +32,7 @@ def explained(error: TraceError, tracer: Tracer) -> TraceError:
             where,
             f"mixes the whole map: {trial} was seen up to the opposite one, so that no finite overlap is "
             f"enough ({stopped})",
-            "Analyze the parts before and after it, with --stage, or replace it by a local op",
+            "Analyze the parts before and after it, with `stage`, or replace it by a local op",
         )
     return WrapAroundError(
         where,

@@ -31,7 +31,10 @@ from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 TRIALS = ((2, 960, 1920), (3, 2880, 3840))
 """Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
 
-REGISTER = "Register a rule for it with overlap_tool.register_rule, in a file given as --plugin FILE.py"
+REGISTER = (
+    "Register a rule for it with overlap_tool.register_rule, in a plugin "
+    "(on the command line, --plugin FILE.py)"
+)
 
 INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -363,7 +366,7 @@ class Tracer(fx.Tracer):
                 f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
                 f"{', '.join(map(str, shapes))}: {str(error).strip().split(chr(10))[0]}",
                 "Check that the module takes one map of "
-                f"{self.channels} channels, or name a stage that does with --stage",
+                f"{self.channels} channels, or name a stage that does with `stage`",
             ) from error
         finally:
             self.evaluating = False

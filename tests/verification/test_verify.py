@@ -412,7 +412,7 @@ def test_a_wrapped_model_is_refused() -> None:
 
 @pytest.mark.parametrize("device", ["abacus", "cpu:x", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device) -> None:
-    with pytest.raises(OptionError, match=f"--device {device}"):
+    with pytest.raises(OptionError, match=f"device={device!r}"):
         overlap_tool.verify(PlainCnn().eval(), device=device)
 
 
