@@ -40,14 +40,15 @@ class Job:
         self.resumed = False
 
     def __enter__(self) -> Job:
-        self._lock = self._locked()
         try:
-            self._begin()
-        except BaseException as error:
-            os.close(self._lock)
-            if isinstance(error, OSError):
-                raise self._unwritten(error) from error
-            raise
+            self._lock = self._locked()
+            try:
+                self._begin()
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except OSError as error:
+            raise self._unwritten(error) from error
         return self
 
     def _begin(self) -> None:
@@ -79,16 +80,12 @@ class Job:
                 self.folder.mkdir(exist_ok=True)
             except FileExistsError as error:
                 raise self._not_ours() from error
-            except OSError as error:
-                raise self._unwritten(error) from error
             if self.folder.is_symlink():
                 raise self._not_ours()
             try:
                 lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:  # another process has just finished, and removed the folder
                 continue
-            except OSError as error:
-                raise self._unwritten(error) from error
             if not _take(lock):
                 os.close(lock)
                 raise OptionError(

@@ -59,7 +59,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
-            raise OptionError("tile, memory", "give one of the two", "A tile of 256 suits most machines")
+            raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
         sides = self.tile if isinstance(self.tile, tuple) else (self.tile,)
         tile = sides[0] if len(set(map(repr, sides))) == 1 else self.tile
         if self.tile is not None and not (len(sides) == 2 and all(map(_is_count, sides))):

@@ -67,7 +67,7 @@ def wrap(model: nn.Module, settings: Settings) -> None:
     name, side = type(model).__name__, model.block
     if settings.tile != (side, side) or settings.store != "auto":
         raise OptionError(
-            "tile, memory, store",
+            "`tile`, `memory`, `store`",
             f"{name} goes block by block, and its blocks of {side}x{side} pixels are its tiles",
             f"Leave them out; {' or '.join(ORDERS)} as `schedule` is the choice there is",
         )

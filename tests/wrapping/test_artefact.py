@@ -168,7 +168,7 @@ def test_a_class_of_ones_own_comes_back_by_its_path(run, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tile", "0"], "--tile 0x0"),
+        (["--tile", "0"], "--tile 0: "),
         (["--tile", "-5"], "--tile -5"),
         (["--tile", "2.5"], "--tile 2.5"),
         (["--tile", "256", "--memory", "1GiB"], "--memory"),
