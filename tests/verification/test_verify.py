@@ -385,7 +385,7 @@ def test_symbols_that_are_all_zero_prove_nothing() -> None:
     certificate = overlap_tool.verify(model, tiles=[32], schedules=["stream"])
     (latents,) = _of(certificate, "latents")
     assert (latents.status, latents.figures["nonzero_share"]) == ("failed", 0)
-    assert "--image" in latents.message
+    assert "Give an image" in latents.message
 
 
 def test_a_compress_that_refuses_is_skipped_with_its_reason() -> None:
