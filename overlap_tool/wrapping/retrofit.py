@@ -300,8 +300,9 @@ def settings_in(written: Mapping[str, Any], where: str) -> Settings:
     try:
         return Settings(**written)
     except OptionError as error:
-        reason = f"its settings cannot be used ({error.where}: {error.reason})"
-        raise CheckpointError(where, reason, REWRAP) from error
+        # without the backquotes, of which the command line would make options
+        told = f"{error.where}: {error.reason}".replace("`", "")
+        raise CheckpointError(where, f"its settings cannot be used ({told})", REWRAP) from error
     except TypeError as error:
         raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
 
