@@ -115,7 +115,7 @@ def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
     raise TraceError(
         f"{tracer.dotted('')} ({type(tracer.root).__name__})",
         reason,
-        "Name a part of it that returns one, with --stage",
+        "Name a part of it that returns one, with `stage`",
     )
 
 

@@ -46,7 +46,10 @@ SMALLER: Sizes = ((2, 960, 1920), (3, 3840, 8640))
 """For a module that makes more numbers of a trial map than there are addresses, as when it compares every
 position with every other."""
 
-REGISTER = "Register a rule for it with overlap_tool.register_rule, in a file given as --plugin FILE.py"
+REGISTER = (
+    "Register a rule for it with overlap_tool.register_rule, in a plugin "
+    "(on the command line, --plugin FILE.py)"
+)
 
 INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -458,7 +461,7 @@ class Tracer(fx.Tracer):
                 f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
                 f"{', '.join(map(str, shapes))}: {_first_line(error)}",
                 "Check that the module takes one map of "
-                f"{self.channels} channels, or name a stage that does with --stage",
+                f"{self.channels} channels, or name a stage that does with `stage`",
             ) from error
         finally:
             self.evaluating = False

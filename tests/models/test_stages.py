@@ -75,7 +75,7 @@ def test_a_part_of_a_stage_can_be_chosen() -> None:
 
 
 def test_an_unknown_stage_is_refused_with_the_names_that_there_are() -> None:
-    with pytest.raises(OptionError, match=r"--stage g_x.*g_[as]"):
+    with pytest.raises(OptionError, match=r"stage='g_x'.*g_[as]"):
         survey(small_model("mbt2018"), only="g_x")
 
 
