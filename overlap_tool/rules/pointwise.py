@@ -32,7 +32,7 @@ ACTIVATIONS = """
 """.split()
 
 FUNCTIONS = (
-    [getattr(torch, name) for name in METHODS if callable(getattr(torch, name, None))]
+    [getattr(torch, name) for name in METHODS + ACTIVATIONS if callable(getattr(torch, name, None))]
     + [getattr(operator, name) for name in OPERATORS]
     + [getattr(F, name) for name in ACTIVATIONS]
 )
@@ -64,25 +64,19 @@ MODULES = (
 )
 
 
-@register_rule(*METHODS, any_layout=True)
-def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    _refuse_misaligned(call, args, kwargs)
-    name = call.target
-    return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
-
-
-@register_rule(*dict.fromkeys(FUNCTIONS), any_layout=True)
-def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
+@register_rule(*METHODS, *dict.fromkeys(FUNCTIONS), any_layout=True)
+def between_positions(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    """What functions and methods compute at every position, in a tensor of its own."""
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
     _refuse_misaligned(call, args, kwargs)
-    compute = call.target
+    compute = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
+    inplace_at = inplace_position(call.target)
 
     def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("inplace", None)
         return compute(*args[:inplace_at], **kwargs)
 
-    inplace_at = inplace_position(call.target)
     return Rule(run)
 
 
@@ -102,13 +96,21 @@ def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: apart(input))
 
 
-@register_rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
+@register_rule(
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+    any_layout=True,
+)
 def dropout(call: Call, module: nn.Module, input: Operand) -> Rule:
     """In eval mode it drops nothing."""
     return Rule(lambda patches, module, input: input)
 
 
-@register_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, any_layout=True)
+@register_rule(F.dropout, F.dropout2d, F.dropout3d, any_layout=True)
 def dropout_function(
     call: Call, input: Operand, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Rule:
