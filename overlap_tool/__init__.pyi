@@ -24,6 +24,7 @@ from .errors import OverlapToolError as OverlapToolError
 from .errors import PluginError as PluginError
 from .errors import RuleError as RuleError
 from .errors import SizeDependenceError as SizeDependenceError
+from .errors import SizeError as SizeError
 from .errors import SlowKernelWarning as SlowKernelWarning
 from .errors import TraceError as TraceError
 from .errors import TrainingModeError as TrainingModeError

@@ -79,7 +79,7 @@ class Scored(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = self.g_a(x) * 20
+        y = self.g_a(x) * 400
         y = torch.cumsum(y, 1) * 0.1
         y_hat, likelihoods = self.entropy(F.interpolate(y, scale_factor=1, mode="bicubic"))
         x_hat = self.g_s(y_hat)

@@ -151,7 +151,7 @@ class ChannelsLastCodec(nn.Module):
 def test_channels_last_are_no_columns(width: int) -> None:
     """72 channels of 8x24 positions are in the proportions of the image, too."""
     found = survey(ChannelsLastCodec(width))
-    assert [stage.name for stage in found.stages] == ["up"]
+    assert [stage.name for stage in found.stages] == ["down", "up"]
     assert found.untiled == ()
     assert found.multiple == 8
 
