@@ -15,6 +15,7 @@ LAYERS = (
     ("legible",),
     ("errors",),
     ("plugins",),
+    ("copying",),
     ("kernels",),
     ("geometry",),
     ("rules",),
