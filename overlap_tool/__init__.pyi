@@ -6,6 +6,7 @@ from . import kernels as kernels
 from . import models as models
 from . import report as report
 from . import rules as rules
+from . import testing as testing
 from .analysis import Analysis as Analysis
 from .analysis import analyze as analyze
 from .checkpoint import Architecture as Architecture

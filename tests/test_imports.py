@@ -26,6 +26,7 @@ LAYERS = (
     ("runtime",),
     ("analysis",),
     ("wrapping",),
+    ("testing",),
     ("verification",),
     ("files",),
     ("report",),

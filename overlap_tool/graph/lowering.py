@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -9,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from overlap_tool.errors import (
     OverlapToolError,
@@ -175,7 +176,7 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
 
 def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer) -> Op | Barrier:
     kind = tracer.kind(node)
-    module = tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = _module(node, tracer) if node.op == "call_module" else None
     path = str(node.target) if module is not None else f"{node.meta['scope']}.{kind.strip('_')}".strip(".")
     name = tracer.dotted(path)
     names[name] = names.get(name, 0) + 1
@@ -221,6 +222,16 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     channels = Operand("", shape, True, at=at).channels
     in_place = works_in_place(node, tracer)
     return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs, at)
+
+
+def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
+    """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
+    back here: a twin with the same weights runs by that of its class."""
+    module = tracer.root.get_submodule(str(node.target))
+    if module is tracer.root:
+        module = copy.copy(module)
+        vars(module).pop("forward", None)
+    return module
 
 
 def _summaries(args: Any, kwargs: Any) -> list[Operand]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from overlap_tool.rules import barriers, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
-from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register_rule
+from overlap_tool.rules.pieces import Patches
+from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, Size, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:

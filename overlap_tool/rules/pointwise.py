@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
+from overlap_tool.rules.pieces import Patches
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 METHODS = """
     abs absolute add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max
