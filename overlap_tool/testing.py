@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import product
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from overlap_tool.errors import RuleError
+from overlap_tool.errors import OptionError, RuleError
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.trace import trace
 from overlap_tool.kernels import engine, exact_kernels
-from overlap_tool.planning.choose import Engine
+from overlap_tool.planning.choose import Engine, require_uniform
 from overlap_tool.wrapping.retrofit import wrap
 
 LINES = {-2: "row", -1: "column"}
@@ -128,12 +129,12 @@ def _check_tiles(network: Network, module: nn.Module, whole: Tensor, kernels: En
 
 
 def _ways(network: Network) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    uniform = all(op.rule.local or op.rule.uniform for op in network.ops if isinstance(op, Op))
     for tile in TILES:
         yield tile, {"schedule": "stream", "uniform": False}
         yield tile, {"schedule": "tiles", "uniform": False}
-        if uniform:
-            yield tile, {"schedule": "tiles", "uniform": True}
+    with suppress(OptionError):  # the rule does not say that its tiles can be of one shape
+        require_uniform(network)
+        yield TILES[0], {"schedule": "tiles", "uniform": True}
 
 
 def _refuse(network: Network, reason: str) -> NoReturn:
