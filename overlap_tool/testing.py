@@ -84,18 +84,17 @@ def _check_sizes(network: Network, module: nn.Module, whole: Tensor) -> None:
 def _check_reads(network: Network, axis: Axis, module: nn.Module, whole: Tensor, dim: int) -> None:
     line, n = LINES[dim], whole.shape[dim]
     sizes = axis.sizes(n)
-    counts = _lines_read(module, whole, dim, LARGE)
-    touched = _lines_read(module, whole, dim, (*LARGE, float("nan")))
-    for output, (seen, any_seen) in enumerate(zip(counts, touched, strict=True)):
-        named = axis.needs({len(sizes) - 1: Span(output, output + 1)}, sizes)[0]
-        if seen and not (named.start <= min(seen) and max(seen) < named.stop):
-            more = f"the {line}s {min(seen)} to {max(seen)}, and its rule names {_text(named)}: too few"
-            _refuse(network, f"geometry: output {line} {output} reads {more}")
-        if not named.empty and not {named.start, named.stop - 1} <= any_seen:
-            less = (
-                f"{_text(named)}, and the op reads {sorted(any_seen)}: tiles would take more than they need"
-            )
-            _refuse(network, f"geometry: for output {line} {output}, it names the {line}s {less}")
+    outputs = range(sizes[-1])
+    named = [axis.needs({len(sizes) - 1: Span(o, o + 1)}, sizes)[0] for o in outputs]
+    for output, seen in enumerate(_lines_read(module, whole, dim, LARGE)):
+        missed = [i for i in seen if i not in range(*named[output])]
+        if missed:
+            reads = f"output {line} {output} reads {line} {missed[0]}, and its rule names"
+            _refuse(network, f"geometry: {reads} {_text(named[output])}: too few")
+    for output, seen in enumerate(_lines_read(module, whole, dim, (*LARGE, float("nan")))):
+        if not named[output].empty and not {named[output].start, named[output].stop - 1} <= seen:
+            reads = f"output {line} {output} reads {sorted(seen)}, and its rule names"
+            _refuse(network, f"geometry: {reads} {_text(named[output])}: more than tiles need")
 
 
 def _lines_read(module: nn.Module, whole: Tensor, dim: int, amounts: tuple[float, ...]) -> list[set[int]]:
