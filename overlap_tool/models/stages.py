@@ -1,14 +1,15 @@
 """Finding the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
 
-What no finite overlap serves is refused, unless it works on latents: then the model's own code runs it whole.
-The model is run once on a small image, in a copy, to see which of its parts map one map to one map, and at
-which scale. Everything else is static.
+What cannot be tiled is refused, unless it works on latents: then the model's own code runs it whole.
+The model is run once on a small image, in a copy, to see which of its parts map one map to one map, at which
+scale, and which of them round: a quantiser is known by its class, or by what it does. Everything else is
+static.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
@@ -21,19 +22,25 @@ from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
 from overlap_tool.copying import copied
-from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
+from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.inline import InlineStage
+from overlap_tool.models.rounding import RoundingWatch
 from overlap_tool.rules import is_quantiser
 
 TRIAL_IMAGES = (64, 256)
 """Heights of the images on which a model is tried, smaller first since it is quicker. They are three times
 as wide, so that every map is wider than high, even half of one, as a checkerboard has it; what a barrier
 makes of a map, such as a pool of 3x3, is not."""
+
+NAME_QUANTISER = (
+    "If it is a codec whose parts are to be tiled: nothing in it was seen to round, so name the class that "
+    'quantises, with overlap_tool.rules.register_quantiser("package.module.Class")'
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ class _Observed:
     """The parts that take or return several maps."""
     latent: Fraction = Fraction(0)
     """The finest scale at which something is quantised."""
+    rounding: set[str] = field(default_factory=set)
+    """The parts in which a map coarser than the image is rounded."""
     channels: int | None = None
     """Of the image."""
     inline_holds: bool = True
@@ -123,9 +132,14 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     plugins.discover()  # for their rules
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
-    coded = _contains_quantiser(model)
     inlined = {each.name: each for each in inline.stages_of(model)}
-    seen = _observed(model) if coded or only or inlined else _Observed(scales={"": Fraction(1)})
+    if only is None and not inlined and not _contains_quantiser(model):
+        found = _rounding_or_plain(model)
+        if isinstance(found, Stage):
+            return Survey((found,), 1, found.network.ops[0].channels)
+        seen = found
+    else:
+        seen = _observed(model)
     if not seen.inline_holds:
         raise TraceError(
             f"{type(model).__name__} ({type(model).__module__})",
@@ -142,6 +156,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         parts += _walk("", model, seen)
     stages = tuple(part for part in parts if isinstance(part, Stage))
     untiled = tuple(part for part in parts if isinstance(part, Untiled))
+    coded = bool(seen.rounding) or _contains_quantiser(model)
     if coded and not stages:
         raise TraceError(
             type(model).__name__,
@@ -150,6 +165,33 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         )
     multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
+
+
+def _rounding_or_plain(model: nn.Module) -> _Observed | Stage:
+    """What a run showed of a codec that rounds in code of its own, or the one stage that else there is."""
+    codec, failure = hasattr(model, "compress"), None
+    if codec:
+        try:
+            seen = _observed(model)
+        except TraceError as error:
+            failure = error
+        else:
+            if seen.rounding:
+                return seen
+    try:
+        return Stage("", model, trace(model, ""), Fraction(1))
+    except TraceError as refusal:
+        if failure is not None:
+            raise failure from refusal
+        if codec:
+            raise type(refusal)(
+                refusal.where, refusal.reason, f"{refusal.way_out}. {NAME_QUANTISER}"
+            ) from refusal
+        with suppress(TraceError):
+            seen = _observed(model)
+            if seen.rounding:
+                return seen
+        raise
 
 
 def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage | None = None) -> Stage:
@@ -183,10 +225,11 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
     if is_quantiser(module):
         return
-    if path in seen.scales and not _contains_quantiser(module):
+    quantises = path in seen.rounding or _contains_quantiser(module)
+    if path in seen.scales and not quantises:
         try:
             network = trace(module, path, seen.inputs.get(path))
-        except (GlobalOpError, WrapAroundError) as refusal:
+        except TraceError as refusal:
             if not path or seen.finest[path] > seen.latent:
                 raise
             yield Untiled(path, f"{refusal.where} {refusal.reason}")
@@ -194,7 +237,7 @@ def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Unt
         if network.has_spatial_context or not path:
             yield Stage(path, module, network, seen.scales[path])
         return
-    if path in seen.several and not _contains_quantiser(module):
+    if path in seen.several and not quantises:
         yield Untiled(path, "takes or returns several maps; those of its parts that take one are stages")
     for name, child in module.named_children():
         yield from _walk(f"{path}.{name}" if path else name, child, seen)
@@ -232,7 +275,7 @@ def _observed(model: nn.Module) -> _Observed:
     raise TraceError(
         type(model).__name__,
         f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
-        "Give the module that holds the transforms, with --model",
+        "Give a class whose forward takes an image alone, or the module of the transforms, with --model",
     )
 
 
@@ -246,7 +289,7 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
         with _watched(model) as calls:
             outputs = _tensors(model(image))
         turned: Sequence[_Call | None] = [None] * len(calls)
-        if not all(_is_clear(shape) for call in calls for shape in (*call.given, *call.made)):
+        if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
             others = _calls_on(model, image.mT.contiguous())
             if [call.kind for call in others] == [call.kind for call in calls]:
                 turned = others  # else it takes no other image, or another way through its parts
@@ -270,7 +313,7 @@ def _trial_image(model: nn.Module, channels: int, size: tuple[int, int], filled:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a part: the shapes of the tensors that it was given and gave."""
+    """A call of a part, or of the whole model: the shapes of the tensors that it was given and gave."""
 
     path: str
     quantises: bool
@@ -278,26 +321,38 @@ class _Call:
     """Whether it takes one tensor and returns one."""
     given: tuple[torch.Size, ...]
     made: tuple[torch.Size, ...]
+    rounded: tuple[torch.Size, ...]
+    """What it rounded to make that."""
 
     @property
-    def kind(self) -> tuple[str, int, int]:
-        return self.path, len(self.given), len(self.made)
+    def shapes(self) -> tuple[tuple[torch.Size, ...], ...]:
+        return self.given, self.made, self.rounded
+
+    @property
+    def kind(self) -> tuple[str, int, int, int]:
+        return self.path, len(self.given), len(self.made), len(self.rounded)
 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[_Call]]:
     """The calls of its parts, in order. Parts of what is computed inline are no parts of their own."""
     calls: list[_Call] = []
+    rounded: list[torch.Size] = []
+    before_calls: list[int] = []
+    """How many tensors had been rounded when each call began that has not ended."""
+
+    def begin(*_: Any) -> None:
+        before_calls.append(len(rounded))
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            simple = (
-                len(args) == 1 and not named and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-            )
+            alone = len(args) == 1 and not named
+            simple = alone and isinstance(args[0], Tensor) and isinstance(output, Tensor)
             given, made = (
                 tuple(tensor.shape for tensor in _tensors(value)) for value in ((args, named), output)
             )
-            calls.append(_Call(path, is_quantiser(module), simple, given, made))
+            meanwhile = tuple(rounded[before_calls.pop() :])
+            calls.append(_Call(path, is_quantiser(module), simple, given, made, meanwhile))
 
         return note
 
@@ -306,9 +361,12 @@ def _watched(model: nn.Module) -> Iterator[list[_Call]]:
     spanned |= {model} if inlined else set()
     watching = [(path, part) for path, part in model.named_modules() if part not in spanned]
     watching += [(each.name, each.module) for each in inlined]
-    hooks = [part.register_forward_hook(watch(path), with_kwargs=True) for path, part in watching]
+    hooks = [part.register_forward_pre_hook(begin) for _, part in watching]
+    hooks += [part.register_forward_hook(watch(path), with_kwargs=True) for path, part in watching]
     try:
-        yield calls
+        with RoundingWatch(lambda made: rounded.append(made.shape)):
+            yield calls
+        calls.append(_Call("", False, False, (), (), tuple(rounded)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -325,9 +383,13 @@ def _calls_on(model: nn.Module, image: Tensor) -> list[_Call]:
 
 
 def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None:
-    others = (None, None) if turned is None else (turned.given, turned.made)
-    given, made = (_maps(*shapes) for shapes in zip((call.given, call.made), others, strict=True))
+    others = (None, None, None) if turned is None else turned.shapes
+    given, made, rounded = (_maps(*shapes) for shapes in zip(call.shapes, others, strict=True))
     scales = [Fraction(shape[-2], side) for shape in (*given, *made)]
+    latents = [Fraction(shape[-2], side) for shape in rounded if shape[-2] < side]
+    if latents:
+        seen.rounding.add(call.path)
+        seen.latent = max([seen.latent, *latents])
     if call.quantises:
         seen.latent = max([seen.latent, *scales])
     elif call.simple and given and made:
