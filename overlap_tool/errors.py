@@ -81,6 +81,10 @@ class DataDependenceError(TraceError):
     """A stage whose control flow depends on the values of its input."""
 
 
+class SizeError(OverlapToolError, ValueError):
+    """A map of a size that a stage cannot compute, such as an odd one where pixels are unshuffled by 2."""
+
+
 class RuleError(TraceError):
     """A rule that contradicts what the op really does."""
 

@@ -19,7 +19,7 @@ from overlap_tool.errors import OptionError
 from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.running import Workspace
-from overlap_tool.kernels import engine
+from overlap_tool.kernels import engine, pieces
 from overlap_tool.verification import machine
 from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 
@@ -102,6 +102,7 @@ class Codec:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(engine(self.stages[0].settings.engine))
+            stack.enter_context(pieces())
             stack.enter_context(workspace.running())
             stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture))
             stack.enter_context(raster_in_bands(self.model, workspace, self.architecture))

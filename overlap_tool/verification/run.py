@@ -16,7 +16,7 @@ from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.copying import copied
 from overlap_tool.errors import OptionError
-from overlap_tool.kernels import fallbacks
+from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
@@ -107,7 +107,7 @@ def verify(
     if callable(update := getattr(loaded.model, "update", None)):
         update()
     subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, progress)
-    with torch.no_grad(), fallbacks() as slow:
+    with torch.no_grad(), fallbacks() as slow, ops_of_the_library() as library_ops:
         results = [_verify_on(subject, picture, place) for picture in pictures]
     plans = tuple(plan for of_image, _ in results for plan in of_image)
     if all(plan.tiles == 1 for plan in plans):
@@ -128,6 +128,7 @@ def verify(
         plans=plans,
         checks=tuple(check for _, checks in results for check in checks),
         fallbacks=tuple(slow),
+        library_ops=tuple(library_ops),
         untiled=found.untiled,
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.copying import copied
-from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
+from overlap_tool.errors import CheckpointError, OptionError, OverlapToolError, TrainingModeError
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
 from overlap_tool.kernels import engine, exact_kernels
@@ -96,9 +96,11 @@ class TiledForward:
                 self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
             )
         with engine(self.settings.engine):
-            if kwargs or len(args) != 1 or not self._accepts(args[0]):
+            if kwargs or len(args) != 1 or not self._takes(args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
+            if not self.network.accepts(*args[0].shape[2:]):
+                return self._at_odd_size(args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
 
     def tiled(self, whole: Tensor) -> Tensor:
@@ -117,12 +119,22 @@ class TiledForward:
             )
         return sink.result()
 
-    def _accepts(self, whole: Any) -> bool:
+    def _takes(self, whole: Any) -> bool:
         first = self.network.ops[0]
         if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
             return False
         assert isinstance(first, Input)
-        return whole.shape[1] == first.channels and self.network.accepts(whole.shape[2], whole.shape[3])
+        return whole.shape[1] == first.channels
+
+    def _at_odd_size(self, whole: Tensor) -> Any:
+        """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
+        it refuses that size, too."""
+        try:
+            return self.original(whole)
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, OverlapToolError | torch.OutOfMemoryError):
+                self.network.require(*whole.shape[2:])
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
