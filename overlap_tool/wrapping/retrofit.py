@@ -47,7 +47,7 @@ from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.wrapping import loops
-from overlap_tool.wrapping.snapshot import Snapshot
+from overlap_tool.wrapping.snapshot import Snapshot, same_items
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -66,8 +66,8 @@ class Wrapped:
 
     untiled: tuple[Untiled, ...]
     """The parts that stay whole."""
-    parts: dict[str, nn.Module]
-    """By their paths, those whose forward is not their own."""
+    parts: dict[str, tuple[nn.Module, ...]]
+    """By their paths, those whose forward is not their own, as `_made_of` has them."""
 
 
 class TiledForward:
@@ -283,11 +283,11 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
     model = model if inplace else copied(model)
+    vars(model).pop(WRAPPED, None)  # first: replaced parts do not matter any more
     for stage in tiled_stages(model).values():
         del stage.module.forward
     inline.release(model)
     _run_methods_by(model, None)
-    vars(model).pop(WRAPPED, None)
     loops.unwrap(model)
     return model
 
@@ -414,7 +414,7 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
         stage.run_by(forward)
         forward.is_traced_as(stage.network)
-    parts = {path: part for path, part in model.named_modules() if _forward_of(part) is not None}
+    parts = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
     setattr(model, WRAPPED, Wrapped(found.untiled, parts))
     _run_methods_by(model, settings.engine)
     return model
@@ -438,19 +438,25 @@ def _wrap_replaced_stages(model: nn.Module) -> None:
     wrapped = vars(model).get(WRAPPED)
     if not isinstance(wrapped, Wrapped):
         return
-    for path, part in wrapped.parts.items():
-        now = _at(model, path)
-        if now is part or now is None or _forward_of(now) is not None:
+    for path, before in wrapped.parts.items():
+        part = _at(model, path)
+        if part is None or same_items(_made_of(part), before):
             continue
-        forward = _forward_of(part)
+        forward = _forward_of(before[0])
         if not isinstance(forward, TiledForward):
             raise TraceError(
-                f"{path} ({type(now).__name__})",
-                "was put there after the model was wrapped, where a part did a stage together with others",
+                f"{path} ({type(part).__name__})",
+                "is made of other modules than when the model was wrapped, and computes a stage with others",
                 "Call overlap_tool.unwrap, then wrap again",
             )
-        now.forward = TiledForward(now, forward.name, forward.input_scale, forward.settings)
-        wrapped.parts = {**wrapped.parts, path: now}
+        if _forward_of(part) is None:
+            part.forward = TiledForward(part, forward.name, forward.input_scale, forward.settings)
+        wrapped.parts = {**wrapped.parts, path: (part,)}
+
+
+def _made_of(part: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that its forward was made for: one in tiles looks further by itself."""
+    return tuple(part.modules()) if isinstance(_forward_of(part), inline.PartForward) else (part,)
 
 
 def _at(model: nn.Module, path: str) -> nn.Module | None:

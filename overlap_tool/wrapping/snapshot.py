@@ -55,7 +55,7 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether everything is as it was."""
-        return all(_same_items(reader(thing), before) for thing, reader, before in self._held) and all(
+        return all(same_items(reader(thing), before) for thing, reader, before in self._held) and all(
             reader(thing) == before for thing, reader, before in self._numbers
         )
 
@@ -125,7 +125,8 @@ def _of_object(thing: Any) -> tuple[Any, ...]:
     return type(thing), *vars(thing).values()
 
 
-def _same_items(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+def same_items(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    """Whether these are the same things, or plain values that look the same."""
     return len(now) == len(before) and (all(map(operator.is_, now, before)) or all(map(_same, now, before)))
 
 
@@ -135,7 +136,7 @@ def _same(now: Any, before: Any) -> bool:
     if type(now) is not type(before):
         return False
     if isinstance(now, tuple):
-        return _same_items(now, before)
+        return same_items(now, before)
     return isinstance(now, PLAIN) and repr(now) == repr(before)
 
 
