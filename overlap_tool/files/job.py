@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CodingError, OptionError
 
 FORMAT = "overlap-tool/job"
 
@@ -82,7 +82,7 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self.done:
+        if error is None or not self.done or isinstance(error, CodingError):  # which would come again
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _journal(self) -> dict[str, int]:
