@@ -20,6 +20,7 @@ from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.running import Workspace
 from overlap_tool.kernels import engine, pieces
+from overlap_tool.models.coded import complete
 from overlap_tool.verification import machine
 from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 
@@ -40,8 +41,7 @@ class Codec:
         place = machine.find_device(device)
         artefact = Artefact.read(path)
         model = restore(artefact, os.fspath(path), place)
-        if callable(update := getattr(model, "update", None)):
-            update()  # only where CDFs are missing
+        complete(model)
         return Codec(model, artefact.architecture, hash_weights(artefact.state), os.fspath(path))
 
     @property
