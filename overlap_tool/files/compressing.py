@@ -62,7 +62,7 @@ def compress(
         whole = LazyMap(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
         )
-        with codec.running(workspace):
+        with codec.running(workspace, frame):
             coded = codec.model.compress(whole)
         strings: list[bytes] = []
         head = Head(

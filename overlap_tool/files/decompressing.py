@@ -71,7 +71,7 @@ def decode(
 ) -> None:
     """Hand on the decoded image's rows in bands, those from `done` on at least."""
     frame = head.frame
-    with codec.running(workspace):
+    with codec.running(workspace, frame):
         try:
             decoded = codec.model.decompress(
                 container.nested(head.strings, strings), container.as_the_model_had(head.shape)

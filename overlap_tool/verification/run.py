@@ -18,6 +18,7 @@ from overlap_tool.copying import copied
 from overlap_tool.errors import OptionError
 from overlap_tool.kernels import fallbacks
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
+from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.verification import equality, images, machine
@@ -104,8 +105,7 @@ def verify(
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
     pictures = _pictures(found, stage_ways, size, images)
     loaded.model.to(place)
-    if callable(update := getattr(loaded.model, "update", None)):
-        update()
+    complete_tables(loaded.model, loaded.source or loaded.architecture)
     subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, progress)
     with torch.no_grad(), fallbacks() as slow:
         results = [_verify_on(subject, picture, place) for picture in pictures]
