@@ -68,7 +68,7 @@ def compress(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
         )
         strings: list[bytes] = []
-        with codec.running(workspace):
+        with codec.running(workspace, frame):
             given, packed = own_code.compress(codec, whole, strings)
         head = Head(
             architecture=codec.architecture,

@@ -74,7 +74,7 @@ def decode(
     """Hand on the decoded image's rows in bands, those from `done` on at least. `refuse` makes refusals."""
     frame = head.frame
     refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
-    with codec.running(workspace):
+    with codec.running(workspace, frame):
         try:
             given = container.coded_of(head, strings)
         except (LookupError, TypeError, ValueError) as error:

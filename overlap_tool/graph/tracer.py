@@ -114,6 +114,10 @@ class Proxy(fx.Proxy):
             return getattr(value, name)
         if name.startswith("__array"):
             self.tracer.refuse_use(self.node, "hands to numpy")
+        if isinstance(value, tuple) and hasattr(value, name):  # x.max(1).values
+            fields = [i for i, field in enumerate(value) if field is getattr(value, name)]
+            if fields:
+                return operator.getitem(self, fields[0])
         return super().__getattr__(name)
 
     @property
@@ -136,14 +140,6 @@ class Proxy(fx.Proxy):
     @property
     def data(self) -> Any:
         return self.detach()
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.node.meta["values"][0]
-        if isinstance(value, tuple) and hasattr(value, name):  # x.max(1).values
-            fields = [i for i, field in enumerate(value) if field is getattr(value, name)]
-            if fields:
-                return operator.getitem(self, fields[0])
-        return super().__getattr__(name)
 
     def dim(self) -> int:
         return self.ndim

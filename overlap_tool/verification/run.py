@@ -19,6 +19,7 @@ from overlap_tool.errors import OptionError, OverlapToolError
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.models import coded
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
+from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.verification import equality, images, machine
@@ -107,7 +108,7 @@ def verify(
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
     pictures = _pictures(found, stage_ways, size, images)
     loaded.model.to(place)
-    coded.complete(loaded.model)
+    complete_tables(loaded.model, loaded.source or loaded.architecture)
     subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, bool(images), progress)
     with torch.no_grad(), fallbacks() as slow, ops_of_the_library() as library_ops:
         results = [_verify_on(subject, picture, place) for picture in pictures]
