@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
 
-class TooLargeError(Exception):
+class OverBudgetError(Exception):
     """The constructor asked for more memory than the weights at hand can account for."""
 
 
@@ -34,7 +34,7 @@ class _Blank(TorchFunctionMode):
             request = func(*args, **{**kwargs, "device": "meta"})
             self.asked += request.numel() * request.element_size()
             if self.asked > self.budget:
-                raise TooLargeError
+                raise OverBudgetError
         return func(*args, **kwargs)
 
 

@@ -15,10 +15,10 @@ from overlap_tool.legible import legible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from overlap_tool.files import Summary
+    from overlap_tool.files import RunSummary
 
-Image = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
-InMemory = Annotated[
+ImageFile = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
+InMemoryOption = Annotated[
     str,
     typer.Option(
         "--in-memory",
@@ -49,7 +49,7 @@ class FileOptions:
     plugin: Plugin = None
     debug: Debug = False
 
-    def do(self, target: Path, work: Callable[..., Summary]) -> None:
+    def do(self, target: Path, work: Callable[..., RunSummary]) -> None:
         """Load the model, make `target` with it, and show what came of that."""
         with busy(f"Loading {self.model}", self.quiet):
             from overlap_tool.checkpoint.writing import refuse_overwriting

@@ -19,7 +19,7 @@ from rich.text import Text
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
 
-Stage = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
+StageOption = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Plugin = Annotated[
     list[Path] | None,

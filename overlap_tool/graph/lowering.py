@@ -29,7 +29,7 @@ from overlap_tool.rules import (
     Patches,
     Reduction,
     Rule,
-    Size,
+    SizeArgument,
     rule_for_function,
     rule_for_module,
 )
@@ -178,7 +178,7 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
     def described(source: fx.Node) -> Any:
         values = source.meta["values"]
         if source in origins.input and not isinstance(values[0], Tensor):
-            return Size(values)
+            return SizeArgument(values)
         return _operand(source, origins)
 
     return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
@@ -305,7 +305,9 @@ def _rule(
     where = f"{call.name} ({call.kind})"
     if registered is None:
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
-    if not registered.accepts_sizes and any(isinstance(leaf, Size) for leaf in leaves((args, kwargs))):
+    if not registered.accepts_sizes and any(
+        isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))
+    ):
         call.refuse_size("takes an argument that follows the size of its input")
     layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
     if len(layouts) > 1:

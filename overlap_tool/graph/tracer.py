@@ -31,7 +31,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
-from overlap_tool.graph.spread import Clock, OutOfTime
+from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
@@ -358,7 +358,7 @@ class Tracer(fx.Tracer):
         before = [(part, vars(part).copy()) for part in self.root.modules()]
         self.evaluating = True
         try:
-            with self.fake, torch.no_grad(), _without_a_log(), Clock(monotonic() + PATIENCE):
+            with self.fake, torch.no_grad(), _without_a_log(), Deadline(monotonic() + PATIENCE):
                 self.root(self.trials[0])
         except OutOfTime:
             return None
