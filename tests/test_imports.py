@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "overlap_tool"
 
 LAYERS = (
+    ("legible",),
     ("errors",),
     ("plugins",),
     ("kernels",),
