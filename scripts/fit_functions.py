@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 
@@ -30,16 +31,27 @@ def fit(function: Callable[[mp.mpf], mp.mpf], low: float, high: float, count: in
     return found
 
 
-def show(name: str, value: mp.mpf | int | list[mp.mpf]) -> None:
+def pair(x: mp.mpf) -> tuple[mp.mpf, mp.mpf]:
+    return rounded(x), x - rounded(x)
+
+
+def literal(value: mp.mpf) -> str:
+    return f'float.fromhex("{float(value).hex()}")'
+
+
+def show(name: str, value: mp.mpf | int | tuple[mp.mpf, mp.mpf] | list[Any]) -> None:
     if isinstance(value, int):
         print(f"{name} = {value:#x}")
     elif isinstance(value, list):
         print(f"{name} = (")
         for one in value:
-            print(f'    float.fromhex("{float(one).hex()}"),')
+            shown = f"({literal(one[0])}, {literal(one[1])})" if isinstance(one, tuple) else literal(one)
+            print(f"    {shown},")
         print(")")
+    elif isinstance(value, tuple):
+        print(f"{name} = ({literal(value[0])}, {literal(value[1])})")
     else:
-        print(f'{name} = float.fromhex("{float(value).hex()}")')
+        print(f"{name} = {literal(value)}")
 
 
 def bits(x: float) -> int:
@@ -92,7 +104,9 @@ def main() -> None:
     show("LOG", fit(series(log, mp.mpf(2) / 3), 0, 0.0295, 9))
     show("ATAN", fit(series(lambda z: (mp.atan(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, -mp.mpf(1) / 3), 0, 1, 21))
     quarter = 0.6169
-    show("SIN", fit(series(lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, -mp.mpf(1) / 6), 0, quarter, 7))
+    show(
+        "SIN", fit(series(lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, -mp.mpf(1) / 6), 0, quarter, 7)
+    )
     show("COS", fit(series(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, mp.mpf(1) / 24), 0, quarter, 7))
     slope = 2 / mp.sqrt(pi)
     show("ERF_SLOPE", rounded(slope))
@@ -100,7 +114,7 @@ def main() -> None:
     show("ERF", fit(series(lambda z: (mp.erf(mp.sqrt(z)) / mp.sqrt(z) - slope) / z, -slope / 3), 0, 1, 13))
 
     nearly = mp.mpf(2) ** -37
-    show('NEARLY', nearly)
+    show("NEARLY", nearly)
 
     def erf(u: mp.mpf) -> mp.mpf:
         x = mp.sqrt(u + 8)
@@ -114,6 +128,18 @@ def main() -> None:
         x = centre * (1 + y) / (1 - y)
         return mp.exp(x * x) * mp.erfc(x) * (1 + 2 * x)
 
+    scale = 2 / ln2
+    show("LOG2_1", pair(scale))
+    show("LOG2_3", pair(scale / 3))
+
+    def of_quotient(z: mp.mpf) -> mp.mpf:
+        s = mp.sqrt(z)
+        return scale * (mp.atanh(s) / s - 1 - z / 3) / z**2
+
+    show("LOG2_OF_QUOTIENT", fit(series(of_quotient, scale / 5), 0, 0.0295, 10))
+    show("LOG2_PAIRS", [pair(scale / (2 * k + 1)) for k in range(21, -1, -1)])
+    show("LN2_PAIR", pair(ln2))
+    show("EXP_PAIRS", [pair(1 / mp.factorial(k)) for k in range(26, -1, -1)])
     show("ERFC", fit(erfc, -3.5 / 4.5, 24.0 / 32, 24))
 
 

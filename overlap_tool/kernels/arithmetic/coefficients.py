@@ -8,7 +8,7 @@ LOG10_E = float.fromhex("0x1.bcb7b1526e50ep-2")
 LOG10_E_LOW = float.fromhex("0x1.95355baaafad3p-57")
 LOG10_2_HIGH = float.fromhex("0x1.34413509f0000p-2")
 LOG10_2_LOW = float.fromhex("0x1.e7fbcc47c4acdp-40")
-ROOT_HALF_BITS = 0x3fe6a09e667f3bcd
+ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 TWO_52_BITS = 0x4330000000000000
 TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 HALF_PI = (
@@ -18,7 +18,58 @@ HALF_PI = (
 )
 HALF_PI_HIGH = float.fromhex("0x1.921fb54442d18p+0")
 HALF_PI_LOW = float.fromhex("0x1.1a62633145c07p-54")
-DIGITS_OF_TWO_OVER_PI = (10680707, 7228996, 1387004, 2578385, 16069853, 12639074, 9804092, 4427841, 16666979, 11263675, 12935607, 2387514, 4345298, 14681673, 3074569, 13734428, 16653803, 1880361, 10960616, 8533493, 3062596, 8710556, 7349940, 6258241, 3772886, 3769171, 3798172, 8675211, 12450088, 3874808, 9961438, 366607, 15675153, 9132554, 7151469, 3571407, 2607881, 12013382, 4155038, 6285869, 7677882, 13102053, 15825725, 473591, 9065106, 15363067, 6271263, 9264392, 5636912, 4652155)
+DIGITS_OF_TWO_OVER_PI = (
+    10680707,
+    7228996,
+    1387004,
+    2578385,
+    16069853,
+    12639074,
+    9804092,
+    4427841,
+    16666979,
+    11263675,
+    12935607,
+    2387514,
+    4345298,
+    14681673,
+    3074569,
+    13734428,
+    16653803,
+    1880361,
+    10960616,
+    8533493,
+    3062596,
+    8710556,
+    7349940,
+    6258241,
+    3772886,
+    3769171,
+    3798172,
+    8675211,
+    12450088,
+    3874808,
+    9961438,
+    366607,
+    15675153,
+    9132554,
+    7151469,
+    3571407,
+    2607881,
+    12013382,
+    4155038,
+    6285869,
+    7677882,
+    13102053,
+    15825725,
+    473591,
+    9065106,
+    15363067,
+    6271263,
+    9264392,
+    5636912,
+    4652155,
+)
 EXP = (
     float.fromhex("0x1.1f72fc73183dep-29"),
     float.fromhex("0x1.af4ddd849ed1cp-26"),
@@ -140,6 +191,74 @@ NEARLY_ERF = (
     float.fromhex("0x1.6a0407819c555p-2"),
 )
 ERFC_CENTRE = float.fromhex("0x1.0000000000000p+2")
+LOG2_1 = (float.fromhex("0x1.71547652b82fep+1"), float.fromhex("0x1.777d0ffda0d24p-55"))
+LOG2_3 = (float.fromhex("0x1.ec709dc3a03fdp-1"), float.fromhex("0x1.d27f05548af0cp-55"))
+LOG2_OF_QUOTIENT = (
+    float.fromhex("0x1.26b33053ed74ap-3"),
+    float.fromhex("0x1.16f6d7d5b5868p-3"),
+    float.fromhex("0x1.37199f5f3a6edp-3"),
+    float.fromhex("0x1.5b9a537440d7fp-3"),
+    float.fromhex("0x1.89f3b2f41e822p-3"),
+    float.fromhex("0x1.c68f568a104f6p-3"),
+    float.fromhex("0x1.0c9a849941f53p-2"),
+    float.fromhex("0x1.484b13d7c0298p-2"),
+    float.fromhex("0x1.a61762a7aded9p-2"),
+    float.fromhex("0x1.2776c50ef9bfep-1"),
+)
+LOG2_PAIRS = (
+    (float.fromhex("0x1.12d9a57323dc3p-4"), float.fromhex("0x1.705ae2380138ep-61")),
+    (float.fromhex("0x1.2041ebf5a27cdp-4"), float.fromhex("-0x1.c338c4af4ac44p-58")),
+    (float.fromhex("0x1.2f0a39b3764ebp-4"), float.fromhex("-0x1.084f5f2e6f6bep-58")),
+    (float.fromhex("0x1.3f6ba49a91758p-4"), float.fromhex("0x1.2e9794c137876p-58")),
+    (float.fromhex("0x1.51ac4eec8b247p-4"), float.fromhex("0x1.97a78ea05f460p-58")),
+    (float.fromhex("0x1.66235b77002e7p-4"), float.fromhex("-0x1.f8bd07c43d43bp-60")),
+    (float.fromhex("0x1.7d3e699fb5deep-4"), float.fromhex("-0x1.f1ae2d6bf787bp-58")),
+    (float.fromhex("0x1.9789566cee8d2p-4"), float.fromhex("-0x1.f30a72c383f5fp-59")),
+    (float.fromhex("0x1.b5b96fca558e1p-4"), float.fromhex("0x1.2ce2af6797f27p-58")),
+    (float.fromhex("0x1.d8be0817f5ffep-4"), float.fromhex("-0x1.c5489eb91437ap-58")),
+    (float.fromhex("0x1.00ecd7e080215p-3"), float.fromhex("-0x1.110d2c873714bp-59")),
+    (float.fromhex("0x1.1964ec6fc9491p-3"), float.fromhex("-0x1.5893679f61360p-58")),
+    (float.fromhex("0x1.3703c1f4d0ffep-3"), float.fromhex("0x1.926b2bc99b1edp-57")),
+    (float.fromhex("0x1.5b9ac9b743f0dp-3"), float.fromhex("0x1.0d0e5e1d8f408p-57")),
+    (float.fromhex("0x1.89f3b1694cffep-3"), float.fromhex("-0x1.2339777c86c81p-60")),
+    (float.fromhex("0x1.c68f568d31760p-3"), float.fromhex("0x1.ce23c4e96378ep-59")),
+    (float.fromhex("0x1.0c9a84994022dp-2"), float.fromhex("0x1.42b91d166906ap-57")),
+    (float.fromhex("0x1.484b13d7c02a9p-2"), float.fromhex("-0x1.e55fc724e0a2cp-60")),
+    (float.fromhex("0x1.a61762a7aded9p-2"), float.fromhex("0x1.fb22e490ee2f0p-57")),
+    (float.fromhex("0x1.2776c50ef9bfep-1"), float.fromhex("0x1.e4b29ccc535d4p-55")),
+    (float.fromhex("0x1.ec709dc3a03fdp-1"), float.fromhex("0x1.d27f05548af0cp-55")),
+    (float.fromhex("0x1.71547652b82fep+1"), float.fromhex("0x1.777d0ffda0d24p-55")),
+)
+LN2_PAIR = (float.fromhex("0x1.62e42fefa39efp-1"), float.fromhex("0x1.abc9e3b39803fp-56"))
+EXP_PAIRS = (
+    (float.fromhex("0x1.88e85fc6a4e5ap-89"), float.fromhex("-0x1.71c37ebd16540p-143")),
+    (float.fromhex("0x1.3f3ccdd165fa9p-84"), float.fromhex("-0x1.58ddadf344487p-139")),
+    (float.fromhex("0x1.f2cf01972f578p-80"), float.fromhex("-0x1.9ada5fcc1ab14p-135")),
+    (float.fromhex("0x1.761b41316381ap-75"), float.fromhex("-0x1.3423c7d91404fp-130")),
+    (float.fromhex("0x1.0ce396db7f853p-70"), float.fromhex("-0x1.aebcdbd20331cp-124")),
+    (float.fromhex("0x1.71b8ef6dcf572p-66"), float.fromhex("-0x1.d043ae40c4647p-120")),
+    (float.fromhex("0x1.e542ba4020225p-62"), float.fromhex("0x1.ea72b4afe3c2fp-120")),
+    (float.fromhex("0x1.2f49b46814157p-57"), float.fromhex("0x1.2650f61dbdcb4p-112")),
+    (float.fromhex("0x1.6827863b97d97p-53"), float.fromhex("0x1.eec01221a8b0bp-107")),
+    (float.fromhex("0x1.952c77030ad4ap-49"), float.fromhex("0x1.ac981465ddc6cp-103")),
+    (float.fromhex("0x1.ae7f3e733b81fp-45"), float.fromhex("0x1.1d8656b0ee8cbp-101")),
+    (float.fromhex("0x1.ae7f3e733b81fp-41"), float.fromhex("0x1.1d8656b0ee8cbp-97")),
+    (float.fromhex("0x1.93974a8c07c9dp-37"), float.fromhex("0x1.05d6f8a2efd1fp-92")),
+    (float.fromhex("0x1.6124613a86d09p-33"), float.fromhex("0x1.f28e0cc748ebep-87")),
+    (float.fromhex("0x1.1eed8eff8d898p-29"), float.fromhex("-0x1.2aec959e14c06p-83")),
+    (float.fromhex("0x1.ae64567f544e4p-26"), float.fromhex("-0x1.c062e06d1f209p-80")),
+    (float.fromhex("0x1.27e4fb7789f5cp-22"), float.fromhex("0x1.cbbc05b4fa99ap-76")),
+    (float.fromhex("0x1.71de3a556c734p-19"), float.fromhex("-0x1.c154f8ddc6c00p-73")),
+    (float.fromhex("0x1.a01a01a01a01ap-16"), float.fromhex("0x1.a01a01a01a01ap-76")),
+    (float.fromhex("0x1.a01a01a01a01ap-13"), float.fromhex("0x1.a01a01a01a01ap-73")),
+    (float.fromhex("0x1.6c16c16c16c17p-10"), float.fromhex("-0x1.f49f49f49f49fp-65")),
+    (float.fromhex("0x1.1111111111111p-7"), float.fromhex("0x1.1111111111111p-63")),
+    (float.fromhex("0x1.5555555555555p-5"), float.fromhex("0x1.5555555555555p-59")),
+    (float.fromhex("0x1.5555555555555p-3"), float.fromhex("0x1.5555555555555p-57")),
+    (float.fromhex("0x1.0000000000000p-1"), float.fromhex("0x0.0p+0")),
+    (float.fromhex("0x1.0000000000000p+0"), float.fromhex("0x0.0p+0")),
+    (float.fromhex("0x1.0000000000000p+0"), float.fromhex("0x0.0p+0")),
+)
 ERFC = (
     float.fromhex("0x1.a258258de60bbp-30"),
     float.fromhex("0x1.4b285becdf595p-29"),

@@ -6,7 +6,7 @@ of comparisons and choices, and of integer operations on the bits of a float64. 
 whose programs get `o.single`, that value is rounded once more. Coefficients are such that this gives the
 correctly rounded value for every float32, which `python -m tests.support.every_float` shows by trying all.
 
-`o.rarely(mask, compute, otherwise)` is `o.where(mask, compute(), otherwise)`, computed only if a lane needs it.
+`o.rarely(mask, compute, otherwise)` is `o.where(mask, compute(), otherwise)`, computed if a lane needs it.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def atan(o: Any, x: Number) -> Number:
 
 
 def _reduced(o: Any, x: Number) -> tuple[Number, Number, Number]:
-    """The nearest multiple n of pi / 2, as `nearest` gives it, and x - n * pi / 2 as the sum of two numbers."""
+    """The nearest multiple n of pi / 2, as `nearest` gives it, and x - n * pi / 2 as a sum of two numbers."""
     n, bits = nearest(o, x, c.TWO_OVER_PI)
     first = o.fma(n, -c.HALF_PI[0], x)
     high, low = two_sum(first, n * -c.HALF_PI[1])
@@ -293,6 +293,121 @@ def rsqrt(o: Any, x: Number) -> Number:
     return 1.0 / o.sqrt(x)
 
 
+Pair = tuple[Number, Number]
+"""The sum of two numbers, of which the second is below the last bit of the first."""
+
+
+def _ordered_sum(a: Number, b: Number) -> Pair:
+    """a + b, rounded, and what that leaves over, where b is not the larger."""
+    total = a + b
+    return total, (a - total) + b
+
+
+def _pair_sum(a: Pair, b: Pair) -> Pair:
+    total, rest = two_sum(a[0], b[0])
+    small, smaller = two_sum(a[1], b[1])
+    total, rest = _ordered_sum(total, rest + small)
+    return _ordered_sum(total, rest + smaller)
+
+
+def _pair_product(o: Any, a: Pair, b: Pair) -> Pair:
+    product, rest = two_product(o, a[0], b[0])
+    return _ordered_sum(product, o.fma(a[0], b[1], o.fma(a[1], b[0], rest)))
+
+
+def _pair_polynomial(o: Any, coefficients: Sequence[tuple[float, float]], x: Pair) -> Pair:
+    y: Pair = _pair_sum(_pair_product(o, x, coefficients[0]), coefficients[1])
+    for coefficient in coefficients[2:]:
+        y = _pair_sum(_pair_product(o, x, y), coefficient)
+    return y
+
+
+def _quotient_of_logarithm(o: Any, x: Number) -> tuple[Number, Pair]:
+    """e and s with x = 2**e * (1 + s) / (1 - s), for a positive x."""
+    more: Number = 0.0
+    if not o.single:
+        small = x < 2.0**-1022
+        x, more = o.where(small, x * 2.0**54, x), o.where(small, -54.0, 0.0)
+    bits = o.bits(x)
+    above = bits + (ONE - c.ROOT_HALF_BITS)
+    e = o.number(o.upper(above, 52) | c.TWO_52_BITS) - (2.0**52 + 1023.0)
+    f = o.number(bits - (above & -(1 << 52)) + ONE) - 1.0
+    under = f + 2.0
+    left = f - (under - 2.0)
+    s = f / under
+    return e + more, (s, o.fma(-s, left, o.fma(-s, under, f)) / under)
+
+
+def _power(o: Any, x: Number, y: Number) -> Number:
+    """x**y for a positive x, within about 2**-52."""
+    e, s = _quotient_of_logarithm(o, x)
+    z = _pair_product(o, s, s)
+    rest = z[0] * polynomial(o, c.LOG2_OF_QUOTIENT, z[0])
+    inner = _pair_product(o, z, _ordered_sum(c.LOG2_3[0], rest + c.LOG2_3[1]))
+    logarithm = _pair_product(o, s, _pair_sum(c.LOG2_1, inner))
+    logarithm = _pair_sum((e, 0.0), logarithm)
+    product, left = two_product(o, y, logarithm[0])
+    left = o.fma(y, logarithm[1], left)
+    limit = 200.0 if o.single else 1200.0
+    ordinary = o.abs(product) < limit
+    product, left = clamp(o, product, -limit, limit), o.where(ordinary, left, 0.0)
+    n, bits = nearest(o, product)
+    r = (product - n) + left
+    return scale(o, o.fma(r, polynomial(o, c.EXP2, r), 1.0), n, bits)
+
+
+def _power_of_singles(o: Any, x: Number, y: Number) -> Number:
+    """x**y for a positive x, in pairs of numbers, within about 2**-90, rounded to odd.
+
+    Of numbers with 24 bits only powers by a multiple of 1 / 8 can lie halfway between two such numbers, or be
+    one; then what is that close to it is it.
+    """
+    e, s = _quotient_of_logarithm(o, x)
+    z = _pair_product(o, s, s)
+    logarithm = _pair_product(o, s, _pair_polynomial(o, c.LOG2_PAIRS, z))
+    logarithm = _pair_sum((e, 0.0), logarithm)
+    product = _pair_product(o, logarithm, (y, 0.0))
+    whole = clamp(o, product[0], -200.0, 200.0)
+    n, bits = nearest(o, whole)
+    r = _pair_product(o, _ordered_sum(whole - n, product[1]), c.LN2_PAIR)
+    high, low = _pair_polynomial(o, c.EXP_PAIRS, r)
+    near = (high + 1.5 * 2.0**27) - 1.5 * 2.0**27
+    eighths = y * 8.0
+    is_it = (o.abs((high - near) + low) < 2.0**-75) & (o.abs(eighths) < 256.0)
+    is_it = is_it & (nearest(o, eighths)[0] == eighths)
+    even = ((o.bits(high) & 1) == 0) & ((low > 0.0) | (low < 0.0))
+    odd = o.number(o.bits(high) + o.where(even, o.where(low > 0.0, 1, -1), 0))
+    return scale(o, o.where(is_it, near, odd), n, bits)
+
+
+def _any_power(o: Any, x: Number, y: Number, compute: Callable[[Number, Number], Number]) -> Number:
+    """x**y with all that IEEE 754 says of special numbers; `compute` knows positive ones."""
+    size, exponent = o.abs(x), o.abs(y)
+    ordinary = (size > 0.0) & (size < math.inf) & (exponent < math.inf)
+    magnitude = compute(o.where(ordinary, size, 1.0), o.where(ordinary, y, 1.0))
+    grows = (size > 1.0) & (y > 0.0) | (size < 1.0) & (y < 0.0)
+    magnitude = o.where(ordinary, magnitude, o.where(grows, math.inf, o.where(size == 1.0, 1.0, 0.0)))
+    shifted = exponent + 2.0**52
+    large = ~(exponent < 2.0**52)
+    whole = large | ((shifted - 2.0**52) == exponent)
+    last = o.where(large, o.bits(exponent) & o.where(exponent < 2.0**53, 1, 0), o.bits(shifted) & 1)
+    negative = o.bits(x) < 0
+    signed = o.where(negative & whole & (last == 1), -magnitude, magnitude)
+    without = negative & ~whole & (size > 0.0) & (size < math.inf)
+    nothing = without | ~(size == size) | ~(y == y)
+    y_is_zero = exponent == 0.0
+    return o.where((x == 1.0) | y_is_zero, 1.0, o.where(nothing, math.nan, signed))
+
+
+def pow(o: Any, x: Number, y: Number) -> Number:
+    compute = _power_of_singles if o.single else _power
+    return _any_power(o, x, y, lambda x, y: compute(o, x, y))
+
+
+def _nearly_pow(o: Any, x: Number, y: Number) -> Number:
+    return _any_power(o, x, y, lambda x, y: _power(o, x, y)) * (1.0 - c.NEARLY)
+
+
 def rounded(o: Any, name: str, *xs: Number) -> Number:
     """A function of numbers of the tensors' own precision."""
     wide = tuple(o.widen(x) for x in xs)
@@ -308,14 +423,14 @@ def _nearly_erf(o: Any, x: Number) -> Number:
     return x * polynomial(o, c.NEARLY_ERF, o.fma(x, x, -8.0))
 
 
-NEARLY: dict[str, Callable[..., Number]] = {"erf": _nearly_erf}
-"""Shorter programs for float32, whose value y is closer to zero than the true one, and y + 2 * c.NEARLY * y is
-not. Where both are rounded to the same float32, that is the value."""
+NEARLY: dict[str, Callable[..., Number]] = {"erf": _nearly_erf, "pow": _nearly_pow}
+"""Shorter programs for float32, whose value y is closer to zero than the true one, and y + 2 * c.NEARLY * y
+is not. Where both are rounded to the same float32, that is the value."""
 
 PROGRAMS: dict[str, Callable[..., Number]] = {
     function.__name__: function
     for function in (
         *(exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, atan, tanh, erf, erfc),
-        rsqrt,
+        *(rsqrt, pow),
     )
 }

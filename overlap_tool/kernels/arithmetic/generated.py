@@ -18,7 +18,14 @@ SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 INPUTS, NUMBERS = 3, 4
 """The most that a program reads: tensors of one size, and numbers."""
 
-FIELDS = ("next", "items", "count", "y", *(f"x{i}" for i in range(INPUTS)), *(f"s{i}" for i in range(NUMBERS)))
+FIELDS = (
+    "next",
+    "items",
+    "count",
+    "y",
+    *(f"x{i}" for i in range(INPUTS)),
+    *(f"s{i}" for i in range(NUMBERS)),
+)
 """What generated code is given: 64 bits each. A thread takes the next item until none is left."""
 
 ITEM = 8192
@@ -128,7 +135,9 @@ class Generator:
             return Lanes(self, scalar)
         vector = ir.Constant(self.of(scalar.type), ir.Undefined)
         zeros = ir.Constant(self.of(I32), [I32(0)] * self.lanes)
-        return Lanes(self, self.b.shuffle_vector(self.b.insert_element(vector, scalar, I32(0)), vector, zeros))
+        return Lanes(
+            self, self.b.shuffle_vector(self.b.insert_element(vector, scalar, I32(0)), vector, zeros)
+        )
 
     def _intrinsic(self, name: str, *arguments: Any) -> Lanes:
         kind = next((a.kind for a in arguments if isinstance(a, Lanes)), DOUBLE)
@@ -154,7 +163,8 @@ class Generator:
         return self._intrinsic("copysign", x, sign)
 
     def where(self, mask: Lanes, one: Any, other: Any) -> Lanes:
-        kind = next((x.kind for x in (one, other) if isinstance(x, Lanes)), DOUBLE)
+        plain = I64 if isinstance(one, int) and isinstance(other, int) else DOUBLE
+        kind = next((x.kind for x in (one, other) if isinstance(x, Lanes)), plain)
         values = (self.lifted(x, kind).value for x in (one, other))
         return Lanes(self, self.b.select(mask.value, *values))
 

@@ -69,14 +69,14 @@ class Oracle:
 
     @staticmethod
     def fma(a: Any, b: Any, c: Any) -> Array:
-        """a * b + c, rounded once: Boldo's and Melquiond's, and another way for what is too large or small."""
+        """a * b + c, rounded once: Boldo's and Melquiond's; with integers where that leaves its range."""
         a, b, c = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (a, b, c)))
         high, low = _product(a, b)
         upper, lower = _sum(c, low)
         total, rest = _sum(high, upper)
         y = np.asarray(total + _to_odd(*_sum(rest, lower)))
         sizes = np.abs(np.stack([a, b, high, c]))
-        inside = ((sizes < LARGEST) & ((sizes > SMALLEST) | (sizes == 0))).all(0) & ((high != 0) | (a * b == 0))
+        inside = ((sizes < LARGEST) & ((sizes > SMALLEST) | (sizes == 0))).all(0)
         nothing = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b) | ~np.isfinite(c)
         y = np.where(nothing, a * b + c, y)
         for place in np.argwhere(~(inside | nothing)):
@@ -89,8 +89,8 @@ class Oracle:
 
 
 def _sum(a: Array, b: Array) -> tuple[Array, Array]:
-    total = a + b
-    share = total - a
+    total: Array = a + b
+    share: Array = total - a
     return total, (a - (total - share)) + (b - share)
 
 

@@ -62,13 +62,21 @@ def elu(o: Any, x: Number, below_scale: Number, scale: Number, input_scale: Numb
     return o.where(x > 0.0, x * scale, below)
 
 
+def power(o: Any, x: Number, exponent: Number) -> Number:
+    return rounded(o, "pow", x, exponent)
+
+
+def power_of(o: Any, exponent: Number, base: Number) -> Number:
+    return rounded(o, "pow", base, exponent)
+
+
 PROGRAMS: dict[str, Callable[..., Number]] = {
     **{name: _function(name) for name in functions.PROGRAMS},
     **{
         program.__name__: program
         for program in (
             *(sqrt, sigmoid, silu, softplus, log_sigmoid, mish),
-            *(gelu, gelu_by_tanh, elu),
+            *(gelu, gelu_by_tanh, elu, power, power_of),
         )
     },
 }

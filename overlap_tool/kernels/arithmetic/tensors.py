@@ -21,11 +21,16 @@ from overlap_tool.kernels.threads import run_on_threads
 AT_ONCE = 4
 """Vectors of float32 that go through a program together: enough to hide how long an operation takes."""
 
+LONG = frozenset(("pow", "power", "power_of", "sin", "cos", "tan"))
+"""Programs so long that one vector is enough, and more would take seconds to compile."""
+
 WORTH_THREADS = 4 * ITEM
 """Numbers below which waking other threads takes longer than the work."""
 
 
-def compute(name: str, x: Tensor, *others: Tensor, numbers: Sequence[float] = (), out: Tensor | None = None) -> Tensor:
+def compute(
+    name: str, x: Tensor, *others: Tensor, numbers: Sequence[float] = (), out: Tensor | None = None
+) -> Tensor:
     """A program of `PROGRAMS`, number by number. `out` may be any of the tensors; all have the shape of x."""
     if x.dtype not in (torch.float32, torch.float64):
         raise ExactnessError(
@@ -75,7 +80,7 @@ def _run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -
 @cache
 def _machine_code(name: str, single: bool, inputs: int, numbers: int) -> int | None:
     """Nothing where LLVM does not know the processor."""
-    lanes = AT_ONCE * codegen.machine().lanes(4)
+    lanes = (1 if name in LONG else AT_ONCE) * codegen.machine().lanes(4)
     try:
         return codegen.compiled(loop_over(PROGRAMS[name], single, inputs, numbers, lanes, codegen.triple()))
     except RuntimeError:
