@@ -52,6 +52,10 @@ class PluginError(OverlapToolError):
     """A plugin that cannot be imported, or registers something malformed."""
 
 
+class CopyError(OverlapToolError):
+    """A model that cannot be copied, so that it cannot be tried without being changed."""
+
+
 class TraceError(OverlapToolError):
     """A stage that cannot be traced into a network."""
 

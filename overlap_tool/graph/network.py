@@ -13,6 +13,7 @@ from torch import nn
 
 from overlap_tool.geometry import Geometry
 from overlap_tool.geometry.axis import Axis, AxisOp
+from overlap_tool.geometry.walk import Reads
 from overlap_tool.rules import Operand, Reduction, Rule
 from overlap_tool.rules.registry import ROWS_AT
 
@@ -146,6 +147,16 @@ class Network:
     def index(self) -> dict[str, int]:
         """Where each of `ops` stands in them."""
         return {op.id: i for i, op in enumerate(self.ops)}
+
+    @cached_property
+    def reads(self) -> tuple[Reads, ...]:
+        """What feeds each of `ops`, and who reads it last. A barrier reads as the op before it does."""
+        last: dict[str, int] = {}
+        latest = 0
+        for node in self.nodes.values():
+            latest = self.index[node.id] if isinstance(node, Op) else latest
+            last.update(dict.fromkeys(maps_read(node), latest))
+        return tuple(Reads(tuple(self.index[i] for i in maps_read(op)), last.get(op.id)) for op in self.ops)
 
     @cached_property
     def constants(self) -> tuple[Constant, ...]:

@@ -8,7 +8,6 @@ same bits as in the model that was not wrapped.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
+from overlap_tool.copying import copied
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
@@ -235,7 +235,7 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
 
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     for stage in tiled_stages(model).values():
         del stage.module.forward
     inline.release(model)
@@ -355,7 +355,7 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
 def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     if settings_of(model) is not None:
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     if isinstance(model, ClosedLoop):
         loops.wrap(model, settings)
         return model

@@ -19,6 +19,7 @@ import overlap_tool
 from overlap_tool import Certificate, report
 from overlap_tool.errors import OptionError, SlowKernelWarning
 from overlap_tool.geometry import Padding, Window
+from overlap_tool.geometry.walk import Turn
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
 from overlap_tool.planning.choose import Settings, Shape, plan_stage
@@ -297,12 +298,13 @@ def test_a_layer_that_ran_by_another_kernel_is_in_every_report(monkeypatch) -> N
 
 
 def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> None:
-    joined = _Run.joined
+    right = _Run.put_together
 
-    def wrong(self: _Run, *args: Any) -> Tensor:
-        return joined(self, *args).roll(1, -1)
+    def wrong(self: _Run, turn: Turn, new: Tensor | None) -> Tensor:
+        block = right(self, turn, new)
+        return block.roll(1, -1) if turn.joins else block
 
-    monkeypatch.setattr(_Run, "joined", wrong)
+    monkeypatch.setattr(_Run, "put_together", wrong)
     certificate = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
     found = {check.schedule: check for check in _of(certificate, "stage-equality")}
     assert found["stream"].figures["fault"] == "schedule"
