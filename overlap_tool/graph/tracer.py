@@ -276,7 +276,7 @@ class Tracer(fx.Tracer):
             raise TraceError(
                 f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})",
                 f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",
-                "Name a part that takes an image, with --stage",
+                "Name a part that takes an image, with `stage`",
             )
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -323,7 +323,7 @@ class Tracer(fx.Tracer):
             return TrialError(
                 where if type(own) is type(error) else self.dotted(""),
                 f"fails by itself, given one map of {shape}: {type(own).__name__}: {_first_line(own)}",
-                "Name a stage that takes one map, with --stage, or correct the module",
+                "Name a stage that takes one map, with `stage`, or correct the module",
             )
         return TraceError(
             where,
@@ -454,7 +454,7 @@ class Tracer(fx.Tracer):
                 raise TooLargeError(
                     self.where(),
                     f"makes more numbers of maps of {', '.join(map(str, shapes))} than memory has addresses",
-                    "Analyze the parts before and after it, with --stage",
+                    "Analyze the parts before and after it, with `stage`",
                 ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
