@@ -68,10 +68,6 @@ class GlobalOpError(TraceError):
     """An op that needs the whole map, so that no finite overlap is enough."""
 
 
-class WrapAroundError(TraceError):
-    """A part that reads across a border of the map to the opposite one, as a roll without a mask does."""
-
-
 class SizeDependenceError(TraceError):
     """A stage that reads its own spatial size, so that a piece would behave differently from the whole."""
 
