@@ -48,9 +48,13 @@ def compress(
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
-            f"--output {target}", "cannot be written there", "Name a file in a folder that exists"
+            f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
         )
     picture = open_picture(source)
+    if picture.missing:
+        clock.note(f"{source}: {picture.missing}")
+    if picture.profile is not None:
+        clock.note(f"the colour profile of {source} is not kept: a .lic file holds none")
     grey = channels_read(str(source), picture, codec.channels)
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
@@ -64,7 +68,7 @@ def compress(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
         )
         strings: list[bytes] = []
-        with codec.running(workspace):
+        with codec.running(workspace, frame):
             given, packed = own_code.compress(codec, whole, strings)
         head = Head(
             architecture=codec.architecture,

@@ -50,7 +50,7 @@ def decompress(
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
     tell_another_engine(head, codec, clock)
     shape = (head.height, head.width, head.channels)
-    refuse_unwritable(target, shape, head.frame.dtype)
+    refuse_unwritable(target, shape, head.frame.dtype, resume)
     tell_a_long_wait(codec, head.frame, in_memory, clock)
     task = Task("decompress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:
@@ -74,7 +74,7 @@ def decode(
     """Hand on the decoded image's rows in bands, those from `done` on at least. `refuse` makes refusals."""
     frame = head.frame
     refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
-    with codec.running(workspace):
+    with codec.running(workspace, frame):
         try:
             given = container.coded_of(head, strings)
         except (LookupError, TypeError, ValueError) as error:
@@ -86,7 +86,7 @@ def decode(
             raise refuse(f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image")
 
         def crop(start: int, band: Tensor) -> None:
-            inside, rows = inner_rows(start, samples(band, frame), frame)
+            inside, rows = inner_rows(start, samples(band, frame, where, container.AGAIN), frame)
             if len(rows):
                 take(inside, rows)
 

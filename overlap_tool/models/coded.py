@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overlap_tool.errors import CodingError
-
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -28,20 +26,6 @@ def has_strings_and_shape(coded: Any) -> bool:
 def needed(coded: Any) -> Any:
     """What of it a decoder needs."""
     return {key: coded[key] for key in ("strings", "shape")} if has_strings_and_shape(coded) else coded
-
-
-def complete(model: Any) -> None:
-    """Compute the CDFs where they are missing."""
-    if not callable(update := getattr(model, "update", None)):
-        return
-    try:
-        update()
-    except TypeError as error:
-        raise CodingError(
-            type(model).__name__,
-            f"its update cannot be called without arguments ({error})",
-            "Give them defaults in a class of your own",
-        ) from error
 
 
 def decompressed(model: Any, coded: Any) -> Any:

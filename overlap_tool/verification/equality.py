@@ -170,7 +170,7 @@ def check_latents(run: Run, given: bool, blank: Check) -> Check:
         status = "noted" if given and share else "failed"
         few = f"only {share:.2%} of the symbols" if share else "none of the symbols"
         message = f"{few} are not zero: equal bitstreams say {'little' if share else 'nothing'}. "
-        message += FEW_OF_A_GIVEN_IMAGE if given else "Give an --image"
+        message += FEW_OF_A_GIVEN_IMAGE if given else "Give an image"
     return replace(
         blank,
         status=status,
