@@ -274,6 +274,7 @@ def _stage_report(
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
     overlap = StageOverlap.of(network)
     height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
+    network.require(height, width)
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
     full_macs = macs(costs, *full)

@@ -81,6 +81,10 @@ class DataDependenceError(TraceError):
     """A stage whose control flow depends on the values of its input."""
 
 
+class SizeError(OverlapToolError, ValueError):
+    """A map of a size that a stage cannot compute, such as an odd one where pixels are unshuffled by 2."""
+
+
 class RuleError(TraceError):
     """A rule that contradicts what the op really does."""
 
@@ -95,6 +99,10 @@ class ImageFileError(OverlapToolError):
 
 class ContainerError(OverlapToolError):
     """A compressed file that is damaged, of another version, or of another checkpoint."""
+
+
+class CodingError(OverlapToolError):
+    """A model whose own `compress` or `decompress` fails, or gives what a file cannot hold."""
 
 
 class ExactnessError(OverlapToolError):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overlap_tool.errors import ImageFileError, OptionError
+from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
@@ -55,10 +55,11 @@ def run(
     wanted = stage.network.ops[0].channels
     grey = channels_read(str(source), picture, wanted)
     height, width, _ = picture.shape
-    if not stage.network.accepts(height, width):
-        raise ImageFileError(
-            str(source), f"the network does not take an image of {width}x{height}", "Crop it, or pad it"
-        )
+    try:
+        stage.network.require(height, width)
+    except SizeError as error:
+        reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
+        raise ImageFileError(str(source), reason, error.way_out) from error
     sizes = stage.network.rows.sizes(height)[-1], stage.network.columns.sizes(width)[-1]
     shape = (*sizes, stage.network.ops[-1].channels)
     kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
@@ -83,7 +84,7 @@ def run(
         def take(start: int, band: Tensor) -> None:
             output_image.take(start, samples(band, made, str(source), AS_THEY_ARE))
 
-        with codec.running(workspace):
+        with codec.running(workspace, read):
             result: Any = codec.model(whole)
             if output_image.done < made.height:
                 pour(result, take, output_image.done)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._pytree import tree_leaves as leaves
 
 from overlap_tool.errors import (
     DataDependenceError,
@@ -59,6 +60,9 @@ INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ifloordiv: operator.floordiv,
     operator.imod: operator.mod,
     operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 """What works in place on a tensor, and what it is on a number."""
 
@@ -110,6 +114,10 @@ class Proxy(fx.Proxy):
             return getattr(value, name)
         if name.startswith("__array"):
             self.tracer.refuse_use(self.node, "hands to numpy")
+        if isinstance(value, tuple) and hasattr(value, name):  # x.max(1).values
+            fields = [i for i, field in enumerate(value) if field is getattr(value, name)]
+            if fields:
+                return operator.getitem(self, fields[0])
         return super().__getattr__(name)
 
     @property
@@ -128,6 +136,10 @@ class Proxy(fx.Proxy):
     def device(self) -> Any:
         device = self.tracer.device_of_weights()
         return self.node.meta["values"][0].device if device is None else device
+
+    @property
+    def data(self) -> Any:
+        return self.detach()
 
     def dim(self) -> int:
         return self.ndim
@@ -170,7 +182,7 @@ def _in_place(changing: Callable[..., Any], plain: Callable[..., Any]) -> Callab
 
 
 for _changing, _plain in INPLACE_OPERATORS.items():
-    setattr(Proxy, f"__{_changing.__name__}__", _in_place(_changing, _plain))
+    setattr(Proxy, f"__{_changing.__name__.strip('_')}__", _in_place(_changing, _plain))
 
 
 class Tracer(fx.Tracer):
@@ -243,8 +255,7 @@ class Tracer(fx.Tracer):
             raise TraceError(
                 path, "quantises inside a stage", "Stages end before quantisers: trace its parts"
             )
-        is_made_of_others = isinstance(m, nn.Sequential) or composition_of(type(m)) is not None
-        if type(m).__module__.startswith("torch.nn.") and not is_made_of_others:
+        if _is_torchs(m):
             raise UnknownOpError(path, "no rule knows this op, so its overlap is not known", REGISTER)
         return False
 
@@ -257,6 +268,8 @@ class Tracer(fx.Tracer):
         try:
             self.require_axes(m, args)
             self.note_part(m, args, kwargs)
+            if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
+                return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             return super().call_module(m, forward, args, kwargs)
         except NameError as error:
             raise TraceError(
@@ -278,6 +291,15 @@ class Tracer(fx.Tracer):
                 f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",
                 "Name a part that takes an image, with `stage`",
             )
+
+    def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether these are values of whole maps, which no tile cuts: an op on them needs no rule."""
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        sizes = [
+            {tuple(tensor.shape[1:]) for tensor in proxy.node.meta["values"] if isinstance(tensor, Tensor)}
+            for proxy in given
+        ]
+        return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
@@ -506,6 +528,12 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, tuple | list):
         return [tensor for item in value for tensor in tensors(item)]
     return []
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether PyTorch computes it, and it is not made of other ops."""
+    is_made_of_others = isinstance(module, nn.Sequential) or composition_of(type(module)) is not None
+    return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
 
 
 def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:

@@ -169,6 +169,7 @@ def plan_stage(
             f"is for codecs that are closed loops, and {name} is part of none",
             "Use stream or tiles",
         )
+    network.require(shape.rows, shape.columns)
     candidates: tuple[Schedule, ...] = tuple(
         schedule for schedule in get_args(Schedule) if settings.schedule in (None, schedule)
     )

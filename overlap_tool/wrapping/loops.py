@@ -14,7 +14,7 @@ from torch import nn
 from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
-from overlap_tool.kernels import engine
+from overlap_tool.kernels import engine, pieces
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.planning.choose import Settings
 from overlap_tool.planning.cost import macs, op_costs
@@ -54,7 +54,7 @@ class LoopMethod:
                 "Call model.eval() first",
             )
         assert isinstance(self.model, ClosedLoop)
-        with engine(self.settings.engine):
+        with engine(self.settings.engine), pieces():
             return self.model.in_order(order_of(self.settings))[self.name](*args, **kwargs)
 
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from compressai.entropy_models import EntropyBottleneck
 from support.foreign_blocks import (
     FrequencyAwareBlock,
     GlobalContextCodec,
@@ -17,7 +18,7 @@ from support.foreign_blocks import (
 )
 from support.networks import PlainCnn, ThirdPartyCodec
 from support.small_models import small_model, small_survey
-from torch import nn
+from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import report
@@ -129,6 +130,32 @@ def test_a_module_used_twice_is_two_ops() -> None:
     (stage,) = survey(Twice()).stages
     assert [op.name for op in stage.network.ops[1:]] == ["conv", "conv#2"]
     assert stage.network.rows.reaches()[-1].overlap == (2, 2)
+
+
+class ChannelsLastCodec(nn.Module):
+    """Its transforms end in layers on channels-last tensors, which have more channels than columns."""
+
+    def __init__(self, width: int = 400) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, width, 8, 8)
+        self.encode = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.latent = EntropyBottleneck(width)
+        self.decode = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.up = nn.ConvTranspose2d(width, 3, 10, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.encode(self.down(x).permute(0, 2, 3, 1))
+        latent, _ = self.latent(tokens.permute(0, 3, 1, 2))
+        return self.up(self.decode(latent.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("width", [25, 72, 400])
+def test_channels_last_are_no_columns(width: int) -> None:
+    """72 channels of 8x24 positions are in the proportions of the image, too."""
+    found = survey(ChannelsLastCodec(width))
+    assert [stage.name for stage in found.stages] == ["down", "up"]
+    assert found.untiled == ()
+    assert found.multiple == 8
 
 
 # --- parts that no finite overlap serves -------------------------------------------------------------------
