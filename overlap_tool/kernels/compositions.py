@@ -421,7 +421,9 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: torch.dtype | None = No
     start, end = float(start), float(end)
     step = (end - start) / max(1, steps - 1)
     at = torch.arange(steps, dtype=torch.float64)
-    found = torch.where(at < (steps + 1) // 2, at * step + start, (steps - 1 - at).neg_().mul_(step).add_(end))
+    found = torch.where(
+        at < (steps + 1) // 2, at * step + start, (steps - 1 - at).neg_().mul_(step).add_(end)
+    )
     return _placed(found, dtype, rest)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.threads import on_threads
 
 from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import codegen, exact_kernels, mode
+from overlap_tool.kernels import codegen, exact_kernels, mode, pieces
 from overlap_tool.kernels.arithmetic import functions, tensors
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
@@ -210,7 +210,11 @@ def test_layouts_and_places(layout: torch.memory_format) -> None:
 
 
 def test_half_precision_is_refused() -> None:
-    with pytest.raises(ExactnessError, match=r"torch\.exp of bfloat16.*\.float\(\)"), exact_kernels():
+    with (
+        pytest.raises(ExactnessError, match=r"torch\.exp of bfloat16.*\.float\(\)"),
+        exact_kernels(),
+        pieces(),
+    ):
         torch.ones(3, dtype=torch.bfloat16).exp()
 
 
