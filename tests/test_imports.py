@@ -27,6 +27,7 @@ LAYERS = (
     ("runtime",),
     ("analysis",),
     ("wrapping",),
+    ("testing",),
     ("verification",),
     ("files",),
     ("report",),

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.copying import copied
-from overlap_tool.errors import CheckpointError, OptionError, TraceError, TrainingModeError
+from overlap_tool.errors import (
+    CheckpointError,
+    OptionError,
+    OverlapToolError,
+    TraceError,
+    TrainingModeError,
+)
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
 from overlap_tool.graph.tracer import TrialError
@@ -121,9 +127,11 @@ class TiledForward:
                 self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
             )
         with engine(self.settings.engine):
-            if kwargs or len(args) != 1 or not _accepts(network, args[0]):
+            if kwargs or len(args) != 1 or not _takes(network, args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
+            if not network.accepts(*args[0].shape[2:]):
+                return self._at_odd_size(network, args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
 
     def tiled(self, whole: Tensor) -> Tensor:
@@ -146,17 +154,28 @@ class TiledForward:
             )
         return sink.result()
 
+    def _at_odd_size(self, network: Network, whole: Tensor) -> Any:
+        """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
+        it refuses that size, too."""
+        try:
+            return self.original(whole)
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, OverlapToolError | torch.OutOfMemoryError):
+                network.require(*whole.shape[2:])
+            raise
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
         return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}}
 
 
-def _accepts(network: Network, whole: Any) -> bool:
+def _takes(network: Network, whole: Any) -> bool:
+    """Whether this is a map such as the stage was traced for, of whatever size."""
     first = network.ops[0]
+    assert isinstance(first, Input)
     if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
         return False
-    assert isinstance(first, Input)
-    return whole.shape[1] == first.channels and network.accepts(whole.shape[2], whole.shape[3])
+    return whole.shape[1] == first.channels
 
 
 def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
@@ -344,12 +363,21 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
     return restore(Artefact.read(path), os.fspath(path), device)
 
 
-def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
-    """The wrapped model of an artefact; `where` names it in refusals."""
+def settings_in(written: Mapping[str, Any], where: str) -> Settings:
+    """What a file says of how its model is tiled; nobody gave these as arguments."""
     try:
-        settings = Settings(**artefact.settings)
+        return Settings(**written)
+    except OptionError as error:
+        # without the backquotes, of which the command line would make options
+        told = f"{error.where}: {error.reason}".replace("`", "")
+        raise CheckpointError(where, f"its settings cannot be used ({told})", REWRAP) from error
     except TypeError as error:
         raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+
+
+def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+    """The wrapped model of an artefact; `where` names it in refusals."""
+    settings = settings_in(artefact.settings, where)
     model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
     return _wrapped(model.to(device).eval(), settings, inplace=True)
 
