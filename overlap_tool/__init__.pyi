@@ -33,7 +33,6 @@ from .errors import UnknownArchitectureError as UnknownArchitectureError
 from .errors import UnknownOpError as UnknownOpError
 from .errors import UntrustedPickleError as UntrustedPickleError
 from .errors import WeightsError as WeightsError
-from .errors import WrapAroundError as WrapAroundError
 from .geometry import Padding as Padding
 from .geometry import Window as Window
 from .kernels import exact_kernels as exact_kernels

@@ -239,11 +239,9 @@ def analyze(
     (4, 3, 9)
     """
     if min(size) < 1:
-        raise OptionError(
-            f"--size {size[0]}x{size[1]}", "is not the size of an image", "Use two numbers from 1"
-        )
+        raise OptionError(f"size={size}", "is not the size of an image", "Use two numbers from 1")
     if any(tile < 1 for tile in tiles):
-        raise OptionError(f"tiles {list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
+        raise OptionError(f"tiles={list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
     chosen = (
         CHOSEN
         if memory is None

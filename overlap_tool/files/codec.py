@@ -86,7 +86,7 @@ class Codec:
 
     def refuse_if_no_codec(self) -> None:
         """A network that does not code, or does not begin with the image."""
-        where = f"--model {self.where}"
+        where = self.where
         if not (hasattr(self.model, "compress") and hasattr(self.model, "decompress")):
             raise OptionError(
                 where, f"{self.architecture} has no compress and decompress", "Use overlap-tool run"

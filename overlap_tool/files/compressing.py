@@ -47,9 +47,13 @@ def compress(
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
-            f"--output {target}", "cannot be written there", "Name a file in a folder that exists"
+            f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
         )
     picture = open_picture(source)
+    if picture.missing:
+        clock.note(f"{source}: {picture.missing}")
+    if picture.profile is not None:
+        clock.note(f"the colour profile of {source} is not kept: a .lic file holds none")
     grey = channels_read(str(source), picture, codec.channels)
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.errors import ContainerError
+from overlap_tool.errors import ContainerError, OverlapToolError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
@@ -49,7 +49,7 @@ def decompress(
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
     tell_another_engine(head, codec, clock)
     shape = (head.height, head.width, head.channels)
-    refuse_unwritable(target, shape, head.frame.dtype)
+    refuse_unwritable(target, shape, head.frame.dtype, resume)
     tell_a_long_wait(codec, head.frame, in_memory, clock)
     task = Task("decompress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:
@@ -76,6 +76,8 @@ def decode(
             decoded = codec.model.decompress(
                 container.nested(head.strings, strings), container.as_the_model_had(head.shape)
             )["x_hat"]
+        except OverlapToolError:
+            raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ContainerError(
                 where, f"its model cannot decode it ({type(error).__name__}: {error})", container.AGAIN
@@ -88,7 +90,7 @@ def decode(
             )
 
         def crop(start: int, band: Tensor) -> None:
-            inside, rows = inner_rows(start, samples(band, frame), frame)
+            inside, rows = inner_rows(start, samples(band, frame, where, container.AGAIN), frame)
             if len(rows):
                 take(inside, rows)
 

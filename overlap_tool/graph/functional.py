@@ -25,9 +25,9 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
         if not works_in_place(node, tracer):
             continue
         changed = node.kwargs.get("out") or node.all_input_nodes[0]
-        if not tracer.depends_on_input(changed):
-            _refuse_mutation(tracer, node, "changes its weights in place while it runs")
         for alias in _sharing_memory(changed, graph):
+            if alias.op == "get_attr":
+                _refuse_mutation(tracer, node, "changes its weights in place while it runs")
             later = [user for user in alias.users if order[user] > order[node]]
             if alias.op == "placeholder":
                 _refuse_mutation(tracer, node, "changes the stage's own input in place")

@@ -22,7 +22,7 @@ from overlap_tool.errors import (
 from overlap_tool.geometry.axis import MisalignedJoin
 from overlap_tool.graph.functional import in_type_of_first, on_copies, out_of_place, works_in_place
 from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
-from overlap_tool.graph.tracer import REGISTER, TRIALS, Tracer, tensors
+from overlap_tool.graph.tracer import REGISTER, Sizes, Tracer, tensors
 from overlap_tool.rules import (
     Call,
     Operand,
@@ -63,6 +63,7 @@ def _counts_images(node: fx.Node) -> bool:
 
 
 def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
+    """The network of a graph. Where tracing stopped before the output, only refusals are of use."""
     result = nx.DiGraph()
     origins = _Origins()
     names: dict[str, int] = {}
@@ -91,7 +92,8 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         result.add_node(node.name, op=op)
         for operand in operands((op.args, op.kwargs)):
             result.add_edge(operand.id, node.name)
-    assert output is not None
+    if output is None:
+        return Network(tracer.name, result, "", tracer.root)
     for id in reversed(list(result)):
         if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
             result.remove_node(id)  # a number of images, which only ops on maps asked for
@@ -99,7 +101,9 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the output depends on, in order."""
+    """The nodes that the output depends on, in order; all of them, if there is no output yet."""
+    if all(node.op != "output" for node in graph.nodes):
+        return list(graph.nodes)
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or any(user in live for user in node.users):
@@ -121,7 +125,7 @@ def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
     raise TraceError(
         f"{tracer.dotted('')} ({type(tracer.root).__name__})",
         reason,
-        "Name a part of it that returns one, with --stage",
+        "Name a part of it that returns one, with `stage`",
     )
 
 
@@ -135,9 +139,15 @@ def _constant(node: fx.Node, tracer: Tracer) -> Constant:
 
 
 def _callable(node: fx.Node, tracer: Tracer) -> Any:
+    """What the model computes a value by that needs no rule, on a copy if it works in place."""
+    target: Any
     if node.op == "call_module":
-        return tracer.root.get_submodule(str(node.target))
-    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+        target = tracer.root.get_submodule(str(node.target))
+    else:
+        target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    if not works_in_place(node, tracer) or node.kwargs.get("out") is not None:
+        return target
+    return lambda value, *args, **kwargs: target(value.clone(), *args, **kwargs)
 
 
 def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
@@ -204,7 +214,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
         )
     call = Call(name, kind, plain, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
     for operand in _summaries(args, kwargs):
-        if not _fixed_per_image(tracer.nodes[operand.id]):
+        if not _fixed_per_image(tracer.nodes[operand.id], tracer.sizes):
             call.refuse("takes a value of the whole map that mixes the images of a batch")
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
     if plain is not target and isinstance(rule, Rule):
@@ -214,7 +224,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     sources = tuple(operand.id for operand in inputs)
     shape = tuple(node.meta["values"][0].shape)
     if isinstance(rule, Reduction):
-        if len(sources) > 1 or not _fixed_per_image(node):
+        if len(sources) > 1 or not _fixed_per_image(node, tracer.sizes):
             call.refuse("reduces several maps at once, or to a value whose size follows the image")
         numbers = prod(shape[1:])
         return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
@@ -238,11 +248,11 @@ def _summaries(args: Any, kwargs: Any) -> list[Operand]:
     return [operand for operand in operands((args, kwargs)) if operand.summary]
 
 
-def _fixed_per_image(node: fx.Node) -> bool:
+def _fixed_per_image(node: fx.Node, sizes: Sizes) -> bool:
     """Whether its first dimension is that of the images, and the others do not follow the image's size."""
     shapes = _shapes(node)
     return len({shape[1:] for shape in shapes}) == 1 and all(
-        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, TRIALS, strict=True)
+        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, sizes, strict=True)
     )
 
 
@@ -324,7 +334,7 @@ def check_sizes(network: Network, tracer: Tracer) -> None:
                 f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
-        for trial, extents in enumerate(TRIALS):
+        for trial, extents in enumerate(tracer.sizes):
             for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
                 node = tracer.nodes[op.id]
                 at = node.meta.get("at", ROWS_AT)

@@ -144,8 +144,8 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         raise TraceError(
             f"{type(model).__name__} ({type(model).__module__})",
             f"computes something else than what is registered for {' and '.join(inlined)} of its class",
-            "Use the version of its code that the plugin knows, or leave --model out, if the weights are "
-            "recognised without it",
+            "Use the version of its code that the plugin knows, or leave `model_class` out, if the weights "
+            "are recognised without it",
         )
     if only is not None:
         path = _path_of(only, [path for path in seen.scales if path] or [""], model)
@@ -161,7 +161,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         raise TraceError(
             type(model).__name__,
             "has no part with spatial context outside its quantisers",
-            "Give the module that holds the transforms, with --model",
+            "Give the module that holds the transforms, or its class as `model_class`",
         )
     multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
@@ -213,7 +213,9 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
     """Its networks, which work on a grid of blocks."""
     if only is not None and only not in model.networks:
         known = ", ".join(model.networks)
-        raise OptionError(f"--stage {only}", "the model has no such network", f"Give one of --stage {known}")
+        raise OptionError(
+            f"stage={only!r}", "the model has no such network", f"Give one of these as `stage`: {known}"
+        )
     stages = (
         Stage(name, network, trace(network, name), Fraction(1, model.block))
         for name, network in model.networks.items()
@@ -256,9 +258,9 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
         return matching[0]
     close = matching or get_close_matches(name, paths, n=5, cutoff=0.0)
     raise OptionError(
-        f"--stage {name}",
+        f"stage={name!r}",
         "several parts end in that name" if matching else f"{type(model).__name__} has no such part",
-        f"Give one of --stage {', '.join(close)}",
+        f"Give one of these as `stage`: {', '.join(close)}",
     )
 
 
@@ -275,7 +277,7 @@ def _observed(model: nn.Module) -> _Observed:
     raise TraceError(
         type(model).__name__,
         f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
-        "Give a class whose forward takes an image alone, or the module of the transforms, with --model",
+        "Give a class whose forward takes an image alone, or the module of the transforms, as `model_class`",
     )
 
 
@@ -286,11 +288,14 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     inlined = inline.stages_of(model)
     image = _trial_image(model, channels, (side, 3 * side), filled=bool(inlined))
     with torch.no_grad(), engine("exact" if inlined else "stock"):
-        with _watched(model) as calls:
+        with _watched(model, inlined) as calls:
             seen.inline_holds = _runs_as_one(model, image, inlined)
         turned: Sequence[_Call | None] = [None] * len(calls)
         if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
-            with _watched(model) as others, suppress(Exception):  # it may take no image that is turned
+            with (
+                _watched(model, inlined) as others,
+                suppress(Exception),
+            ):  # it may take no image that is turned
                 _runs_as_one(model, image.mT.contiguous(), inlined)
             if [call.kind for call in others] == [call.kind for call in calls]:
                 turned = others  # else it took another way through its parts
@@ -331,7 +336,7 @@ class _Call:
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[_Call]]:
+def _watched(model: nn.Module, inlined: Sequence[InlineStage]) -> Iterator[list[_Call]]:
     """The calls of its parts, in order. Parts of what is computed inline are no parts of their own."""
     calls: list[_Call] = []
     rounded: list[torch.Size] = []
@@ -353,7 +358,6 @@ def _watched(model: nn.Module) -> Iterator[list[_Call]]:
 
         return note
 
-    inlined = inline.stages_of(model)
     spanned = {part for each in inlined for whole in each.forwards for part in whole.modules()}
     spanned |= {model} if inlined else set()
     watching = [(path, part) for path, part in model.named_modules() if part not in spanned]
@@ -400,8 +404,7 @@ def _runs_as_one(model: nn.Module, image: Tensor, inlined: Sequence[InlineStage]
     except Exception:  # the class's own code may fail on what it does not expect
         return False
     finally:
-        for each in inlined:
-            each.release()
+        inline.release(model)
     return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
 
 

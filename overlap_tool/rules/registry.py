@@ -76,7 +76,7 @@ class Call:
         raise GlobalOpError(
             f"{self.name} ({self.kind})",
             f"{reason}, so that every output depends on every input and no finite overlap is enough",
-            "Analyze the parts before and after it, with --stage, or replace it by a local op",
+            "Analyze the parts before and after it, with `stage`, or replace it by a local op",
         )
 
     def refuse_size(self, reason: str) -> NoReturn:
@@ -84,14 +84,15 @@ class Call:
             f"{self.name} ({self.kind})",
             f"{reason}, so that a piece would be treated differently from the whole image",
             "Use amounts that do not depend on the size, or register a rule with overlap_tool.register_rule "
-            "in a file given as --plugin FILE.py",
+            "in a plugin (on the command line, --plugin FILE.py)",
         )
 
     def refuse(self, reason: str) -> NoReturn:
         raise UnknownOpError(
             f"{self.name} ({self.kind})",
             f"{reason}, for which there is no rule",
-            "Register one with overlap_tool.register_rule, in a file given as --plugin FILE.py",
+            "Register one with overlap_tool.register_rule, in a plugin "
+            "(on the command line, --plugin FILE.py)",
         )
 
 

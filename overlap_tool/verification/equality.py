@@ -152,7 +152,7 @@ def check_latents(run: Run, blank: Check) -> Check:
         status="passed" if told else "failed",
         message=""
         if told
-        else f"only {share:.2%} of the symbols are not zero: equal bitstreams say little. Give an --image",
+        else f"only {share:.2%} of the symbols are not zero: equal bitstreams say little. Give an image",
         figures={"symbols": total, "nonzero_share": share},
     )
 

@@ -26,7 +26,7 @@ from overlap_tool.verification.certificate import MODEL, Certificate, Check, Pla
 from overlap_tool.verification.images import Image
 from overlap_tool.verification.minimality import check_minimality
 from overlap_tool.wrapping.loops import order_of
-from overlap_tool.wrapping.retrofit import rewrap, settings_of, wrap
+from overlap_tool.wrapping.retrofit import rewrap, settings_in, settings_of, wrap
 
 TILE = (256, 256)
 BOTH: tuple[Schedule, ...] = ("stream", "tiles")
@@ -82,7 +82,7 @@ def verify(
     """
     place = machine.find_device(device)
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
-    settings = None if own is None else Settings(**own)
+    settings = None if own is None else settings_in(own, str(model))
     if isinstance(model, nn.Module):
         if settings_of(model) is not None:
             raise OptionError(
@@ -112,9 +112,9 @@ def verify(
     plans = tuple(plan for of_image, _ in results for plan in of_image)
     if all(plan.tiles == 1 for plan in plans):
         raise OptionError(
-            f"--tile {', '.join('x'.join(map(str, plan.tile)) for plan in plans[:1])}",
+            f"tiles={[plan.tile for plan in plans[:1]]}",
             "is the whole image in every stage, so that there is nothing to verify",
-            "Give a smaller --tile, or a larger --size or --image",
+            "Give a smaller `tiles`, or a larger `size` or `images`",
         )
     return Certificate(
         source=loaded.source,
@@ -152,9 +152,9 @@ def _ways(
     """The settings to verify: those asked for, else those of a wrapped model, else both schedules at 256."""
     if own is not None and own.engine != "exact":
         raise OptionError(
-            "--engine stock",
+            'engine="stock"',
             "this model was wrapped to compute with the library's kernels, of which no equality is claimed",
-            "Wrap it without --engine stock, or verify the checkpoint that it was made from",
+            'Wrap it without `engine="stock"`, or verify the checkpoint that it was made from',
         )
     if uniform and schedules is None:
         schedules = ["tiles"]
@@ -188,13 +188,13 @@ def _pictures(
     multiple = images.multiple(found)
     if paths:
         if size is not None:
-            raise OptionError("--size", "an --image has a size of its own", "Give one of the two")
+            raise OptionError(f"size={size}", "`images` have sizes of their own", "Give one of the two")
         return [images.read(path, found.channels, multiple) for path in paths]
     if size is None:
         tiles = [way.tile or LARGEST_CHOSEN for way in ways]
         size = images.telling_size(found.stages, tiles, multiple)
     elif min(size) < 1:
-        raise OptionError(f"--size {size[0]}x{size[1]}", "is not the size of an image", "Use numbers from 1")
+        raise OptionError(f"size={size}", "is not the size of an image", "Use numbers from 1")
     return [images.seeded(size, found.channels, multiple)]
 
 

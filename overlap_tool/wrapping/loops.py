@@ -67,13 +67,13 @@ def wrap(model: nn.Module, settings: Settings) -> None:
     name, side = type(model).__name__, model.block
     if settings.tile != (side, side) or settings.store != "auto":
         raise OptionError(
-            "--tile, --memory, --store",
+            "`tile`, `memory`, `store`",
             f"{name} goes block by block, and its blocks of {side}x{side} pixels are its tiles",
-            f"Leave them out; --schedule {' or '.join(ORDERS)} is the choice there is",
+            f"Leave them out; {' or '.join(ORDERS)} as `schedule` is the choice there is",
         )
     if settings.schedule not in (None, *ORDERS):
         raise OptionError(
-            f"--schedule {settings.schedule}",
+            f"schedule={settings.schedule!r}",
             f"in {name} every block reads the reconstruction of others, so that it cannot be cut in tiles",
             f"Use {' or '.join(ORDERS)}",
         )

@@ -307,12 +307,21 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
     return restore(Artefact.read(path), os.fspath(path), device)
 
 
-def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
-    """The wrapped model of an artefact; `where` names it in refusals."""
+def settings_in(written: Mapping[str, Any], where: str) -> Settings:
+    """What a file says of how its model is tiled; nobody gave these as arguments."""
     try:
-        settings = Settings(**artefact.settings)
+        return Settings(**written)
+    except OptionError as error:
+        # without the backquotes, of which the command line would make options
+        told = f"{error.where}: {error.reason}".replace("`", "")
+        raise CheckpointError(where, f"its settings cannot be used ({told})", REWRAP) from error
     except TypeError as error:
         raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+
+
+def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+    """The wrapped model of an artefact; `where` names it in refusals."""
+    settings = settings_in(artefact.settings, where)
     model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
     return _wrapped(model.to(device).eval(), settings, inplace=True)
 

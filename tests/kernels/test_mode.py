@@ -220,5 +220,5 @@ def test_the_stock_engine_is_the_librarys(stock, exact) -> None:
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(OverlapToolError, match="--engine fast"):
+    with pytest.raises(OverlapToolError, match="engine='fast'"):
         overlap_tool.wrap(MODEL, engine="fast")  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def test_they_are_found_with_their_scales(model) -> None:
     assert found.multiple == 4
     assert [len(stage.network.ops) for stage in found.stages] == [3, 3]
     assert survey(model, only="synthesis").stages[0].module[1] is model.fourth.layer
-    with pytest.raises(OptionError, match="--stage synthesis, analysis"):
+    with pytest.raises(OptionError, match="as `stage`: synthesis, analysis"):
         survey(model, only="first")
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from overlap_tool.errors import ContainerError
+from overlap_tool.errors import ContainerError, why_absent
 from overlap_tool.files.coding.entropy import Band, CodedString
 from overlap_tool.files.formats.pixels import Frame
 
@@ -78,6 +78,8 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
 def read(path: Path) -> tuple[Head, list[CodedString]]:
     """A container that is whole and makes sense; anything else is refused."""
     where = str(path)
+    if absent := why_absent(path):
+        raise ContainerError(where, absent, "Check the path")
     try:
         with path.open("rb") as file:
             inside, payload = _checked(file, path.stat().st_size, where)
