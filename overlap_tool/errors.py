@@ -101,6 +101,10 @@ class ContainerError(OverlapToolError):
     """A compressed file that is damaged, of another version, or of another checkpoint."""
 
 
+class CodingError(OverlapToolError):
+    """A model whose own `compress` or `decompress` fails, or gives what a file cannot hold."""
+
+
 class ExactnessError(OverlapToolError):
     """Something of which the exact engine cannot promise the bits."""
 

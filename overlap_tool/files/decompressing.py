@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ContainerError, OverlapToolError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
     refuse_another_checkpoint,
@@ -68,26 +69,21 @@ def decode(
     workspace: Workspace,
     take: Callable[[int, NDArray[Any]], None],
     done: int = 0,
+    refuse: Callable[[str], OverlapToolError] | None = None,
 ) -> None:
-    """Hand on the decoded image's rows in bands, those from `done` on at least."""
+    """Hand on the decoded image's rows in bands, those from `done` on at least. `refuse` makes refusals."""
     frame = head.frame
-    with codec.running(workspace):
+    refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
+    with codec.running(workspace, frame):
         try:
-            decoded = codec.model.decompress(
-                container.nested(head.strings, strings), container.as_the_model_had(head.shape)
-            )["x_hat"]
-        except OverlapToolError:
-            raise
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ContainerError(
-                where, f"its model cannot decode it ({type(error).__name__}: {error})", container.AGAIN
-            ) from error
+            given = container.coded_of(head, strings)
+        except (LookupError, TypeError, ValueError) as error:
+            raise refuse(f"what its model gave makes no sense ({error})") from error
+        decoded = own_code.decompress(
+            codec, given, lambda said: refuse(f"its model cannot decode it ({said})")
+        )
         if tuple(decoded.shape) != (1, codec.channels, *frame.padded):
-            raise ContainerError(
-                where,
-                f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image",
-                container.AGAIN,
-            )
+            raise refuse(f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image")
 
         def crop(start: int, band: Tensor) -> None:
             inside, rows = inner_rows(start, samples(band, frame, where, container.AGAIN), frame)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overlap_tool.errors import ImageFileError, OptionError
+from overlap_tool.errors import CodingError, ImageFileError, OptionError
 
 FORMAT = "overlap-tool/job"
 LOCK = "lock"
@@ -122,7 +122,7 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self.done:
+        if error is None or not self.done or isinstance(error, CodingError):  # which would come again
             self._remove()
         os.close(self._lock)
         if isinstance(error, OSError):  # what is read says so itself: this is of what is written

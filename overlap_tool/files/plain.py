@@ -84,7 +84,7 @@ def run(
         def take(start: int, band: Tensor) -> None:
             output_image.take(start, samples(band, made, str(source), AS_THEY_ARE))
 
-        with codec.running(workspace):
+        with codec.running(workspace, read):
             result: Any = codec.model(whole)
             if output_image.done < made.height:
                 pour(result, take, output_image.done)

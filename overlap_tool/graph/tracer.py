@@ -281,15 +281,6 @@ class Tracer(fx.Tracer):
                 raise
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
 
-    def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether these are values of whole maps, which no tile cuts: an op on them needs no rule."""
-        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
-        sizes = [
-            {tuple(tensor.shape[1:]) for tensor in proxy.node.meta["values"] if isinstance(tensor, Tensor)}
-            for proxy in given
-        ]
-        return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
-
     def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
         axes = {"1d": "1 axis", "3d": "3 axes"}.get(type(m).__name__[-2:])
@@ -299,8 +290,17 @@ class Tracer(fx.Tracer):
             raise TraceError(
                 f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})",
                 f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",
-                "Name a part that takes an image, with --stage",
+                "Name a part that takes an image, with `stage`",
             )
+
+    def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether these are values of whole maps, which no tile cuts: an op on them needs no rule."""
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        sizes = [
+            {tuple(tensor.shape[1:]) for tensor in proxy.node.meta["values"] if isinstance(tensor, Tensor)}
+            for proxy in given
+        ]
+        return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
@@ -346,7 +346,7 @@ class Tracer(fx.Tracer):
             return TrialError(
                 where if type(own) is type(error) else self.dotted(""),
                 f"fails by itself, given one map of {shape}: {type(own).__name__}: {_first_line(own)}",
-                "Name a stage that takes one map, with --stage, or correct the module",
+                "Name a stage that takes one map, with `stage`, or correct the module",
             )
         return TraceError(
             where,
@@ -477,7 +477,7 @@ class Tracer(fx.Tracer):
                 raise TooLargeError(
                     self.where(),
                     f"makes more numbers of maps of {', '.join(map(str, shapes))} than memory has addresses",
-                    "Analyze the parts before and after it, with --stage",
+                    "Analyze the parts before and after it, with `stage`",
                 ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",

@@ -15,9 +15,11 @@ from overlap_tool import checkpoint
 from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.copying import copied
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import OptionError, OverlapToolError
 from overlap_tool.kernels import fallbacks, ops_of_the_library
+from overlap_tool.models import coded
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
+from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.verification import equality, images, machine
@@ -48,6 +50,8 @@ class _Subject:
     whole: bool
     """Whether the model is asked, too, and not only one stage of it."""
     ablate: bool
+    own_images: bool
+    """Whether the images are files, and none is made up."""
     progress: Callable[[str], None]
 
     def name_of(self, stage: Stage) -> str:
@@ -104,9 +108,8 @@ def verify(
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
     pictures = _pictures(found, stage_ways, size, images)
     loaded.model.to(place)
-    if callable(update := getattr(loaded.model, "update", None)):
-        update()
-    subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, progress)
+    complete_tables(loaded.model, loaded.source or loaded.architecture)
+    subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, bool(images), progress)
     with torch.no_grad(), fallbacks() as slow, ops_of_the_library() as library_ops:
         results = [_verify_on(subject, picture, place) for picture in pictures]
     plans = tuple(plan for of_image, _ in results for plan in of_image)
@@ -285,15 +288,15 @@ def _model_checks(
     model, progress = subject.model, subject.progress
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
     progress(f"{blank.image}: the untouched model's bitstream")
-    coded = equality.compress(model, image)
+    written = equality.compress(model, image)
     progress(f"{blank.image}: the same with the library's kernels")
     stock = equality.run_model(model, image, kernels="stock"), equality.compress(model, image, "stock")
     checks = [
-        equality.check_latents(exact, blank),
-        equality.note_difference("exact-against-stock", (exact, coded), stock, blank),
+        equality.check_latents(exact, subject.own_images, blank),
+        equality.note_difference("exact-against-stock", (exact, written), stock, blank),
     ]
     tiled: list[tuple[Settings, Check]] = []
-    streams = [] if coded.stream is None else [coded.stream]
+    streams = [] if written.stream is None else [written.stream]
     wrapped = wrap(model)
     for way in subject.ways:
         of_way = replace(blank, tile=way.tile, schedule=way.schedule)
@@ -305,10 +308,10 @@ def _model_checks(
             checks.append(equality.raised(replace(of_way, name="model-equality"), error))
             continue
         checks += equality.check_outputs(found, exact, stages_hold, of_way)
-        written = equality.compress(wrapped, image)
-        checks.append(equality.check_bitstream(written, coded, pixels, of_way))
-        if written.stream is not None and written.stream not in streams:
-            streams.append(written.stream)
+        by_tiles = equality.compress(wrapped, image)
+        checks.append(equality.check_bitstream(by_tiles, written, pixels, of_way))
+        if by_tiles.stream is not None and not any(coded.same(by_tiles.stream, one) for one in streams):
+            streams.append(by_tiles.stream)
         tiled.append((way, of_way))
         rewrap(wrapped, replace(way, engine="stock"))
         noted = (
@@ -317,10 +320,16 @@ def _model_checks(
         )
         checks.append(equality.note_difference("stock-tiles-against-stock", noted, stock, of_way))
     if not streams:
-        reason = coded.refusal
+        reason = written.refusal
         return [*checks, *(replace(each, name="decoding", message=reason) for _, each in tiled)]
     progress(f"{blank.image}: the untouched model decodes")
-    decoded = [equality.decompress(model, stream) for stream in streams]
+    try:
+        decoded = [equality.decompress(model, stream) for stream in streams]
+    except OverlapToolError:
+        raise
+    except Exception as error:  # its own code, which may raise anything
+        reason = equality.why_not_decoded(error)
+        return [*checks, *(replace(each, name="decoding", message=reason) for _, each in tiled)]
     for way, of_way in tiled:
         progress(f"{blank.image}: tiles decode")
         rewrap(wrapped, way)

@@ -389,8 +389,8 @@ GLOBAL = {
 }  # fmt: skip
 
 KNOWN = {
-    "maximum of rows", "maximum", "linear attention, einsum", "fft of the map", "inverse fft", "cumsum", "logcumsumexp", "largest number",
-    "figures of the batch", "mean",
+    "linear attention, einsum", "fft of the map", "inverse fft", "cumsum", "logcumsumexp", "largest number",
+    "figures of the batch", "mean", "maximum of rows", "maximum",
 }  # fmt: skip
 """Those whose op a rule knows, and refuses for that. Of the others, a trial sees how far they read."""
 
