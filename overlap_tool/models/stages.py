@@ -292,10 +292,8 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
             seen.inline_holds = _runs_as_one(model, image, inlined)
         turned: Sequence[_Call | None] = [None] * len(calls)
         if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
-            with (
-                _watched(model, inlined) as others,
-                suppress(Exception),
-            ):  # it may take no image that is turned
+            # a part may take no image that is turned
+            with _watched(model, inlined) as others, suppress(Exception):
                 _runs_as_one(model, image.mT.contiguous(), inlined)
             if [call.kind for call in others] == [call.kind for call in calls]:
                 turned = others  # else it took another way through its parts
