@@ -21,11 +21,10 @@ print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())
 
 
 def tables(model: str, capability: str) -> tuple[str, str]:
-    """What PyTorch's kernels were made for in a process of its own, and a digest of the model's tables there."""
+    """What PyTorch's kernels are made for, in a process of its own, and a digest of the model's tables."""
     there = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, model], env=there, stdout=subprocess.PIPE, check=True
-    )
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, model]
+    found = subprocess.run(command, env=there, stdout=subprocess.PIPE, check=True)
     kind, digest = found.stdout.decode().split()
     return kind, digest
 
