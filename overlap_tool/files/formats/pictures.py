@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -25,6 +26,8 @@ class Picture(Protocol):
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    piece: tuple[int, int]
+    """Rows and columns of what is decoded at once."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """A band of rows: rows, columns, channels."""
@@ -51,6 +54,7 @@ def open_picture(path: Path) -> Picture:
             "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
         ) from error
     _refuse_strange_samples(where, picture)
+    _refuse_huge(where, picture)
     return picture
 
 
@@ -70,6 +74,7 @@ class Decoded:
     def __init__(self, values: NDArray[Any]) -> None:
         self.values = values if values.ndim != 2 else values[..., None]
         self.shape = _three(self.values.shape)
+        self.piece = 1, 1
         self.dtype = values.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -82,7 +87,7 @@ class NumpyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         mapped = Decoded(np.load(path, mmap_mode="r", allow_pickle=False))
-        self.shape, self.dtype = mapped.shape, mapped.dtype
+        self.shape, self.dtype, self.piece = mapped.shape, mapped.dtype, (1, 1)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return Decoded(np.load(self.path, mmap_mode="r", allow_pickle=False)).read(start, stop)
@@ -94,6 +99,7 @@ class ZarrArray:
         self.array = zarr.open_array(store=str(path), mode="r")
         self.shape = _three(self.array.shape if self.array.ndim != 2 else (*self.array.shape, 1))
         self.dtype = np.dtype(self.array.dtype)
+        self.piece = self.array.chunks[0], self.array.chunks[1]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(self.array[start:stop]).reshape(stop - start, *self.shape[1:])
@@ -126,6 +132,7 @@ class TiffPage:
             (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         )
         self.high, self.wide = min(high, self.shape[0]) if not page.is_tiled else high, wide
+        self.piece = self.high, self.wide
         self.across, self.down = -(-self.shape[1] // self.wide), -(-self.shape[0] // self.high)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -214,6 +221,16 @@ def _refuse_strange_samples(where: str, picture: Picture) -> None:
         )
     if min(picture.shape) < 1:
         raise ImageFileError(where, f"it is empty: {picture.shape}", "Give an image with pixels")
+
+
+def _refuse_huge(where: str, picture: Picture) -> None:
+    height, width, channels = picture.shape
+    told = f"it is an image of {width}x{height}"
+    bounds.refuse_more(ImageFileError, where, max(height, width), bounds.SIDE, told)
+    bounds.refuse_more(ImageFileError, where, height * width, bounds.PIXELS, told)
+    high, wide = picture.piece
+    size = high * wide * channels * picture.dtype.itemsize
+    bounds.refuse_more(ImageFileError, where, size, bounds.PIECE, f"its tiles are {wide}x{high}")
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
