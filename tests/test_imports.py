@@ -28,6 +28,7 @@ LAYERS = (
     ("runtime",),
     ("analysis",),
     ("wrapping",),
+    ("testing",),
     ("verification",),
     ("files",),
     ("report",),

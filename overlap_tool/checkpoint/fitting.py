@@ -18,7 +18,7 @@ from overlap_tool.models import coding_tables
 _BOTTLENECK_KEY = re.compile(r"\._?(matri(?:x|ces)|bias(?:es)?|factors?)\.?(\d+)$")
 _SPARE_BYTES = 64 << 20
 
-ANOTHER_CLASS = "Name the right architecture with --arch, or bring your class with --model pkg.module:Class"
+ANOTHER_CLASS = 'Name the right one as `architecture`, or bring your class: `model_class="pkg.module:Class"`'
 """The way out where weights do not fit."""
 
 
@@ -31,7 +31,7 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
         raise WeightsError(
             where,
             f"not a {architecture.name}: {shortened(architecture.detect.missed(state)) or f'no {error}'}",
-            "Leave --arch out to have the architecture detected from the weights",
+            "Leave `architecture` out to have the architecture detected from the weights",
         ) from error
     if not all(_positive(value) for value in arguments.values()):
         raise WeightsError(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from overlap_tool import bounds
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import names, shortened
-from overlap_tool.errors import CheckpointError, UntrustedPickleError
+from overlap_tool.errors import CheckpointError, UntrustedPickleError, why_absent
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -128,8 +128,8 @@ def _existing_file(where: str) -> Path:
         inside = [name for name in _listed(path) if name.endswith(_ENDINGS)]
         example = f", such as {path / inside[0]}" if inside else ""
         raise CheckpointError(where, "it is a directory", f"Give the checkpoint file inside it{example}")
-    if not os.path.exists(path):
-        raise CheckpointError(where, "there is no such file", _meant(path))
+    if absent := why_absent(path):
+        raise CheckpointError(where, absent, "Check the path" if os.path.islink(path) else _meant(path))
     if not path.is_file():
         raise CheckpointError(where, "it is not a regular file", _ANOTHER_FILE)
     try:
@@ -187,6 +187,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_pickle(path: Path, trust: bool) -> Any:
     _refuse_long_pickles(path)
+    _refuse_compressed(path)
     try:
         with _still(path) as (still, mapped), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Advice about pickle's protocols, no help beside our refusal.
@@ -261,6 +262,25 @@ def _refuse_more(path: Path, amount: int, most: int, told: str) -> None:
     bounds.refuse_more(CheckpointError, str(path), amount, most, told)
 
 
+def _refuse_compressed(path: Path) -> None:
+    """Records are read where they lie in the file; torch.load would take compressed ones for numbers."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = [
+                one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED
+            ]
+    except Exception:  # Too broken to list: torch.load says so.
+        return
+    if compressed:
+        raise CheckpointError(
+            str(path),
+            f"{compressed[0]} in it is compressed, as torch.save never does it",
+            "Unpack it and zip it again without compression, as with zip -0 -r, or save it with torch.save",
+        )
+
+
 def _trusted_failure(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, (ImportError, AttributeError)):
         return CheckpointError(
@@ -278,7 +298,7 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
         return UntrustedPickleError(
             where,
             f"it is a pickle that runs code, not plain weights: loading it would import {shortened(needed)}",
-            "If you trust whoever made the file, pass --trust (trust=True in Python); "
+            "If you trust whoever made the file, pass `trust=True`, or "
             "else ask for model.state_dict() saved with torch.save, or safetensors",
         )
     with path.open("rb") as file:

@@ -21,7 +21,7 @@ from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.running import Workspace
-from overlap_tool.kernels import engine
+from overlap_tool.kernels import engine, pieces
 from overlap_tool.models import range_coding
 from overlap_tool.models.coding_tables import complete_tables, entropy_models, refuse_broken_tables
 from overlap_tool.verification import machine
@@ -89,7 +89,7 @@ class Codec:
 
     def refuse_if_no_codec(self) -> None:
         """A network that does not code, or does not begin with the image."""
-        where = f"--model {self.where}"
+        where = self.where
         if not (hasattr(self.model, "compress") and hasattr(self.model, "decompress")):
             raise OptionError(
                 where, f"{self.architecture} has no compress and decompress", "Use overlap-tool run"
@@ -119,6 +119,7 @@ class Codec:
                 stack.enter_context(range_coding.reading_at_most(math.ceil(symbols)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(engine(self.stages[0].settings.engine))
+            stack.enter_context(pieces())
             stack.enter_context(workspace.running())
             stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture))
             stack.enter_context(raster_in_bands(self.model, workspace, self.architecture))

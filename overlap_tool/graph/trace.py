@@ -14,7 +14,7 @@ from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
-from overlap_tool.graph.tracer import Tracer, TrialError
+from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 
 
@@ -36,13 +36,23 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
 
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
-    tracer = Tracer(name, module, channels)
+    try:
+        return _trace_at(TRIALS, module, name, channels)
+    except TooLargeError:
+        return _trace_at(SMALLER, module, name, channels)
+
+
+def _trace_at(sizes: Sizes, module: nn.Module, name: str, channels: int) -> Network:
+    tracer = Tracer(name, module, channels, sizes)
     with _in_eval_mode(module):
         aftermath = Aftermath(module)
         try:
             graph = tracer.trace(module)
         except TraceError as error:
-            raise explained(error, tracer) from error
+            if isinstance(error, TooLargeError) and sizes != SMALLER:
+                raise
+            first = _obstacle_before(tracer) or error
+            raise explained(first, tracer) from error
         finally:
             changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
         if changed:
@@ -59,6 +69,21 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
         check_sizes(network, tracer)
         check_values(graph, network, tracer)
         return network
+
+
+def _obstacle_before(tracer: Tracer) -> TraceError | None:
+    """The first refusal among the ops that were recorded before tracing stopped."""
+    stopped_in = tracer.stopped_in
+    for node in reversed(tracer.graph.nodes):
+        if "values" not in node.meta:  # it failed, so nothing reads it
+            tracer.graph.erase_node(node)
+    try:
+        functionalise(tracer.graph, tracer)
+        lowered(tracer.graph, tracer)
+    except TraceError as error:
+        return error
+    tracer.stopped_in = stopped_in
+    return None
 
 
 @contextmanager

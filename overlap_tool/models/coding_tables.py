@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overlap_tool.errors import WeightsError
+from overlap_tool.errors import CodingError, WeightsError
 
 BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 """Of CompressAI's entropy models, empty before `update()` and of any size after it."""
@@ -49,12 +49,18 @@ def refuse_broken_tables(model: nn.Module, where: str) -> None:
 def complete_tables(model: Any, where: str) -> None:
     """Compute the tables that are missing, by the model's own `update`."""
     update = getattr(model, "update", None)
-    if not callable(update) or not any(entropy_models(model)):
+    if not callable(update):
         return
     refuse_broken_tables(model, where)
     try:
         update()
-    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except TypeError as error:
+        raise CodingError(
+            type(model).__name__,
+            f"its update cannot be called without arguments ({error})",
+            "Give them defaults in a class of your own",
+        ) from error
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise WeightsError(
             where, f"its CDF tables cannot be computed ({type(error).__name__}: {error})", ANOTHER
         ) from error

@@ -20,6 +20,7 @@ from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, Step, alike
 from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Input, Network, Op
+from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.registry import ROWS_AT
 from overlap_tool.runtime.stores import Sink, Source
@@ -254,7 +255,8 @@ def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> 
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
     args, kwargs = (substituted(each, as_the_model_has_it(value)) for each in (op.args, op.kwargs))
-    result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
+    with pieces():
+        result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
     lengths = tuple(patch.out.length for patch in patches)
     if result.shape[-2:] != lengths:
         raise RuleError(
