@@ -12,6 +12,7 @@ from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import Architecture, find
 from overlap_tool.checkpoint.seeded import seed_weights
 from overlap_tool.errors import CheckpointError, OptionError
+from overlap_tool.kernels import exact_kernels
 
 PREFIX = "zoo:"
 _EXAMPLE = "Write for example zoo:mbt2018@3, or zoo:mbt2018 for a seeded model"
@@ -30,13 +31,14 @@ def from_zoo(source: str) -> tuple[nn.Module, Architecture, dict[str, Any]]:
 def seeded_model(
     architecture: Architecture, arguments: Mapping[str, Any] | None = None, seed: int = 0
 ) -> nn.Module:
-    """The architecture with seeded weights and, if it codes, its CDFs computed."""
+    """The architecture with seeded weights and, if it codes, its CDFs computed by exact kernels."""
     with blank_weights():
         model = architecture.build(**(architecture.default if arguments is None else arguments))
     seed_weights(model, seed).eval()
     update = getattr(model, "update", None)
     if callable(update):
-        update(force=True)
+        with exact_kernels():
+            update(force=True)
     return model
 
 

@@ -22,6 +22,7 @@ from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.running import Workspace
 from overlap_tool.kernels import engine, pieces
+from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import range_coding
 from overlap_tool.models.coding_tables import complete_tables, entropy_models, refuse_broken_tables
 from overlap_tool.verification import machine
@@ -67,15 +68,17 @@ class Codec:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What has a say in the bits: the kernels, and whose exponential functions they use."""
+        """What has a say in the bits: the exact engine's arithmetic, or all that PyTorch's kernels are."""
         settings = self.stages[0].settings
-        told = {
+        if settings.engine == "exact":
+            return {"kernels": "exact", "arithmetic": VERSION}
+        return {
             "kernels": settings.engine,
             "torch": torch.__version__,
             "processor": torch.backends.cpu.get_cpu_capability(),
             "device": self.device.type,
+            "tile": str(settings.tile),
         }
-        return told if settings.engine == "exact" else {**told, "tile": str(settings.tile)}
 
     @property
     def identity(self) -> dict[str, Any]:

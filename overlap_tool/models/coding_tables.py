@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import CodingError, WeightsError
+from overlap_tool.kernels import exact_kernels
 
 BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 """Of CompressAI's entropy models, empty before `update()` and of any size after it."""
@@ -47,13 +48,15 @@ def refuse_broken_tables(model: nn.Module, where: str) -> None:
 
 
 def complete_tables(model: Any, where: str) -> None:
-    """Compute the tables that are missing, by the model's own `update`."""
+    """Compute the tables that are missing, by the model's own `update`, and by exact kernels: a decoder needs
+    the same ones."""
     update = getattr(model, "update", None)
     if not callable(update):
         return
     refuse_broken_tables(model, where)
     try:
-        update()
+        with exact_kernels():
+            update()
     except TypeError as error:
         raise CodingError(
             type(model).__name__,

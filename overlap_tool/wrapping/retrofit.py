@@ -59,8 +59,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 PLANS_KEPT = 8
 
-METHODS = ("forward", "compress", "decompress")
-"""What of a model computes, and so belongs into the engine."""
+METHODS = ("forward", "compress", "decompress", "update")
+"""What of a model computes, and so belongs into the engine: tables, too."""
 
 WRAPPED = "_overlap_tool_wrapped"
 """The attribute of a wrapped model that keeps what it was wrapped as."""
