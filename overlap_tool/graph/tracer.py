@@ -307,7 +307,8 @@ class Tracer(fx.Tracer):
         """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
         axes = {"1d": "1 axis", "3d": "3 axes"}.get(type(m).__name__[-2:])
         of_torch = type(m).__module__.startswith("torch.nn.")
-        if axes and of_torch and args and isinstance(args[0], Proxy) and args[0].ndim == 4:
+        given = args[0] if args else None
+        if axes and of_torch and rule_for_module(m) is None and isinstance(given, Proxy) and given.ndim == 4:
             raise TraceError(
                 f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})",
                 f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",
