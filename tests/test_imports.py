@@ -15,6 +15,7 @@ PACKAGE = "overlap_tool"
 LAYERS = (
     ("legible",),
     ("errors",),
+    ("bounds",),
     ("plugins",),
     ("copying",),
     ("kernels",),

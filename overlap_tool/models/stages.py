@@ -288,17 +288,15 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     inlined = inline.stages_of(model)
     image = _trial_image(model, channels, (side, 3 * side), filled=bool(inlined))
     with torch.no_grad(), engine("exact" if inlined else "stock"):
-        with _watched(model) as calls:
-            outputs = _tensors(model(image))
+        with _watched(model, inlined) as calls:
+            seen.inline_holds = _runs_as_one(model, image, inlined)
         turned: Sequence[_Call | None] = [None] * len(calls)
         if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
-            others = _calls_on(model, image.mT.contiguous())
+            # a part may take no image that is turned
+            with _watched(model, inlined) as others, suppress(Exception):
+                _runs_as_one(model, image.mT.contiguous(), inlined)
             if [call.kind for call in others] == [call.kind for call in calls]:
-                turned = others  # else it takes no other image, or another way through its parts
-        if inlined:
-            for each in inlined:
-                each.serve()
-            seen.inline_holds = _gives(model, image, outputs)
+                turned = others  # else it took another way through its parts
     for call, other in zip(calls, turned, strict=True):
         _note(seen, call, other, side)
     return seen
@@ -336,7 +334,7 @@ class _Call:
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[_Call]]:
+def _watched(model: nn.Module, inlined: Sequence[InlineStage]) -> Iterator[list[_Call]]:
     """The calls of its parts, in order. Parts of what is computed inline are no parts of their own."""
     calls: list[_Call] = []
     rounded: list[torch.Size] = []
@@ -358,7 +356,6 @@ def _watched(model: nn.Module) -> Iterator[list[_Call]]:
 
         return note
 
-    inlined = inline.stages_of(model)
     spanned = {part for each in inlined for whole in each.forwards for part in whole.modules()}
     spanned |= {model} if inlined else set()
     watching = [(path, part) for path, part in model.named_modules() if part not in spanned]
@@ -372,16 +369,6 @@ def _watched(model: nn.Module) -> Iterator[list[_Call]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _calls_on(model: nn.Module, image: Tensor) -> list[_Call]:
-    """The calls of its parts on an image; none if it does not take it."""
-    with _watched(model) as calls:
-        try:
-            model(image)
-        except Exception:  # whatever a third party's code raises of a size that it was not made for
-            return []
-    return calls
 
 
 def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None:
@@ -402,11 +389,20 @@ def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None
         seen.several.add(call.path)
 
 
-def _gives(model: nn.Module, image: Tensor, outputs: list[Tensor]) -> bool:
+def _runs_as_one(model: nn.Module, image: Tensor, inlined: Sequence[InlineStage]) -> bool:
+    """Run it; whether it gives the same bits when its inline stages are computed as one each, which it is run
+    with, too."""
+    outputs = _tensors(model(image))
+    if not inlined:
+        return True
     try:
+        for each in inlined:
+            each.serve()
         found = _tensors(model(image))
     except Exception:  # the class's own code may fail on what it does not expect
         return False
+    finally:
+        inline.release(model)
     return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
 
 

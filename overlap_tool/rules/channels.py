@@ -129,7 +129,7 @@ def new(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     if any(
         len(new) < 3 or new[-2:] != old[-2:] or new[0] != old[0] for old, new in zip(given, made, strict=True)
     ):
-        call.refuse_size("makes a map that is not as large as the one that it is made beside")
+        call.refuse("makes a map that is not as large as the one that it is made beside")
     channels = made[0][1:-2]
     if call.target == "new_empty" and prod(channels):
         call.refuse("makes a map of whatever numbers stand in memory")
