@@ -15,6 +15,7 @@ PACKAGE = "overlap_tool"
 LAYERS = (
     ("legible",),
     ("errors",),
+    ("bounds",),
     ("plugins",),
     ("copying",),
     ("kernels",),
@@ -157,6 +158,10 @@ SHARED = {
     "a model's own coding, checked and in files": "compress decompress",
     "rows are handed on in bands": "pour",
     "what is wrong, in words": "fault",
+    "a function of the arithmetic, and the op of PyTorch's that is computed by it": (
+        "elu gelu log_sigmoid power softplus"
+    ),
+    "any array of numpy's": "Array",
     "any model": "Model",
     "every file of this kind has one": "ARCHITECTURE",
 }

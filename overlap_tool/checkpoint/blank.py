@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
@@ -36,6 +37,36 @@ class _Blank(TorchFunctionMode):
             if self.asked > self.budget:
                 raise OverBudgetError
         return func(*args, **kwargs)
+
+
+class _Counted(TorchDispatchMode):
+    """Sees every tensor that is made from nothing, whoever makes it, and how."""
+
+    def __init__(self, budget: int, tensors: int) -> None:
+        super().__init__()
+        self.budget = budget
+        self.tensors = tensors
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(argument.name == "device" for argument in func._schema.arguments) and not any(
+            isinstance(argument, torch.Tensor) for argument in args
+        ):
+            request = func(*args, **{**kwargs, "device": "meta", "pin_memory": None})
+            self.budget -= request.numel() * request.element_size()
+            self.tensors -= 1
+            if self.budget < 0 or self.tensors < 0:
+                raise TooLargeError
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def counted_weights(budget: int, tensors: int) -> Iterator[None]:
+    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most."""
+    with _Counted(budget, tensors):
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import PurePath
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from overlap_tool import bounds
+from overlap_tool.checkpoint.blank import TooLargeError, counted_weights
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import fit, respell
 from overlap_tool.checkpoint.reading import strippings
@@ -28,7 +30,11 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = factory(**kwargs)
+            with nullcontext() if bounds.are_lifted() else counted_weights(bounds.MODEL, bounds.TENSORS):
+                model = factory(**kwargs)
+        except TooLargeError as error:
+            told = f"with {dict(kwargs)} it has over {bounds.MODEL >> 30} GiB of weights, or too many parts"
+            raise bounds.beyond(PluginError, model_class, told) from error
         except Exception as error:  # Their code: it may raise anything.
             raise PluginError(
                 model_class,

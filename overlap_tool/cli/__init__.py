@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextvars import copy_context
 from typing import Annotated
 
 import typer
@@ -55,7 +56,7 @@ def main() -> None:
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     try:
-        app()
+        copy_context().run(app)  # what options set is set for this run
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlap_tool.cli.messages import tell
-from overlap_tool.cli.options import Debug, Device, Plugin, busy, load_plugins
+from overlap_tool.cli.options import Debug, Device, Large, Plugin, busy, load_plugins
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class FileOptions:
         False
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    large: Large = False
     plugin: Plugin = None
     debug: Debug = False
 

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from overlap_tool import bounds
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
 
@@ -24,6 +25,14 @@ Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
+]
+Large = Annotated[
+    bool,
+    typer.Option(
+        "--large",
+        help="Take inputs beyond the usual bounds: huge files, models, images.",
+        callback=bounds.lift,
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -56,6 +65,7 @@ class ModelOptions:
         bool,
         typer.Option("--trust", help="Load a pickled module, which runs code from the file. Off by default."),
     ] = False
+    large: Large = False
     plugin: Plugin = None
     debug: Debug = False
 

@@ -32,7 +32,7 @@ def explained(error: TraceError, tracer: Tracer) -> TraceError:
 def _seen(tracer: Tracer) -> str | None:
     until = monotonic() + SECONDS
     for path in tracer.parts_around(tracer.stopped_in):
-        part = tracer.root.get_submodule(path)
+        part = tracer.submodule(path)
         seen = spread(part, tracer.parts[path], until)
         if seen is not None:
             break

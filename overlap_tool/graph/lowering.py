@@ -142,7 +142,7 @@ def _callable(node: fx.Node, tracer: Tracer) -> Any:
     """What the model computes a value by that needs no rule, on a copy if it works in place."""
     target: Any
     if node.op == "call_module":
-        target = tracer.root.get_submodule(str(node.target))
+        target = tracer.submodule(str(node.target))
     else:
         target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     if not works_in_place(node, tracer) or node.kwargs.get("out") is not None:
@@ -237,7 +237,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
 def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
     """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
     back here: a twin with the same weights runs by that of its class."""
-    module = tracer.root.get_submodule(str(node.target))
+    module = tracer.submodule(str(node.target))
     if module is tracer.root:
         module = copy.copy(module)
         vars(module).pop("forward", None)

@@ -33,6 +33,7 @@ from overlap_tool.errors import (
 from overlap_tool.graph.aftermath import same_values
 from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
+from overlap_tool.rules.registry import qualified_name
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
@@ -192,8 +193,11 @@ class Tracer(fx.Tracer):
         self.name = name
         self.channels = channels
         self.sizes = sizes
+        self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
+        self.made_modules: dict[str, nn.Module] = {}
+        """The modules that the forward makes, by the names under which the graph has them."""
         self.made: dict[str, Tensor] = {}
         """The tensors that the forward makes of nothing, by the names under which the graph has them."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
@@ -232,7 +236,7 @@ class Tracer(fx.Tracer):
     def kind(self, node: fx.Node) -> str:
         """What an op is called."""
         if node.op == "call_module":
-            return type(self.root.get_submodule(str(node.target))).__name__
+            return type(self.submodule(str(node.target))).__name__
         return str(node.target) if isinstance(node.target, str) else node.target.__name__
 
     def create_args_for_root(
@@ -264,6 +268,13 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if self.evaluating:
             return forward(*args, **kwargs)
+        if qualified_name(type(m)) == "einops.layers.torch.Rearrange":
+            axes: Any = m.axes_lengths
+            return self.create_proxy(
+                "call_function", sys.modules["einops"].rearrange, (*args, m.pattern), dict(axes)
+            )
+        if m not in self.submodule_paths:
+            self.take_in(m)
         _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
             self.require_axes(m, args)
@@ -271,15 +282,26 @@ class Tracer(fx.Tracer):
             if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
                 return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             return super().call_module(m, forward, args, kwargs)
-        except NameError as error:
-            raise TraceError(
-                self.where(), f"calls a {type(m).__name__} that is not one of its own submodules", REGISTER
-            ) from error
         except Exception as error:
             self.stopped_in = self.stopped_in or self.path_of_module(m)
             if isinstance(error, OverlapToolError):
                 raise
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def take_in(self, m: nn.Module) -> None:
+        """Give a module that the forward made, as in `nn.ReLU()(x)`, a path among the stage's own."""
+        if any(True for _ in (*m.parameters(), *m.buffers())):
+            reason = f"calls a {type(m).__name__} with weights that is not one of its own submodules"
+            raise TraceError(self.where(), reason, "Make it in __init__, as an attribute or in a ModuleList")
+        if any(isinstance(part, nn.modules.dropout._DropoutNd) and part.training for part in m.modules()):
+            reason = f"makes a {type(m).__name__} when it runs, which drops at random in eval mode, too"
+            raise TraceError(self.where(), reason, "Make it in __init__")
+        for path, part in m.named_modules(prefix=f"{type(m).__name__}_{len(self.made_modules)}"):
+            path = f"{self.scope.module_path}.{path}".strip(".")
+            self.submodule_paths[part], self.made_modules[path] = path, part
+
+    def submodule(self, path: str) -> nn.Module:
+        return self.made_modules[path] if path in self.made_modules else self.root.get_submodule(path)
 
     def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
@@ -393,6 +415,9 @@ class Tracer(fx.Tracer):
         composition = composition_of(target) if kind in ("call_function", "call_method") else None
         if composition is not None:
             return composition(*args, **kwargs)
+        if target in (torch._assert, torch._assert_async):
+            bool(args[0])  # refused like any other question, or the trace would not ask it any more
+            return None
         if target in ("to", "type_as") and self.takes_after_a_map(args):
             args = (args[0], args[1].device, args[1].dtype)
             target = "to"
@@ -458,7 +483,7 @@ class Tracer(fx.Tracer):
                     return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
                 if node.op == "call_module":
                     # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
-                    module = self.root.get_submodule(str(node.target))
+                    module = self.submodule(str(node.target))
                     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
                     fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
                     return torch.func.functional_call(module, fakes, args, kwargs)

@@ -164,5 +164,5 @@ def test_the_reason_is_told(tmp_path, written, change, reason) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path) -> None:
-    with pytest.raises(ContainerError, match="cannot be read"):
+    with pytest.raises(ContainerError, match="there is no such file"):
         container.read(tmp_path / "none.lic")

@@ -179,6 +179,24 @@ def test_powers_halfway_between_two_floats_go_to_the_even_one() -> None:
     assert torch.equal(compute("power", cubes.float(), numbers=(3.0,)), (cubes**3).float())
 
 
+@pytest.mark.parametrize("pairs", [1 << 19, pytest.param(1 << 26, marks=pytest.mark.slow)])
+def test_powers_of_random_pairs(pairs: int) -> None:
+    """PyTorch's float64 decides where all within 2**-44 of it is rounded alike, and MPFR the rest."""
+    gmpy2 = pytest.importorskip("gmpy2")
+    singles = gmpy2.context(precision=24, emax=128, emin=-148, subnormalize=True)
+    generator, at_once = torch.Generator().manual_seed(0), 1 << 19
+    for _ in range(pairs // at_once):
+        logarithm, size = torch.rand(2, at_once, generator=generator, dtype=torch.float64) * 2 - 1
+        x = (2.0 ** (logarithm * 148)).float()
+        y = (size * 150 / x.double().log2()).float()
+        found, wide = compute("pow", x, y), x.double() ** y.double()
+        low, high = (wide * (1 - 2.0**-44)).float(), (wide * (1 + 2.0**-44)).float()
+        assert torch.equal(found[low == high], low[low == high])
+        for at in (low != high).nonzero()[:, 0].tolist():
+            with gmpy2.context(singles):
+                assert float(found[at]) == float(gmpy2.mpfr(float(x[at])) ** gmpy2.mpfr(float(y[at])))
+
+
 def test_a_root_is_numpys_and_not_the_librarys() -> None:
     x = sample().abs()
     with exact_kernels(), np.errstate(all="ignore"):

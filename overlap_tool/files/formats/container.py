@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from overlap_tool import bounds
 from overlap_tool.errors import ContainerError, why_absent
 from overlap_tool.files.coding.entropy import Band, CodedString
 from overlap_tool.files.formats.pixels import Frame
@@ -163,6 +164,7 @@ def _checked(file: BinaryIO, size: int, where: str) -> tuple[bytes, bytes]:
     expected = OUTSIDE.size + head + payload + CHECKSUM
     if size != expected:
         raise ContainerError(where, f"it has {size} bytes, and says that it has {expected}", AGAIN)
+    bounds.refuse_more(ContainerError, where, size, bounds.FILE, f"it has {size} bytes")
     if head > LONGEST_HEAD:
         raise ContainerError(where, f"its head has {head} bytes, which is too long", AGAIN)
     inside, strings = file.read(head), file.read(payload)

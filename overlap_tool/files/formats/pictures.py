@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -29,6 +30,8 @@ class Picture(Protocol):
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    piece: tuple[int, int]
+    """Rows and columns of what is decoded at once."""
     profile: bytes | None
     """Of its colours, as ICC defines them."""
 
@@ -62,6 +65,7 @@ def open_picture(path: Path) -> Picture:
             "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
         ) from error
     _refuse_strange_samples(where, picture)
+    _refuse_huge(where, picture)
     return picture
 
 
@@ -89,6 +93,7 @@ class Decoded(Whole):
         self.profile = profile
         self.values = values if values.ndim != 2 else values[..., None]
         self.shape = _three(self.values.shape)
+        self.piece = 1, 1
         self.dtype = values.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -101,7 +106,7 @@ class NumpyFile(Whole):
     def __init__(self, path: Path) -> None:
         self.path = path
         mapped = Decoded(np.load(path, mmap_mode="r", allow_pickle=False))
-        self.shape, self.dtype = mapped.shape, mapped.dtype
+        self.shape, self.dtype, self.piece = mapped.shape, mapped.dtype, (1, 1)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return Decoded(np.load(self.path, mmap_mode="r", allow_pickle=False)).read(start, stop)
@@ -115,6 +120,7 @@ class ZarrArray:
         self.array = zarr.open_array(store=str(path), mode="r")
         self.shape = _three(self.array.shape if self.array.ndim != 2 else (*self.array.shape, 1))
         self.dtype = np.dtype(self.array.dtype)
+        self.piece = self.array.chunks[0], self.array.chunks[1]
 
     @property
     def missing(self) -> str:
@@ -161,6 +167,7 @@ class TiffPage:
             (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         )
         self.high, self.wide = min(high, self.stored[0]) if not page.is_tiled else high, wide
+        self.piece = self.high, self.wide
         self.across, self.down = -(-self.stored[1] // self.wide), -(-self.stored[0] // self.high)
 
     @property
@@ -323,6 +330,16 @@ def _refuse_strange_samples(where: str, picture: Picture) -> None:
         )
     if min(picture.shape) < 1:
         raise ImageFileError(where, f"it is empty: {picture.shape}", "Give an image with pixels")
+
+
+def _refuse_huge(where: str, picture: Picture) -> None:
+    height, width, channels = picture.shape
+    told = f"it is an image of {width}x{height}"
+    bounds.refuse_more(ImageFileError, where, max(height, width), bounds.SIDE, told)
+    bounds.refuse_more(ImageFileError, where, height * width, bounds.PIXELS, told)
+    high, wide = picture.piece
+    size = high * wide * channels * picture.dtype.itemsize
+    bounds.refuse_more(ImageFileError, where, size, bounds.PIECE, f"its tiles are {wide}x{high}")
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -1,0 +1,226 @@
+"""What asks for far more than it is: refused before any work is done, in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from safetensors.torch import save_file
+from support.checkpoint_models import small_model
+from support.confined import command, confined
+from support.photographs import codec, photograph
+
+import overlap_tool
+from overlap_tool import bounds, checkpoint
+from overlap_tool.checkpoint import reading
+from overlap_tool.files import compress, decompress
+from overlap_tool.files.formats import container
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are those of Linux"),
+]
+
+
+def _refused(work) -> str:
+    ended = confined(work)
+    assert ended.code == 2, ended.told
+    assert "Traceback" not in ended.told
+    assert "--large" in ended.told
+    return ended.told
+
+
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("wrapped") / "it.tiled.pt"
+    overlap_tool.save(overlap_tool.wrap(small_model("mbt2018-mean"), tile=64), path, "mbt2018-mean")
+    return path
+
+
+def _pickle_of_100_megabytes(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("it/data.pkl", "w") as file:
+            for _ in range(100):
+                file.write(bytes(1 << 20))
+        archive.writestr("it/version", "3")
+
+
+def _sparse(path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, path)
+    os.truncate(path, 200 << 30)
+
+
+def _sparse_safetensors(path: Path) -> None:
+    size = 200 << 30
+    header = json.dumps({"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+def _million_keys(path: Path) -> None:
+    torch.save(dict.fromkeys(map(str, range(10**6)), 0), path)
+
+
+def _million_keys_of_old(path: Path) -> None:
+    torch.save(dict.fromkeys(map(str, range(10**6)), 0), path, _use_new_zipfile_serialization=False)
+
+
+def _million_records(path: Path) -> None:
+    """The list alone; zip files say at their end how long it is."""
+    record = b"PK\x01\x02" + bytes(24) + struct.pack("<H", 8) + bytes(16) + b"data/abc"
+    entries = record * 200_000
+    ends = struct.pack("<4s4HLLH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, len(entries), 0, 0)
+    path.write_bytes(entries + ends)
+
+
+def _million_keys_of_safetensors(path: Path) -> None:
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"k{i}":{entry}' for i in range(10**6)) + "}").encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (_pickle_of_100_megabytes, "it.pt"),
+        (_sparse, "it.pt"),
+        (_sparse_safetensors, "it.safetensors"),
+        (_million_keys, "it.pt"),
+        (_million_keys_of_old, "it.pt"),
+        (_million_records, "it.pt"),
+        (_million_keys_of_safetensors, "it.safetensors"),
+    ],
+)
+def test_a_checkpoint_that_is_beyond_bounds(tmp_path, make, name) -> None:
+    make(tmp_path / name)
+    _refused(command("analyze", tmp_path / name))
+
+
+def _tiff(path: Path, tags: dict[int, int], **how) -> None:
+    """An honest file but for these numbers of its first page."""
+    tifffile.imwrite(path, photograph("chelsea", 32, 32), **how)
+    with tifffile.TiffFile(path) as file:
+        places = {number: file.pages[0].tags[number].offset for number in tags}
+    data = bytearray(path.read_bytes())
+    for number, value in tags.items():
+        data[places[number] : places[number] + 12] = struct.pack("<HHLL", number, 4, 1, value)
+    path.write_bytes(data)
+
+
+def _tiff_of_width(path: Path) -> None:
+    _tiff(path, {256: 1 << 31})
+
+
+def _tiff_of_one_huge_tile(path: Path) -> None:
+    _tiff(path, {322: 1 << 19, 323: 1 << 19}, tile=(32, 32))
+
+
+def _zarr_of_rows(path: Path) -> None:
+    zarr.create_array(store=str(path), shape=(10**12, 8, 3), chunks=(64, 8, 3), dtype=np.uint8)
+
+
+def _zarr_of_one_huge_chunk(path: Path) -> None:
+    shape = (1 << 16, 1 << 16, 3)
+    zarr.create_array(store=str(path), shape=shape, chunks=shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (_tiff_of_width, "it.tif"),
+        (_tiff_of_one_huge_tile, "it.tif"),
+        (_zarr_of_rows, "it.zarr"),
+        (_zarr_of_one_huge_chunk, "it.zarr"),
+    ],
+)
+def test_an_image_that_is_beyond_bounds(tmp_path, wrapped, make, name) -> None:
+    make(tmp_path / name)
+    _refused(command("compress", "--model", wrapped, tmp_path / name, "-o", tmp_path / "it.lic"))
+    assert not (tmp_path / "it.lic").exists()
+
+
+def test_a_few_hundred_bytes_that_claim_to_be_a_large_image(tmp_path, wrapped) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 64, 64))
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    data = (tmp_path / "it.lic").read_bytes()
+    magic, version, length, _ = container.OUTSIDE.unpack(data[: container.OUTSIDE.size])
+    head = json.loads(data[container.OUTSIDE.size :][:length])
+    head.update(
+        width=8192,
+        height=8192,
+        padding=[0, 0, 0, 0],
+        shape=[128, 128],
+        bands=[[[0, 60, ""]], [[0, 60, ""]]],
+    )
+    inside = json.dumps(head, separators=(",", ":")).encode()
+    made = container.OUTSIDE.pack(magic, version, len(inside), 120) + inside + bytes(120)
+    (tmp_path / "it.lic").write_bytes(made + hashlib.sha256(made).digest())
+    told = _refused(
+        command("decompress", "--model", wrapped, tmp_path / "it.lic", "-o", tmp_path / "out.npy")
+    )
+    assert "claim to be an image of 8192x8192" in told
+
+
+def test_arguments_that_ask_for_a_huge_model() -> None:
+    wide = {"in_channels": 40_000, "out_channels": 30_000, "kernel_size": 1}
+    told = _refused(command("analyze", "--model", "torch.nn:Conv2d", "--kwargs", json.dumps(wide)))
+    assert "over 2 GiB of weights" in told
+
+
+def test_what_is_meant_is_taken(tmp_path, monkeypatch) -> None:
+    """With --large on the command line, and inside `lifted`."""
+    arguments = ("analyze", "--model", "torch.nn:Conv2d", "--kwargs")
+    narrow = json.dumps({"in_channels": 3, "out_channels": 3, "kernel_size": 3})
+    monkeypatch.setattr(bounds, "MODEL", 100)
+    _refused(command(*arguments, narrow))
+    assert confined(command(*arguments, narrow, "--large")).code == 0
+    monkeypatch.setattr(bounds, "FILE", 100)
+    torch.save(small_model("mbt2018").state_dict(), tmp_path / "it.pt")
+    _refused(command("analyze", tmp_path / "it.pt"))
+    with bounds.lifted():
+        assert checkpoint.load_checkpoint(tmp_path / "it.pt").architecture == "mbt2018"
+
+
+def test_a_flat_image_stays_within_bounds(tmp_path) -> None:
+    """The cheapest image that a codec can be given, of a size at which the bound is looked at."""
+    np.save(tmp_path / "in.npy", np.full((2112, 2112, 3), 128, np.uint8))
+    compress(codec("bmshj2018-factorized", 512), tmp_path / "in.npy", tmp_path / "it.lic")
+    decompress(codec("bmshj2018-factorized", 512), tmp_path / "it.lic", tmp_path / "out.npy")
+
+
+def test_a_pickle_that_contains_itself(tmp_path) -> None:
+    loop: dict[str, object] = {}
+    loop["state_dict"] = loop
+    torch.save(loop, tmp_path / "it.pt")
+    ended = confined(command("analyze", tmp_path / "it.pt"))
+    assert ended.code == 2, ended.told
+    assert "it holds no weights" in ended.told
+
+
+@pytest.mark.parametrize("name", ["it.pt", "it.safetensors"])
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path, monkeypatch, name) -> None:
+    """What is mapped then ends the process by SIGBUS."""
+    path = tmp_path / name
+    state = {key: tensor.contiguous() for key, tensor in small_model("mbt2018").state_dict().items()}
+    (save_file if "safe" in name else torch.save)(state, path)
+    check = reading.refuse_hollow_tensors
+
+    def cut(*args) -> None:
+        check(*args)
+        os.truncate(path, 1)
+
+    monkeypatch.setattr(reading, "refuse_hollow_tensors", cut)
+    ended = confined(lambda: print(checkpoint.load_checkpoint(path).architecture))
+    assert ended.code == 0, ended.told
+    assert "mbt2018" in ended.told
+    assert path.stat().st_size == 1
