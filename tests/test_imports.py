@@ -14,6 +14,7 @@ PACKAGE = "overlap_tool"
 LAYERS = (
     ("errors",),
     ("plugins",),
+    ("randomness",),
     ("kernels",),
     ("geometry",),
     ("rules",),
