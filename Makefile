@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test test-slow lint bench gpu clean
+.PHONY: help demo test test-slow lint docs bench gpu clean
 
 help:
 	@echo "make demo       install, write a seeded mbt2018 checkpoint, analyze and wrap it (offline)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench      all benchmarks, which takes hours; python -m benchmarks NAME runs one"
 	@echo "make gpu        on a machine with a GPU: equality of bits there and across devices, and benchmarks"
 	@echo "make lint       ruff and mypy only"
+	@echo "make docs       the documentation as a site, in build/site"
 
 $(INSTALLED): pyproject.toml $(PLUGINS)
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,11 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+	OMP_WAIT_POLICY=passive CASES=12000 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal \
+		tests/geometry tests/graph/test_random_networks.py tests/runtime/test_barriers.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

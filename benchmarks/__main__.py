@@ -22,7 +22,7 @@ from benchmarks.markdown import as_markdown, quoted
 ON_A_GPU = ("tiling", "zoo", "zoo:1K", "zoo:2K", "zoo:4K")
 NAMES = ("command_line", *ON_A_GPU, "alternatives", "blockwise", "ablation", "kamisli", "files")
 ROOT = Path(__file__).parents[1]
-QUOTING = (ROOT / "README.md", ROOT / "docs" / "exactness.md")
+QUOTING = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "exactness.md")
 
 
 def main() -> None:

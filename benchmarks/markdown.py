@@ -1,4 +1,4 @@
-"""Tables of benchmarks in Markdown: kept in benchmarks/results/, and quoted from there in the README."""
+"""Tables of benchmarks in Markdown: kept in benchmarks/results/, and quoted from there in docs/."""
 
 from __future__ import annotations
 

@@ -232,6 +232,11 @@ def analyze(
 
     `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height, and
     `tiles` are in pixels of the image. `memory` ("2GiB", or bytes) is what a chosen tile has to stay within.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
+    >>> stage.left, stage.right, stage.receptive_field
+    (4, 3, 9)
     """
     if min(size) < 1:
         raise OptionError(
@@ -245,8 +250,7 @@ def analyze(
         else Settings(memory=parse_bytes(memory) if isinstance(memory, str) else memory)
     )
     if isinstance(model, nn.Module):
-        sha256 = checkpoint.hash_weights(model.state_dict())
-        loaded = checkpoint.Loaded(model, type(model).__qualname__, {}, sha256, "")
+        loaded = checkpoint.Loaded.of(model)
     else:
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust

@@ -6,19 +6,19 @@ with the three parts as attributes.
 
 from __future__ import annotations
 
+from overlap_tool.legible import legible
+
 
 class OverlapToolError(Exception):
     """Base of everything this package refuses.
 
-    `where` is a file, a layer or an option; `reason` says what is wrong with it; `way_out` says what the
-    user can do about it.
+    `where` is a file, a layer or a parameter; `reason` says what is wrong with it; `way_out` says what the
+    user can do about it. Names in them may come from hostile files: all three are fit to be printed.
     """
 
     def __init__(self, where: str, reason: str, way_out: str) -> None:
-        super().__init__(where, reason, way_out)
-        self.where = where
-        self.reason = reason
-        self.way_out = way_out
+        self.where, self.reason, self.way_out = map(legible, (where, reason, way_out))
+        super().__init__(self.where, self.reason, self.way_out)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}. {self.way_out}"
@@ -44,8 +44,16 @@ class WeightsError(CheckpointError):
     """Weights that do not fit the architecture, or are not finite."""
 
 
+class MissingExtraError(OverlapToolError):
+    """Something that a package of an extra does, which is not installed: CompressAI, for its models."""
+
+
 class PluginError(OverlapToolError):
     """A plugin that cannot be imported, or registers something malformed."""
+
+
+class CopyError(OverlapToolError):
+    """A model that cannot be copied, so that it cannot be tried without being changed."""
 
 
 class TraceError(OverlapToolError):

@@ -12,9 +12,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "overlap_tool"
 
 LAYERS = (
+    ("legible",),
     ("errors",),
     ("plugins",),
     ("randomness",),
+    ("copying",),
     ("kernels",),
     ("geometry",),
     ("rules",),

@@ -8,6 +8,7 @@ from overlap_tool.checkpoint.conditions import Condition, StateDict, has_key, ha
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.loading import Loaded, load_checkpoint, rebuild
 from overlap_tool.checkpoint.numbering import numbered
+from overlap_tool.checkpoint.origin import Origin, origin_of
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register_architecture
 from overlap_tool.checkpoint.seeded import seed_weights
 from overlap_tool.checkpoint.third_party import require_class
@@ -18,6 +19,7 @@ __all__ = [
     "Architecture",
     "Condition",
     "Loaded",
+    "Origin",
     "StateDict",
     "detect",
     "find",
@@ -27,6 +29,7 @@ __all__ = [
     "load_checkpoint",
     "names",
     "numbered",
+    "origin_of",
     "rebuild",
     "register_architecture",
     "require_class",

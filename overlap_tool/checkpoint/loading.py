@@ -16,6 +16,7 @@ from overlap_tool.checkpoint.artefact import Artefact, is_artefact
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
 from overlap_tool.checkpoint.hashing import hash_weights
+from overlap_tool.checkpoint.origin import Origin, origin_of, remember
 from overlap_tool.checkpoint.reading import read, read_payload, strip_prefixes, weights_of
 from overlap_tool.errors import CheckpointError, OptionError
 
@@ -32,6 +33,12 @@ class Loaded:
     """What the constructor was given; fit for JSON."""
     weights_sha256: str
     source: str
+
+    @staticmethod
+    def of(model: nn.Module) -> Loaded:
+        """A model that is at hand already."""
+        origin = origin_of(model) or Origin(type(model).__qualname__, {})
+        return Loaded(model, origin.architecture, origin.arguments, hash_weights(model.state_dict()), "")
 
 
 def load_checkpoint(
@@ -58,6 +65,7 @@ def load_checkpoint(
     else:
         model, name, arguments = _from_file(where, architecture, trust)
     refuse_nonfinite(model, where or name)
+    remember(model, Origin(name, arguments))
     return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where)
 
 
@@ -77,6 +85,7 @@ def rebuild(architecture: str, arguments: Mapping[str, Any], state: StateDict, w
             f"Install the plugin that knows it, or name it with --plugin FILE.py. {registry.known_names()}",
         )
     refuse_nonfinite(model, where)
+    remember(model, Origin(architecture, arguments))
     return model
 
 

@@ -7,13 +7,12 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
 from overlap_tool.cli.compress import compress
 from overlap_tool.cli.decompress import decompress
+from overlap_tool.cli.messages import tell
 from overlap_tool.cli.run import run
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
@@ -59,5 +58,5 @@ def main() -> None:
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        tell(str(error), "error")
         sys.exit(2)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from overlap_tool.cli.messages import tell
 from overlap_tool.cli.options import Debug, Device, Plugin, busy, load_plugins
+from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,14 +59,13 @@ class FileOptions:
         try:
             summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
         except KeyboardInterrupt:
-            Console(stderr=True).print("stopped; --resume goes on from here", highlight=False)
+            tell("stopped; --resume goes on from here")
             raise typer.Exit(130) from None
         if self.as_json:
             typer.echo(summary.to_json())
         elif not self.quiet:
-            typer.echo(summary.to_text())
+            typer.echo(legible(summary.to_text()))
 
     def _tell(self, note: str) -> None:
         if not self.quiet:
-            told = f"[yellow]note:[/yellow] {escape(note)}"
-            Console(stderr=True).print(told, highlight=False, soft_wrap=True)
+            tell(note, "note", "yellow")

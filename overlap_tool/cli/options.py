@@ -13,8 +13,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from overlap_tool.errors import OptionError
+from overlap_tool.legible import legible
 
 Stage = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -73,7 +75,7 @@ class ModelOptions:
 def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
     """Say on a terminal's stderr what is being done."""
     console = Console(stderr=True)
-    return console.status(doing) if console.is_terminal and not quiet else nullcontext()
+    return console.status(Text(legible(doing))) if console.is_terminal and not quiet else nullcontext()
 
 
 def load_plugins(paths: list[Path] | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
@@ -21,6 +21,7 @@ from overlap_tool.cli.options import (
     refuse_missing_folder,
 )
 from overlap_tool.errors import OptionError
+from overlap_tool.legible import legible
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -138,7 +139,7 @@ def _told_on_a_terminal() -> Callable[[str], None]:
     console = Console(stderr=True)
     if not console.is_terminal:
         return lambda doing: None
-    return lambda doing: console.print(f"[dim]{escape(doing)}[/dim]", highlight=False)
+    return lambda doing: console.print(Text(legible(doing), "dim"))
 
 
 def _schedules(text: str | None) -> list[str] | None:

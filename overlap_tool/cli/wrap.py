@@ -17,6 +17,7 @@ from overlap_tool.cli.options import (
     refuse_missing_folder,
 )
 from overlap_tool.errors import OptionError
+from overlap_tool.legible import legible
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -110,7 +111,7 @@ def wrap(
     console = screen()
     for table in (plan_table(loaded.architecture, image, plans), *untiled_tables(retrofit.untiled(tiled))):
         console.print(drawn(table))
-    console.print(f"wrote {target}", highlight=False, soft_wrap=True)
+    console.print(legible(f"wrote {target}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def _beside(source: str, model: str | None) -> Path:

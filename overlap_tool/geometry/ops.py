@@ -199,6 +199,9 @@ class Window(Geometry):
 
     With `ceil`, a last window may hang over the end, as in pooling's ceil_mode. Taps in `closed` are masked
     away; the first and the last never are.
+
+    >>> Window(kernel=5, stride=2, before=2, after=2).need(Span(10, 20))
+    Span(start=18, stop=41)
     """
 
     kernel: int

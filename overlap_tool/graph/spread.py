@@ -7,13 +7,14 @@ that does it. That tells a part that lacks a rule from one that no rule could he
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil
 
 import torch
 from torch import Tensor, nn
+
+from overlap_tool.copying import copied
 
 LENGTH = 256
 """Samples along the axis that is probed. A part that no rule knows and that reaches as far is mistaken."""
@@ -53,7 +54,7 @@ def spread(part: nn.Module, channels: int) -> Spread | None:
     None if the part cannot tell: it does not run on such maps, or gives something else every time.
     """
     try:
-        part = copy.deepcopy(part).double().eval()
+        part = copied(part).double().eval()
     except Exception:  # whatever a third party's module raises when it is copied
         return None
     vars(part).pop("forward", None)  # that of its class counts: one in tiles would come back here

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from overlap_tool.copying import modes, put_in_modes
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.aftermath import Aftermath
 from overlap_tool.graph.explaining import explained
@@ -69,13 +70,12 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
 
 @contextmanager
 def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    was_training = [m for m in module.modules() if m.training]
+    before = modes(module)
     module.eval()
     try:
         yield
     finally:
-        for submodule in was_training:
-            submodule.training = True
+        put_in_modes(module, before)
 
 
 def input_channels(module: nn.Module) -> list[int]:

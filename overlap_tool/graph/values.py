@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from overlap_tool.errors import TraceError
+from overlap_tool.copying import copied
+from overlap_tool.errors import CopyError, TraceError
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.tracer import REGISTER, Tracer
 
@@ -25,8 +25,8 @@ def check_values(graph: fx.Graph, network: Network, tracer: Tracer) -> None:
     It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
     """
     try:
-        module = copy.deepcopy(tracer.root)
-    except Exception:
+        module = copied(tracer.root)
+    except CopyError:
         return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale)))
     maps = (_small_map(tracer, side * times) for times in (1, 2, 4, 8))

@@ -32,7 +32,7 @@ def tree_sum(
 
 
 def _dims(x: Tensor, dim: Any) -> list[int]:
-    if dim is None or (isinstance(dim, list | tuple) and not dim):
+    if x.ndim == 0 or dim is None or (isinstance(dim, list | tuple) and not dim):
         return list(range(x.ndim))
     return [d % x.ndim for d in (dim if isinstance(dim, list | tuple) else [dim])]
 
@@ -183,6 +183,11 @@ def batch_norm(
     term = -running_mean * factor
     term = term if bias is None else bias + term
     return (x * factor.view(shape)).add_(term.view(shape)), x.new_empty(0), x.new_empty(0)
+
+
+def cudnn_batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same, with one more result: what only cuDNN's gradient reads."""
+    return (*batch_norm(x, *args), x.new_empty(0, dtype=torch.uint8))
 
 
 def avg_pool2d(
@@ -348,12 +353,12 @@ def power(x: Any, exponent: Any) -> Tensor:
     return result.reciprocal() if exponent < 0 else result
 
 
-def add(x: Any, y: Any, *, alpha: float = 1) -> Tensor:
+def add(x: Any, y: Any, alpha: float = 1) -> Tensor:
     """The library may fuse the product with the sum, or not."""
     return torch.add(x, y if alpha == 1 else torch.mul(y, alpha))
 
 
-def subtract(x: Any, y: Any, *, alpha: float = 1) -> Tensor:
+def subtract(x: Any, y: Any, alpha: float = 1) -> Tensor:
     return torch.sub(x, y if alpha == 1 else torch.mul(y, alpha))
 
 

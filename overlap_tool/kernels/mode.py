@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import chain, compositions
@@ -86,7 +87,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "native_batch_norm": compositions.batch_norm,
     "_native_batch_norm_legit": compositions.batch_norm,
     "_native_batch_norm_legit_no_training": compositions.batch_norm,
-    "cudnn_batch_norm": compositions.batch_norm,
+    "cudnn_batch_norm": compositions.cudnn_batch_norm,
     "avg_pool2d": compositions.avg_pool2d,
     "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
     "upsample_bilinear2d": compositions.upsample_bilinear2d,
@@ -132,7 +133,8 @@ class _ExactKernels(TorchDispatchMode):
             return func(*args, **kwargs)
         if func._schema.name in _registered:
             with self:
-                return _registered[func._schema.name](*args, **kwargs)
+                result = _registered[func._schema.name](*args, **kwargs)
+            return result if func._schema.is_mutable else _in_its_own_memory(result, args, kwargs)
         exact = self._exact(name)
         if exact is None and func._can_decompose():
             with self:
@@ -145,7 +147,9 @@ class _ExactKernels(TorchDispatchMode):
                 "with overlap_tool.register_exact_op",
             )
         result = exact(*args, **kwargs)
-        return args[0].copy_(result) if name != overload else result
+        if name != overload:
+            return args[0].copy_(result)
+        return _in_its_own_memory(result, args, kwargs)
 
     def _exact(self, name: str) -> Callable[..., Any] | None:
         """What computes an op in a way that no shape changes."""
@@ -237,6 +241,16 @@ def _without_numbers(args: Any, kwargs: Any) -> bool:
     if not all(map(_has_memory, tensors)):
         return True
     return not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+
+
+def _in_its_own_memory(result: Any, args: Any, kwargs: Any) -> Any:
+    """Copied where it lies where an argument does, as a sum of one number may: the op itself would give a
+    tensor of its own, which the model's code may change in place."""
+    if not isinstance(result, Tensor):
+        return tree_map_only(Tensor, lambda part: _in_its_own_memory(part, args, kwargs), result)
+    memory = result.untyped_storage().data_ptr()
+    given = (*_tensors(args), *_tensors(kwargs.values()))
+    return result.clone() if any(each.untyped_storage().data_ptr() == memory for each in given) else result
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -7,7 +7,6 @@ which scale. Everything else is static.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
+from overlap_tool.copying import copied
 from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
@@ -222,8 +222,9 @@ def _observed(model: nn.Module) -> _Observed:
     failures: list[Exception] = []
     for channels in input_channels(model):
         for side in TRIAL_IMAGES:
+            trial = copied(model).eval()
             try:
-                return _run_once(copy.deepcopy(model).eval(), channels, side)
+                return _run_once(trial, channels, side)
             except Exception as failure:
                 failures.append(failure)
     reason = str(failures[0]).strip().split("\n")[0]

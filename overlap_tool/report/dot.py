@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.legible import legible
 
 
 def to_dot(analysis: Analysis) -> str:
@@ -27,4 +28,4 @@ def to_dot(analysis: Analysis) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(legible(text), ensure_ascii=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from overlap_tool.legible import legible
 from overlap_tool.report.certificate_tables import figures, title
-from overlap_tool.report.legible import legible
 from overlap_tool.verification import Certificate
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.legible import legible
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import Table, headline, tables
 from overlap_tool.verification import Certificate
 
 
 def to_markdown(analysis: Analysis) -> str:
-    return "\n".join([f"# {headline(analysis)}\n", *map(_table, tables(analysis))])
+    return "\n".join([f"# {_text(headline(analysis))}\n", *map(_table, tables(analysis))])
 
 
 def certificate_to_markdown(certificate: Certificate) -> str:
     parts = [
         f"# overlap-tool verify: {certificate_tables.verdict(certificate)}\n",
-        f"{certificate_tables.headline(certificate)}\n",
-        *(f"- {failure}\n" for failure in certificate_tables.failures(certificate)),
+        f"{_text(certificate_tables.headline(certificate))}\n",
+        *(f"- {_text(failure)}\n" for failure in certificate_tables.failures(certificate)),
         *map(_table, certificate_tables.tables(certificate)),
-        f"{certificate_tables.machine(certificate)}\n",
+        f"{_text(certificate_tables.machine(certificate))}\n",
         f"{certificate.time}\n",
     ]
     return "\n".join(parts)
@@ -26,12 +27,13 @@ def certificate_to_markdown(certificate: Certificate) -> str:
 
 def _table(table: Table) -> str:
     lines = [table.header, ("---",) * len(table.header), *table.rows]
-    return f"## {table.title}\n\n" + "\n".join(map(_row, lines)) + "\n"
+    return f"## {_text(table.title)}\n\n" + "\n".join(map(_row, lines)) + "\n"
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+    return f"| {' | '.join(_text(cell) for cell in cells)} |"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", chr(92) + "|").replace("\n", "<br>")
+def _text(text: str) -> str:
+    """Text that nothing in it makes an element, a link or another cell."""
+    return "".join(f"&#{ord(char)};" if char in "<>&|[]`" else char for char in legible(text))

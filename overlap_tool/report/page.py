@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from overlap_tool import __version__
-from overlap_tool.report.legible import legible
+from overlap_tool.legible import legible
 from overlap_tool.report.pictures.drawing import DARK, LIGHT, NARROW, WIDE, Drawing
 from overlap_tool.report.tables import WORDS, Table
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from overlap_tool.analysis import Analysis
+from overlap_tool.legible import legible
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import WORDS, Table, headline, tables
 from overlap_tool.verification import Certificate
@@ -24,26 +25,31 @@ def screen() -> Console:
 
 
 def show(analysis: Analysis, console: Console, all_ops: bool = False) -> None:
-    console.print(f"[bold]{escape(headline(analysis))}[/bold]\n", highlight=False)
+    console.print(_text(headline(analysis), "bold"), end="\n\n")
     for table in tables(analysis, all_ops):
         console.print(drawn(table))
 
 
 def show_certificate(certificate: Certificate, console: Console) -> None:
-    console.print(f"[bold]{escape(certificate_tables.headline(certificate))}[/bold]\n", highlight=False)
+    console.print(_text(certificate_tables.headline(certificate), "bold"), end="\n\n")
     for table in certificate_tables.tables(certificate):
         console.print(drawn(table))
     for failure in certificate_tables.failures(certificate):
-        console.print(f"[red]failed[/red] {escape(failure)}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("failed", "red"), " ", _text(failure)), soft_wrap=True)
     color = "green" if certificate.holds else "red"
-    console.print(f"[{color}]{certificate_tables.verdict(certificate)}[/{color}]", highlight=False)
+    console.print(_text(certificate_tables.verdict(certificate), color))
 
 
 def drawn(table: Table) -> RichTable:
     """A table as rich draws it."""
-    drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
+    drawn = RichTable(title=_text(table.title, "bold"), title_justify="left")
     for heading in table.header:
         drawn.add_column(heading, justify="left" if heading in WORDS else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(_text, row))
     return drawn
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text that is none of rich's markup, whatever stands in it."""
+    return Text(legible(text), style)

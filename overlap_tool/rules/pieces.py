@@ -11,7 +11,17 @@ from overlap_tool.rules.registry import Patches
 
 
 def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0) -> Tensor:
-    """The piece with what stands outside the image added, so that it covers all of `need`."""
+    """The piece with what stands outside the image added, so that it covers all of `need`.
+
+    >>> from overlap_tool.geometry import Span, Window, patch
+    >>> window = Window(kernel=3, before=1, after=1)
+    >>> corner = patch(window, Span(0, 2), 9), patch(window, Span(4, 6), 9)  # the first two rows of nine
+    >>> extend(torch.ones(1, 1, 3, 4), corner, Padding.CONSTANT)[0, 0]
+    tensor([[0., 0., 0., 0.],
+            [1., 1., 1., 1.],
+            [1., 1., 1., 1.],
+            [1., 1., 1., 1.]])
+    """
     if all(patch.complete for patch in patches):
         return piece
     if padding in (Padding.CONSTANT, Padding.CLAMP):

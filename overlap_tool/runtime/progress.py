@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from overlap_tool.legible import legible
+
 PATIENCE = 1.0
 """Seconds before the bar appears."""
 
@@ -44,7 +46,7 @@ class TileProgress:
             return
         if self.bar is None and monotonic() - self.started > PATIENCE:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 RateColumn(),
@@ -52,7 +54,7 @@ class TileProgress:
             )
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
-            self.bar.add_task(self.label, total=self.total)
+            self.bar.add_task(legible(self.label), total=self.total)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
+from overlap_tool.copying import copied
 from overlap_tool.errors import OptionError
 from overlap_tool.kernels import fallbacks
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
@@ -90,9 +90,8 @@ def verify(
                 "is wrapped already",
                 "Give the model itself, or call overlap_tool.unwrap",
             )
-        state = checkpoint.hash_weights(model.state_dict())
         # a copy, since CDFs may be computed and the device changed
-        loaded = checkpoint.Loaded(copy.deepcopy(model).eval(), type(model).__qualname__, {}, state, "")
+        loaded = checkpoint.Loaded.of(copied(model).eval())
     else:
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust

@@ -8,7 +8,6 @@ same bits as in the model that was not wrapped.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
+from overlap_tool.copying import copied
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
@@ -177,6 +177,13 @@ def wrap(
     from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
     for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage. A copy is
     wrapped, unless `inplace`.
+
+    >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
+    >>> in_tiles = wrap(model, tile=32)
+    >>> image = torch.rand(1, 3, 100, 80)
+    >>> with torch.no_grad(), exact_kernels():
+    ...     torch.equal(in_tiles(image), model(image))
+    True
     """
     if tile is None and memory is None:
         tile = model.block if isinstance(model, ClosedLoop) else 256
@@ -195,6 +202,24 @@ def wrap(
     )
 
 
+@contextmanager
+def tiled(
+    model: Model, *, tile: int | tuple[int, int] | None = None, memory: int | str | None = None, **how: Any
+) -> Iterator[Model]:
+    """Inside, the model itself runs tile by tile; it takes what `wrap` takes. Nothing is copied.
+
+    >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
+    >>> with tiled(model, memory="64MiB"), torch.no_grad():
+    ...     model(torch.rand(1, 3, 64, 64)).shape
+    torch.Size([1, 3, 64, 64])
+    """
+    wrap(model, tile=tile, memory=memory, inplace=True, **how)
+    try:
+        yield model
+    finally:
+        unwrap(model, inplace=True)
+
+
 def rewrap(model: nn.Module, settings: Settings) -> None:
     """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
     _settings_of_wrapped(model)
@@ -210,7 +235,7 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
 
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     for stage in tiled_stages(model).values():
         del stage.module.forward
     inline.release(model)
@@ -281,12 +306,21 @@ def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") 
 
 
 def save(
-    model: nn.Module, path: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any]
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a wrapped model to one file, whole or not at all."""
+    """Write a wrapped model to one file, whole or not at all.
+
+    A model that `load_checkpoint` or `load` made remembers what builds it. Of any other, `architecture` names
+    the class, "package.module:Class", and `arguments` are those of its constructor, fit for JSON.
+    """
     settings = _settings_of_wrapped(model)
-    if ":" in architecture:
-        checkpoint.require_class(architecture)
+    origin = checkpoint.origin_of(model)
+    if architecture is not None:
+        origin = checkpoint.Origin(architecture, arguments or {})
+    origin = _buildable(origin, type(model))
     overlaps = (
         dict(loops.overlaps(model))
         if isinstance(model, ClosedLoop)
@@ -300,13 +334,28 @@ def save(
         }
     )
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-    Artefact(architecture, dict(arguments), state, asdict(settings), overlaps).write(path)
+    Artefact(origin.architecture, dict(origin.arguments), state, asdict(settings), overlaps).write(path)
+
+
+def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> checkpoint.Origin:
+    """The origin, if it is one that `load` can build the model from again."""
+    if origin is None:
+        raise OptionError(
+            "architecture",
+            f"nothing says how to build this {kind.__qualname__} again when the file is loaded",
+            f'Add architecture="{kind.__module__}:{kind.__qualname__}", and the arguments of its constructor',
+        )
+    if ":" in origin.architecture:
+        checkpoint.require_class(origin.architecture)
+    else:
+        checkpoint.find(origin.architecture, written=origin.architecture)
+    return origin
 
 
 def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     if settings_of(model) is not None:
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     if isinstance(model, ClosedLoop):
         loops.wrap(model, settings)
         return model

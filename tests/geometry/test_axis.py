@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.cases import tries
 
 from overlap_tool.geometry import (
     POINTWISE,
@@ -22,7 +23,7 @@ from overlap_tool.geometry import (
 )
 from overlap_tool.geometry.axis import Axis, AxisOp, MisalignedJoin, exact_overlap
 
-many = settings(max_examples=400, deadline=None)
+many = tries(400)
 
 SOURCE = AxisOp(None)
 

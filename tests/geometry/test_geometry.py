@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.cases import tries
 
 from overlap_tool.geometry import (
     FAR,
@@ -43,8 +44,8 @@ NUMPY_MODES = {Padding.REFLECT: "reflect", Padding.REPLICATE: "edge", Padding.CI
 REACH = 70
 """Brute force looks at coordinates from -REACH to REACH, far more than any case below needs."""
 
-many = settings(max_examples=500, deadline=None)
-some = settings(max_examples=200, deadline=None)
+many = tries(500)
+some = tries(200)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from math import lcm
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.cases import tries
 
 from overlap_tool.geometry import (
     POINTWISE,
@@ -28,7 +29,7 @@ from overlap_tool.geometry import (
 from overlap_tool.geometry.axis import Axis, AxisOp, MisalignedJoin
 from overlap_tool.geometry.plan import AxisPlan, Step, alike, cut, stream, stream_cuts, tiles, uniform, whole
 
-many = settings(max_examples=400, deadline=None)
+many = tries(400)
 
 BORDERS = [Padding.CONSTANT, Padding.REFLECT, Padding.REPLICATE, Padding.CIRCULAR]
 borders = st.sampled_from(BORDERS)

@@ -11,6 +11,7 @@ from torch import nn
 
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import mode
 
 torch.manual_seed(0)
 
@@ -143,3 +144,90 @@ def test_other_powers_are_refused(exponent: float) -> None:
 def test_normalising_by_the_batch_is_refused() -> None:
     with pytest.raises(ExactnessError, match=r"model\.eval"):
         exactly(nn.BatchNorm2d(3).train(), torch.rand(2, 3, 4, 4))
+
+
+ONE, NONE, ALL_ONES = torch.ones(1), torch.zeros(1), [1, 1]
+STATISTICS = NONE, torch.full((1,), 1 - 1e-5)
+NEUTRAL: dict[str, list[tuple]] = {
+    "add": [(0,), (0, 2), (torch.zeros(1, 1, 1, 1),)],
+    "sub": [(0,), (0, 2), (torch.zeros(1, 1, 1, 1),)],
+    "rsub": [(0,), (0, 0), (torch.zeros(1, 1, 1, 1),)],
+    "index_put": [([torch.zeros(0, dtype=torch.long)], torch.zeros(0, 1, 1, 1))],
+    "addcmul": [(NONE, NONE)],
+    "addcdiv": [(NONE, ONE)],
+    "lerp": [(torch.rand(2, 1, 1, 1), 0.0), (torch.rand(2, 1, 1, 1), torch.zeros(1))],
+    "sigmoid": [()],
+    "silu": [()],
+    "softplus": [(), (1, -1e9)],
+    "log_sigmoid_forward": [()],
+    "mish": [()],
+    "gelu": [()],
+    "elu": [()],
+    "celu": [()],
+    "hardsigmoid": [()],
+    "hardswish": [()],
+    "_prelu_kernel": [(torch.ones(1, 1, 1, 1),)],
+    "rsqrt": [()],
+    "pow": [(1,), (1.0,), (0,), (-1,), (2,), (0.5,)],
+    "sum": [(), ([1],), ([1], True), ([1, 2, 3],), ([-1], True)],
+    "mean": [(), ([1],), ([1], True), ([-2, -1],)],
+    "prod": [(), (1,), (1, True), (-1,)],
+    "var": [([1], False), ([0], True, True)],
+    "std": [([1], False), ([0], True, True)],
+    "linalg_vector_norm": [(2, [1]), (1, [1], True), (float("inf"), [1], True)],
+    "_softmax": [(1, False)],
+    "_log_softmax": [(1, False)],
+    "logsumexp": [([1],), ([1], True)],
+    "native_layer_norm": [([1], None, None, 1e-5), ([1, 1], torch.ones(1, 1), torch.zeros(1, 1), 1e-5)],
+    "native_group_norm": [(None, None, 2, 1, 1, 1, 1e-5), (ONE, NONE, 2, 1, 1, 1, 1e-5)],
+    "native_batch_norm": [(ONE, NONE, *STATISTICS, False, 0.1, 1e-5)],
+    "_native_batch_norm_legit": [(None, None, *STATISTICS, False, 0.1, 1e-5)],
+    "_native_batch_norm_legit_no_training": [(None, None, *STATISTICS, 0.1, 1e-5)],
+    "cudnn_batch_norm": [(ONE, NONE, *STATISTICS, False, 0.1, 1e-5)],
+    "avg_pool2d": [(ALL_ONES,), (ALL_ONES, ALL_ONES, [0, 0], True, False, 1)],
+    "_adaptive_avg_pool2d": [(ALL_ONES,)],
+    "upsample_bilinear2d": [(ALL_ONES, True), (ALL_ONES, False)],
+    "convolution": [
+        (torch.ones(1, 1, 1, 1), None, ALL_ONES, [0, 0], ALL_ONES, transposed, [0, 0], 1)
+        for transposed in (False, True)
+    ],
+    "mm": [(torch.eye(1),)],
+    "addmm": [(torch.zeros(2, 1), torch.eye(1)), (torch.eye(2), torch.zeros(2, 1))],
+    "bmm": [(torch.eye(1)[None].repeat(2, 1, 1),)],
+    "baddbmm": [(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))],
+}
+"""Of every op that is composed, arguments with which the first one comes out as it is, or nearly."""
+
+DIMENSIONS = {"mm": 2, "addmm": 2, "bmm": 3, "baddbmm": 3}
+
+
+def test_all_that_is_composed_is_in_that_list() -> None:
+    assert set(NEUTRAL) == {*mode.COMPOSED, "convolution", "addmm", "baddbmm"}
+
+
+@pytest.mark.parametrize("part_of_a_larger", [False, True], ids=["whole", "part of a larger tensor"])
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_result_lies_in_memory_of_its_own(name: str, part_of_a_larger: bool) -> None:
+    """Who changes it in place changes nothing else: `x.sum(1, keepdim=True)` of one channel was x itself."""
+    larger = torch.rand(2, 3, 1, 1) + 0.5
+    x = larger[:, 1:2] if part_of_a_larger else larger[:, 1:2].clone()
+    x = x.flatten(DIMENSIONS.get(name, 4) - 1)
+    before = larger.clone(), x.clone()
+    for arguments in NEUTRAL[name]:
+        op = getattr(torch.ops.aten, name)
+        results = exactly(lambda x, op=op, given=arguments: op(x, *given), x)
+        given = [each for each in (x, *arguments) if isinstance(each, torch.Tensor)]
+        for result in results if isinstance(results, tuple) else (results,):
+            kept = [each.clone() for each in given]
+            result.fill_(77)
+            assert all(map(torch.equal, given, kept)), f"{name}{arguments}"
+    assert torch.equal(larger, before[0])
+    assert torch.equal(x, before[1])
+
+
+@pytest.mark.parametrize("dim", [None, 0, -1])
+def test_the_sum_of_a_number_without_dimensions(dim: int | None) -> None:
+    x = torch.tensor(3.0)
+    for reduce in (torch.sum, torch.mean, torch.prod):
+        assert exactly(lambda x, reduce=reduce: reduce(x) if dim is None else reduce(x, dim), x) == 3
+    assert x == 3

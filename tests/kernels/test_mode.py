@@ -196,6 +196,18 @@ def test_an_op_of_ones_own_is_registered_by_name() -> None:
         kernels.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
 
 
+def test_an_op_of_ones_own_that_gives_what_it_was_given_gives_a_copy() -> None:
+    @torch.library.custom_op("overlap_tool_tests::idle", mutates_args=())
+    def idle(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    kernels.register_exact_op("overlap_tool_tests::idle")(lambda x: x)
+    x = torch.ones(3)
+    with torch.no_grad(), exact_kernels():
+        idle(x).zero_()
+    assert torch.equal(x, torch.ones(3))
+
+
 def test_the_stock_engine_is_the_librarys(stock, exact) -> None:
     with torch.no_grad():
         assert torch.equal(overlap_tool.wrap(MODEL, tile=512, engine="exact")(X), exact)

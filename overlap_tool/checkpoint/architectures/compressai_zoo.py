@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from overlap_tool.errors import MissingExtraError
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
@@ -25,14 +28,28 @@ def published(name: str) -> Callable[[int], nn.Module]:
 
 def _build(name: str, **arguments: Any) -> nn.Module:
     # Importing CompressAI takes seconds, so it waits until a model is wanted.
-    import compressai.models  # noqa: F401  (fills the registry)
-    from compressai.registry import MODELS
+    with _wanted_by(name):
+        import compressai.models  # noqa: F401  (fills the registry)
+        from compressai.registry import MODELS
 
     return MODELS[name](**arguments)
 
 
+@contextmanager
+def _wanted_by(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            name,
+            f"its layers are those of CompressAI, and {error.name} is not installed",
+            'Run pip install "overlap-tool[codecs]"',
+        ) from error
+
+
 def _download(name: str, quality: int) -> nn.Module:
-    from compressai.zoo import image, image_vbr
+    with _wanted_by(name):
+        from compressai.zoo import image, image_vbr
 
     from overlap_tool.checkpoint.fitting import assemble
     from overlap_tool.checkpoint.registry import find

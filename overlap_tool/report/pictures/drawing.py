@@ -7,7 +7,7 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from overlap_tool.report.legible import legible
+from overlap_tool.legible import legible
 
 WIDE, NARROW = 760, 340
 """The widths that pictures are drawn for: a laptop or a page of paper, and a phone."""

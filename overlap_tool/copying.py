@@ -1,0 +1,69 @@
+"""Copies of models: in the modes of the original, and sharing with it what cannot be copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from overlap_tool.errors import CopyError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copied(model: Model) -> Model:
+    """A copy with weights of its own. What refuses to be copied, such as a coder in C++, is shared."""
+    instead: dict[int, Any] = {}
+    while True:
+        try:
+            made = copy.deepcopy(model, dict(instead))
+        except (MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            refused = _what_refused(error)
+            if id(refused) in instead or _must_be_copied(refused):
+                reason = str(error).strip().split("\n")[0]
+                raise CopyError(
+                    f"{type(model).__name__} ({type(model).__module__})",
+                    f"cannot be copied: its {type(refused).__name__} says {reason!r}",
+                    f"Give {type(refused).__name__} a __deepcopy__ that works",
+                ) from error
+            instead[id(refused)] = refused.detach().clone() if isinstance(refused, Tensor) else refused
+        else:
+            put_in_modes(made, modes(model))
+            return made
+
+
+def modes(module: nn.Module) -> dict[str, bool]:
+    """Which of its parts are in training mode, by name."""
+    return {name: part.training for name, part in module.named_modules()}
+
+
+def put_in_modes(module: nn.Module, wanted: Mapping[str, bool]) -> None:
+    """Training mode or not, part by part, from the outside in.
+
+    By `train`, since a module may do more there than note it: what torchvision's `create_feature_extractor`
+    makes computes another graph, and every copy of it is in training mode.
+    """
+    for name, part in module.named_modules():
+        mode = wanted.get(name, part.training)
+        if part.training != mode:
+            part.train(mode)
+
+
+def _what_refused(error: Exception) -> Any:
+    """What the innermost call of `deepcopy` was about."""
+    refused, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is copy.deepcopy.__code__:
+            refused = trace.tb_frame.f_locals["x"]
+        trace = trace.tb_next
+    return refused
+
+
+def _must_be_copied(refused: Any) -> bool:
+    """Modules and weights, without which it is no copy. What was computed of weights is another matter."""
+    is_weight = isinstance(refused, Tensor) and refused.is_leaf
+    return refused is None or isinstance(refused, nn.Module) or is_weight
