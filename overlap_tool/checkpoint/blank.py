@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from overlap_tool.randomness import OwnRandomness
+
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
 
@@ -44,5 +46,5 @@ def blank_weights(budget: int | None = None) -> Iterator[None]:
 
     The global random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]), _Blank(budget):
+    with OwnRandomness(), _Blank(budget):
         yield

@@ -13,20 +13,19 @@ from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
 
-import torch
 from torch import nn
 
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import fit, respell
 from overlap_tool.checkpoint.reading import strippings
 from overlap_tool.errors import OptionError, PluginError, WeightsError
+from overlap_tool.randomness import OwnRandomness
 
 
 def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The class, constructed; its random weights are always the same."""
     factory = _import(model_class)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with OwnRandomness(0):
         try:
             model = factory(**kwargs)
         except Exception as error:  # Their code: it may raise anything.

@@ -17,6 +17,7 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import Tracer, TrialError
 from overlap_tool.graph.values import check_values
+from overlap_tool.randomness import OwnRandomness
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
@@ -25,7 +26,7 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
     `channels` is the number of input channels; left out, it is read from the module's layers. Of several
     threads, one traces at a time.
     """
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, OwnRandomness():
         return _trace_with(module, name, channels)
 
 

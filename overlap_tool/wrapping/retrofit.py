@@ -25,7 +25,9 @@ from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.copying import copied
 from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
 from overlap_tool.graph.network import Input, Network
+from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import trace
+from overlap_tool.graph.values import StandsIn
 from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop, Order
@@ -58,7 +60,7 @@ UNTILED = "_overlap_tool_untiled"
 """The attribute of a wrapped model that keeps which of its parts stay whole."""
 
 
-class TiledForward:
+class TiledForward(StandsIn):
     """The forward of one stage: it plans for the size of its input, and runs the plan."""
 
     def __init__(self, module: nn.Module, name: str, input_scale: Fraction, settings: Settings) -> None:
@@ -72,7 +74,9 @@ class TiledForward:
     @property
     def network(self) -> Network:
         if self._network is None:
-            self._network = trace(self.module, self.name)
+            with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
+                if self._network is None:
+                    self._network = trace(self.module, self.name)
         return self._network
 
     def settle(self, settings: Settings) -> None:
@@ -81,11 +85,12 @@ class TiledForward:
         self._plans.clear()
 
     def plan(self, shape: Shape) -> StagePlan:
-        if shape not in self._plans:
-            while len(self._plans) >= PLANS_KEPT:
-                del self._plans[next(iter(self._plans))]
-            self._plans[shape] = plan_stage(self.name, self.network, self.input_scale, shape, self.settings)
-        return self._plans[shape]
+        plan = self._plans.get(shape)
+        if plan is None:
+            plan = plan_stage(self.name, self.network, self.input_scale, shape, self.settings)
+            # another dict, since other threads may be reading this one
+            self._plans = dict([*self._plans.items(), (shape, plan)][-PLANS_KEPT:])
+        return plan
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
