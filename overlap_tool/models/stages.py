@@ -1,13 +1,15 @@
 """Finding the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
 
-What no finite overlap serves is refused, unless it works on latents: then the model's own code runs it whole.
-The model is run once on a small image, in a copy, to see which of its parts map one map to one map, and at
-which scale. Everything else is static.
+What cannot be tiled is refused, unless it works on latents: then the model's own code runs it whole.
+The model is run once on a small image, in a copy, to see which of its parts map one map to one map, at which
+scale, and which of them round: a quantiser is known by its class, or by what it does. Everything else is
+static.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
@@ -20,19 +22,25 @@ from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
 from overlap_tool.copying import copied
-from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
+from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.inline import InlineStage
+from overlap_tool.models.rounding import RoundingWatch
 from overlap_tool.rules import is_quantiser
 
 TRIAL_IMAGES = (64, 256)
 """Heights of the images on which a model is tried, smaller first since it is quicker. They are three times
 as wide, so that every map is wider than high, even half of one, as a checkerboard has it; what a barrier
 makes of a map, such as a pool of 3x3, is not."""
+
+NAME_QUANTISER = (
+    "If it is a codec whose parts are to be tiled: nothing in it was seen to round, so name the class that "
+    'quantises, with overlap_tool.rules.register_quantiser("package.module.Class")'
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class _Observed:
     """The parts that take or return several maps."""
     latent: Fraction = Fraction(0)
     """The finest scale at which something is quantised."""
+    rounding: set[str] = field(default_factory=set)
+    """The parts in which a map coarser than the image is rounded."""
     channels: int | None = None
     """Of the image."""
     inline_holds: bool = True
@@ -122,9 +132,14 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
     plugins.discover()  # for their rules
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
-    coded = _contains_quantiser(model)
     inlined = {each.name: each for each in inline.stages_of(model)}
-    seen = _observed(model) if coded or only or inlined else _Observed(scales={"": Fraction(1)})
+    if only is None and not inlined and not _contains_quantiser(model):
+        found = _rounding_or_plain(model)
+        if isinstance(found, Stage):
+            return Survey((found,), 1, found.network.ops[0].channels)
+        seen = found
+    else:
+        seen = _observed(model)
     if not seen.inline_holds:
         raise TraceError(
             f"{type(model).__name__} ({type(model).__module__})",
@@ -141,6 +156,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         parts += _walk("", model, seen)
     stages = tuple(part for part in parts if isinstance(part, Stage))
     untiled = tuple(part for part in parts if isinstance(part, Untiled))
+    coded = bool(seen.rounding) or _contains_quantiser(model)
     if coded and not stages:
         raise TraceError(
             type(model).__name__,
@@ -149,6 +165,33 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         )
     multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
+
+
+def _rounding_or_plain(model: nn.Module) -> _Observed | Stage:
+    """What a run showed of a codec that rounds in code of its own, or the one stage that else there is."""
+    codec, failure = hasattr(model, "compress"), None
+    if codec:
+        try:
+            seen = _observed(model)
+        except TraceError as error:
+            failure = error
+        else:
+            if seen.rounding:
+                return seen
+    try:
+        return Stage("", model, trace(model, ""), Fraction(1))
+    except TraceError as refusal:
+        if failure is not None:
+            raise failure from refusal
+        if codec:
+            raise type(refusal)(
+                refusal.where, refusal.reason, f"{refusal.way_out}. {NAME_QUANTISER}"
+            ) from refusal
+        with suppress(TraceError):
+            seen = _observed(model)
+            if seen.rounding:
+                return seen
+        raise
 
 
 def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage | None = None) -> Stage:
@@ -182,10 +225,11 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
     if is_quantiser(module):
         return
-    if path in seen.scales and not _contains_quantiser(module):
+    quantises = path in seen.rounding or _contains_quantiser(module)
+    if path in seen.scales and not quantises:
         try:
             network = trace(module, path, seen.inputs.get(path))
-        except (GlobalOpError, WrapAroundError) as refusal:
+        except TraceError as refusal:
             if not path or seen.finest[path] > seen.latent:
                 raise
             yield Untiled(path, f"{refusal.where} {refusal.reason}")
@@ -193,7 +237,7 @@ def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Unt
         if network.has_spatial_context or not path:
             yield Stage(path, module, network, seen.scales[path])
         return
-    if path in seen.several and not _contains_quantiser(module):
+    if path in seen.several and not quantises:
         yield Untiled(path, "takes or returns several maps; those of its parts that take one are stages")
     for name, child in module.named_children():
         yield from _walk(f"{path}.{name}" if path else name, child, seen)
@@ -231,15 +275,29 @@ def _observed(model: nn.Module) -> _Observed:
     raise TraceError(
         type(model).__name__,
         f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
-        "Give the module that holds the transforms, with --model",
+        "Give a class whose forward takes an image alone, or the module of the transforms, with --model",
     )
 
 
 def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     seen = _Observed(channels=channels)
+    rounded = 0
+    before_calls: list[int] = []
+    """How many maps had been rounded when each call began that has not ended."""
+
+    def note_rounding(made: Tensor) -> None:
+        nonlocal rounded
+        if _is_map(made) and made.shape[-2] < side:
+            rounded += 1
+            seen.latent = max(seen.latent, Fraction(made.shape[-2], side))
+
+    def begin(*_: Any) -> None:
+        before_calls.append(rounded)
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            if before_calls.pop() < rounded:
+                seen.rounding.add(path)
             given, made = _maps((args, named)), _maps(output)
             scales = [Fraction(each.shape[-2], side) for each in (*given, *made)]
             if is_quantiser(module):
@@ -258,8 +316,10 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     spanned |= {model} if inlined else set()
     for path, module in model.named_modules():
         if module not in spanned:
+            module.register_forward_pre_hook(begin)
             module.register_forward_hook(watch(path), with_kwargs=True)
     for each in inlined:
+        each.module.register_forward_pre_hook(begin)
         each.module.register_forward_hook(watch(each.name), with_kwargs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -267,7 +327,7 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     if inlined:  # whose results are compared, so there has to be something in it
         image.uniform_(generator=torch.Generator().manual_seed(0))
     image = image.to(device, dtype)
-    with torch.no_grad(), engine("exact" if inlined else "stock"):
+    with torch.no_grad(), engine("exact" if inlined else "stock"), RoundingWatch(note_rounding):
         outputs = _tensors(model(image))
         if inlined:
             for each in inlined:

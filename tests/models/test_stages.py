@@ -11,15 +11,17 @@ from support.foreign_blocks import (
     GlobalContextCodec,
     LinearAttention,
     LinearAttentionBetween,
+    PositionsOfTheWholeMap,
+    TurnedChannels,
     WindowAttention,
 )
-from support.networks import PlainCnn, ThirdPartyCodec, UnknownOp
+from support.networks import PlainCnn, ThirdPartyCodec
 from support.small_models import small_model, small_survey
 from torch import nn
 
 import overlap_tool
 from overlap_tool import report
-from overlap_tool.errors import GlobalOpError, OptionError, TraceError, UnknownOpError, WrapAroundError
+from overlap_tool.errors import GlobalOpError, OptionError, TraceError, WrapAroundError
 from overlap_tool.graph.network import Op
 from overlap_tool.models.stages import survey
 from overlap_tool.wrapping.retrofit import untiled
@@ -138,8 +140,10 @@ def test_a_module_used_twice_is_two_ops() -> None:
         (LinearAttention(4), "mixes the whole map"),
         (WindowAttention(4, shift=2), "across the border"),
         (LinearAttentionBetween(4), "several maps"),
+        (PositionsOfTheWholeMap(4), "size of its input"),
+        (TurnedChannels(4), "no rule knows this op"),
     ],
-    ids=["one map", "unmasked roll", "two maps"],
+    ids=["one map", "unmasked roll", "two maps", "its size", "no rule"],
 )
 def test_a_context_model_over_the_whole_latent_stays_whole_and_is_named(context, reason) -> None:
     codec = GlobalContextCodec(context).eval()
@@ -191,13 +195,6 @@ def test_what_works_on_finer_maps_than_latents_does_not_stay_whole() -> None:
     codec.g_a[2] = FrequencyAwareBlock(4)
     with pytest.raises(WrapAroundError, match=r"g_a\.2\.attention"):
         survey(codec)
-
-
-def test_a_context_model_that_only_lacks_a_rule_is_refused() -> None:
-    context = UnknownOp()
-    context.conv = nn.Conv2d(4, 4, 3, padding=1)
-    with pytest.raises(UnknownOpError, match="bessel"):
-        survey(GlobalContextCodec(context))
 
 
 def test_every_part_of_the_zoo_models_is_in_a_stage_or_pointwise(architecture: str) -> None:

@@ -154,6 +154,36 @@ class AfterConv(nn.Module):
         return self.block(self.first(x))
 
 
+class PositionsOfTheWholeMap(nn.Module):
+    """Attends to five by five neighbours, with a mask that is made for the size of the map, and kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.height = self.width = -1
+        self.unfold = nn.Unfold(5, padding=2)
+        self.mix = nn.Linear(25 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        if (self.height, self.width) != (h, w):
+            self.height, self.width = h, w
+            anchors = torch.zeros(1, 1, h, w, device=x.device)
+            anchors[..., ::2, 1::2] = anchors[..., 1::2, ::2] = 1
+            self.mask = self.unfold(anchors).transpose(1, 2)
+        seen = self.unfold(x).transpose(1, 2).reshape(b, h * w, c, 25) * self.mask.unsqueeze(2)
+        return self.mix(seen.reshape(b, h * w, c * 25)).transpose(1, 2).reshape(b, c, h, w)
+
+
+class TurnedChannels(nn.Conv2d):
+    """Ahead of a convolution stands an op that has no rule."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(1))
+
+
 class GlobalContextCodec(nn.Module):
     """A codec with convolutional transforms, whose context model attends to the whole latent."""
 
