@@ -22,6 +22,15 @@ from overlap_tool.errors import OptionError, PluginError, WeightsError
 from overlap_tool.randomness import OwnRandomness
 
 
+def look_in_working_folder() -> None:
+    """Find modules there, as `python -m` does, and for good: a class may import more when it first runs.
+
+    For what the user names, and not for what a file does: whoever filled the folder chose what would run.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The class, constructed; its random weights are always the same."""
     factory = _import(model_class)
@@ -75,9 +84,6 @@ def _import(model_class: str) -> Any:
     module_name, _, qualified = model_class.partition(":")
     if not module_name or not qualified:
         raise OptionError(f"--model {model_class}", "it names no class", f"Write {_spelled(model_class)}")
-    # As `python -m` does, and for good: the class may import more of its package when it first runs.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # Importing runs their code: it may raise anything.
@@ -86,7 +92,8 @@ def _import(model_class: str) -> Any:
             f"its module cannot be imported: {type(error).__name__}: {error}",
             f"Write {_spelled(model_class)}"
             if "/" in module_name or module_name.endswith(".py")
-            else "Install the package that is missing, or run in the folder that contains it",
+            else "Install the package that is missing, or name its folder in PYTHONPATH; with --model, it is "
+            "enough to run in the folder that contains it",
         ) from error
     try:
         return attrgetter(qualified)(module)

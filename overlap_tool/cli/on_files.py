@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlap_tool.cli.messages import tell
-from overlap_tool.cli.options import Debug, Device, Plugin, busy, load_plugins
+from overlap_tool.cli.options import Debug, Device, Plugin, Trust, busy, load_plugins
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class FileOptions:
         False
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    trust: Trust = False
     plugin: Plugin = None
     debug: Debug = False
 
@@ -55,7 +56,7 @@ class FileOptions:
             from overlap_tool.files import Codec
 
             load_plugins(self.plugin)
-            codec = Codec.load(self.model, self.device)
+            codec = Codec.load(self.model, self.device, trust=self.trust)
         try:
             summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
         except KeyboardInterrupt:

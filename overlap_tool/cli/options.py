@@ -24,6 +24,13 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the code that the file brings or names: a pickled module, the class of a wrapped model.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -51,10 +58,7 @@ class ModelOptions:
     kwargs: Annotated[
         str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of the --model class.")
     ] = None
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Load a pickled module, which runs code from the file. Off by default."),
-    ] = False
+    trust: Trust = False
     plugin: Plugin = None
     debug: Debug = False
 
@@ -83,6 +87,10 @@ def load_plugins(paths: list[Path] | None) -> None:
     from overlap_tool import plugins
 
     plugins.discover()
+    if paths:
+        from overlap_tool.checkpoint import look_in_working_folder
+
+        look_in_working_folder()
     for path in paths or []:
         plugins.load_file(path)
 

@@ -295,18 +295,26 @@ def plans(
     return made
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """A wrapped model from the file that `overlap-tool wrap` wrote."""
-    return restore(Artefact.read(path), os.fspath(path), device)
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, trust: bool = False
+) -> nn.Module:
+    """A wrapped model from the file that `overlap-tool wrap` wrote.
+
+    The file of a class of one's own names that class, and importing it runs its code: it is refused unless
+    `trust` is given.
+    """
+    return restore(Artefact.read(path), os.fspath(path), device, trust)
 
 
-def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+def restore(
+    artefact: Artefact, where: str, device: str | torch.device = "cpu", trust: bool = False
+) -> nn.Module:
     """The wrapped model of an artefact; `where` names it in refusals."""
     try:
         settings = Settings(**artefact.settings)
     except TypeError as error:
         raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
-    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
+    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where, trust)
     return _wrapped(model.to(device).eval(), settings, inplace=True)
 
 

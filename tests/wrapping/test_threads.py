@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import mmap
 import pickle
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +32,9 @@ from overlap_tool.randomness import OwnRandomness
 THREADS = 8
 
 
-def at_once(works: list[Callable[[], object]], seconds: float = 0.0) -> int:
+def at_once(works: list[Callable[[], object]], seconds: float = 0.0) -> list[int]:
     """Each in a thread of its own, all begun together: once, or again and again for so long. How many calls
-    that were; what one raises is raised."""
+    each made; what one raises is raised."""
     begin, until = threading.Barrier(len(works)), time.monotonic() + seconds
     failures: list[BaseException] = []
     calls = [0] * len(works)
@@ -54,7 +56,7 @@ def at_once(works: list[Callable[[], object]], seconds: float = 0.0) -> int:
         thread.join()
     if failures:
         raise failures[0]
-    return sum(calls)
+    return calls
 
 
 @contextmanager
@@ -212,3 +214,94 @@ def test_a_trace_of_what_draws_leaves_the_random_numbers_of_the_process() -> Non
     with pytest.raises(TraceError, match="draws random numbers in eval mode"):
         trace(net, "net", 1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def busy(folder: Path) -> list[Callable[[], None]]:
+    """What the threads of a server may do at once, each held to what the models themselves give."""
+    net, codec = seeded(PlainCnn), small_model("mbt2018-mean")
+    grey, colours = image(40, 56, 1), image(64, 64)
+    expected, coded = exactly(net, grey), exactly(codec, colours)
+    tiled = overlap_tool.wrap(net, tile=16)
+    pickled, path = pickle.dumps(tiled), saved(codec, "mbt2018-mean", folder)
+    with torch.no_grad():
+        plain, of_codec = net(grey), codec(colours)
+    dropping = nn.Dropout()  # which draws random numbers
+
+    def training() -> None:
+        given = torch.ones(16, 16)
+        assert isinstance(dropping(given), Tensor)
+        assert (dropping(given) == 0).any()
+
+    return [
+        lambda: assert_equal(overlap_tool.wrap(net, tile=16)(grey), expected),
+        lambda: assert_equal(overlap_tool.wrap(codec, tile=32)(colours), coded),
+        lambda: assert_equal(overlap_tool.load(path)(colours), coded),
+        lambda: assert_equal(pickle.loads(pickled)(grey), expected),
+        lambda: assert_equal(copy.deepcopy(tiled)(grey), expected),
+        lambda: assert_equal(tiled(grey), expected),
+        lambda: [assert_equal(net(grey), plain), assert_equal(codec(colours), of_codec)],
+        training,
+    ]
+
+
+def for_so_long(seconds: float, folder: Path) -> list[int]:
+    torch.set_num_threads(1)  # before the plain results, as in the threads
+    try:
+        works = busy(folder)
+        assert len(works) == THREADS
+        with nothing_stays_replaced():
+            return at_once(works, seconds)
+    finally:
+        torch.set_num_threads(2)
+
+
+def test_eight_threads_that_do_all_of_it(tmp_path: Path) -> None:
+    assert min(for_so_long(3, tmp_path)) >= 1
+
+
+@pytest.mark.slow
+def test_eight_threads_for_a_minute(tmp_path: Path) -> None:
+    assert min(for_so_long(60, tmp_path)) >= 5
+
+
+def served(images: int, threads: int = 4) -> list[int]:
+    """Bytes that the process holds after each image: one wrapped codec compresses and decompresses them all,
+    and is held to what the codec itself gives."""
+    codec = small_model("mbt2018-mean")
+    tiled, draw = overlap_tool.wrap(codec, tile=64), random.Random(0)
+    sizes = [(64 * draw.randint(1, 4), 64 * draw.randint(1, 4)) for _ in range(images)]
+    expected = {}
+    with overlap_tool.exact_kernels(), torch.no_grad():
+        for size in set(sizes):
+            strings = codec.compress(image(*size))
+            expected[size] = strings, codec.decompress(**strings)["x_hat"]
+    waiting, held = iter(sizes), []
+
+    def serve() -> None:
+        for size in iter(lambda: next(waiting, None), None):
+            strings, decoded = expected[size]
+            found = tiled.compress(image(*size))
+            assert found == strings
+            assert torch.equal(tiled.decompress(**found)["x_hat"], decoded)
+            held.append(resident_bytes())
+
+    at_once([serve] * threads)
+    assert len(held) == images
+    return held
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * mmap.PAGESIZE
+
+
+def test_a_server_of_four_threads() -> None:
+    served(12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_a_server_of_four_threads_holds_no_more_after_200_images_than_after_50() -> None:
+    held = served(200)
+    early, late = max(held[:50]), max(held[50:])
+    assert late < 1.05 * early, f"{early >> 20} MiB at most in the first 50, {late >> 20} MiB after"
