@@ -6,6 +6,7 @@ from . import kernels as kernels
 from . import models as models
 from . import report as report
 from . import rules as rules
+from . import testing as testing
 from .analysis import Analysis as Analysis
 from .analysis import analyze as analyze
 from .checkpoint import Architecture as Architecture
@@ -24,6 +25,7 @@ from .errors import OverlapToolError as OverlapToolError
 from .errors import PluginError as PluginError
 from .errors import RuleError as RuleError
 from .errors import SizeDependenceError as SizeDependenceError
+from .errors import SizeError as SizeError
 from .errors import SlowKernelWarning as SlowKernelWarning
 from .errors import TraceError as TraceError
 from .errors import TrainingModeError as TrainingModeError
@@ -31,7 +33,6 @@ from .errors import UnknownArchitectureError as UnknownArchitectureError
 from .errors import UnknownOpError as UnknownOpError
 from .errors import UntrustedPickleError as UntrustedPickleError
 from .errors import WeightsError as WeightsError
-from .errors import WrapAroundError as WrapAroundError
 from .geometry import Padding as Padding
 from .geometry import Window as Window
 from .kernels import exact_kernels as exact_kernels

@@ -239,11 +239,9 @@ def analyze(
     (4, 3, 9)
     """
     if min(size) < 1:
-        raise OptionError(
-            f"--size {size[0]}x{size[1]}", "is not the size of an image", "Use two numbers from 1"
-        )
+        raise OptionError(f"size={size}", "is not the size of an image", "Use two numbers from 1")
     if any(tile < 1 for tile in tiles):
-        raise OptionError(f"tiles {list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
+        raise OptionError(f"tiles={list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
     chosen = (
         CHOSEN
         if memory is None
@@ -276,6 +274,7 @@ def _stage_report(
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
     overlap = StageOverlap.of(network)
     height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
+    network.require(height, width)
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
     full_macs = macs(costs, *full)

@@ -6,6 +6,9 @@ with the three parts as attributes.
 
 from __future__ import annotations
 
+import errno
+import os
+
 from overlap_tool.legible import legible
 
 
@@ -13,7 +16,9 @@ class OverlapToolError(Exception):
     """Base of everything this package refuses.
 
     `where` is a file, a layer or a parameter; `reason` says what is wrong with it; `way_out` says what the
-    user can do about it. Names in them may come from hostile files: all three are fit to be printed.
+    user can do about it. A parameter is spelled as in Python, `tile=256`: alone as `where`, else in
+    backquotes, from which the command line makes its option. Names in them may come from hostile files: all
+    three are fit to be printed.
     """
 
     def __init__(self, where: str, reason: str, way_out: str) -> None:
@@ -24,7 +29,7 @@ class OverlapToolError(Exception):
         return f"{self.where}: {self.reason}. {self.way_out}"
 
 
-class OptionError(OverlapToolError):
+class OptionError(OverlapToolError, ValueError):
     """An argument that cannot be used: a tile of 0, a stage that the model lacks."""
 
 
@@ -72,16 +77,16 @@ class GlobalOpError(TraceError):
     """An op that needs the whole map, so that no finite overlap is enough."""
 
 
-class WrapAroundError(TraceError):
-    """A part that reads across a border of the map to the opposite one, as a roll without a mask does."""
-
-
 class SizeDependenceError(TraceError):
     """A stage that reads its own spatial size, so that a piece would behave differently from the whole."""
 
 
 class DataDependenceError(TraceError):
     """A stage whose control flow depends on the values of its input."""
+
+
+class SizeError(OverlapToolError, ValueError):
+    """A map of a size that a stage cannot compute, such as an odd one where pixels are unshuffled by 2."""
 
 
 class RuleError(TraceError):
@@ -100,12 +105,32 @@ class ContainerError(OverlapToolError):
     """A compressed file that is damaged, of another version, or of another checkpoint."""
 
 
+class CodingError(OverlapToolError):
+    """A model whose own `compress` or `decompress` fails, or gives what a file cannot hold."""
+
+
 class ExactnessError(OverlapToolError):
     """Something of which the exact engine cannot promise the bits."""
 
-    STOCK = 'engine="stock" (on the command line, --engine stock)'
+    STOCK = '`engine="stock"`'
     """The way out that is always there, for those who can do without."""
 
 
 class SlowKernelWarning(UserWarning):
     """A layer that the exact engine has to compute by a slower kernel, with the same bits."""
+
+
+def why_absent(path: str | os.PathLike[str]) -> str:
+    """Why a path leads to nothing that can be read; empty if it leads somewhere."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            return f"it is a link to {os.readlink(path)}, and there is no such file"
+        return "there is no such file"
+    except OSError as error:
+        looped = error.errno == errno.ELOOP
+        return "it is a link that leads back to itself" if looped else f"it cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"it is no path ({error})"
+    return ""

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from overlap_tool.errors import OverlapToolError, PluginError
+from overlap_tool.errors import OverlapToolError, PluginError, why_absent
 
 GROUP = "overlap_tool.plugins"
 
@@ -37,12 +37,12 @@ def discover() -> tuple[str, ...]:
 
 def load_file(path: Path) -> None:
     """Import a plugin from a file. It is code, and runs as such."""
-    if not path.is_file():
-        raise PluginError(str(path), "there is no such file", "Give the path of a Python file to --plugin")
+    if absent := why_absent(path) or ("" if path.is_file() else "it is no file"):
+        raise PluginError(str(path), absent, "Give the path of a Python file")
     name = f"overlap_tool_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(str(path), "is not a Python file", "Give the path of a .py file to --plugin")
+        raise PluginError(str(path), "is not a Python file", "Give the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LAYERS = (
     ("runtime",),
     ("analysis",),
     ("wrapping",),
+    ("testing",),
     ("verification",),
     ("files",),
     ("report",),
@@ -38,7 +40,7 @@ LAYERS = (
 FACADES = {""}
 """The package itself, which imports only when something of it is first used."""
 
-INTEGERS_ONLY = {"geometry", "geometry.ops", "geometry.axis", "geometry.plan"}
+INTEGERS_ONLY = {"geometry", "geometry.ops", "geometry.axis", "geometry.plan", "geometry.walk"}
 
 
 def _name(path: Path) -> str:
@@ -126,6 +128,13 @@ def test_the_pure_integers_know_no_torch(name: str) -> None:
     assert not any(
         module.partition(".")[0] in ("torch", "networkx", "numpy") for module in imported(FILES[name])
     )
+
+
+def test_the_architecture_page_names_only_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    hops = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page)
+    assert len(hops) > 100
+    assert [hop for hop in hops if not (ROOT / PACKAGE / hop).exists() and not (ROOT / hop).exists()] == []
 
 
 def test_the_architecture_page_names_every_file() -> None:

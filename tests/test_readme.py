@@ -25,11 +25,12 @@ from torch import nn
 import overlap_tool
 from overlap_tool import checkpoint, cli, plugins
 from overlap_tool.checkpoint import registry as architectures
-from overlap_tool.errors import UnknownOpError
+from overlap_tool.errors import RuleError, UnknownOpError
 from overlap_tool.files import Codec, compress
 from overlap_tool.graph.trace import trace
 from overlap_tool.plugins import GROUP
 from overlap_tool.rules import registry
+from overlap_tool.testing import check_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -222,6 +223,16 @@ def test_the_rules_shown_are_right(folder, module, name, overlap, schedule) -> N
     image = torch.rand(2, 3, 67, 101, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(tiled(image), model(image), rtol=0, atol=1e-12)
+
+
+def test_the_check_shown_passes_and_one_that_is_wrong_does_not(folder) -> None:
+    __import__("check_smooth")
+    text = FILES["smooth.py"]
+    assert "1:-1, 1:-1" in text
+    (folder / "wrong_smooth.py").write_text(text.replace("kernel=3", "kernel=5").replace("example", "wrong"))
+    wrong = __import__("wrong_smooth")
+    with pytest.raises(RuleError, match="geometry"):
+        check_rule(wrong.smooth, torch.rand(2, 3, 17, 22), torch.rand(3, 1, 3, 3))
 
 
 def test_the_plugin_shown_is_recognised_and_its_tiles_are_exact(folder, tmp_path) -> None:

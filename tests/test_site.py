@@ -30,7 +30,7 @@ def test_the_site_builds_and_its_links_hold(tmp_path) -> None:
 def test_a_link_that_leads_nowhere_is_noticed(tmp_path) -> None:
     for name in ("docs", "scripts", "overlap_tool"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", "action.yml", "mkdocs.yml"):
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "action.yml", "mkdocs.yml"):
         shutil.copy(ROOT / name, tmp_path / name)
     done = _build(tmp_path, tmp_path / "site")  # plugins, notebooks and results are not there
     assert done.returncode != 0

@@ -38,7 +38,10 @@ def wrapped_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def is_artefact(payload: object) -> bool:
     """Whether what a file holds is a wrapped model."""
-    return isinstance(payload, dict) and payload.get("format") == FORMAT
+    if not isinstance(payload, dict):
+        return False
+    written = payload.get("format")
+    return isinstance(written, str) and written == FORMAT
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Artefact:
             save_atomically(payload, path)
         except OSError as error:
             raise CheckpointError(
-                os.fspath(path), f"it cannot be written ({error.strerror})", "Name another file with --output"
+                os.fspath(path), f"it cannot be written ({error.strerror})", "Make room, or name another file"
             ) from error
 
     @staticmethod
@@ -88,10 +91,13 @@ class Artefact:
     @staticmethod
     def parse(payload: dict[str, Any], where: str) -> Artefact:
         """From what a file holds; `where` names it in refusals."""
-        if payload.get("version") != VERSION:
+        version = payload.get("version")
+        if type(version) is not int:  # and not True, which equals 1
+            raise CheckpointError(where, "a part of it is missing or malformed ('version')", REWRAP)
+        if version != VERSION:
             raise CheckpointError(
                 where,
-                f"its format has version {payload.get('version')}, and this tool knows {VERSION}",
+                f"its format has version {version}, and this tool knows {VERSION}",
                 f"Update overlap-tool, or {REWRAP[0].lower()}{REWRAP[1:]}",
             )
         try:

@@ -13,14 +13,12 @@ from overlap_tool.checkpoint.blank import TooLargeError, blank_weights
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import Architecture, shortened
 from overlap_tool.errors import WeightsError
-
-CDF_BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
-"""Buffers of CompressAI's entropy models, empty before `update()` and of any size after it."""
+from overlap_tool.models import coding_tables
 
 _BOTTLENECK_KEY = re.compile(r"\._?(matri(?:x|ces)|bias(?:es)?|factors?)\.?(\d+)$")
 _SPARE_BYTES = 64 << 20
 
-ANOTHER_CLASS = "Name the right architecture with --arch, or bring your class with --model pkg.module:Class"
+ANOTHER_CLASS = 'Name the right one as `architecture`, or bring your class: `model_class="pkg.module:Class"`'
 """The way out where weights do not fit."""
 
 
@@ -33,7 +31,7 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
         raise WeightsError(
             where,
             f"not a {architecture.name}: {shortened(architecture.detect.missed(state)) or f'no {error}'}",
-            "Leave --arch out to have the architecture detected from the weights",
+            "Leave `architecture` out to have the architecture detected from the weights",
         ) from error
     if not all(_positive(value) for value in arguments.values()):
         raise WeightsError(
@@ -98,30 +96,17 @@ def _canonical(key: str) -> str:
 
 def _resize_cdf_buffers(model: nn.Module, state: StateDict, where: str) -> None:
     """Sizes the model's CDF buffers as in the file, and takes absent ones to be not yet computed."""
-    for name, module in model.named_modules():
-        buffers = [buffer for buffer in CDF_BUFFERS if buffer in module._buffers]
-        if "_quantized_cdf" not in buffers:
-            continue
+    for name, module in coding_tables.entropy_models(model):
         prefix = f"{name}." if name else ""
-        for buffer in buffers:
-            present = module._buffers[buffer]
-            found = state.setdefault(prefix + buffer, torch.empty(0))
-            if present is not None:
-                module._buffers[buffer] = torch.empty(found.shape, dtype=present.dtype)
-        _refuse_broken_cdf(prefix, state, where)
-
-
-def _refuse_broken_cdf(prefix: str, state: StateDict, where: str) -> None:
-    cdf, offset, length = (state[prefix + buffer] for buffer in CDF_BUFFERS[:3])
-    if cdf.numel() == offset.numel() == length.numel() == 0:
-        return
-    sound = cdf.ndim == 2 and cdf.shape[:1] == offset.shape == length.shape
-    if not sound or not 2 <= int(length.min()) <= int(length.max()) <= cdf.shape[1]:
-        raise WeightsError(
-            where,
-            f"the CDF tables under {prefix or 'the model'}* contradict each other",
-            "Delete its _quantized_cdf, _offset and _cdf_length from the file: update() computes them again",
-        )
+        for buffer in coding_tables.BUFFERS:
+            if buffer in module._buffers:
+                present = module._buffers[buffer]
+                found = state.setdefault(prefix + buffer, torch.empty(0))
+                if present is not None:
+                    module._buffers[buffer] = torch.empty(found.shape, dtype=present.dtype)
+        names = [one for one in coding_tables.tables_of(module) if prefix + one in state]
+        tables = {one: state[prefix + one] for one in names}
+        coding_tables.refuse_broken(tables, f"{where}, {name}" if name else where)
 
 
 def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str, way_out: str) -> None:

@@ -91,7 +91,8 @@ def rebuild(
         raise OptionError(
             where,
             f"it holds a {architecture!r}, which no architecture here is called",
-            f"Install the plugin that knows it, or name it with --plugin FILE.py. {registry.known_names()}",
+            "Install the plugin that knows it, or import its file (on the command line, --plugin FILE.py). "
+            f"{registry.known_names()}",
         )
     refuse_nonfinite(model, where)
     remember(model, Origin(architecture, arguments))
@@ -108,13 +109,23 @@ def _refuse_contradictions(
             "Name a file after the command, or a seeded model: zoo:mbt2018",
         )
     if architecture is not None and model_class is not None:
-        raise OptionError(f"--arch {architecture}", "--model names a class already", "Give one of the two")
+        raise OptionError(
+            f"architecture={architecture!r}", "`model_class` names a class already", "Give one of the two"
+        )
     if architecture is not None and where.startswith(zoo.PREFIX):
-        raise OptionError(f"--arch {architecture}", f"{where} names one already", "Leave --arch out")
+        raise OptionError(
+            f"architecture={architecture!r}", f"{where} names one already", "Leave `architecture` out"
+        )
     if model_class is not None and where.startswith(zoo.PREFIX):
-        raise OptionError(f"--model {model_class}", f"{where} is a model of its own", "Give a file, or none")
+        raise OptionError(
+            f"model_class={model_class!r}", f"{where} is a model of its own", "Give a file, or none"
+        )
     if kwargs is not None and model_class is None:
-        raise OptionError("--kwargs", "there is no --model to construct", "Add --model pkg.module:Class")
+        raise OptionError(
+            f"kwargs={dict(kwargs)}",
+            "there is no `model_class` to construct",
+            'Add `model_class="pkg.module:Class"`',
+        )
 
 
 def _from_class(
@@ -156,7 +167,9 @@ def _from_module(
     """A trusted pickled module is used as it is: nobody knows its class better than the pickle."""
     if forced is not None:
         raise CheckpointError(
-            where, f"it is a whole pickled module, --arch {forced.name} cannot change it", "Leave --arch out"
+            where,
+            f"it is a whole pickled module, and `architecture={forced.name!r}` cannot change it",
+            "Leave `architecture` out",
         )
     kind = type(model)
     if kind.__module__.partition(".")[0] == "compressai" and find_spec("compressai.registry") is not None:

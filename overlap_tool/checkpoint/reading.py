@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import names, shortened
-from overlap_tool.errors import CheckpointError, UntrustedPickleError
+from overlap_tool.errors import CheckpointError, UntrustedPickleError, why_absent
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -115,8 +115,8 @@ def _existing_file(where: str) -> Path:
         inside = [name for name in _listed(path) if name.endswith(_ENDINGS)]
         example = f", such as {path / inside[0]}" if inside else ""
         raise CheckpointError(where, "it is a directory", f"Give the checkpoint file inside it{example}")
-    if not os.path.exists(path):
-        raise CheckpointError(where, "there is no such file", _meant(path))
+    if absent := why_absent(path):
+        raise CheckpointError(where, absent, "Check the path" if os.path.islink(path) else _meant(path))
     if not path.is_file():
         raise CheckpointError(where, "it is not a regular file", _ANOTHER_FILE)
     try:
@@ -166,6 +166,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, trust: bool) -> Any:
+    _refuse_compressed(path)
     try:
         # Mapped, the optimiser's states, often twice the weights, are never read. A pickled module is kept as
         # it comes, so it must not lean on a file that may change.
@@ -175,6 +176,25 @@ def _load_pickle(path: Path, trust: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
     except Exception as error:  # Whatever a broken or hostile file makes the reader raise.
         raise (_trusted_failure(path, error) if trust else _failure(path, error)) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Records are read where they lie in the file; torch.load would take compressed ones for numbers."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = [
+                one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED
+            ]
+    except Exception:  # Too broken to list: torch.load says so.
+        return
+    if compressed:
+        raise CheckpointError(
+            str(path),
+            f"{compressed[0]} in it is compressed, as torch.save never does it",
+            "Unpack it and zip it again without compression, as with zip -0 -r, or save it with torch.save",
+        )
 
 
 def _trusted_failure(path: Path, error: Exception) -> CheckpointError:
@@ -194,7 +214,7 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
         return UntrustedPickleError(
             where,
             f"it is a pickle that runs code, not plain weights: loading it would import {shortened(needed)}",
-            "If you trust whoever made the file, pass --trust (trust=True in Python); "
+            "If you trust whoever made the file, pass `trust=True`, or "
             "else ask for model.state_dict() saved with torch.save, or safetensors",
         )
     with path.open("rb") as file:

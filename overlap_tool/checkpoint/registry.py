@@ -63,16 +63,20 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str, written: str | None = None) -> Architecture:
-    """`written` is the name as the user wrote it, if not after --arch."""
+    """`written` is the name as the user wrote it, if not as `architecture`."""
     if name in _architectures:
         return _architectures[name]
-    written = written or f"--arch {name}"
+    written = written or f"architecture={name!r}"
     near = difflib.get_close_matches(name, _architectures, n=1, cutoff=0.4)
     raise OptionError(
         written,
         f"no architecture is called {name!r}",
-        (f"Did you mean {written.replace(name, near[0])}? " if near else "") + known_names(),
+        (f"Did you mean {_in_text(written.replace(name, near[0]))}? " if near else "") + known_names(),
     )
+
+
+def _in_text(written: str) -> str:
+    return f"`{written}`" if "=" in written else written
 
 
 def known_names() -> str:
@@ -89,7 +93,7 @@ def detect(state: StateDict, where: str = "the state dict") -> Architecture:
         raise UnknownArchitectureError(
             where,
             f"it fits several architectures: {', '.join(one.name for one in matches)}",
-            f"Name the right one: {' or '.join(f'--arch {one.name}' for one in matches)}",
+            f"Name the right one: {' or '.join(f'`architecture={one.name!r}`' for one in matches)}",
         )
     nearest = min(_architectures.values(), key=lambda one: _distance(one.detect, state))
     missed = nearest.detect.missed(state)
@@ -97,8 +101,8 @@ def detect(state: StateDict, where: str = "the state dict") -> Architecture:
         where,
         f"no known architecture fits its {len(state)} tensors ({_prefixes(state)}); the nearest is "
         f"{nearest.name}, but: {shortened(missed)}",
-        "Bring its class with --model pkg.module:Class --kwargs JSON, install the plugin that knows it, or "
-        f"name it with --arch. {known_names()}",
+        'Bring its class with `model_class="pkg.module:Class"` and `kwargs={"width": 64}`, install the '
+        f"plugin that knows it, or name it as `architecture`. {known_names()}",
     )
 
 

@@ -57,7 +57,7 @@ def require_class(model_class: str) -> None:
         raise PluginError(
             model_class,
             "it is not the class of a torch.nn.Module, and a wrapped model may name nothing else",
-            "Name the class that it makes, with --model pkg.module:Class, when you wrap",
+            'Name the class that it makes, with `model_class="pkg.module:Class"`, when you wrap',
         )
 
 
@@ -83,7 +83,9 @@ def fill(model: nn.Module, state: StateDict, where: str) -> None:
 def _import(model_class: str) -> Any:
     module_name, _, qualified = model_class.partition(":")
     if not module_name or not qualified:
-        raise OptionError(f"--model {model_class}", "it names no class", f"Write {_spelled(model_class)}")
+        raise OptionError(
+            f"model_class={model_class!r}", "it names no class", f"Write {_spelled(model_class)}"
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # Importing runs their code: it may raise anything.
@@ -107,7 +109,7 @@ def _import(model_class: str) -> Any:
         raise PluginError(
             model_class,
             f"the module {module_name} has no {qualified}",
-            f"Did you mean --model {module_name}:{near[0]}?" if near else "Name a class that it defines",
+            f"Did you mean {_named(module_name, near[0])}?" if near else "Name a class that it defines",
         ) from error
 
 
@@ -118,7 +120,11 @@ def _spelled(model_class: str) -> str:
         home, _, name = home.rpartition(".")
     path = PurePath(home.removesuffix(".py"))
     module = path.name if path.is_absolute() else ".".join(path.parts)
-    return f"--model {module}:{name or 'Class'}" if module else "--model pkg.module:Class"
+    return _named(module or "pkg.module", name or "Class" if module else "Class")
+
+
+def _named(module: str, name: str) -> str:
+    return f"`model_class={f'{module}:{name}'!r}`"
 
 
 def _asking_for(factory: Callable[..., Any]) -> str:
@@ -126,4 +132,4 @@ def _asking_for(factory: Callable[..., Any]) -> str:
     name = getattr(factory, "__name__", "it")
     with suppress(TypeError, ValueError):  # Written in C, or odd.
         name += str(inspect.signature(factory).replace(return_annotation=inspect.Signature.empty))
-    return f"Give the arguments of {name} with --kwargs, as in --kwargs '{{\"width\": 64}}'"
+    return f'Give the arguments of {name} with `kwargs`, as in `kwargs={{"width": 64}}`'

@@ -1,10 +1,13 @@
-"""Writing a file so that a reader sees the whole new one or the old one, never half of either."""
+"""Writing a file so that a reader sees the whole new one or the old one, never half of either.
+
+And never over what is read: `refuse_overwriting` compares files by what they are, not by their names.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +41,27 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, target)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error.__context__, OSError):  # torch.save says of a full disk what came of it there
+            raise error.__context__ from error
         raise
+
+
+def refuse_overwriting(where: str, target: Path, read: Iterable[str | os.PathLike[str]]) -> None:
+    """None of what is read may be `target`, or a folder around it; `where` names the target."""
+    around = [target, *Path(os.path.realpath(target)).parents]
+    for path in read:
+        if any(_same(path, place) for place in around):
+            raise OptionError(
+                where,
+                f"it would be written over {os.fspath(path)}, which is read",
+                "Name another file",
+            )
+
+
+def _same(one: str | os.PathLike[str], other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False

@@ -14,6 +14,7 @@ from overlap_tool.cli.compress import compress
 from overlap_tool.cli.decompress import decompress
 from overlap_tool.cli.messages import tell
 from overlap_tool.cli.run import run
+from overlap_tool.cli.spelling import as_typed
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
@@ -58,5 +59,5 @@ def main() -> None:
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise
-        tell(str(error), "error")
+        tell(as_typed(error, app), "error")
         sys.exit(2)

@@ -17,7 +17,7 @@ from overlap_tool.cli.options import (
     load_plugins,
     make_folder,
     parse_size,
-    refuse_missing_folder,
+    refuse_unfit_target,
 )
 from overlap_tool.errors import OptionError
 
@@ -69,7 +69,7 @@ def analyze(
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
     image, arguments = parse_size(size), model.arguments()
-    refuse_missing_folder("--html", html)
+    refuse_unfit_target("--html", html, model.read)
     _refuse_no_folder("--svg", svg)
     _refuse_no_folder("--png", png)
     with busy(f"Analyzing {model.name}"):

@@ -39,11 +39,12 @@ def compress(
 ) -> None:
     """Compress an image file of any size with a wrapped codec."""
 
+    target = output or image.with_suffix(".lic")
+
     def work(codec: Codec, **how: Any) -> Summary:
         from overlap_tool.files import compress
         from overlap_tool.planning.choose import parse_bytes
 
-        target = output or image.with_suffix(".lic")
         return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)
 
-    files.do(work)
+    files.do(target, work)

@@ -39,11 +39,12 @@ def decompress(
 ) -> None:
     """Decode a compressed image with the checkpoint that wrote it."""
 
+    target = output or coded.with_suffix(".png")
+
     def work(codec: Codec, **how: Any) -> Summary:
         from overlap_tool.files import decompress
         from overlap_tool.planning.choose import parse_bytes
 
-        target = output or coded.with_suffix(".png")
         return decompress(codec, coded, target, in_memory=parse_bytes(in_memory), **how)
 
-    files.do(work)
+    files.do(target, work)

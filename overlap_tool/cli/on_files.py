@@ -50,11 +50,13 @@ class FileOptions:
     plugin: Plugin = None
     debug: Debug = False
 
-    def do(self, work: Callable[..., Summary]) -> None:
-        """Load the model, do the work with it, and show what came of that."""
+    def do(self, target: Path, work: Callable[..., Summary]) -> None:
+        """Load the model, make `target` with it, and show what came of that."""
         with busy(f"Loading {self.model}", self.quiet):
+            from overlap_tool.checkpoint.writing import refuse_overwriting
             from overlap_tool.files import Codec
 
+            refuse_overwriting(f"--output {target}", target, self.plugin or ())
             load_plugins(self.plugin)
             codec = Codec.load(self.model, self.device, trust=self.trust)
         try:

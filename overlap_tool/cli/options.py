@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,11 @@ class ModelOptions:
             show_default=False,
         ),
     ] = ""
-    arch: Annotated[
+    architecture: Annotated[
         str | None,
         typer.Option("--arch", help="Take the checkpoint for this architecture instead of detecting it."),
     ] = None
-    model: Annotated[
+    model_class: Annotated[
         str | None,
         typer.Option("--model", metavar="PKG.MODULE:CLASS", help="Your own class, to load the weights into."),
     ] = None
@@ -64,13 +65,18 @@ class ModelOptions:
 
     @property
     def name(self) -> str:
-        return self.source or self.model or ""
+        return self.source or self.model_class or ""
+
+    @property
+    def read(self) -> list[str | os.PathLike[str]]:
+        """The files that loading it reads."""
+        return [self.source, *(self.plugin or ())]
 
     def arguments(self) -> dict[str, Any]:
         """What every function that loads a model takes beside the source."""
         return {
-            "architecture": self.arch,
-            "model_class": self.model,
+            "architecture": self.architecture,
+            "model_class": self.model_class,
             "kwargs": None if self.kwargs is None else _parse_kwargs(self.kwargs),
             "trust": self.trust,
         }
@@ -115,12 +121,18 @@ def parse_tile(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def refuse_missing_folder(option: str, path: Path | None) -> None:
-    """Before the work is done, and not after."""
-    if path is not None and not os.path.isdir(path.parent):
-        raise OptionError(f"{option} {path}", "its folder does not exist", make_folder(path.parent))
-    if path is not None and os.path.isdir(path):
-        raise OptionError(f"{option} {path}", "is a folder", "Name a file in it")
+def refuse_unfit_target(option: str, path: Path | None, read: Iterable[str | os.PathLike[str]]) -> None:
+    """What cannot be written, or is what the command reads: before the work is done, and not after."""
+    if path is None:
+        return
+    where = f"{option} {path}"
+    if not os.path.isdir(path.parent):
+        raise OptionError(where, "its folder does not exist", make_folder(path.parent))
+    if os.path.isdir(path):
+        raise OptionError(where, "is a folder", "Name a file in it")
+    from overlap_tool.checkpoint.writing import refuse_overwriting
+
+    refuse_overwriting(where, path, read)
 
 
 def make_folder(path: Path) -> str:

@@ -44,4 +44,4 @@ def run(
 
         return run(codec, image, output, dtype=dtype, **how)
 
-    files.do(work)
+    files.do(output, work)

@@ -18,7 +18,7 @@ from overlap_tool.cli.options import (
     load_plugins,
     parse_size,
     parse_tile,
-    refuse_missing_folder,
+    refuse_unfit_target,
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
@@ -42,7 +42,7 @@ EXAMPLES = """
 
 @command(EXAMPLES)
 def verify(
-    tile: Annotated[
+    tiles: Annotated[
         str | None,
         typer.Option(
             "--tile",
@@ -65,7 +65,7 @@ def verify(
             "--size", metavar="WxH", help="The made-up image; large enough for the tiles if left out."
         ),
     ] = None,
-    image: Annotated[
+    images: Annotated[
         list[Path] | None, typer.Option("--image", help="A PNG or JPEG instead. Repeatable.")
     ] = None,
     stage: Stage = None,
@@ -93,7 +93,7 @@ def verify(
     model: ModelOptions,
 ) -> None:
     """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
-    tiles = None if tile is None else [parse_tile(part) for part in tile.split(",")]
+    sizes = None if tiles is None else [parse_tile(part) for part in tiles.split(",")]
     sides, arguments = None if size is None else parse_size(size), model.arguments()
     for option, path in (
         ("--report", report),
@@ -101,7 +101,7 @@ def verify(
         ("--summary", summary),
         ("--html", html),
     ):
-        refuse_missing_folder(option, path)
+        refuse_unfit_target(option, path, [*model.read, *(images or [])])
     from overlap_tool import report as reports
     from overlap_tool.checkpoint import write_bytes
     from overlap_tool.report.terminal import screen, show_certificate
@@ -110,10 +110,10 @@ def verify(
     load_plugins(model.plugin)
     certificate = verify_model(
         model.source,
-        tiles=tiles,
+        tiles=sizes,
         schedules=_schedules(schedule),  # type: ignore[arg-type]
         size=sides,
-        images=image or [],
+        images=images or [],
         stage=stage,
         uniform=uniform,
         ablate=ablate,

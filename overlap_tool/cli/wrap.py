@@ -14,7 +14,7 @@ from overlap_tool.cli.options import (
     load_plugins,
     parse_size,
     parse_tile,
-    refuse_missing_folder,
+    refuse_unfit_target,
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
@@ -79,8 +79,8 @@ def wrap(
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
     image, arguments = parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
-    refuse_missing_folder("--output", output)
-    target = output or _beside(model.source, model.model)
+    target = output or _beside(model.source, model.model_class)
+    refuse_unfit_target("--output", target, model.read)
     with busy(f"Wrapping {model.name}"):
         from overlap_tool import checkpoint
         from overlap_tool.report.tables import plan_table, untiled_tables

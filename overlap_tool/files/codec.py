@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,11 @@ from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.errors import OptionError
 from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
+from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.running import Workspace
-from overlap_tool.kernels import engine
+from overlap_tool.kernels import engine, pieces
+from overlap_tool.models import range_coding
+from overlap_tool.models.coding_tables import complete_tables, entropy_models, refuse_broken_tables
 from overlap_tool.verification import machine
 from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 
@@ -40,8 +44,7 @@ class Codec:
         place = machine.find_device(device)
         artefact = Artefact.read(path)
         model = restore(artefact, os.fspath(path), place, trust)
-        if callable(update := getattr(model, "update", None)):
-            update()  # only where CDFs are missing
+        complete_tables(model, os.fspath(path))
         return Codec(model, artefact.architecture, hash_weights(artefact.state), os.fspath(path))
 
     @property
@@ -86,7 +89,7 @@ class Codec:
 
     def refuse_if_no_codec(self) -> None:
         """A network that does not code, or does not begin with the image."""
-        where = f"--model {self.where}"
+        where = self.where
         if not (hasattr(self.model, "compress") and hasattr(self.model, "decompress")):
             raise OptionError(
                 where, f"{self.architecture} has no compress and decompress", "Use overlap-tool run"
@@ -96,12 +99,27 @@ class Codec:
                 where, f"no stage of {self.architecture} reads the image itself", "Use it on tensors"
             )
 
+    def coded_maps(self, frame: Frame) -> dict[tuple[Fraction | int, Fraction | int], int]:
+        """The maps that may be coded of an image: height and width of each, and its channels."""
+        height, width = frame.padded
+        return {
+            (height * stage.input_scale, width * stage.input_scale): stage.network.ops[0].channels
+            for stage in self.stages
+            if stage.input_scale < 1
+        }
+
     @contextmanager
-    def running(self, workspace: Workspace) -> Iterator[None]:
-        """Inside, the model runs on maps that are not in memory, and codes in pieces."""
+    def running(self, workspace: Workspace, frame: Frame) -> Iterator[None]:
+        """Inside, the model runs on maps of this image that are not in memory, and codes in pieces."""
+        refuse_broken_tables(self.model, self.architecture)
+        symbols = sum(math.prod(size) * channels for size, channels in self.coded_maps(frame).items())
         with ExitStack() as stack:
+            if any(entropy_models(self.model)):
+                range_coding.guard()
+                stack.enter_context(range_coding.reading_at_most(math.ceil(symbols)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(engine(self.stages[0].settings.engine))
+            stack.enter_context(pieces())
             stack.enter_context(workspace.running())
             stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture))
             stack.enter_context(raster_in_bands(self.model, workspace, self.architecture))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CodingError, OptionError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.matching import refuse_impossible
 from overlap_tool.files.coding.waiting import tell_a_long_wait
 from overlap_tool.files.decompressing import decode
@@ -47,9 +48,13 @@ def compress(
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
-            f"--output {target}", "cannot be written there", "Name a file in a folder that exists"
+            f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
         )
     picture = open_picture(source)
+    if picture.missing:
+        clock.note(f"{source}: {picture.missing}")
+    if picture.profile is not None:
+        clock.note(f"the colour profile of {source} is not kept: a .lic file holds none")
     grey = channels_read(str(source), picture, codec.channels)
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
@@ -62,9 +67,9 @@ def compress(
         whole = LazyMap(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
         )
-        with codec.running(workspace):
-            coded = codec.model.compress(whole)
         strings: list[bytes] = []
+        with codec.running(workspace, frame):
+            given, packed = own_code.compress(codec, whole, strings)
         head = Head(
             architecture=codec.architecture,
             weights_sha256=codec.weights_sha256,
@@ -74,8 +79,7 @@ def compress(
             padding=frame.around,
             dtype=str(dtype),
             engine=codec.fingerprint,
-            shape=container.plain(coded["shape"]),
-            strings=container.flat(coded["strings"], strings),
+            **container.told_of(given, packed, strings),
             bands=tuple(container.bands_of(string) for string in strings),
         )
         refuse_impossible(str(source), head, codec, sum(map(len, strings)))
@@ -90,6 +94,14 @@ def compress(
             psnr = _psnr_of(codec, made, picture, frame, task.workspace(job, in_memory, "check"))
         job.finish(made)
     return task.summary(job, head.frame, size, head.most_bands, psnr)
+
+
+def _unchecked(codec: Codec, reason: str) -> CodingError:
+    return CodingError(
+        f"{codec.architecture} ({codec.where})",
+        f"what it has just coded cannot be checked: {reason}",
+        "Try both on the untouched model; without `check`, the file is written all the same",
+    )
 
 
 def _psnr_of(
@@ -107,6 +119,8 @@ def _psnr_of(
         original = read_rows(str(made), picture, start, start + len(rows))
         squares += float(np.square(rows.astype(np.float64) - original).sum())
 
-    decode(codec, str(made), head, strings, workspace, compare)
+    decode(
+        codec, str(made), head, strings, workspace, compare, refuse=lambda reason: _unchecked(codec, reason)
+    )
     mean = squares / math.prod(picture.shape)
     return math.inf if mean == 0 else 10 * math.log10(frame.largest**2 / mean)

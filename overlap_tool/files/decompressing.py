@@ -13,8 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.errors import ContainerError
+from overlap_tool.errors import ContainerError, OverlapToolError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
     refuse_another_checkpoint,
@@ -49,7 +50,7 @@ def decompress(
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
     tell_another_engine(head, codec, clock)
     shape = (head.height, head.width, head.channels)
-    refuse_unwritable(target, shape, head.frame.dtype)
+    refuse_unwritable(target, shape, head.frame.dtype, resume)
     tell_a_long_wait(codec, head.frame, in_memory, clock)
     task = Task("decompress", codec, source, target, clock, resume, quiet)
     with task.job(memory=in_memory) as job:
@@ -68,27 +69,24 @@ def decode(
     workspace: Workspace,
     take: Callable[[int, NDArray[Any]], None],
     done: int = 0,
+    refuse: Callable[[str], OverlapToolError] | None = None,
 ) -> None:
-    """Hand on the decoded image's rows in bands, those from `done` on at least."""
+    """Hand on the decoded image's rows in bands, those from `done` on at least. `refuse` makes refusals."""
     frame = head.frame
-    with codec.running(workspace):
+    refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
+    with codec.running(workspace, frame):
         try:
-            decoded = codec.model.decompress(
-                container.nested(head.strings, strings), container.as_the_model_had(head.shape)
-            )["x_hat"]
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ContainerError(
-                where, f"its model cannot decode it ({type(error).__name__}: {error})", container.AGAIN
-            ) from error
+            given = container.coded_of(head, strings)
+        except (LookupError, TypeError, ValueError) as error:
+            raise refuse(f"what its model gave makes no sense ({error})") from error
+        decoded = own_code.decompress(
+            codec, given, lambda said: refuse(f"its model cannot decode it ({said})")
+        )
         if tuple(decoded.shape) != (1, codec.channels, *frame.padded):
-            raise ContainerError(
-                where,
-                f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image",
-                container.AGAIN,
-            )
+            raise refuse(f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image")
 
         def crop(start: int, band: Tensor) -> None:
-            inside, rows = inner_rows(start, samples(band, frame), frame)
+            inside, rows = inner_rows(start, samples(band, frame, where, container.AGAIN), frame)
             if len(rows):
                 take(inside, rows)
 

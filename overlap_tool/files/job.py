@@ -1,6 +1,7 @@
 """A long run that can be killed at any moment and gone on with: a folder beside the output, and a journal.
 
-The journal says how many rows of which map are on the disk. A row is told after it is there.
+The journal says how many rows of which map are on the disk. A row is told after it is there. A lock in the
+folder, which ends with the process, keeps a second one away.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CodingError, ImageFileError, OptionError
 
 FORMAT = "overlap-tool/job"
+LOCK = "lock"
+ABOUT = "about.json"
 
 
 class Job:
@@ -36,34 +40,70 @@ class Job:
         self.resumed = False
 
     def __enter__(self) -> Job:
-        about = self.folder / "about.json"
-        if self.folder.exists():
-            earlier = _read(about)
-            if earlier.get("format") != FORMAT and any(self.folder.iterdir()):
-                raise OptionError(str(self.folder), "is not a folder of this tool's", "Move it away")
-            if self.resume and earlier == self.identity:
-                self.done = self._journal()
-                self.resumed = bool(self.done)
-                return self
-            if self.resume:
-                changed = sorted(key for key in self.identity if earlier.get(key) != self.identity[key])
-                raise OptionError(
-                    "--resume",
-                    f"what was begun of {self.target} differs in its {', '.join(changed)}",
-                    "Leave --resume out to begin anew",
-                )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir()
-        about.write_text(json.dumps(self.identity))
+        try:
+            self._lock = self._locked()
+            try:
+                self._begin()
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except OSError as error:
+            raise self._unwritten(error) from error
         return self
+
+    def _begin(self) -> None:
+        earlier = _read(self.folder / ABOUT)
+        if earlier.get("format") != FORMAT and {path.name for path in self.folder.iterdir()} - {LOCK, ABOUT}:
+            raise self._not_ours()
+        if self.resume and earlier == self.identity:
+            self.done = self._journal()
+            self.resumed = bool(self.done)
+            return
+        if self.resume and earlier:
+            changed = sorted(key for key in self.identity if earlier.get(key) != self.identity[key])
+            raise OptionError(
+                "resume=True",
+                f"what was begun of {self.target} differs in its {', '.join(changed)}",
+                "Leave `resume` out to begin anew",
+            )
+        self._clear()
+        try:
+            (self.folder / ABOUT).write_text(json.dumps(self.identity))
+        except OSError:
+            self._remove()
+            raise
+
+    def _locked(self) -> int:
+        """The folder's lock, taken; the folder is made if it is not there."""
+        while True:
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise self._not_ours() from error
+            if self.folder.is_symlink():
+                raise self._not_ours()
+            try:
+                lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:  # another process has just finished, and removed the folder
+                continue
+            if not _take(lock):
+                os.close(lock)
+                raise OptionError(
+                    f"output={str(self.target)!r}",
+                    "another process is making it",
+                    "Wait for that one, or name another file",
+                )
+            if _is_at(lock, self.folder / LOCK):
+                return lock
+            os.close(lock)  # of a folder that is gone
 
     def mark(self, name: str, rows: int) -> None:
         """Note that the first `rows` rows of this map are on the disk."""
-        self.done[name] = rows
         with (self.folder / "journal").open("a") as file:
             file.write(f"{json.dumps([name, rows])}\n")
             file.flush()
             os.fsync(file.fileno())
+        self.done[name] = rows
 
     def keep(self, name: str, data: bytes) -> None:
         """Some bytes, on the disk when this returns."""
@@ -82,22 +122,74 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self.done:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if error is None or not self.done or isinstance(error, CodingError):  # which would come again
+            self._remove()
+        os.close(self._lock)
+        if isinstance(error, OSError):  # what is read says so itself: this is of what is written
+            raise self._unwritten(error) from error
 
     def _journal(self) -> dict[str, int]:
+        """What was told; the line that was being written at the end, if any, is cut off."""
         done: dict[str, int] = {}
         try:
-            lines = (self.folder / "journal").read_text().splitlines()
+            told = (self.folder / "journal").read_bytes()
         except OSError:
             return done
-        for line in lines:
+        whole = 0
+        for line in told.splitlines(keepends=True):
             try:
                 name, rows = json.loads(line)
-            except ValueError:  # the line that was being written
+            except ValueError:
                 break
-            done[name] = rows
+            if not line.endswith(b"\n"):
+                break
+            done[name], whole = rows, whole + len(line)
+        os.truncate(self.folder / "journal", whole)
         return done
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove(self) -> None:
+        """The lock goes last: from then on, another process may make the folder anew."""
+        with suppress(OSError):
+            self._clear()
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
+
+    def _unwritten(self, error: OSError) -> ImageFileError:
+        return ImageFileError(
+            str(self.target),
+            f"it cannot be written ({error.strerror or error})",
+            f"Make room, and {'go on with `resume=True`' if self.done else 'run it again'}",
+        )
+
+    def _not_ours(self) -> OptionError:
+        return OptionError(str(self.folder), "is not a folder of this tool's", "Move it away")
+
+
+def _take(lock: int) -> bool:
+    """Whether the lock is ours now: it ends when the file is closed, or with the process."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows, which has no such locks
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _read(about: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overlap_tool.errors import ImageFileError, OptionError
+from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.formats.outputs import refuse_unwritable
+from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, samples
 from overlap_tool.files.running import pour
@@ -21,6 +21,7 @@ from overlap_tool.files.summary import Clock, Summary
 from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.runtime.lazy import LazyMap
 
+AS_THEY_ARE = 'Check the weights, or keep the numbers as they are: `dtype="float32"`'
 DTYPES = ("uint8", "uint16", "float32")
 
 
@@ -41,11 +42,11 @@ def run(
     """
     clock, source, target = Clock(tell), Path(image), Path(output)
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"--dtype {dtype}", "is not one", f"Use {', '.join(DTYPES)}")
+        raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(DTYPES)}")
     stages = codec.stages
     if len(stages) != 1 or stages[0].module is not codec.model:
         raise OptionError(
-            f"--model {codec.where}",
+            codec.where,
             f"{codec.architecture} is not one network from map to map",
             "Use overlap-tool compress for a codec",
         )
@@ -54,19 +55,26 @@ def run(
     wanted = stage.network.ops[0].channels
     grey = channels_read(str(source), picture, wanted)
     height, width, _ = picture.shape
-    if not stage.network.accepts(height, width):
-        raise ImageFileError(
-            str(source), f"the network does not take an image of {width}x{height}", "Crop it, or pad it"
-        )
+    try:
+        stage.network.require(height, width)
+    except SizeError as error:
+        reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
+        raise ImageFileError(str(source), reason, error.way_out) from error
     sizes = stage.network.rows.sizes(height)[-1], stage.network.columns.sizes(width)[-1]
     shape = (*sizes, stage.network.ops[-1].channels)
     kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
-    refuse_unwritable(target, shape, kept)
+    refuse_unwritable(target, shape, kept, resume)
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))
     made = Frame(*shape, kept)
+    if picture.missing:
+        clock.note(f"{source}: {picture.missing}")
+    profile = picture.profile
+    if profile is not None and (target.suffix.lower() not in WITH_PROFILE or shape[2] != picture.shape[2]):
+        profile = None
+        clock.note(f"the colour profile of {source} is not kept in {target}")
     task = Task("run", codec, source, target, clock, resume, quiet)
     with task.job(dtype=str(kept)) as job:
-        output_image = ResumedImage(job, shape, kept)
+        output_image = ResumedImage(job, shape, kept, profile)
         workspace = task.workspace(job, 0, "run")
         numbers = PictureNumbers(str(source), picture, read, grey, codec.device)
         whole = LazyMap(
@@ -74,9 +82,9 @@ def run(
         )
 
         def take(start: int, band: Tensor) -> None:
-            output_image.take(start, samples(band, made))
+            output_image.take(start, samples(band, made, str(source), AS_THEY_ARE))
 
-        with codec.running(workspace):
+        with codec.running(workspace, read):
             result: Any = codec.model(whole)
             if output_image.done < made.height:
                 pour(result, take, output_image.done)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from overlap_tool.checkpoint.writing import refuse_overwriting
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.outputs import open_output
 from overlap_tool.files.formats.pixels import Frame
@@ -34,6 +35,7 @@ class Task:
 
     def job(self, **settings: Any) -> Job:
         """`settings` are what else the result depends on."""
+        refuse_overwriting(f"output={str(self.target)!r}", self.target, (self.source, self.codec.where))
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
@@ -70,10 +72,12 @@ class Task:
 class ResumedImage:
     """The image that a job makes, in bands; `done` rows of it are on the disk already."""
 
-    def __init__(self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any], profile: bytes | None = None
+    ) -> None:
         self.job = job
         self.done = job.done.get("image", 0)
-        self.output = open_output(job.target, job.folder, shape, dtype, begun="image" in job.done)
+        self.output = open_output(job.target, job.folder, shape, dtype, "image" in job.done, profile)
 
     def take(self, start: int, rows: NDArray[Any]) -> None:
         durable = self.output.write(start, rows)

@@ -167,6 +167,37 @@ class Axis:
         return tuple(at_input)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """The first op that a length of the input leaves without outputs, or whose inputs differ in length."""
+
+    op: int
+    given: tuple[int, ...]
+    """The lengths of what it reads."""
+
+
+def fault(axis: Axis, n: Lengths) -> Fault | None:
+    """What keeps the axis from being computed on given maps of length `n`, if anything does."""
+    sizes = axis.sizes(n)
+    for index, op in enumerate(axis.ops):
+        given = tuple(sizes[source] for source in op.inputs) or (sizes[index],)
+        if sizes[index] < 1 or len(set(given)) > 1:
+            return Fault(index, given)
+    return None
+
+
+MOST_PERIODS = 3
+"""How many periods of the axis are searched for a length that it can be computed on."""
+
+
+def fitting(axis: Axis, n: int) -> tuple[int, ...]:
+    """The lengths next to `n`, below and above, that the axis can be computed on; few may have none."""
+    far = MOST_PERIODS * max(axis.reaches()[-1].period.input, n)
+    below = (length for length in range(n - 1, 0, -1) if fault(axis, length) is None)
+    above = (length for length in range(n + 1, n + far + 1) if fault(axis, length) is None)
+    return tuple(length for length in (next(below, None), next(above, None)) if length is not None)
+
+
 def exact_overlap(op: Geometry, out: Overlap) -> Overlap:
     """One step of the recursion by the op's own map, for a tile of whole periods."""
     period = op.period

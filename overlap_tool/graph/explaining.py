@@ -1,43 +1,51 @@
-"""What is at the bottom of a refusal: a part that mixes the whole map, which no rule could help."""
+"""Adds to a refusal what a trial of the part shows: whether what it reads ends anywhere near.
+
+The reason of a refusal is the first obstacle, always. A trial sees one small map, so what it adds is what was
+seen there, and no more.
+"""
 
 from __future__ import annotations
 
-from overlap_tool.errors import (
-    GlobalOpError,
-    SizeDependenceError,
-    TraceError,
-    UnknownOpError,
-    WrapAroundError,
-)
-from overlap_tool.graph.spread import Reach, spread
-from overlap_tool.graph.tracer import REGISTER, Tracer
+from time import monotonic
+
+from overlap_tool.errors import SizeDependenceError, TraceError, UnknownOpError
+from overlap_tool.graph.spread import OutOfTime, Reach, spread
+from overlap_tool.graph.tracer import Tracer
+
+SECONDS = 0.8
+"""What a trial may take. It is looked at between any two ops, so that all is said within a second."""
+
+UNKNOWN = "whether a finite overlap is enough is not known"
 
 
 def explained(error: TraceError, tracer: Tracer) -> TraceError:
-    """The error, or what is at the bottom of it."""
+    """The error, and what a trial shows of the part in which tracing stopped."""
     if type(error) not in (TraceError, UnknownOpError, SizeDependenceError) or tracer.found_barrier:
-        return error  # behind a barrier, every part is seen to mix the whole map
+        return error  # behind a barrier, every part is seen to read the whole map
+    try:
+        seen = _seen(tracer)
+    except OutOfTime:
+        seen = f"{UNKNOWN}: a trial was stopped after {SECONDS:g} s"
+    return type(error)(error.where, f"{error.reason} ({seen})", error.way_out) if seen else error
+
+
+def _seen(tracer: Tracer) -> str | None:
+    until = monotonic() + SECONDS
     for path in tracer.parts_around(tracer.stopped_in):
         part = tracer.root.get_submodule(path)
-        seen = spread(part, tracer.parts[path])
+        seen = spread(part, tracer.parts[path], until)
         if seen is not None:
             break
     if seen is None or seen.reach is Reach.NEAR:
-        return error
-    where = f"{tracer.dotted(path)} ({type(part).__name__})"
-    trial = f"in a trial on {seen.size[0]}x{seen.size[1]} samples, a change in one outermost {seen.line}"
-    stopped = f"tracing stopped at {error.where}: {error.reason}"
+        return None
+    rows, columns = seen.size
+    trial = (
+        f"on {rows}x{columns} samples, a change in one outermost {seen.line} of what {tracer.dotted(path)} "
+        f"({type(part).__name__}) takes was seen"
+    )
     if seen.reach is Reach.EVERYWHERE:
-        return GlobalOpError(
-            where,
-            f"mixes the whole map: {trial} was seen up to the opposite one, so that no finite overlap is "
-            f"enough ({stopped})",
-            "Analyze the parts before and after it, with --stage, or replace it by a local op",
-        )
-    return WrapAroundError(
-        where,
-        f"reads across the border of the map: {trial} was seen at the opposite one and not between, as when "
-        f"a roll is not masked or a map is mirrored, so that tiles at one border need the other ({stopped})",
-        f"Mask what comes from across the border and retrain, or {REGISTER[0].lower()}{REGISTER[1:]}, with a "
-        "circular geometry",
+        return f"{trial} up to the opposite one: {UNKNOWN}"
+    return (
+        f"{trial} at the opposite one and not between, as when a roll is not masked or a map is mirrored: "
+        "tiles at one border would need the other"
     )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
-from torch import fx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.tracer import INPLACE_OPERATORS, Tracer, tensors
+from overlap_tool.rules import Patches
 from overlap_tool.rules.pointwise import inplace_position
 
 
@@ -19,9 +25,9 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
         if not works_in_place(node, tracer):
             continue
         changed = node.kwargs.get("out") or node.all_input_nodes[0]
-        if not tracer.depends_on_input(changed):
-            _refuse_mutation(tracer, node, "changes its weights in place while it runs")
         for alias in _sharing_memory(changed, graph):
+            if alias.op == "get_attr":
+                _refuse_mutation(tracer, node, "changes its weights in place while it runs")
             later = [user for user in alias.users if order[user] > order[node]]
             if alias.op == "placeholder":
                 _refuse_mutation(tracer, node, "changes the stage's own input in place")
@@ -48,6 +54,52 @@ def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
     position = inplace_position(node.target)
     given = node.args[position] if position is not None and position < len(node.args) else False
     return bool(node.kwargs.get("inplace", given))
+
+
+def out_of_place(target: Any) -> Any:
+    """What computes the same as an op in place, such as `Tensor.add_` or `+=`, in a tensor of its own; others
+    are their own answer. The result may be of another type than what the op would change.
+
+    Ops that change how their tensor lies in memory, such as `unsqueeze_`, have no such twin.
+    """
+    if target in INPLACE_OPERATORS:
+        return INPLACE_OPERATORS[target]
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not name.endswith("_") or name.endswith("__") or _relays(name):
+        return target
+    plain = name[:-1]
+    if isinstance(target, str):
+        return plain if hasattr(Tensor, plain) else target
+    homes = (home for home in (torch, F) if getattr(home, name, None) is target)
+    return next((getattr(home, plain) for home in homes if hasattr(home, plain)), target)
+
+
+def _relays(name: str) -> bool:
+    """Whether an op in place gives its tensor other dimensions or strides."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+    return any(torch.Tag.inplace_view in overload.tags for overload in overloads)
+
+
+def in_type_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule's `run` for an op in place: the result is of the type of what the op changes, its first tensor,
+    as that of `x.gt_(0)` is."""
+
+    def typed(patches: Patches, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()))
+        return run(patches, *args, **kwargs).to(first.dtype)
+
+    return typed
+
+
+def on_copies(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """What an op in place gives, without a change in what it is given: others may read that later."""
+
+    def copying(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        return compute(*args, **kwargs)
+
+    return copying
 
 
 def _sharing_memory(node: fx.Node, graph: fx.Graph) -> list[fx.Node]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from overlap_tool.errors import (
     OverlapToolError,
@@ -19,10 +20,19 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.geometry.axis import MisalignedJoin
-from overlap_tool.graph.functional import works_in_place
+from overlap_tool.graph.functional import in_type_of_first, on_copies, out_of_place, works_in_place
 from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
-from overlap_tool.graph.tracer import REGISTER, TRIALS, Tracer, tensors
-from overlap_tool.rules import Call, Operand, Reduction, Rule, Size, rule_for_function, rule_for_module
+from overlap_tool.graph.tracer import REGISTER, Sizes, Tracer, tensors
+from overlap_tool.rules import (
+    Call,
+    Operand,
+    Patches,
+    Reduction,
+    Rule,
+    Size,
+    rule_for_function,
+    rule_for_module,
+)
 from overlap_tool.rules.registry import ROWS_AT, Registered
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
@@ -53,6 +63,7 @@ def _counts_images(node: fx.Node) -> bool:
 
 
 def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
+    """The network of a graph. Where tracing stopped before the output, only refusals are of use."""
     result = nx.DiGraph()
     origins = _Origins()
     names: dict[str, int] = {}
@@ -81,7 +92,8 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         result.add_node(node.name, op=op)
         for operand in operands((op.args, op.kwargs)):
             result.add_edge(operand.id, node.name)
-    assert output is not None
+    if output is None:
+        return Network(tracer.name, result, "", tracer.root)
     for id in reversed(list(result)):
         if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
             result.remove_node(id)  # a number of images, which only ops on maps asked for
@@ -89,7 +101,9 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the output depends on, in order."""
+    """The nodes that the output depends on, in order; all of them, if there is no output yet."""
+    if all(node.op != "output" for node in graph.nodes):
+        return list(graph.nodes)
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or any(user in live for user in node.users):
@@ -111,7 +125,7 @@ def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
     raise TraceError(
         f"{tracer.dotted('')} ({type(tracer.root).__name__})",
         reason,
-        "Name a part of it that returns one, with --stage",
+        "Name a part of it that returns one, with `stage`",
     )
 
 
@@ -125,9 +139,15 @@ def _constant(node: fx.Node, tracer: Tracer) -> Constant:
 
 
 def _callable(node: fx.Node, tracer: Tracer) -> Any:
+    """What the model computes a value by that needs no rule, on a copy if it works in place."""
+    target: Any
     if node.op == "call_module":
-        return tracer.root.get_submodule(str(node.target))
-    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+        target = tracer.root.get_submodule(str(node.target))
+    else:
+        target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    if not works_in_place(node, tracer) or node.kwargs.get("out") is not None:
+        return target
+    return lambda value, *args, **kwargs: target(value.clone(), *args, **kwargs)
 
 
 def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
@@ -141,7 +161,10 @@ def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), described)
     numbers = sum(tensor[:1].numel() for tensor in tensors(node.meta["values"][0]))
-    return Summary(node.name, _callable(node, tracer), numbers, tuple(args), dict(kwargs))
+    target = _callable(node, tracer)
+    if works_in_place(node, tracer):
+        target = on_copies(target)
+    return Summary(node.name, target, numbers, tuple(args), dict(kwargs))
 
 
 def _operand(node: fx.Node, origins: _Origins) -> Operand:
@@ -163,7 +186,7 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
 
 def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer) -> Op | Barrier:
     kind = tracer.kind(node)
-    module = tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = _module(node, tracer) if node.op == "call_module" else None
     path = str(node.target) if module is not None else f"{node.meta['scope']}.{kind.strip('_')}".strip(".")
     name = tracer.dotted(path)
     names[name] = names.get(name, 0) + 1
@@ -172,9 +195,14 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
 
     args, kwargs = _arguments(node, origins)
     target: Any = module if module is not None else node.target
+    pick: Any = None
     if target is operator.getitem and not isinstance(args[0], Operand):
-        target, kind, args = _part_of_split(node, origins, name)
+        target, kind, args, kwargs, pick = _part_of_several(node, origins, name)
+    plain = target
     registered = rule_for_module(module) if module is not None else rule_for_function(target)
+    if registered is None and module is None:
+        plain = out_of_place(target)
+        registered = rule_for_function(plain)
     inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
     if not inputs:
         doing = "mixes a value of the whole map with" if _summaries(args, kwargs) else "makes a tensor by"
@@ -184,15 +212,19 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
             f"Make it of the values of the map, or {REGISTER[0].lower()}{REGISTER[1:]} that makes the whole "
             "module one op",
         )
-    call = Call(name, kind, target, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
+    call = Call(name, kind, plain, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
     for operand in _summaries(args, kwargs):
-        if not _fixed_per_image(tracer.nodes[operand.id]):
+        if not _fixed_per_image(tracer.nodes[operand.id], tracer.sizes):
             call.refuse("takes a value of the whole map that mixes the images of a batch")
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)
+    if plain is not target and isinstance(rule, Rule):
+        rule = replace(rule, run=in_type_of_first(rule.run))
+    if pick is not None:
+        target, rule = _picked(call, rule, pick)
     sources = tuple(operand.id for operand in inputs)
     shape = tuple(node.meta["values"][0].shape)
     if isinstance(rule, Reduction):
-        if len(sources) > 1 or not _fixed_per_image(node):
+        if len(sources) > 1 or not _fixed_per_image(node, tracer.sizes):
             call.refuse("reduces several maps at once, or to a value whose size follows the image")
         numbers = prod(shape[1:])
         return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
@@ -202,15 +234,25 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs, at)
 
 
+def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
+    """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
+    back here: a twin with the same weights runs by that of its class."""
+    module = tracer.root.get_submodule(str(node.target))
+    if module is tracer.root:
+        module = copy.copy(module)
+        vars(module).pop("forward", None)
+    return module
+
+
 def _summaries(args: Any, kwargs: Any) -> list[Operand]:
     return [operand for operand in operands((args, kwargs)) if operand.summary]
 
 
-def _fixed_per_image(node: fx.Node) -> bool:
+def _fixed_per_image(node: fx.Node, sizes: Sizes) -> bool:
     """Whether its first dimension is that of the images, and the others do not follow the image's size."""
     shapes = _shapes(node)
     return len({shape[1:] for shape in shapes}) == 1 and all(
-        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, TRIALS, strict=True)
+        shape[:1] == (images,) for shape, (images, *_) in zip(shapes, sizes, strict=True)
     )
 
 
@@ -218,22 +260,43 @@ def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(value.shape) for value in node.meta["values"])
 
 
-def _part_of_split(node: fx.Node, origins: _Origins, name: str) -> tuple[Any, str, tuple[Any, ...]]:
-    """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts."""
-    split, index = node.args
-    assert isinstance(split, fx.Node)
-    kind = split.target if isinstance(split.target, str) else getattr(split.target, "__name__", "")
-    if split.target not in SPLITS:
+def _part_of_several(
+    node: fx.Node, origins: _Origins, name: str
+) -> tuple[Any, str, tuple[Any, ...], dict[str, Any], int | None]:
+    """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts. `x.max(1)[0]` is `x.max(1)`, and
+    which of its results is picked."""
+    several, index = node.args
+    assert isinstance(several, fx.Node)
+    assert isinstance(index, int)
+    kind = several.target if isinstance(several.target, str) else getattr(several.target, "__name__", "")
+    if several.target in SPLITS:
+        whole = several.args[0]
+        assert isinstance(whole, fx.Node)
+        parts, total = several.meta["values"][0], whole.meta["values"][0]
+        dim = next((d for d in range(total.ndim) if parts[0].shape[d] != total.shape[d]), 1)
+        start = sum(part.shape[dim] for part in parts[:index])
+        operand = _operand(whole, origins)
+        return torch.narrow, str(kind), (operand, dim, start, parts[index].shape[dim]), {}, None
+    if several.op == "call_module" or rule_for_function(several.target) is None:
         raise UnknownOpError(
             f"{name} ({kind})", "no rule knows this op, so its overlap is not known", REGISTER
         )
-    whole = split.args[0]
-    assert isinstance(whole, fx.Node)
-    assert isinstance(index, int)
-    parts, total = split.meta["values"][0], whole.meta["values"][0]
-    dim = next((d for d in range(total.ndim) if parts[0].shape[d] != total.shape[d]), 1)
-    start = sum(part.shape[dim] for part in parts[:index])
-    return torch.narrow, str(kind), (_operand(whole, origins), dim, start, parts[index].shape[dim])
+    return several.target, str(kind), *_arguments(several, origins), index
+
+
+def _picked(call: Call, rule: Rule | Reduction, index: int) -> tuple[Any, Rule]:
+    """One of the results of an op, by the rule for all of them."""
+    if not isinstance(rule, Rule):
+        call.refuse("picks one of several values of the whole map")
+    every = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        return every(*args, **kwargs)[index]
+
+    def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
+        return rule.run(patches, *args, **kwargs)[index]
+
+    return compute, replace(rule, run=run)
 
 
 def _rule(
@@ -271,7 +334,7 @@ def check_sizes(network: Network, tracer: Tracer) -> None:
                 f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
-        for trial, extents in enumerate(TRIALS):
+        for trial, extents in enumerate(tracer.sizes):
             for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
                 node = tracer.nodes[op.id]
                 at = node.meta.get("at", ROWS_AT)

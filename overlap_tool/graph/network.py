@@ -11,8 +11,10 @@ from typing import Any
 import networkx as nx
 from torch import nn
 
+from overlap_tool.errors import SizeError
 from overlap_tool.geometry import Geometry
-from overlap_tool.geometry.axis import Axis, AxisOp
+from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
+from overlap_tool.geometry.walk import Reads
 from overlap_tool.rules import Operand, Reduction, Rule
 from overlap_tool.rules.registry import ROWS_AT
 
@@ -148,6 +150,16 @@ class Network:
         return {op.id: i for i, op in enumerate(self.ops)}
 
     @cached_property
+    def reads(self) -> tuple[Reads, ...]:
+        """What feeds each of `ops`, and who reads it last. A barrier reads as the op before it does."""
+        last: dict[str, int] = {}
+        latest = 0
+        for node in self.nodes.values():
+            latest = self.index[node.id] if isinstance(node, Op) else latest
+            last.update(dict.fromkeys(maps_read(node), latest))
+        return tuple(Reads(tuple(self.index[i] for i in maps_read(op)), last.get(op.id)) for op in self.ops)
+
+    @cached_property
     def constants(self) -> tuple[Constant, ...]:
         return tuple(op for op in self.nodes.values() if isinstance(op, Constant))
 
@@ -166,11 +178,26 @@ class Network:
     def accepts(self, height: int, width: int) -> bool:
         """Whether the stage can compute a map of this size: no op is left without outputs, and what meets at
         a join is of one size."""
-        for axis, n in ((self.rows, height), (self.columns, width)):
-            sizes = axis.sizes(n)
-            if min(sizes) < 1 or any(len({sizes[i] for i in op.inputs}) > 1 for op in axis.ops):
-                return False
-        return True
+        return all(fault(axis, n) is None for axis, n in ((self.rows, height), (self.columns, width)))
+
+    def require(self, height: int, width: int) -> None:
+        """Refuse a map of a size that the stage cannot compute, and name the sizes next to it that it can."""
+        for axis, n, lines in ((self.rows, height, "rows"), (self.columns, width, "columns")):
+            found = fault(axis, n)
+            if found is None:
+                continue
+            op = self.ops[found.op]
+            given = " and ".join(map(str, dict.fromkeys(found.given)))
+            verb = "joins maps of" if len(set(found.given)) > 1 else "cannot be computed on"
+            here = "" if found.given == (n,) else f", which {n} {lines} of the stage's input come to here"
+            instead = fitting(axis, n)
+            raise SizeError(
+                f"{op.name} ({op.kind})" if isinstance(op, Op) else op.name,
+                f"{verb} {given} {lines}{here}",
+                f"Use {' or '.join(map(str, instead))} {lines}"
+                if instead
+                else f"No number of {lines} near {n} works: use another stage",
+            )
 
     @property
     def has_spatial_context(self) -> bool:

@@ -1,23 +1,26 @@
-"""How far a change at a border of a map spreads in a part's own forward: the reason for a refusal.
+"""How far a change at a border of a map spreads in a part's own forward, told beside the reason of a refusal.
 
 What a probe sees depends on weights and values, so it is a subset of what an output reads. Nothing is ever
-analysed by it. But where a change at one border is seen at the other, no overlap is enough, whatever the code
-that does it. That tells a part that lacks a rule from one that no rule could help.
+analysed by it, and nothing refused. That a change goes from one border to the other says that the part reads
+as far at least: a long reach, a barrier that is known, and a mixture of the whole map look alike.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from math import ceil
+from math import ceil, inf
+from time import monotonic
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlap_tool.copying import copied
 
 LENGTH = 256
-"""Samples along the axis that is probed. A part that no rule knows and that reaches as far is mistaken."""
+"""Samples along the axis that is probed."""
 
 BREADTHS = (8, 16, 32, 64)
 """Samples across it, the first that the part takes. Few: attention over n samples takes n * n numbers."""
@@ -27,6 +30,23 @@ FEWEST = 4
 
 EDGE = 8
 """The part of the outputs, one of so many, that counts as the border: rolls go some way beyond it."""
+
+
+class OutOfTime(BaseException):
+    """The time for a probe is over. No code that is probed may take it for a failure of its own."""
+
+
+class Clock(TorchDispatchMode):
+    """Looks at the time before every op."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.until = until
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if monotonic() > self.until:
+            raise OutOfTime
+        return func(*args, **(kwargs or {}))
 
 
 class Reach(Enum):
@@ -48,11 +68,17 @@ class Spread:
     """Height and width."""
 
 
-def spread(part: nn.Module, channels: int) -> Spread | None:
+def spread(part: nn.Module, channels: int, until: float = inf) -> Spread | None:
     """How far a change spreads in a part that maps one map of so many channels to one, on the worse axis.
 
-    None if the part cannot tell: it does not run on such maps, or gives something else every time.
+    None if the part cannot tell: it does not run on such maps, or gives something else every time. Raises
+    `OutOfTime` at the time `until`.
     """
+    with Clock(until):
+        return _spread(part, channels)
+
+
+def _spread(part: nn.Module, channels: int) -> Spread | None:
     try:
         part = copied(part).double().eval()
     except Exception:  # whatever a third party's module raises when it is copied

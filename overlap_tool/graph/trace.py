@@ -15,7 +15,7 @@ from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.tracer import Tracer, TrialError
+from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 from overlap_tool.randomness import OwnRandomness
 
@@ -44,13 +44,23 @@ def _trace_with(module: nn.Module, name: str, channels: int | None) -> Network:
 
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
-    tracer = Tracer(name, module, channels)
+    try:
+        return _trace_at(TRIALS, module, name, channels)
+    except TooLargeError:
+        return _trace_at(SMALLER, module, name, channels)
+
+
+def _trace_at(sizes: Sizes, module: nn.Module, name: str, channels: int) -> Network:
+    tracer = Tracer(name, module, channels, sizes)
     with _in_eval_mode(module):
         aftermath = Aftermath(module)
         try:
             graph = tracer.trace(module)
         except TraceError as error:
-            raise explained(error, tracer) from error
+            if isinstance(error, TooLargeError) and sizes != SMALLER:
+                raise
+            first = _obstacle_before(tracer) or error
+            raise explained(first, tracer) from error
         finally:
             changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
         if changed:
@@ -67,6 +77,21 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
         check_sizes(network, tracer)
         check_values(graph, network, tracer)
         return network
+
+
+def _obstacle_before(tracer: Tracer) -> TraceError | None:
+    """The first refusal among the ops that were recorded before tracing stopped."""
+    stopped_in = tracer.stopped_in
+    for node in reversed(tracer.graph.nodes):
+        if "values" not in node.meta:  # it failed, so nothing reads it
+            tracer.graph.erase_node(node)
+    try:
+        functionalise(tracer.graph, tracer)
+        lowered(tracer.graph, tracer)
+    except TraceError as error:
+        return error
+    tracer.stopped_in = stopped_in
+    return None
 
 
 @contextmanager

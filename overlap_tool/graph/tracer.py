@@ -11,11 +11,16 @@ import logging
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from time import monotonic
+from traceback import extract_tb
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._pytree import tree_leaves as leaves
 
 from overlap_tool.errors import (
     DataDependenceError,
@@ -26,14 +31,28 @@ from overlap_tool.errors import (
 )
 from overlap_tool.graph.aftermath import same_values
 from overlap_tool.graph.replacing import tracing_with
+from overlap_tool.graph.spread import Clock, OutOfTime
 from overlap_tool.randomness import OwnRandomness
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.registry import qualified_name
 
-TRIALS = ((2, 960, 1920), (3, 2880, 3840))
-"""Batch, height and width of the trials; all differ, and all suit networks that downscale by 64, 3 or 5."""
+FITTING = 2**8 * 3 * 5 * 7 * 11
+"""Whatever a network downscales by, and however large its windows are there: this is divided by it."""
 
-REGISTER = "Register a rule for it with overlap_tool.register_rule, in a file given as --plugin FILE.py"
+Sizes = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+TRIALS: Sizes = ((2, FITTING, 2 * FITTING), (3, 4 * FITTING, 9 * FITTING))
+"""Batch, height and width of the trials. All differ, and so do their differences and ratios: what is the same
+at both trials does not follow the size."""
+
+SMALLER: Sizes = ((2, 960, 1920), (3, 3840, 8640))
+"""For a module that makes more numbers of a trial map than there are addresses, as when it compares every
+position with every other."""
+
+REGISTER = (
+    "Register a rule for it with overlap_tool.register_rule, in a plugin "
+    "(on the command line, --plugin FILE.py)"
+)
 
 INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -43,8 +62,33 @@ INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ifloordiv: operator.floordiv,
     operator.imod: operator.mod,
     operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 """What works in place on a tensor, and what it is on a number."""
+
+
+ONE_ANSWER = frozenset(
+    """
+    is_complex is_contiguous is_cpu is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps
+    is_nested is_quantized is_signed is_sparse is_xpu element_size get_device layout requires_grad
+    """.split()
+)
+"""What code may ask a map, and decide by: the answer does not depend on its size, nor on its values."""
+
+
+PATIENCE = 0.5
+"""Seconds for which the module may run on a trial map, to see whether it fails where its trace did."""
+
+MESSAGE = 200
+"""Characters of another's message, or line of code, that a refusal repeats."""
+
+NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+class TooLargeError(TraceError):
+    """An op makes more numbers of a trial map than there are addresses."""
 
 
 class TrialError(TraceError):
@@ -66,6 +110,18 @@ class Proxy(fx.Proxy):
             f"{REGISTER} that makes the whole module one op",
         )
 
+    def __getattr__(self, name: str) -> Any:
+        value = self.node.meta["values"][0]
+        if name in ONE_ANSWER or isinstance(value, torch.device):
+            return getattr(value, name)
+        if name.startswith("__array"):
+            self.tracer.refuse_use(self.node, "hands to numpy")
+        if isinstance(value, tuple) and hasattr(value, name):  # x.max(1).values
+            fields = [i for i, field in enumerate(value) if field is getattr(value, name)]
+            if fields:
+                return operator.getitem(self, fields[0])
+        return super().__getattr__(name)
+
     @property
     def shape(self) -> tuple[Any, ...]:
         return tuple(self._dimension(i) for i in range(self.ndim))
@@ -81,7 +137,11 @@ class Proxy(fx.Proxy):
     @property
     def device(self) -> Any:
         device = self.tracer.device_of_weights()
-        return fx.Proxy.__getattr__(self, "device") if device is None else device
+        return self.node.meta["values"][0].device if device is None else device
+
+    @property
+    def data(self) -> Any:
+        return self.detach()
 
     def dim(self) -> int:
         return self.ndim
@@ -124,15 +184,16 @@ def _in_place(changing: Callable[..., Any], plain: Callable[..., Any]) -> Callab
 
 
 for _changing, _plain in INPLACE_OPERATORS.items():
-    setattr(Proxy, f"__{_changing.__name__}__", _in_place(_changing, _plain))
+    setattr(Proxy, f"__{_changing.__name__.strip('_')}__", _in_place(_changing, _plain))
 
 
 class Tracer(fx.Tracer):
-    def __init__(self, name: str, root: nn.Module, channels: int) -> None:
+    def __init__(self, name: str, root: nn.Module, channels: int, sizes: Sizes = TRIALS) -> None:
         super().__init__()
         self.root, self.root_module_name = root, type(root).__name__
         self.name = name
         self.channels = channels
+        self.sizes = sizes
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
         self.made: dict[str, Tensor] = {}
@@ -151,7 +212,7 @@ class Tracer(fx.Tracer):
         with self.fake:
             self.trials = tuple(
                 torch.empty(batch, channels, height, width, device=device, dtype=dtype)
-                for batch, height, width in TRIALS
+                for batch, height, width in sizes
             )
 
     def dotted(self, path: str) -> str:
@@ -196,8 +257,7 @@ class Tracer(fx.Tracer):
             raise TraceError(
                 path, "quantises inside a stage", "Stages end before quantisers: trace its parts"
             )
-        is_made_of_others = isinstance(m, nn.Sequential) or composition_of(type(m)) is not None
-        if type(m).__module__.startswith("torch.nn.") and not is_made_of_others:
+        if _is_torchs(m):
             raise UnknownOpError(path, "no rule knows this op, so its overlap is not known", REGISTER)
         return False
 
@@ -208,7 +268,10 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         _refuse_what_it_hides(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
+            self.require_axes(m, args)
             self.note_part(m, args, kwargs)
+            if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
+                return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             return super().call_module(m, forward, args, kwargs)
         except NameError as error:
             raise TraceError(
@@ -219,6 +282,26 @@ class Tracer(fx.Tracer):
             if isinstance(error, OverlapToolError):
                 raise
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
+        """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
+        axes = {"1d": "1 axis", "3d": "3 axes"}.get(type(m).__name__[-2:])
+        of_torch = type(m).__module__.startswith("torch.nn.")
+        if axes and of_torch and args and isinstance(args[0], Proxy) and args[0].ndim == 4:
+            raise TraceError(
+                f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})",
+                f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",
+                "Name a part that takes an image, with `stage`",
+            )
+
+    def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether these are values of whole maps, which no tile cuts: an op on them needs no rule."""
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        sizes = [
+            {tuple(tensor.shape[1:]) for tensor in proxy.node.meta["values"] if isinstance(tensor, Tensor)}
+            for proxy in given
+        ]
+        return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
@@ -264,10 +347,39 @@ class Tracer(fx.Tracer):
         return self.graph
 
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
-        message = str(error).strip().split("\n")[0]
+        """What an error means that tracing met: the module's own, or one of tracing alone."""
+        where = f"{path} ({kind.__name__})"
+        own = self.own_failure()
+        if own is not None:
+            shape = "x".join(map(str, self.trials[0].shape))
+            return TrialError(
+                where if type(own) is type(error) else self.dotted(""),
+                f"fails by itself, given one map of {shape}: {type(own).__name__}: {_first_line(own)}",
+                "Name a stage that takes one map, with --stage, or correct the module",
+            )
         return TraceError(
-            f"{path} ({kind.__name__})", f"cannot be traced: {message}", f"{REGISTER} that makes it one op"
+            where,
+            f"cannot be traced{_source_line(error)}: {_first_line(error)}",
+            f"{REGISTER} that makes it one op",
         )
+
+    def own_failure(self) -> Exception | None:
+        """What the module raises of a trial map when nothing is traced, if it does so soon."""
+        before = [(part, vars(part).copy()) for part in self.root.modules()]
+        self.evaluating = True
+        try:
+            with self.fake, torch.no_grad(), _without_a_log(), Clock(monotonic() + PATIENCE):
+                self.root(self.trials[0])
+        except OutOfTime:
+            return None
+        except Exception as error:  # whatever a third party's module raises
+            return error
+        finally:
+            self.evaluating = False
+            for part, attributes in before:
+                vars(part).clear()
+                vars(part).update(attributes)
+        return None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refuse_use(obj.node, "decides something by")
@@ -294,6 +406,8 @@ class Tracer(fx.Tracer):
             args = (args[0], args[1].device, args[1].dtype)
             target = "to"
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if getattr(target, "__name__", target) in ONE_ANSWER:
+            return proxy.node.meta["values"][0]
         if kind in ("call_function", "call_method") and not self.depends_on_input(proxy.node):
             value = proxy.node.meta["values"][0]
             if isinstance(value, bool | int | float | str | torch.dtype):
@@ -310,7 +424,7 @@ class Tracer(fx.Tracer):
         )
 
     def device_of_weights(self) -> Any:
-        """The device of the stage, as it will be when it runs; none if there are no weights."""
+        """The device of the stage, as it will be when it runs; none if there are no weights to follow."""
         name = next((name for name, _ in self.root.named_parameters()), None)
         if name is None:
             return None
@@ -337,7 +451,7 @@ class Tracer(fx.Tracer):
         if kind == "placeholder" or not self.of_input.isdisjoint(node.all_input_nodes):
             self.of_input.add(node)
         if kind != "output":
-            node.meta["values"] = tuple(self.evaluate(node, trial) for trial in range(len(TRIALS)))
+            node.meta["values"] = tuple(self.evaluate(node, trial) for trial in range(len(self.sizes)))
         return node
 
     def evaluate(self, node: fx.Node, trial: int) -> Any:
@@ -368,12 +482,18 @@ class Tracer(fx.Tracer):
             ) from error
         except Exception as error:
             shapes = [tuple(o.shape) for o in tensors((args, kwargs))]
+            if "overflow" in str(error):
+                raise TooLargeError(
+                    self.where(),
+                    f"makes more numbers of maps of {', '.join(map(str, shapes))} than memory has addresses",
+                    "Analyze the parts before and after it, with --stage",
+                ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
                 f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
-                f"{', '.join(map(str, shapes))}: {str(error).strip().split(chr(10))[0]}",
+                f"{', '.join(map(str, shapes))}: {_first_line(error)}",
                 "Check that the module takes one map of "
-                f"{self.channels} channels, or name a stage that does with --stage",
+                f"{self.channels} channels, or name a stage that does with `stage`",
             ) from error
         finally:
             self.evaluating = False
@@ -390,6 +510,20 @@ def _without_a_log() -> Iterator[None]:
         log.disabled = before
 
 
+def _first_line(error: Exception) -> str:
+    return shorten((str(error).strip() or type(error).__name__).split("\n")[0], MESSAGE)
+
+
+def _source_line(error: Exception) -> str:
+    """The line of the model's own code that an error was raised in, as ` at "..."`."""
+    own = [
+        frame.line
+        for frame in extract_tb(error.__traceback__)
+        if not frame.filename.startswith(NOT_THE_MODEL) and frame.line
+    ]
+    return f' at "{shorten(own[-1], MESSAGE)}"' if own else ""
+
+
 def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
@@ -398,6 +532,12 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, tuple | list):
         return [tensor for item in value for tensor in tensors(item)]
     return []
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether PyTorch computes it, and it is not made of other ops."""
+    is_made_of_others = isinstance(module, nn.Sequential) or composition_of(type(module)) is not None
+    return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
 
 
 def _refuse_what_it_hides(module: nn.Module, where: Callable[[], str]) -> None:

@@ -6,8 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 
 from overlap_tool.kernels.mode import exact_kernels, register_exact_op
 from overlap_tool.kernels.trial import Fallback, fallbacks
+from overlap_tool.kernels.whole import ops_of_the_library, pieces
 
-__all__ = ["Fallback", "engine", "exact_kernels", "fallbacks", "register_exact_op"]
+__all__ = [
+    "Fallback",
+    "engine",
+    "exact_kernels",
+    "fallbacks",
+    "ops_of_the_library",
+    "pieces",
+    "register_exact_op",
+]
 
 
 def engine(name: str) -> AbstractContextManager[None]:

@@ -7,7 +7,8 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 - it is a transcendental function of the library's: it runs, once a test has shown that its bits do not depend
   on where a number stands;
 - a function was registered for it, or it is made of other ops: those are looked at;
-- anything else on floating-point numbers is refused by name.
+- anything else on floating-point numbers runs by PyTorch's own kernel on whole tensors (`whole`), and is
+  refused by name on pieces of maps.
 """
 
 from __future__ import annotations
@@ -25,28 +26,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError, PluginError
-from overlap_tool.kernels import chain, compositions
+from overlap_tool.kernels import chain, compositions, whole
 
-AS_IS = frozenset(
-    """
-    _assert_async _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d abs
-    adaptive_max_pool2d alias all amax amin aminmax any arange argmax argmin argsort as_strided bernoulli
-    bitwise_and bitwise_not bitwise_or bitwise_xor bucketize cat ceil channel_shuffle clamp clamp_max
-    clamp_min clone col2im constant_pad_nd copy copysign cummax cummin detach diag_embed div embedding empty
-    empty_like empty_permuted empty_strided eq equal expand eye fill flip floor floor_divide fmod frac full
-    full_like gather ge gt hardshrink hardtanh im2col index index_fill index_select is_nonzero is_pinned
-    isfinite isinf isnan item kthvalue le leaky_relu lift lift_fresh linspace logical_and logical_not
-    logical_or logical_xor lt masked_fill masked_scatter masked_select max max_pool2d_with_indices maximum
-    median min minimum mul nan_to_num nanmedian native_channel_shuffle ne neg new_empty new_empty_strided
-    new_full new_ones new_zeros nonzero normal one_hot ones ones_like permute pin_memory pixel_shuffle
-    pixel_unshuffle rand rand_like randint randn randn_like reciprocal record_stream reflection_pad1d
-    reflection_pad2d relu remainder repeat repeat_interleave replication_pad1d replication_pad2d resize roll
-    round scalar_tensor scatter searchsorted select_scatter set sgn sign signbit slice_scatter softshrink
-    sort split_with_sizes_copy sqrt stack threshold topk tril triu trunc unbind unfold uniform
-    unique_consecutive upsample_nearest2d view where zero zeros zeros_like
-    """.split()
-)
-"""Moving, comparing, choosing, and operations that IEEE 754 defines to the last bit."""
+MOVES = """
+    _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d alias arange as_strided
+    cat channel_shuffle clone constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted
+    empty_strided equal expand eye fill flip full full_like gather im2col index index_fill index_select
+    is_nonzero is_pinned item lift lift_fresh linspace masked_fill masked_scatter masked_select
+    native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros one_hot ones ones_like
+    permute pin_memory pixel_shuffle pixel_unshuffle record_stream reflection_pad1d reflection_pad2d repeat
+    repeat_interleave replication_pad1d replication_pad2d resize roll scalar_tensor scatter select_scatter set
+    slice_scatter split_with_sizes_copy stack tril triu unbind unfold upsample_nearest2d view where zero zeros
+    zeros_like
+"""
+"""Move numbers, or make them of none."""
+
+COMPARES = """
+    _assert_async adaptive_max_pool2d all amax amin aminmax any argmax argmin argsort bitwise_and bitwise_not
+    bitwise_or bitwise_xor bucketize clamp clamp_max clamp_min cummax cummin eq ge gt hardshrink hardtanh
+    isfinite isinf isnan kthvalue le logical_and logical_not logical_or logical_xor lt max
+    max_pool2d_with_indices maximum median min minimum nan_to_num nanmedian ne nonzero relu searchsorted sort
+    threshold topk unique_consecutive
+"""
+"""Compare numbers, and choose among them."""
+
+ROUNDS = """
+    abs ceil copysign div floor floor_divide fmod frac leaky_relu mul neg reciprocal remainder round sgn sign
+    signbit softshrink sqrt trunc
+"""
+"""One operation for each result, which IEEE 754 defines to the last bit."""
+
+DRAWS = "bernoulli normal rand rand_like randint randn randn_like uniform"
+"""Draw numbers, as many and in the same order whatever is made of them."""
+
+AS_IS = frozenset(" ".join((MOVES, COMPARES, ROUNDS, DRAWS)).split())
+"""What no order and no shape changes."""
 
 TESTED = frozenset("atan cos erf erfc exp expm1 log log10 log1p log2 sin tanh".split())
 """Functions of the library, one number to one: run once `_even` has held."""
@@ -96,6 +110,9 @@ COMPOSED: dict[str, Callable[..., Any]] = {
 }
 
 
+CHAINS = frozenset(("convolution", "mm", "bmm", "addmm", "baddbmm"))
+"""What the exact engine refuses of these, other types and three dimensions, it refuses of whole maps, too."""
+
 _registered: dict[str, Callable[..., Any]] = {}
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
@@ -139,14 +156,21 @@ class _ExactKernels(TorchDispatchMode):
         if exact is None and func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
-        if exact is None or "out" in kwargs:
+        if "out" in kwargs or (exact is None and whole.on_pieces()):
             raise ExactnessError(
                 str(func),
                 "the exact engine has no kernel for it, so its bits may depend on the shape",
                 f"Use {ExactnessError.STOCK}, write it with other operations, or register a function for it "
                 "with overlap_tool.register_exact_op",
             )
-        result = exact(*args, **kwargs)
+        try:
+            if exact is None:
+                return whole.by_the_library(func, args, kwargs)
+            result = exact(*args, **kwargs)
+        except ExactnessError:  # of these arguments, or on this machine
+            if name in CHAINS or whole.on_pieces():
+                raise
+            return whole.by_the_library(func, args, kwargs)
         if name != overload:
             return args[0].copy_(result)
         return _in_its_own_memory(result, args, kwargs)
@@ -169,7 +193,9 @@ _active = threading.local()
 def exact_kernels() -> Iterator[None]:
     """Inside, every model computes with kernels whose bits depend on no shape, position, batch or thread.
 
-    It holds for the current thread, in code that knows nothing of it, wrapped or not.
+    It holds for the current thread, in code that knows nothing of it, wrapped or not. An op for which there
+    is no such kernel runs by PyTorch's own where it is given whole tensors: then its bits are those that it
+    gives in a tiled model for the same tensor, and may be others for one of another shape.
 
         with overlap_tool.exact_kernels():
             full = model(x)

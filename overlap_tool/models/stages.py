@@ -8,8 +8,8 @@ static.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
@@ -144,8 +144,8 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         raise TraceError(
             f"{type(model).__name__} ({type(model).__module__})",
             f"computes something else than what is registered for {' and '.join(inlined)} of its class",
-            "Use the version of its code that the plugin knows, or leave --model out, if the weights are "
-            "recognised without it",
+            "Use the version of its code that the plugin knows, or leave `model_class` out, if the weights "
+            "are recognised without it",
         )
     if only is not None:
         path = _path_of(only, [path for path in seen.scales if path] or [""], model)
@@ -161,7 +161,7 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
         raise TraceError(
             type(model).__name__,
             "has no part with spatial context outside its quantisers",
-            "Give the module that holds the transforms, with --model",
+            "Give the module that holds the transforms, or its class as `model_class`",
         )
     multiple = _multiple(seen.scales, stages) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
@@ -213,7 +213,9 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
     """Its networks, which work on a grid of blocks."""
     if only is not None and only not in model.networks:
         known = ", ".join(model.networks)
-        raise OptionError(f"--stage {only}", "the model has no such network", f"Give one of --stage {known}")
+        raise OptionError(
+            f"stage={only!r}", "the model has no such network", f"Give one of these as `stage`: {known}"
+        )
     stages = (
         Stage(name, network, trace(network, name), Fraction(1, model.block))
         for name, network in model.networks.items()
@@ -256,9 +258,9 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
         return matching[0]
     close = matching or get_close_matches(name, paths, n=5, cutoff=0.0)
     raise OptionError(
-        f"--stage {name}",
+        f"stage={name!r}",
         "several parts end in that name" if matching else f"{type(model).__name__} has no such part",
-        f"Give one of --stage {', '.join(close)}",
+        f"Give one of these as `stage`: {', '.join(close)}",
     )
 
 
@@ -275,65 +277,129 @@ def _observed(model: nn.Module) -> _Observed:
     raise TraceError(
         type(model).__name__,
         f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
-        "Give a class whose forward takes an image alone, or the module of the transforms, with --model",
+        "Give a class whose forward takes an image alone, or the module of the transforms, as `model_class`",
     )
 
 
 def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
+    """What the model shows of its parts on a wide image. Where a tensor may be a map or have its channels
+    last, the same image turned shows it: rows and columns follow it, and no other dimension does."""
     seen = _Observed(channels=channels)
-    rounded = 0
-    before_calls: list[int] = []
-    """How many maps had been rounded when each call began that has not ended."""
+    inlined = inline.stages_of(model)
+    image = _trial_image(model, channels, (side, 3 * side), filled=bool(inlined))
+    with torch.no_grad(), engine("exact" if inlined else "stock"):
+        with _watched(model) as calls:
+            outputs = _tensors(model(image))
+        turned: Sequence[_Call | None] = [None] * len(calls)
+        if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
+            others = _calls_on(model, image.mT.contiguous())
+            if [call.kind for call in others] == [call.kind for call in calls]:
+                turned = others  # else it takes no other image, or another way through its parts
+        if inlined:
+            for each in inlined:
+                each.serve()
+            seen.inline_holds = _gives(model, image, outputs)
+    for call, other in zip(calls, turned, strict=True):
+        _note(seen, call, other, side)
+    return seen
 
-    def note_rounding(made: Tensor) -> None:
-        nonlocal rounded
-        if _is_map(made) and made.shape[-2] < side:
-            rounded += 1
-            seen.latent = max(seen.latent, Fraction(made.shape[-2], side))
+
+def _trial_image(model: nn.Module, channels: int, size: tuple[int, int], filled: bool) -> Tensor:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    image = torch.full((1, channels, *size), 0.5)
+    if filled:  # what is made of it is compared, so there has to be something in it
+        image.uniform_(generator=torch.Generator().manual_seed(0))
+    return image.to(device, dtype)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a part, or of the whole model: the shapes of the tensors that it was given and gave."""
+
+    path: str
+    quantises: bool
+    simple: bool
+    """Whether it takes one tensor and returns one."""
+    given: tuple[torch.Size, ...]
+    made: tuple[torch.Size, ...]
+    rounded: tuple[torch.Size, ...]
+    """What it rounded to make that."""
+
+    @property
+    def shapes(self) -> tuple[tuple[torch.Size, ...], ...]:
+        return self.given, self.made, self.rounded
+
+    @property
+    def kind(self) -> tuple[str, int, int, int]:
+        return self.path, len(self.given), len(self.made), len(self.rounded)
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[_Call]]:
+    """The calls of its parts, in order. Parts of what is computed inline are no parts of their own."""
+    calls: list[_Call] = []
+    rounded: list[torch.Size] = []
+    before_calls: list[int] = []
+    """How many tensors had been rounded when each call began that has not ended."""
 
     def begin(*_: Any) -> None:
-        before_calls.append(rounded)
+        before_calls.append(len(rounded))
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            if before_calls.pop() < rounded:
-                seen.rounding.add(path)
-            given, made = _maps((args, named)), _maps(output)
-            scales = [Fraction(each.shape[-2], side) for each in (*given, *made)]
-            if is_quantiser(module):
-                seen.latent = max([seen.latent, *scales])
-            elif len(args) == 1 and not named and _is_map(args[0]) and _is_map(output):
-                seen.scales.setdefault(path, scales[0])
-                seen.inputs.setdefault(path, args[0].shape[1])
-                seen.finest[path] = max(seen.finest.get(path, scales[0]), *scales)
-            elif given and made:
-                seen.several.add(path)
+            alone = len(args) == 1 and not named
+            simple = alone and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            given, made = (
+                tuple(tensor.shape for tensor in _tensors(value)) for value in ((args, named), output)
+            )
+            meanwhile = tuple(rounded[before_calls.pop() :])
+            calls.append(_Call(path, is_quantiser(module), simple, given, made, meanwhile))
 
         return note
 
     inlined = inline.stages_of(model)
     spanned = {part for each in inlined for whole in each.forwards for part in whole.modules()}
     spanned |= {model} if inlined else set()
-    for path, module in model.named_modules():
-        if module not in spanned:
-            module.register_forward_pre_hook(begin)
-            module.register_forward_hook(watch(path), with_kwargs=True)
-    for each in inlined:
-        each.module.register_forward_pre_hook(begin)
-        each.module.register_forward_hook(watch(each.name), with_kwargs=True)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    image = torch.full((1, channels, side, 3 * side), 0.5)
-    if inlined:  # whose results are compared, so there has to be something in it
-        image.uniform_(generator=torch.Generator().manual_seed(0))
-    image = image.to(device, dtype)
-    with torch.no_grad(), engine("exact" if inlined else "stock"), RoundingWatch(note_rounding):
-        outputs = _tensors(model(image))
-        if inlined:
-            for each in inlined:
-                each.serve()
-            seen.inline_holds = _gives(model, image, outputs)
-    return seen
+    watching = [(path, part) for path, part in model.named_modules() if part not in spanned]
+    watching += [(each.name, each.module) for each in inlined]
+    hooks = [part.register_forward_pre_hook(begin) for _, part in watching]
+    hooks += [part.register_forward_hook(watch(path), with_kwargs=True) for path, part in watching]
+    try:
+        with RoundingWatch(lambda made: rounded.append(made.shape)):
+            yield calls
+        calls.append(_Call("", False, False, (), (), tuple(rounded)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _calls_on(model: nn.Module, image: Tensor) -> list[_Call]:
+    """The calls of its parts on an image; none if it does not take it."""
+    with _watched(model) as calls:
+        try:
+            model(image)
+        except Exception:  # whatever a third party's code raises of a size that it was not made for
+            return []
+    return calls
+
+
+def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None:
+    others = (None, None, None) if turned is None else turned.shapes
+    given, made, rounded = (_maps(*shapes) for shapes in zip(call.shapes, others, strict=True))
+    scales = [Fraction(shape[-2], side) for shape in (*given, *made)]
+    latents = [Fraction(shape[-2], side) for shape in rounded if shape[-2] < side]
+    if latents:
+        seen.rounding.add(call.path)
+        seen.latent = max([seen.latent, *latents])
+    if call.quantises:
+        seen.latent = max([seen.latent, *scales])
+    elif call.simple and given and made:
+        seen.scales.setdefault(call.path, scales[0])
+        seen.inputs.setdefault(call.path, given[0][1])
+        seen.finest[call.path] = max(seen.finest.get(call.path, scales[0]), *scales)
+    elif given and made:
+        seen.several.add(call.path)
 
 
 def _gives(model: nn.Module, image: Tensor, outputs: list[Tensor]) -> bool:
@@ -348,13 +414,27 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _maps(value: Any) -> list[Tensor]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return [found for item in value for found in _maps(item)]
-    return [value] if _is_map(value) else []
+def _is_clear(shape: torch.Size) -> bool:
+    """Whether what a tensor is of a wide image says if its last two dimensions are rows and columns."""
+    return (
+        len(shape) != 4
+        or shape[-1] <= shape[-2]
+        or (_like_image(*shape[2:]) and not _like_image(*shape[1:3]))
+    )
 
 
-def _is_map(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > value.shape[-2]
+def _like_image(rows: int, columns: int) -> bool:
+    """Of the trial image's shape, or of half of it, as a checkerboard has it."""
+    return columns in (3 * rows, 3 * rows / 2)
+
+
+def _maps(shapes: tuple[torch.Size, ...], turned: tuple[torch.Size, ...] | None) -> list[torch.Size]:
+    """Those of maps: their last two dimensions, and no others, are the rows and columns of a wide image, by
+    what they are of the same image turned, if that is known."""
+    return [
+        shape
+        for i, shape in enumerate(shapes)
+        if len(shape) == 4
+        and shape[-1] > shape[-2]
+        and (turned is None or (turned[i][:-2] == shape[:-2] and turned[i][-2] > turned[i][-1]))
+    ]

@@ -32,10 +32,10 @@ class BudgetError(OptionError):
 
     def __init__(self, stage: str, shape: Shape, memory: int, least: int) -> None:
         super().__init__(
-            f"--memory {memory}",
+            f"memory={memory}",
             f"{stage} needs at least {least} bytes for an input of {shape.columns}x{shape.rows}, "
             "its input and output included",
-            f"Give --memory {ceil(least / 2**20)}MiB, or a smaller --size",
+            f'Give `memory="{ceil(least / 2**20)}MiB"`, or a smaller image',
         )
         self.least = least
 
@@ -59,37 +59,38 @@ class Settings:
 
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
-            raise OptionError("--tile, --memory", "give one of the two", "A tile of 256 suits most machines")
+            raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
         sides = self.tile if isinstance(self.tile, tuple) else (self.tile,)
+        tile = sides[0] if len(set(map(repr, sides))) == 1 else self.tile
         if self.tile is not None and not (len(sides) == 2 and all(map(_is_count, sides))):
             raise OptionError(
-                f"--tile {'x'.join(map(str, sides))}",
+                f"tile={tile!r}",
                 "a tile's sides are whole numbers of pixels, at least 1",
-                "Write --tile 256, or --tile 1024x256 for a width and a height",
+                "Write `tile=256`, or `tile=(1024, 256)` for a width and a height",
             )
         if self.memory is not None and not _is_count(self.memory):
-            raise OptionError(f"--memory {self.memory}", "is not a number of bytes", "Write --memory 2GiB")
+            raise OptionError(f"memory={self.memory!r}", "is not a number of bytes", 'Write `memory="2GiB"`')
         if self.schedule is not None and self.schedule not in (*get_args(Schedule), *ORDERS):
             raise OptionError(
-                f"--schedule {self.schedule}",
+                f"schedule={self.schedule!r}",
                 "is not one",
                 f"Use {' or '.join(get_args(Schedule))}; for a closed loop, {' or '.join(ORDERS)}",
             )
         if self.store not in get_args(Store):
-            raise OptionError(f"--store {self.store}", "is not one", f"Use {', '.join(get_args(Store))}")
+            raise OptionError(f"store={self.store!r}", "is not one", f"Use {', '.join(get_args(Store))}")
         if self.engine not in get_args(Engine):
-            raise OptionError(f"--engine {self.engine}", "is not one", f"Use {' or '.join(get_args(Engine))}")
+            raise OptionError(f"engine={self.engine!r}", "is not one", f"Use {' or '.join(get_args(Engine))}")
         if not _is_count(self.batch):
-            raise OptionError(f"batch {self.batch}", "is not a number of tiles", "Use a number from 1")
+            raise OptionError(f"batch={self.batch!r}", "is not a number of tiles", "Use a number from 1")
         if self.batch > 1 and self.schedule != "tiles":
             raise OptionError(
-                f"batch {self.batch}", "tiles of a stream depend on one another", 'Add schedule="tiles"'
+                f"batch={self.batch!r}", "tiles of a stream depend on one another", 'Add `schedule="tiles"`'
             )
         if self.uniform and self.schedule != "tiles":
             raise OptionError(
-                "--uniform",
+                "uniform=True",
                 "tiles of a stream differ in shape, since each computes what those before it did not",
-                "Add --schedule tiles, or leave --uniform out",
+                'Add `schedule="tiles"`, or leave `uniform` out',
             )
 
 
@@ -164,10 +165,11 @@ def plan_stage(
     """The plan for one input; with a memory budget, the largest stream that fits, else the largest tiles."""
     if settings.schedule in ORDERS:
         raise OptionError(
-            f"--schedule {settings.schedule}",
+            f"schedule={settings.schedule!r}",
             f"is for codecs that are closed loops, and {name} is part of none",
             "Use stream or tiles",
         )
+    network.require(shape.rows, shape.columns)
     candidates: tuple[Schedule, ...] = tuple(
         schedule for schedule in get_args(Schedule) if settings.schedule in (None, schedule)
     )
@@ -196,7 +198,9 @@ def parse_bytes(text: str) -> int:
     try:
         value = float(number) * factors[unit.strip().lower()]
     except (ValueError, KeyError) as error:
-        raise OptionError(f"--memory {text}", "is not an amount of memory", "Write --memory 2GiB") from error
+        raise OptionError(
+            f"memory={text!r}", "is not an amount of memory", 'Write `memory="2GiB"`'
+        ) from error
     return int(value)
 
 
@@ -211,7 +215,7 @@ def require_uniform(network: Network) -> None:
         elif not op.rule.uniform:
             reason = "has a rule that is not said to compute tiles that go beyond the image"
         if reason:
-            raise OptionError(f"--uniform at {op.name} ({op.kind})", reason, "Leave --uniform out")
+            raise OptionError(f"`uniform=True` at {op.name} ({op.kind})", reason, "Leave `uniform` out")
 
 
 def _plan(

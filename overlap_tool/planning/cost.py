@@ -10,35 +10,24 @@ from torch import nn
 
 from overlap_tool.geometry import Patch
 from overlap_tool.geometry.plan import AxisPlan, Step
-from overlap_tool.graph.network import Barrier, Network, Op, Summary, operands
+from overlap_tool.geometry.walk import Reads, walk
+from overlap_tool.graph.network import Network, Op, Summary, operands
 from overlap_tool.graph.segments import Segment
 
 
 @dataclass(frozen=True)
 class OpCost:
-    """What one op costs per position, how many numbers its weights are, and when its output is last read."""
+    """What one op costs per position, how many numbers its weights are, and what it reads."""
 
     channels: int
     scratch: int
     macs: int
     weights: int
     in_place: bool
-    inputs: tuple[int, ...]
-    last_read: int
+    reads: Reads
 
 
 def op_costs(network: Network) -> tuple[OpCost, ...]:
-    index = network.index
-    sources = [tuple(index[i] for i in op.inputs) if isinstance(op, Op) else () for op in network.ops]
-    last_read = [len(network.ops)] * len(network.ops)
-    latest = 0
-    for node in network.nodes.values():
-        if isinstance(node, Op):
-            latest = index[node.id]
-            for source in sources[latest]:
-                last_read[source] = latest
-        elif isinstance(node, Barrier):
-            last_read[index[node.source]] = latest
     return tuple(
         OpCost(
             op.channels,
@@ -46,10 +35,9 @@ def op_costs(network: Network) -> tuple[OpCost, ...]:
             op.rule.macs if isinstance(op, Op) else 0,
             weights(op) if isinstance(op, Op) else 0,
             isinstance(op, Op) and op.in_place,
-            inputs,
-            last_read[i],
+            reads,
         )
-        for i, (op, inputs) in enumerate(zip(network.ops, sources, strict=True))
+        for op, reads in zip(network.ops, network.reads, strict=True)
     )
 
 
@@ -110,14 +98,14 @@ def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, items
     alive: dict[int, int] = {}
     total = peak = 0
     for op, cost in enumerate(costs):
-        if cost.in_place and costs[cost.inputs[0]].last_read == op:
-            alive[op] = alive.pop(cost.inputs[0])
+        if cost.in_place and costs[cost.reads.inputs[0]].reads.last == op:
+            alive[op] = alive.pop(cost.reads.inputs[0])
         else:
             alive[op] = sizes[op]
             total += sizes[op]
         scratch = cost.scratch * rows.sizes[op] * columns.sizes[op]
         peak = max(peak, total + scratch)
-        for done in [done for done in alive if done and costs[done].last_read == op]:
+        for done in [done for done in alive if done and costs[done].reads.last == op]:
             total -= alive.pop(done)
     return itemsize * peak
 
@@ -135,7 +123,7 @@ def working_bytes(
     Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
     """
     above = [
-        cost.channels * kept * n if cost.inputs else 0  # what is given is read again, not kept
+        cost.channels * kept * n if cost.reads.inputs else 0  # what is given is read again, not kept
         for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)
     ]
     first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
@@ -162,52 +150,46 @@ def _tile(
     *,
     first: bool,
 ) -> int:
-    """The most that is held during one tile, by the executor's own order: compute, drop what was last read,
-    join, set aside. What the bands above keep, and packed weights, come as the first tile comes to them."""
+    """The most that is held during one tile. What the bands above keep, and packed weights, come as the first
+    tile comes to them."""
     weights = 0 if first or not packed else sum(cost.weights for cost in costs)
+    turns = list(walk([cost.reads for cost in costs], row, column))
     # what the tile to the left kept is there from the start, and replaced op by op
-    kept = 0 if first else sum(above)
-    kept += sum(
-        cost.channels * rows.length * max(0, compute.start - hold.start)
-        for cost, rows, hold, compute in zip(costs, row.hold, column.hold, column.compute, strict=True)
-        if cost.inputs
-    )
+    kept_left = [
+        cost.channels * turn.held.rows.length * turn.before if turn.held and cost.reads.inputs else 0
+        for cost, turn in zip(costs, turns, strict=True)
+    ]
+    kept = sum(kept_left) + (0 if first else sum(above))
     held: dict[int, int] = {}
     peak = 0
-    for op, cost in enumerate(costs):
-        height, width = row.hold[op].length, column.hold[op].length
-        block = cost.channels * height * width
-        if not cost.inputs:
-            held[op] = block
+    for cost, turn in zip(costs, turns, strict=True):
+        block = 0 if turn.held is None else cost.channels * turn.held.size
+        if not cost.reads.inputs:
+            held[turn.op] = block
             continue
-        new = cost.channels * row.compute[op].length * column.compute[op].length
-        patches = row.patches[op], column.patches[op]
-        extended = _extended(costs[cost.inputs[0]].channels, *patches)
-        scratch = cost.scratch * row.compute[op].length * column.compute[op].length
-        total = kept + sum(held.values())
+        new = cost.channels * turn.computed.size
+        scratch = cost.scratch * turn.computed.size + _extended(
+            costs[cost.reads.inputs[0]].channels, turn.patches
+        )
         weights += cost.weights if first and packed else 0
-        peak = max(peak, images * (total + new + extended + scratch) + weights)
-        for done in set(cost.inputs):
-            if costs[done].last_read == op:
-                total -= held.pop(done, 0)
-        kept_left = cost.channels * height * max(0, column.compute[op].start - column.hold[op].start)
-        keep_right = cost.channels * height * column.keep[op].length
-        joined = (row.hold[op], column.hold[op]) != (row.compute[op], column.compute[op])
-        if block and cost.last_read < len(costs):
-            peak = max(peak, images * (total + new + (block if joined else 0)) + weights)
-            held[op] = block
-            kept += keep_right - kept_left + (above[op] if first else 0)
+        peak = max(peak, images * (kept + sum(held.values()) + new + scratch) + weights)
+        for done in turn.dropped:
+            held.pop(done, None)
+        if turn.held is not None:
+            joining = new + (block if turn.joins else 0)
+            peak = max(peak, images * (kept + sum(held.values()) + joining) + weights)
+            held[turn.op] = block
+            kept += cost.channels * turn.held.rows.length * turn.kept.columns.length - kept_left[turn.op]
+            kept += above[turn.op] if first else 0
             peak = max(peak, images * (kept + sum(held.values())) + weights)
     return peak
 
 
-def _extended(channels: int, vertical: Patch | None, horizontal: Patch | None) -> int:
+def _extended(channels: int, patches: tuple[Patch, Patch] | None) -> int:
     """The copy that an op makes of its input where it has to add its own padding."""
-    if vertical is None or horizontal is None:
+    if patches is None or all(patch.complete for patch in patches):
         return 0
-    if vertical.complete and horizontal.complete:
-        return 0
-    return channels * vertical.need.length * horizontal.need.length
+    return channels * prod(patch.need.length for patch in patches)
 
 
 def _shape(step: Step) -> tuple[tuple[int, int, int, int, int], ...]:

@@ -122,6 +122,14 @@ def fallback_table(certificate: Certificate) -> Table:
     )
 
 
+def library_table(certificate: Certificate) -> Table:
+    return Table(
+        "Between the stages, by PyTorch's own kernels: they get the same whole tensors, tiled or not",
+        ("op", "why"),
+        tuple((op, "the exact engine has no kernel for it") for op in certificate.library_ops),
+    )
+
+
 def plan_table(certificate: Certificate) -> Table:
     """How the stages ran."""
     return Table(
@@ -148,6 +156,7 @@ def tables(certificate: Certificate) -> list[Table]:
     found = [
         check_table(certificate),
         fallback_table(certificate),
+        library_table(certificate),
         kernel_table(certificate),
         ablation_table(certificate),
     ]

@@ -13,11 +13,10 @@ from overlap_tool.rules import (
     whole_map,
     windows,
 )
-from overlap_tool.rules.pieces import cleared, extend, place
+from overlap_tool.rules.pieces import Patches, cleared, extend, place
 from overlap_tool.rules.registry import (
     Call,
     Operand,
-    Patches,
     Reduction,
     Rule,
     Size,

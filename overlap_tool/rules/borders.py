@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
-from overlap_tool.rules.convolution import PADDING_MODES
-from overlap_tool.rules.pieces import extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
+from overlap_tool.rules.padding import PADDING_MODES
+from overlap_tool.rules.pieces import Patches, extend
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 WHOLE = slice(None)
 

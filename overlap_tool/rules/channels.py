@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import barriers
+from overlap_tool.rules import barriers, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
-from overlap_tool.rules.registry import Call, Operand, Patches, Reduction, Rule, Size, register_rule
+from overlap_tool.rules.pieces import Patches
+from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, Size, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -65,7 +66,7 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
     torch.prod, torch.var, torch.std, torch.logsumexp, torch.cumsum, torch.cumprod, torch.logcumsumexp,
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
-    "cumsum", "cumprod", "logcumsumexp",
+    "cumsum", "cumprod", "logcumsumexp", torch.argmax, torch.argmin, "argmax", "argmin",
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:
     """Over channels at every position; over all rows and columns of an image, a barrier."""
@@ -74,13 +75,78 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
     if _every_position(dims, ndim) and "softmax" not in call.kind:
         return barriers.reduction(call, call.kind, dims, *args, **kwargs)
     _only_channels(call, dim, len(input.shape), "reduces")
-    target = call.target
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
 
-    def run(patches: Patches, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        compute = getattr(torch.Tensor, target) if isinstance(target, str) else target
-        return compute(input, *args, **kwargs)
+
+@register_rule(torch.max, torch.min, "max", "min")
+def extreme(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
+    """`torch.max(x, y)` at every position; `torch.max(x, 1)` over channels, values and where they stand."""
+    other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
+    if isinstance(other, Operand):
+        return pointwise.between_positions(call, input, *args, **kwargs)
+    _only_channels(call, other, len(input.shape), "reduces")
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
+
+
+def _computed(call: Call, *args: Any, **kwargs: Any) -> Any:
+    target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
+    return target(*args, **kwargs)
+
+
+@register_rule("repeat", torch.tile, "tile", any_layout=True)
+def repeat(call: Call, input: Operand, *repeats: Any, **named: Any) -> Rule:
+    """Channels, once after the other."""
+    times = named.get("repeats", named.get("dims", repeats[0] if len(repeats) == 1 else repeats))
+    times = (times,) if isinstance(times, int) else tuple(times)
+    ndim = len(input.shape)
+    times = (*[1] * (ndim - len(times)), *times)
+    rows = ndim + input.at
+    if len(times) > ndim:
+        call.refuse("repeats a map along new dimensions")
+    if times[rows : rows + 2] != (1, 1):
+        call.refuse_global("repeats rows or columns")
+    _no_images(call, [0] if times[0] != 1 else [], "repeats")
+    return Rule(lambda patches, input, *_, **__: input.repeat(times))
+
+
+@register_rule(torch.stack, any_layout=True)
+def stack(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
+    """Maps along a new dimension, anywhere but before the images or between rows and columns."""
+    if any(not tensor.spatial for tensor in tensors):
+        call.refuse("stacks a map and a value that is none")
+    ndim, at = len(tensors[0].shape), tensors[0].at
+    place, rows = dim % (ndim + 1), ndim + at
+    if place == 0 or place == rows + 1:
+        call.refuse("stacks maps along a dimension before the images, or between rows and columns")
+    at = at - 1 if place > rows + 1 else at
+    return Rule(lambda patches, tensors, dim=0: torch.stack(tensors, place), at=at)
+
+
+@register_rule("new_zeros", "new_ones", "new_full", "new_empty", accepts_sizes=True)
+def new(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
+    """A map of one number, as large as another: a start to which channels are added."""
+    given, made = call.input_shapes, call.output_shapes
+    if any(
+        len(new) < 3 or new[-2:] != old[-2:] or new[0] != old[0] for old, new in zip(given, made, strict=True)
+    ):
+        call.refuse_size("makes a map that is not as large as the one that it is made beside")
+    channels = made[0][1:-2]
+    if call.target == "new_empty" and prod(channels):
+        call.refuse("makes a map of whatever numbers stand in memory")
+    filled = kwargs.get("fill_value", args[1] if len(args) > 1 else None)
+    fill: Any = {"new_ones": 1, "new_full": filled}.get(call.target, 0)
+    if isinstance(fill, Operand):
+        call.refuse("fills a map with a number that is computed")
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return input.new_full((input.shape[0], *channels, *input.shape[-2:]), fill, dtype=kwargs.get("dtype"))
 
     return Rule(run)
+
+
+@register_rule(torch.zeros_like, torch.ones_like, torch.full_like, any_layout=True)
+def like(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
+    return Rule(lambda patches, *args, **kwargs: call.target(*args, **kwargs))
 
 
 @register_rule(torch.repeat_interleave, "repeat_interleave")
@@ -101,8 +167,7 @@ def norm(
     if _every_position(dims, len(input.shape)) and p in (2, "fro", None) and plain:
         return barriers.norm(dims, keepdim)
     _only_channels(call, dim, len(input.shape), "takes the norm")
-    target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
-    return Rule(lambda patches, *args, **kwargs: target(*args, **kwargs))
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
 
 
 @register_rule(nn.Softmax, nn.Softmax2d)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -12,30 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
-from overlap_tool.rules.pieces import cleared, extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
-
-PADDING_MODES = {
-    "zeros": Padding.CONSTANT,
-    "constant": Padding.CONSTANT,
-    "reflect": Padding.REFLECT,
-    "replicate": Padding.REPLICATE,
-    "circular": Padding.CIRCULAR,
-}
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """One number for both axes, or one each."""
-    if isinstance(value, int):
-        return value, value
-    first, second = (*value, *value)[:2]
-    return first, second
-
-
-def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
-    """torch's "same": the odd sample of an even kernel goes to the end."""
-    total = dilation * (kernel - 1)
-    return total // 2, total - total // 2
+from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
+from overlap_tool.rules.pieces import Patches, cleared, extend
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
 def windows(

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.geometry import Padding, Patch
-from overlap_tool.rules.registry import Patches
+
+Patches = tuple[Patch, Patch]
+"""Rows and columns."""
 
 
 def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0) -> Tensor:

@@ -11,26 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
+from overlap_tool.rules.pieces import Patches
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 METHODS = """
-    abs add add_ addcmul clamp clamp_ clamp_max clamp_min clone contiguous detach div div_ double elu exp
-    expm1 float ge gt half hardtanh le leaky_relu log log1p lt maximum minimum mul mul_ neg neg_ pow pow_
-    reciprocal relu relu_ round rsqrt sigmoid sigmoid_ sign sin sqrt square sub sub_ tanh tanh_ to type
-    type_as where
+    abs absolute add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max
+    clamp_min clip clone contiguous copysign cos detach div divide double elu eq erf erfc exp expm1 float
+    floor floor_divide fmod frac ge gt half hardshrink hardtanh isfinite isinf isnan le leaky_relu lerp log
+    log10 log1p log2 logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mul
+    multiply nan_to_num ne neg negative pow reciprocal relu remainder round rsqrt sgn sigmoid sign sin sqrt
+    square sub subtract tanh to true_divide trunc type type_as where
 """.split()
 
-OPERATORS = "abs add ge gt iadd imul isub itruediv le lt mul neg pos pow sub truediv".split()
+OPERATORS = """
+    abs add and_ eq floordiv ge gt inv invert le lt mod mul ne neg or_ pos pow sub truediv xor
+""".split()
 
 ACTIVATIONS = """
-    celu elu gelu hardsigmoid hardswish hardtanh leaky_relu leaky_relu_ logsigmoid mish prelu relu relu6 relu_
-    selu sigmoid silu softplus softsign tanh tanhshrink
+    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 selu
+    sigmoid silu softplus softshrink softsign tanh tanhshrink threshold
 """.split()
 
 FUNCTIONS = (
-    [getattr(torch, name) for name in METHODS if callable(getattr(torch, name, None))]
+    [getattr(torch, name) for name in METHODS + ACTIVATIONS if callable(getattr(torch, name, None))]
     + [getattr(operator, name) for name in OPERATORS]
-    + [torch.cos, torch.erf, torch.lerp, torch.true_divide]
     + [getattr(F, name) for name in ACTIVATIONS]
 )
 
@@ -38,6 +42,7 @@ MODULES = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
+    nn.Hardshrink,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
@@ -52,31 +57,27 @@ MODULES = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softplus,
+    nn.Softshrink,
     nn.Softsign,
     nn.Tanh,
     nn.Tanhshrink,
+    nn.Threshold,
 )
 
 
-@register_rule(*METHODS, any_layout=True)
-def method(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    _refuse_misaligned(call, args, kwargs)
-    name = call.target.rstrip("_")
-    return Rule(lambda patches, *args, **kwargs: getattr(args[0], name)(*args[1:], **kwargs))
-
-
-@register_rule(*dict.fromkeys(FUNCTIONS), any_layout=True)
-def function(call: Call, *args: Any, **kwargs: Any) -> Rule:
+@register_rule(*METHODS, *dict.fromkeys(FUNCTIONS), any_layout=True)
+def between_positions(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    """What functions and methods compute at every position, in a tensor of its own."""
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
     _refuse_misaligned(call, args, kwargs)
-    compute = out_of_place(call.target)
+    compute = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
+    inplace_at = inplace_position(call.target)
 
     def run(patches: Patches, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("inplace", None)
         return compute(*args[:inplace_at], **kwargs)
 
-    inplace_at = inplace_position(call.target)
     return Rule(run)
 
 
@@ -96,13 +97,21 @@ def module(call: Call, module: nn.Module, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: apart(input))
 
 
-@register_rule(nn.Dropout, nn.Dropout2d, "torchvision.ops.stochastic_depth.StochasticDepth", any_layout=True)
+@register_rule(
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+    any_layout=True,
+)
 def dropout(call: Call, module: nn.Module, input: Operand) -> Rule:
     """In eval mode it drops nothing."""
     return Rule(lambda patches, module, input: input)
 
 
-@register_rule(F.dropout, F.dropout2d, any_layout=True)
+@register_rule(F.dropout, F.dropout2d, F.dropout3d, any_layout=True)
 def dropout_function(
     call: Call, input: Operand, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Rule:
@@ -154,25 +163,6 @@ def gdn(call: Call, module: Any, input: Operand) -> Rule:
     It counts as no multiply-accumulates, as is the custom for normalisations, although it mixes channels.
     """
     return Rule(lambda patches, module, input: module(input), scratch=1)
-
-
-def out_of_place(target: Any) -> Any:
-    """The function that computes the same without changing its argument."""
-    return _OUT_OF_PLACE.get(target, target)
-
-
-_OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    **{
-        getattr(home, name): getattr(home, name[:-1])
-        for home, names in ((torch, METHODS), (F, ACTIVATIONS))
-        for name in names
-        if name.endswith("_") and hasattr(home, name)
-    },
-}
 
 
 def inplace_position(target: Any) -> int | None:

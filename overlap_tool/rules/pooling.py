@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Span, Window
-from overlap_tool.rules.convolution import pair
-from overlap_tool.rules.pieces import extend
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
+from overlap_tool.rules.padding import pair
+from overlap_tool.rules.pieces import Patches, extend
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
 def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> tuple[Window, Window]:

@@ -8,7 +8,7 @@ operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import getattr_static
 from math import prod
@@ -17,7 +17,9 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from torch import Tensor, nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
-from overlap_tool.geometry import POINTWISE, Geometry, Patch
+from overlap_tool.geometry import POINTWISE, Geometry, Window
+from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
+from overlap_tool.rules.pieces import Patches, extend
 
 ROWS_AT = -2
 """The dimension of the rows in most maps, and in all that the executor keeps. That of the columns is last."""
@@ -74,7 +76,7 @@ class Call:
         raise GlobalOpError(
             f"{self.name} ({self.kind})",
             f"{reason}, so that every output depends on every input and no finite overlap is enough",
-            "Analyze the parts before and after it, with --stage, or replace it by a local op",
+            "Analyze the parts before and after it, with `stage`, or replace it by a local op",
         )
 
     def refuse_size(self, reason: str) -> NoReturn:
@@ -82,19 +84,16 @@ class Call:
             f"{self.name} ({self.kind})",
             f"{reason}, so that a piece would be treated differently from the whole image",
             "Use amounts that do not depend on the size, or register a rule with overlap_tool.register_rule "
-            "in a file given as --plugin FILE.py",
+            "in a plugin (on the command line, --plugin FILE.py)",
         )
 
     def refuse(self, reason: str) -> NoReturn:
         raise UnknownOpError(
             f"{self.name} ({self.kind})",
             f"{reason}, for which there is no rule",
-            "Register one with overlap_tool.register_rule, in a file given as --plugin FILE.py",
+            "Register one with overlap_tool.register_rule, in a plugin "
+            "(on the command line, --plugin FILE.py)",
         )
-
-
-Patches = tuple[Patch, Patch]
-"""Rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,54 @@ class Rule:
     proved: bool = True
     uniform: bool = False
     at: int | None = None
+
+    @classmethod
+    def windowed(
+        cls,
+        compute: Callable[..., Tensor],
+        *,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        padding: str = "zeros",
+        amount: int | Sequence[int] | None = None,
+        fill: float = 0.0,
+        macs: int = 0,
+        scratch: int = 0,
+    ) -> Rule:
+        """The rule of an op whose outputs each read a window of its input, as those of a convolution do.
+
+        `compute` has the op's own arguments, and computes without padding: its first tensor is a piece that
+        has it already. `padding` says what the op itself puts around the image: "zeros", "reflect",
+        "replicate", "circular", or "constant" for `fill`; `amount` how much of it, on each axis or on both:
+        if left out, as much as lets every window stand around its own output, as "same" has it in PyTorch.
+
+        >>> from overlap_tool import Rule
+        >>> rule = Rule.windowed(lambda x: x.unfold(2, 3, 1).amax(-1), kernel=(3, 1), padding="replicate")
+        >>> rule.rows.before, rule.rows.after, rule.columns.before
+        (1, 1, 0)
+        """
+        outside = PADDING_MODES[padding]
+        kernels, strides, dilations = pair(kernel), pair(stride), pair(dilation)
+        amounts = (
+            [same_padding(k, d) for k, d in zip(kernels, dilations, strict=True)]
+            if amount is None
+            else [(each, each) for each in pair(amount)]
+        )
+        rows, columns = (
+            Window(k, s, before, after, d, outside)
+            for k, s, d, (before, after) in zip(kernels, strides, dilations, amounts, strict=True)
+        )
+
+        def run(patches: Patches, *args: Any, **kwargs: Any) -> Tensor:
+            place = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
+            if place is None:
+                name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+                return compute(*args, **{**kwargs, name: extend(kwargs[name], patches, outside, fill)})
+            piece = extend(args[place], patches, outside, fill)
+            return compute(*args[:place], piece, *args[place + 1 :], **kwargs)
+
+        return cls(run, rows, columns, macs, scratch, kernels, strides, uniform=True)
 
     @property
     def local(self) -> bool:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Shrink, Window
-from overlap_tool.rules.pieces import extend, place
-from overlap_tool.rules.registry import Call, Operand, Patches, Rule, register_rule
+from overlap_tool.rules.pieces import Patches, extend, place
+from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
 @register_rule(F.pixel_shuffle, torch.pixel_shuffle)

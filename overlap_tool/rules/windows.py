@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Patch, Span, Windows
-from overlap_tool.rules.registry import Patches, Rule
+from overlap_tool.rules.pieces import Patches
+from overlap_tool.rules.registry import Rule
 
 
 @dataclass(frozen=True)

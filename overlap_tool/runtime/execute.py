@@ -18,7 +18,9 @@ from torch import Tensor
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, Step, alike
+from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Input, Network, Op
+from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.registry import ROWS_AT
 from overlap_tool.runtime.stores import Sink, Source
@@ -163,8 +165,6 @@ class _Run:
         given = next(op for op in network.ops if isinstance(op, Input))
         self.corner = sources[given.id].read(Span(0, 1), Span(0, 1))
         """One sample, which shows how many images there are, their type and their device."""
-        self.read_later = {i for op in network.ops if isinstance(op, Op) for i in indices(network, op)}
-        self.freed_after = freed_after(network)
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""
         self.aboves: dict[int, Tensor] = {}
@@ -173,37 +173,33 @@ class _Run:
 
     def tile(self, row: Step, column: Step) -> None:
         held: dict[int, _Held] = {}
-        for i, op in enumerate(self.network.ops):
+        for turn in walk(self.network.reads, row, column):
+            op = self.network.ops[turn.op]
             if isinstance(op, Input):
-                self.read(i, self.sources[op.id], row, column, held)
-                continue
-            result = self.compute(i, op, row, column, held)
-            if result is not None and op.id in self.sinks:
-                self.write(i, self.sinks[op.id], row, result)
-            if i in self.read_later:
-                self.hold(i, result, row, column, held)
+                self.read(turn, self.sources[op.id], held)
+            else:
+                self.take(turn, op, held)
 
-    def read(self, i: int, source: Source, row: Step, column: Step, held: dict[int, _Held]) -> None:
-        rows, columns = row.hold[i], column.hold[i]
-        if not (rows.empty or columns.empty):
-            pieces = [source.read(rows, step.hold[i]) for step in self.group]
-            held[i] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), rows, columns)
+    def read(self, turn: Turn, source: Source, held: dict[int, _Held]) -> None:
+        if turn.held is not None:
+            pieces = [source.read(turn.held.rows, step.hold[turn.op]) for step in self.group]
+            held[turn.op] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), *turn.held)
         if self.upcoming is not None and len(self.group) == 1:
-            source.expect(self.upcoming[0].hold[i], self.upcoming[1].hold[i])
+            source.expect(self.upcoming[0].hold[turn.op], self.upcoming[1].hold[turn.op])
 
-    def write(self, i: int, sink: Sink, row: Step, result: Tensor) -> None:
-        for step, part in zip(self.group, result.chunk(len(self.group)), strict=True):
-            sink.write(row.compute[i], step.compute[i], part)
-
-    def compute(self, i: int, op: Op, row: Step, column: Step, held: dict[int, _Held]) -> Tensor | None:
-        """The op's outputs of this tile, if it has any; what was read for the last time is dropped."""
-        vertical, horizontal = row.patches[i], column.patches[i]
-        result = None
-        if vertical is not None and horizontal is not None:
-            result = self.run(op, vertical, horizontal, held)
-        for done in self.freed_after[i]:
+    def take(self, turn: Turn, op: Op, held: dict[int, _Held]) -> None:
+        new = None if turn.patches is None else self.run(op, *turn.patches, held)
+        for done in turn.dropped:
             held.pop(done, None)
-        return result
+        if new is not None and op.id in self.sinks:
+            self.write(turn, self.sinks[op.id], new)
+        if turn.held is not None:
+            held[turn.op] = _Held(self.put_together(turn, new), *turn.held)
+            self.set_aside(turn, held[turn.op])
+
+    def write(self, turn: Turn, sink: Sink, new: Tensor) -> None:
+        for step, part in zip(self.group, new.chunk(len(self.group)), strict=True):
+            sink.write(turn.computed.rows, step.compute[turn.op], part)
 
     def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
         def value(operand: Operand) -> Any:
@@ -223,53 +219,44 @@ class _Run:
         size = vertical.have.length, horizontal.have.length
         return self.corner.new_empty((images, *operand.sizes, *size))
 
-    def hold(self, i: int, new: Tensor | None, row: Step, column: Step, held: dict[int, _Held]) -> None:
-        """Put together what later ops of this tile read, and set aside what later tiles read."""
-        rows, columns = row.hold[i], column.hold[i]
-        if rows.empty or columns.empty:
-            return
-        left = self.lefts.pop(i, None)
-        if rows == row.compute[i] and columns == column.compute[i]:
-            assert new is not None
-            block = new
-        elif column.compute[i].empty:
-            assert left is not None
-            block = left
-        else:
-            block = self.joined(i, new, left, row, column)
-        held[i] = _Held(block, rows, columns)
-        if not column.keep[i].empty:
-            self.lefts[i] = block[..., _slice(column.keep[i], columns.start)].clone()
-        if not (row.keep[i].empty or column.compute[i].empty):
-            self.above(i, block)[..., : row.keep[i].length, _slice(column.compute[i])] = block[
-                ..., _slice(row.keep[i], rows.start), _slice(column.compute[i], columns.start)
-            ]
-
-    def joined(self, i: int, new: Tensor | None, left: Tensor | None, row: Step, column: Step) -> Tensor:
-        rows, columns = row.hold[i], column.hold[i]
-        like = new if new is not None else left if left is not None else self.aboves[i]
-        block = _empty(like, rows.length, columns.length)
-        top = row.compute[i].start - rows.start
-        before = column.compute[i].start - columns.start
+    def put_together(self, turn: Turn, new: Tensor | None) -> Tensor:
+        """What later ops read: what was computed, with what the tiles to the left and above kept."""
+        left = self.lefts.pop(turn.op, None)
+        if not turn.joins:
+            block = left if turn.computed.columns.empty else new
+            assert block is not None
+            return block
+        assert turn.held is not None
+        like = new if new is not None else left if left is not None else self.aboves[turn.op]
+        block = _empty(like, turn.held.rows.length, turn.held.columns.length)
+        top = turn.computed.rows.start - turn.held.rows.start
         if left is not None:
-            block[..., :before] = left
+            block[..., : turn.before] = left
         if top:
-            block[..., :top, before:] = self.aboves[i][..., :top, _slice(column.compute[i])]
+            above = self.aboves[turn.op][..., :top, _slice(turn.computed.columns)]
+            block[..., :top, turn.before :] = above
         if new is not None:
-            block[..., top:, before:] = new
+            block[..., top:, turn.before :] = new
         return block
 
-    def above(self, i: int, like: Tensor) -> Tensor:
-        if i not in self.aboves:
-            self.aboves[i] = _empty(like, self.rows.kept[i], self.columns.sizes[i])
-        return self.aboves[i]
+    def set_aside(self, turn: Turn, held: _Held) -> None:
+        """What later tiles read."""
+        if not turn.kept.columns.empty:
+            self.lefts[turn.op] = held.piece(held.rows, turn.kept.columns).clone()
+        if not (turn.kept.rows.empty or turn.computed.columns.empty):
+            below = held.piece(turn.kept.rows, turn.computed.columns)
+            if turn.op not in self.aboves:
+                size = self.rows.kept[turn.op], self.columns.sizes[turn.op]
+                self.aboves[turn.op] = _empty(held.values, *size)
+            self.aboves[turn.op][..., : below.shape[-2], _slice(turn.computed.columns)] = below
 
 
 def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
     args, kwargs = (substituted(each, as_the_model_has_it(value)) for each in (op.args, op.kwargs))
-    result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
+    with pieces():
+        result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
     lengths = tuple(patch.out.length for patch in patches)
     if result.shape[-2:] != lengths:
         raise RuleError(
@@ -324,23 +311,6 @@ def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
     if isinstance(argument, dict):
         return {key: substituted(item, value) for key, item in argument.items()}
     return argument
-
-
-def freed_after(network: Network) -> list[list[int]]:
-    """For every op, the ops whose values nobody reads after it."""
-    last_read: dict[int, int] = {}
-    for i, op in enumerate(network.ops):
-        if isinstance(op, Op):
-            last_read.update(dict.fromkeys(indices(network, op), i))
-    freed: list[list[int]] = [[] for _ in network.ops]
-    for read, reader in last_read.items():
-        freed[reader].append(read)
-    return freed
-
-
-def indices(network: Network, op: Op) -> list[int]:
-    """Where the ops stand that feed an op."""
-    return [network.index[source] for source in op.inputs]
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:

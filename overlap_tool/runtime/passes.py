@@ -11,6 +11,7 @@ from torch import Tensor
 
 from overlap_tool.geometry import Span
 from overlap_tool.graph.network import Barrier, Network, Summary
+from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import Bands, SegmentPlan
 from overlap_tool.rules import Operand
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass, substituted
@@ -122,7 +123,8 @@ def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: 
 
     module = () if barrier.module is None else (barrier.module,)
     args, kwargs = substituted(barrier.args, value), substituted(barrier.kwargs, value)
-    result: Tensor = barrier.rule.run(*module, *args, **kwargs)
+    with pieces():
+        result: Tensor = barrier.rule.run(*module, *args, **kwargs)
     return result
 
 

@@ -109,6 +109,8 @@ class Certificate:
     plans: tuple[PlanRecord, ...]
     checks: tuple[Check, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    library_ops: tuple[str, ...] = ()
+    """Ops without an exact kernel, which PyTorch's own computed of whole tensors, between the stages."""
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: no check is made of them by themselves."""
 

@@ -48,9 +48,9 @@ def seeded(size: tuple[int, int], channels: int, multiple: int) -> Image:
 
 def read(path: str | os.PathLike[str], channels: int, multiple: int) -> Image:
     """A picture from a file, in colour or grey as the model wants it."""
-    where = f"--image {os.fspath(path)}"
+    where = f"images={os.fspath(path)!r}"
     if channels not in (1, 3):
-        raise OptionError(where, f"the model takes {channels} channels", "Leave --image out: one is made up")
+        raise OptionError(where, f"the model takes {channels} channels", "Leave `images` out: one is made up")
     try:
         with Picture.open(path) as opened:
             picture = opened.convert("RGB" if channels == 3 else "L")

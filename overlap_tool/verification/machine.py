@@ -16,13 +16,13 @@ LIBRARIES = ("compressai", "numpy", "llvmlite", "triton")
 
 def find_device(name: str) -> torch.device:
     if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise OptionError(f"--device {name}", "is not one", "Use cpu or cuda")
+        raise OptionError(f"device={name!r}", "is not one", "Use cpu or cuda")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise OptionError(f"--device {name}", f"is not to be had ({reason})", "Use --device cpu") from error
+        raise OptionError(f"device={name!r}", f"is not to be had ({reason})", 'Use `device="cpu"`') from error
     return device
 
 

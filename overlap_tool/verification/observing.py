@@ -129,14 +129,6 @@ def tensors_in(value: Any, name: str = "") -> dict[str, Tensor]:
     }
 
 
-def bytes_in(value: Any) -> int:
-    """How long all strings of a compressed image are together."""
-    if isinstance(value, bytes):
-        return len(value)
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(bytes_in(item) for item in items)
-
-
 def differing(found: Tensor, expected: Tensor) -> int:
     """How many numbers differ; all of them, if the shapes do."""
     if found.shape != expected.shape:

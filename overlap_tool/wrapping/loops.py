@@ -14,7 +14,7 @@ from torch import nn
 from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
-from overlap_tool.kernels import engine
+from overlap_tool.kernels import engine, pieces
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.planning.choose import Settings
 from overlap_tool.planning.cost import macs, op_costs
@@ -54,7 +54,7 @@ class LoopMethod:
                 "Call model.eval() first",
             )
         assert isinstance(self.model, ClosedLoop)
-        with engine(self.settings.engine):
+        with engine(self.settings.engine), pieces():
             return self.model.in_order(order_of(self.settings))[self.name](*args, **kwargs)
 
 
@@ -67,13 +67,13 @@ def wrap(model: nn.Module, settings: Settings) -> None:
     name, side = type(model).__name__, model.block
     if settings.tile != (side, side) or settings.store != "auto":
         raise OptionError(
-            "--tile, --memory, --store",
+            "`tile`, `memory`, `store`",
             f"{name} goes block by block, and its blocks of {side}x{side} pixels are its tiles",
-            f"Leave them out; --schedule {' or '.join(ORDERS)} is the choice there is",
+            f"Leave them out; {' or '.join(ORDERS)} as `schedule` is the choice there is",
         )
     if settings.schedule not in (None, *ORDERS):
         raise OptionError(
-            f"--schedule {settings.schedule}",
+            f"schedule={settings.schedule!r}",
             f"in {name} every block reads the reconstruction of others, so that it cannot be cut in tiles",
             f"Use {' or '.join(ORDERS)}",
         )

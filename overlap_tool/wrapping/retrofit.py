@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any, TypeVar
@@ -23,12 +23,19 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
 from overlap_tool.copying import copied
-from overlap_tool.errors import CheckpointError, OptionError, TrainingModeError
+from overlap_tool.errors import (
+    CheckpointError,
+    OptionError,
+    OverlapToolError,
+    TraceError,
+    TrainingModeError,
+)
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import trace
+from overlap_tool.graph.tracer import TrialError
 from overlap_tool.graph.values import StandsIn
-from overlap_tool.kernels import engine, exact_kernels
+from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop, Order
 from overlap_tool.models.stages import Untiled, survey
@@ -48,6 +55,7 @@ from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.wrapping import loops
+from overlap_tool.wrapping.snapshot import Snapshot, same_items
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,8 +64,18 @@ PLANS_KEPT = 8
 METHODS = ("forward", "compress", "decompress")
 """What of a model computes, and so belongs into the engine."""
 
-UNTILED = "_overlap_tool_untiled"
-"""The attribute of a wrapped model that keeps which of its parts stay whole."""
+WRAPPED = "_overlap_tool_wrapped"
+"""The attribute of a wrapped model that keeps what it was wrapped as."""
+
+
+@dataclass
+class Wrapped:
+    """What is known of a wrapped model beside its tiled forwards."""
+
+    untiled: tuple[Untiled, ...]
+    """The parts that stay whole."""
+    parts: dict[str, tuple[nn.Module, ...]]
+    """By their paths, those whose forward is not their own, as `_made_of` has them."""
 
 
 class TiledForward(StandsIn):
@@ -69,15 +87,27 @@ class TiledForward(StandsIn):
         self.input_scale = input_scale
         self.settings = settings
         self._network: Network | None = None
+        self._snapshot: Snapshot | None = None
+        """The module as it was when it was traced."""
         self._plans: dict[Shape, StagePlan] = {}
 
     @property
     def network(self) -> Network:
-        if self._network is None:
+        """The module's, which is traced anew if anything of it was changed."""
+        if not self._is_as_traced():
             with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
-                if self._network is None:
-                    self._network = trace(self.module, self.name)
+                if not self._is_as_traced():
+                    self._snapshot = None  # nor is it if that is refused
+                    self.is_traced_as(_traced_anew(self.module, self.name, self._network))
+        assert self._network is not None
         return self._network
+
+    def _is_as_traced(self) -> bool:
+        return self._network is not None and self._snapshot is not None and self._snapshot.holds()
+
+    def is_traced_as(self, network: Network) -> None:
+        self._network, self._snapshot = network, Snapshot(self.module)
+        self._plans.clear()
 
     def settle(self, settings: Settings) -> None:
         """Run by these from now on."""
@@ -85,9 +115,12 @@ class TiledForward(StandsIn):
         self._plans.clear()
 
     def plan(self, shape: Shape) -> StagePlan:
+        return self._plan(self.network, shape)
+
+    def _plan(self, network: Network, shape: Shape) -> StagePlan:
         plan = self._plans.get(shape)
         if plan is None:
-            plan = plan_stage(self.name, self.network, self.input_scale, shape, self.settings)
+            plan = plan_stage(self.name, network, self.input_scale, shape, self.settings)
             # another dict, since other threads may be reading this one
             self._plans = dict([*self._plans.items(), (shape, plan)][-PLANS_KEPT:])
         return plan
@@ -96,23 +129,30 @@ class TiledForward(StandsIn):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.module.training:
+        network = None if self.module.training else self.network
+        if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
             raise TrainingModeError(
                 self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
             )
         with engine(self.settings.engine):
-            if kwargs or len(args) != 1 or not self._accepts(args[0]):
+            if kwargs or len(args) != 1 or not _takes(network, args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
+            if not network.accepts(*args[0].shape[2:]):
+                return self._at_odd_size(network, args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
 
     def tiled(self, whole: Tensor) -> Tensor:
-        plan = self.plan(Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size()))
+        network = self._network
+        assert network is not None, "a call begins by asking whether it still holds"
+        plan = self._plan(
+            network, Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
+        )
         device = next((p.device for p in self.module.parameters()), whole.device)
         sink = TensorSink(*plan.output_size, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
             passes.run(
-                self.network,
+                network,
                 plan.segments,
                 TensorSource(whole, device),
                 sink,
@@ -122,16 +162,42 @@ class TiledForward(StandsIn):
             )
         return sink.result()
 
-    def _accepts(self, whole: Any) -> bool:
-        first = self.network.ops[0]
-        if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
-            return False
-        assert isinstance(first, Input)
-        return whole.shape[1] == first.channels and self.network.accepts(whole.shape[2], whole.shape[3])
+    def _at_odd_size(self, network: Network, whole: Tensor) -> Any:
+        """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
+        it refuses that size, too."""
+        try:
+            return self.original(whole)
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, OverlapToolError | torch.OutOfMemoryError):
+                network.require(*whole.shape[2:])
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
-        return {**self.__dict__, "_network": None, "_plans": {}}
+        return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}}
+
+
+def _takes(network: Network, whole: Any) -> bool:
+    """Whether this is a map such as the stage was traced for, of whatever size."""
+    first = network.ops[0]
+    assert isinstance(first, Input)
+    if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
+        return False
+    return whole.shape[1] == first.channels
+
+
+def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
+    """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
+    tiled = vars(module).pop("forward")  # while it is traced, its own counts
+    try:
+        if before is not None:
+            try:
+                return trace(module, name, before.ops[0].channels)
+            except TrialError:
+                pass
+        return trace(module, name)
+    finally:
+        module.forward = tiled
 
 
 Runner = Callable[[TiledForward, Tensor], Tensor]
@@ -149,15 +215,17 @@ def stages_run_by(runner: Runner) -> Iterator[None]:
         _runner.reset(token)
 
 
-class ExactMethod:
-    """A method of a wrapped model, run by the exact engine."""
+class WrappedMethod:
+    """A method of a wrapped model, run by the engine that its stages are run by."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str, engine: Engine) -> None:
         self.model = model
         self.name = name
+        self.engine = engine
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with exact_kernels():
+        _wrap_replaced_stages(self.model)
+        with engine(self.engine):
             return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
 
 
@@ -183,10 +251,11 @@ def wrap(
     for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage. A copy is
     wrapped, unless `inplace`.
 
+    >>> import overlap_tool
     >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
     >>> in_tiles = wrap(model, tile=32)
     >>> image = torch.rand(1, 3, 100, 80)
-    >>> with torch.no_grad(), exact_kernels():
+    >>> with torch.no_grad(), overlap_tool.exact_kernels():
     ...     torch.equal(in_tiles(image), model(image))
     True
     """
@@ -241,24 +310,26 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
     model = model if inplace else copied(model)
+    vars(model).pop(WRAPPED, None)  # first: replaced parts do not matter any more
     for stage in tiled_stages(model).values():
         del stage.module.forward
     inline.release(model)
-    _run_methods_by(model, "stock")
-    vars(model).pop(UNTILED, None)
+    _run_methods_by(model, None)
     loops.unwrap(model)
     return model
 
 
 def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
     """The tiled forwards of a wrapped model, by the names of their stages."""
+    _wrap_replaced_stages(model)
     forwards = {name: vars(module).get("forward") for name, module in inline.named_modules(model)}
     return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
 
 
 def untiled(model: nn.Module) -> tuple[Untiled, ...]:
     """The parts of a wrapped model that its own code runs on whole maps, and why."""
-    return vars(model).get(UNTILED, ())
+    wrapped = vars(model).get(WRAPPED)
+    return wrapped.untiled if isinstance(wrapped, Wrapped) else ()
 
 
 def settings_of(model: nn.Module) -> Settings | None:
@@ -306,14 +377,23 @@ def load(
     return restore(Artefact.read(path), os.fspath(path), device, trust)
 
 
+def settings_in(written: Mapping[str, Any], where: str) -> Settings:
+    """What a file says of how its model is tiled; nobody gave these as arguments."""
+    try:
+        return Settings(**written)
+    except OptionError as error:
+        # without the backquotes, of which the command line would make options
+        told = f"{error.where}: {error.reason}".replace("`", "")
+        raise CheckpointError(where, f"its settings cannot be used ({told})", REWRAP) from error
+    except TypeError as error:
+        raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+
+
 def restore(
     artefact: Artefact, where: str, device: str | torch.device = "cpu", trust: bool = False
 ) -> nn.Module:
     """The wrapped model of an artefact; `where` names it in refusals."""
-    try:
-        settings = Settings(**artefact.settings)
-    except TypeError as error:
-        raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
+    settings = settings_in(artefact.settings, where)
     model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where, trust)
     return _wrapped(model.to(device).eval(), settings, inplace=True)
 
@@ -374,11 +454,12 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
         return model
     found = survey(model)
     _require(settings, (stage.network for stage in found.stages))
-    setattr(model, UNTILED, found.untiled)
     for stage in found.stages:
         forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
-        forward._network = stage.network
         stage.run_by(forward)
+        forward.is_traced_as(stage.network)
+    parts = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
+    setattr(model, WRAPPED, Wrapped(found.untiled, parts))
     _run_methods_by(model, settings.engine)
     return model
 
@@ -390,14 +471,52 @@ def _require(settings: Settings, networks: Iterable[Network]) -> None:
             require_uniform(network)
 
 
-def _run_methods_by(model: nn.Module, engine: Engine) -> None:
-    """The model's methods compute in the engine that its stages compute in."""
+def _forward_of(part: nn.Module) -> TiledForward | inline.PartForward | None:
+    """The forward that it was given, if it was."""
+    forward = vars(part).get("forward")
+    return forward if isinstance(forward, TiledForward | inline.PartForward) else None
+
+
+def _wrap_replaced_stages(model: nn.Module) -> None:
+    """Give a module that was put in the place of a stage the stage's tiled forward."""
+    wrapped = vars(model).get(WRAPPED)
+    if not isinstance(wrapped, Wrapped):
+        return
+    for path, before in wrapped.parts.items():
+        part = _at(model, path)
+        if part is None or same_items(_made_of(part), before):
+            continue
+        forward = _forward_of(before[0])
+        if not isinstance(forward, TiledForward):
+            raise TraceError(
+                f"{path} ({type(part).__name__})",
+                "is made of other modules than when the model was wrapped, and computes a stage with others",
+                "Call overlap_tool.unwrap, then wrap again",
+            )
+        if _forward_of(part) is None:
+            part.forward = TiledForward(part, forward.name, forward.input_scale, forward.settings)
+        wrapped.parts = {**wrapped.parts, path: (part,)}
+
+
+def _made_of(part: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that its forward was made for: one in tiles looks further by itself."""
+    return tuple(part.modules()) if isinstance(_forward_of(part), inline.PartForward) else (part,)
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
+    """The model's methods compute in the engine that its stages compute in; without one, they are its own."""
     for name in METHODS:
-        own = vars(model).get(name)
-        if engine == "exact" and own is None and hasattr(model, name):
-            setattr(model, name, ExactMethod(model, name))
-        if engine == "stock" and isinstance(own, ExactMethod):
+        if isinstance(vars(model).get(name), WrappedMethod):
             delattr(model, name)
+        if engine is not None and name not in vars(model) and hasattr(model, name):
+            setattr(model, name, WrappedMethod(model, name, engine))
 
 
 def _scaled(side: int, scale: Fraction) -> int:

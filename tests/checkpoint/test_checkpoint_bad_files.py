@@ -175,7 +175,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, protocol):
     path, marker = tmp_path / "model.pth", tmp_path / "marker"
     path.write_bytes(pickle.dumps({"state_dict": Malice(marker)}, protocol=protocol))
     text = refused(path, UntrustedPickleError)
-    assert "--trust" in text
+    assert "trust=True" in text
     assert "posix.mkdir" in text
     assert not marker.exists()
 
@@ -184,7 +184,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, protocol):
 def test_a_malicious_checkpoint_does_not_run(tmp_path, saved, weights, zipped):
     marker = tmp_path / "marker"
     path = saved({"state_dict": weights, "x": Malice(marker)}, _use_new_zipfile_serialization=zipped)
-    assert "--trust" in refused(path, UntrustedPickleError)
+    assert "trust=True" in refused(path, UntrustedPickleError)
     assert not marker.exists()
     checkpoint.load_checkpoint(path, trust=True)
     assert marker.exists(), "the pickle was harmless, and the test would prove nothing"
@@ -294,3 +294,32 @@ def test_an_unknown_architecture(saved):
     text = refused(saved({"conv1.weight": torch.ones(4, 3, 7, 7)}), UnknownArchitectureError)
     assert "fits its 1 tensors (conv1.*: 1)" in text
     assert "the nearest is" in text
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_compressed_zip_is_told_as_such(weights, saved, trust):
+    """torch.load maps the file, and would take what is compressed for weights."""
+    path = saved(weights)
+    source = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.namelist():
+            target.writestr(entry, source.read(entry))
+    message = refused(path, trust=trust)
+    assert "is compressed, as torch.save never does it" in message
+    assert "zip -0" in message
+    # which works
+    unpacked = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w") as target:
+        for entry in unpacked.namelist():
+            target.writestr(entry, unpacked.read(entry))
+    assert checkpoint.load_checkpoint(path).architecture
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    os.symlink("loop.pt", tmp_path / "loop.pt")
+    assert "it is a link that leads back to itself. Check the path" in refused(tmp_path / "loop.pt")
+    os.symlink("gone.pt", tmp_path / "lost.pt")
+    assert "it is a link to gone.pt, and there is no such file" in refused(tmp_path / "lost.pt")
+    with pytest.raises(CheckpointError, match="File name too long"):
+        checkpoint.load_checkpoint(tmp_path / ("x" * 300))
+    assert "Not a directory" in refused(Path(__file__) / "it.pt")

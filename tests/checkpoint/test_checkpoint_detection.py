@@ -126,7 +126,7 @@ def test_an_unknown_architecture_tells_what_it_saw_and_what_came_nearest():
     assert re.search(r"g_a\.\*: \d+", text)
     assert "the nearest is mbt2018" in text
     assert "missing context_prediction.weight" in text
-    assert "--model" in error.value.way_out
+    assert "model_class=" in error.value.way_out
 
 
 def test_a_foreign_network_is_refused():

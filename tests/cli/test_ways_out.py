@@ -138,7 +138,7 @@ def test_a_refusal_leads_to_a_line_that_works(refused, run, here, mistake, meant
         ("analyze", "zoo:mbt2018"),
         ("analyze nowhere.pt", "zoo:mbt2018"),
         ("analyze notes.txt", "zoo:mbt2018"),
-        ("analyze wide.pt", "--model pkg.module:Class --kwargs JSON"),
+        ("analyze wide.pt", "--model pkg.module:Class and --kwargs '{\"width\": 64}'"),
         ("analyze zoo:mbt2018@x", "zoo:mbt2018@3"),
         ("analyze --model nowhere:Net", "run in the folder that contains it"),
         ("analyze --model Net", "--model pkg.module:Class"),

@@ -306,3 +306,15 @@ def _head_of(path: Path) -> bytes:
     data = path.read_bytes()
     _, _, length, _ = container.OUTSIDE.unpack(data[: container.OUTSIDE.size])
     return data[container.OUTSIDE.size :][:length]
+
+
+def test_an_image_of_nan_is_refused(tmp_path) -> None:
+    """Weights that are finite are none of it: here a bias that no file could bring."""
+    model = copy.deepcopy(small_model("bmshj2018-factorized"))
+    broken = Codec(overlap_tool.wrap(model, tile=64), "bmshj2018-factorized", "", "broken")
+    dict(broken.model.named_parameters())["g_s.6.bias"].data[1] = torch.nan
+    np.save(tmp_path / "in.npy", photograph("coffee", 64, 64))
+    compress(broken, tmp_path / "in.npy", tmp_path / "it.lic")
+    with pytest.raises(ImageFileError, match=r"it\.lic: what the model makes of it is NaN in places"):
+        decompress(broken, tmp_path / "it.lic", tmp_path / "out.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "it.lic"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
 import sys
 import zlib
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps
 from support.photographs import photograph
 
 from overlap_tool.errors import ImageFileError
+from overlap_tool.files.formats import outputs
 from overlap_tool.files.formats.outputs import CHUNK, open_output
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import channels_read
@@ -159,6 +162,122 @@ def test_what_is_refused(tmp_path, name) -> None:
     write(tmp_path / name, *values)
     with pytest.raises(ImageFileError, match=reason):
         open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.zarr"])
+def test_a_link_that_leads_nowhere_is_told_as_such(tmp_path, name) -> None:
+    os.symlink(name, tmp_path / name)
+    with pytest.raises(ImageFileError, match="it is a link that leads back to itself"):
+        open_picture(tmp_path / name)
+    os.symlink("gone", tmp_path / f"to-{name}")
+    with pytest.raises(ImageFileError, match="it is a link to gone, and there is no such file"):
+        open_picture(tmp_path / f"to-{name}")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize(
+    "layout", [{}, {"tile": (32, 48)}, {"rowsperstrip": 7}, {"tile": (16, 16), "planarconfig": "separate"}]
+)
+def test_an_image_is_turned_as_its_file_says(tmp_path, suffix, orientation, layout) -> None:
+    """As Pillow turns it, whole or in bands; numbers that EXIF does not know turn nothing."""
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "tif":
+        tag = [(274, "H", 1, orientation, True)]
+        values = np.moveaxis(COLOUR, 2, 0) if "planarconfig" in layout else COLOUR
+        _tiff(extratags=tag, **layout)(path, values)
+    else:
+        exif = Image.Exif()
+        exif[274] = orientation
+        _pillow(lossless=True, exif=exif)(path, COLOUR)
+    tagged = Image.fromarray(COLOUR)
+    tagged.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(tagged))
+    found = open_picture(path)
+    assert found.shape == expected.shape
+    assert np.array_equal(found.read(0, found.shape[0]), expected)
+    for start, stop in pairwise([0, 1, 20, 33, found.shape[0]]):
+        assert np.array_equal(found.read(start, stop), expected[start:stop])
+
+
+@pytest.mark.parametrize("compression", [5, 7])  # LZW and JPEG
+def test_a_library_that_a_compression_needs_is_named(tmp_path, monkeypatch, compression) -> None:
+    def unknown(decompressors, key):
+        raise KeyError(f"{key} requires the 'imagecodecs' package")
+
+    _tiff()(tmp_path / "a.tif", COLOUR)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags[259].overwrite(compression)
+    monkeypatch.setattr(type(tifffile.TIFF.DECOMPRESSORS), "__getitem__", unknown)
+    with pytest.raises(ImageFileError, match=r"imagecodecs is needed\. Run pip install imagecodecs$"):
+        open_picture(tmp_path / "a.tif")
+
+
+def test_an_unknown_compression_is_refused_when_it_is_opened(tmp_path) -> None:
+    _tiff()(tmp_path / "a.tif", COLOUR)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags[259].overwrite(12345)
+    with pytest.raises(ImageFileError, match="compressed by 12345, which is not known"):
+        open_picture(tmp_path / "a.tif")
+
+
+def test_a_damaged_tiff_is_one_message_without_a_log(tmp_path, monkeypatch, capsys) -> None:
+    _tiff()(tmp_path / "a.tif", COLOUR)
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:60])
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process that has set up no logs
+    with pytest.raises(ImageFileError, match="cannot be read"):
+        open_picture(tmp_path / "a.tif")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_chunks_that_are_missing_are_counted(tmp_path) -> None:
+    _zarr(tmp_path / "a.zarr", COLOUR)
+    assert open_picture(tmp_path / "a.zarr").missing == ""
+    chunks = [path for path in (tmp_path / "a.zarr").rglob("*") if path.is_file() and path.suffix != ".json"]
+    chunks = [path for path in chunks if not path.name.startswith(".z")]
+    assert len(chunks) == 12
+    for chunk in chunks[:5]:
+        chunk.unlink()
+    assert open_picture(tmp_path / "a.zarr").missing == (
+        "5 of 12 chunks are not there, and are read as its fill value, 0"
+    )
+
+
+def test_tiles_that_were_never_written_are_counted(tmp_path) -> None:
+    _tiff(tile=(32, 48))(tmp_path / "a.tif", COLOUR)
+    assert open_picture(tmp_path / "a.tif").missing == ""
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        tag = file.pages[0].tags[325]
+        tag.overwrite([0, *tag.value[1:]])
+    found = open_picture(tmp_path / "a.tif")
+    assert found.missing == "1 of 9 tiles or strips are not there, and are read as 0"
+    expected = COLOUR.copy()
+    expected[:32, :48] = 0
+    assert np.array_equal(found.read(0, 83), expected)
+
+
+PROFILE = b"\x00\x00\x01\x00 a profile" + bytes(range(256))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg", "a.tif"])
+def test_a_colour_profile_is_read(tmp_path, name) -> None:
+    if name == "a.tif":
+        _tiff(extratags=[(34675, 7, len(PROFILE), PROFILE, True)])(tmp_path / name, COLOUR)
+    else:
+        _pillow(icc_profile=PROFILE)(tmp_path / name, COLOUR)
+    assert open_picture(tmp_path / name).profile == PROFILE
+
+
+@pytest.mark.parametrize("suffix", outputs.WITH_PROFILE)
+def test_a_colour_profile_is_kept(tmp_path, suffix) -> None:
+    target = tmp_path / f"a{suffix}"
+    output = open_output(target, tmp_path, COLOUR.shape, COLOUR.dtype, begun=False, profile=PROFILE)
+    output.write(0, COLOUR)
+    found = open_picture(output.finish())
+    assert found.profile == PROFILE
+    assert np.array_equal(found.read(0, 83), COLOUR)
+    with Image.open(output.finish()) as seen:
+        assert seen.info["icc_profile"] == PROFILE
 
 
 def test_a_picture_too_large_to_be_decoded_whole(tmp_path, monkeypatch) -> None:

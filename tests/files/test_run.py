@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
+from PIL import Image
 from support.networks import PlainCnn, two_barriers
 from support.photographs import LiveMemory, codec, photograph
 from torch import nn
@@ -121,3 +123,43 @@ def test_a_size_that_the_network_does_not_take_is_refused(tmp_path) -> None:
     np.save(tmp_path / "in.npy", photograph("camera", 61, 80))
     with pytest.raises(ImageFileError, match="80x61"):
         run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy")
+
+
+def test_numbers_that_are_no_colours_are_refused(tmp_path) -> None:
+    """NaN is no sample of an image; as a number it is kept."""
+    model, wrapped = _wrapped(nn.Conv2d(3, 3, 3, padding=1))
+    model.bias.data[1] = wrapped.model.bias.data[1] = torch.nan
+    np.save(tmp_path / "in.npy", photograph("chelsea", 40, 50))
+    with pytest.raises(ImageFileError, match=r'in\.npy: .* is NaN in places.*`dtype="float32"`'):
+        run(wrapped, tmp_path / "in.npy", tmp_path / "out.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy", dtype="float32")
+    assert np.isnan(np.load(tmp_path / "out.npy")).any((0, 1)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("network", "suffix", "kept"),
+    [
+        (Upscaler(), "png", True),
+        (Upscaler(), "tif", True),
+        (Upscaler(), "npy", False),
+        (Upscaler(), "zarr", False),
+        (nn.Conv2d(3, 1, 3, padding=1), "png", False),  # of colours, and there are none any more
+    ],
+)
+def test_a_colour_profile_is_kept_or_a_note_says_that_it_is_not(tmp_path, network, suffix, kept) -> None:
+    _, wrapped = _wrapped(network)
+    Image.fromarray(photograph("chelsea", 40, 50)).save(tmp_path / "in.png", icc_profile=b"a profile")
+    notes = run(wrapped, tmp_path / "in.png", tmp_path / f"out.{suffix}").notes
+    assert open_picture(tmp_path / f"out.{suffix}").profile == (b"a profile" if kept else None)
+    told = f"the colour profile of {tmp_path}/in.png is not kept in {tmp_path}/out.{suffix}"
+    assert notes == ([] if kept else [told])
+
+
+def test_what_is_missing_of_an_image_is_noted(tmp_path) -> None:
+    _, wrapped = _wrapped(Upscaler())
+    shape = (40, 50, 3)
+    array = zarr.open_array(str(tmp_path / "in.zarr"), mode="w", shape=shape, chunks=(20, 50, 3), dtype="u1")
+    array[:20] = 7
+    notes = run(wrapped, tmp_path / "in.zarr", tmp_path / "out.npy").notes
+    assert notes == [f"{tmp_path}/in.zarr: 1 of 2 chunks are not there, and are read as its fill value, 0"]

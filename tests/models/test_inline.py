@@ -100,7 +100,7 @@ def test_they_are_found_with_their_scales(model) -> None:
     assert found.multiple == 4
     assert [len(stage.network.ops) for stage in found.stages] == [3, 3]
     assert survey(model, only="synthesis").stages[0].module[1] is model.fourth.layer
-    with pytest.raises(OptionError, match="--stage synthesis, analysis"):
+    with pytest.raises(OptionError, match="as `stage`: synthesis, analysis"):
         survey(model, only="first")
 
 
@@ -118,6 +118,41 @@ def test_they_run_in_tiles_and_the_class_keeps_its_forward(model) -> None:
     with exact_kernels():
         assert torch.equal(tiled(image)["x_hat"], expected)
     assert not any("forward" in vars(part) for part in tiled.modules())
+
+
+def another_layer(model: Inline) -> None:
+    model.second.layer = copy.deepcopy(model.second.layer)
+
+
+def another_part(model: Inline) -> None:
+    model.second = copy.deepcopy(model.second)
+    vars(model.second).pop("forward", None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [another_layer, another_part])
+def test_other_modules_in_a_wrapped_model_are_refused(model, change) -> None:
+    """The stage would be computed by the old ones; or twice, where a new part computes its share again."""
+    image = photograph(72, 56)
+    tiled = wrap(model, tile=20)
+    change(tiled)
+    with pytest.raises(TraceError, match=r"second .*made of other modules"):
+        tiled(image)
+    change(model)
+    with exact_kernels():
+        expected = model(image)["x_hat"]
+    assert torch.equal(wrap(unwrap(tiled), tile=20)(image)["x_hat"], expected)
+
+
+@torch.no_grad()
+def test_other_weights_in_a_wrapped_model_count(model) -> None:
+    image = photograph(72, 56)
+    tiled = wrap(model, tile=20)
+    tiled(image)
+    for each in (model, tiled):
+        each.second.layer.weight.mul_(2)
+    with exact_kernels():
+        assert torch.equal(tiled.double()(image.double())["x_hat"], model.double()(image.double())["x_hat"])
 
 
 def test_verify_holds_them_to_the_class_itself(model) -> None:

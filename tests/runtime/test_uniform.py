@@ -165,7 +165,7 @@ def _register_own(**options: Any) -> None:
 
 
 def test_a_stream_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"--uniform.*stream.*--schedule tiles"):
+    with pytest.raises(OptionError, match=r'^uniform=True: .*stream.*schedule="tiles"'):
         overlap_tool.wrap(PlainCnn().eval(), schedule="stream", uniform=True)
 
 
@@ -176,7 +176,7 @@ def test_a_stream_is_refused() -> None:
 )
 def test_an_op_that_takes_from_the_other_end_is_refused_by_name(circular) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3), circular).eval()
-    with pytest.raises(OptionError, match=r"--uniform at 1 \(.*other end"):
+    with pytest.raises(OptionError, match=r"`uniform=True` at 1 \(.*other end"):
         overlap_tool.wrap(model, uniform=True)
     overlap_tool.wrap(model)
 
@@ -184,7 +184,7 @@ def test_an_op_that_takes_from_the_other_end_is_refused_by_name(circular) -> Non
 def test_a_rule_that_does_not_say_that_it_can_is_refused_by_name(own_rules) -> None:
     _register_own()
     model = nn.Sequential(nn.Conv2d(1, 1, 3), Own()).eval()
-    with pytest.raises(OptionError, match=r"--uniform at 1 \(Own\).*beyond the image"):
+    with pytest.raises(OptionError, match=r"`uniform=True` at 1 \(Own\).*beyond the image"):
         overlap_tool.wrap(model, uniform=True)
 
 

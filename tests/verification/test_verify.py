@@ -8,24 +8,28 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compressai.entropy_models import EntropyBottleneck
+from PIL import Image
+from support.coding import NamedCodec
 from support.networks import PlainCnn, ThirdPartyCodec
 from support.small_models import small_model, small_survey
 from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import Certificate, report
-from overlap_tool.errors import OptionError, SlowKernelWarning
+from overlap_tool.errors import CodingError, OptionError, SlowKernelWarning
 from overlap_tool.geometry import Padding, Window
+from overlap_tool.geometry.walk import Turn
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
 from overlap_tool.planning.choose import Settings, Shape, plan_stage
 from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 from overlap_tool.runtime.execute import _Run
-from overlap_tool.verification import Check
+from overlap_tool.verification import Check, equality
 from overlap_tool.verification.images import seeded, telling_size
 from overlap_tool.verification.pieces import halo
 
@@ -297,12 +301,13 @@ def test_a_layer_that_ran_by_another_kernel_is_in_every_report(monkeypatch) -> N
 
 
 def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> None:
-    joined = _Run.joined
+    right = _Run.put_together
 
-    def wrong(self: _Run, *args: Any) -> Tensor:
-        return joined(self, *args).roll(1, -1)
+    def wrong(self: _Run, turn: Turn, new: Tensor | None) -> Tensor:
+        block = right(self, turn, new)
+        return block.roll(1, -1) if turn.joins else block
 
-    monkeypatch.setattr(_Run, "joined", wrong)
+    monkeypatch.setattr(_Run, "put_together", wrong)
     certificate = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
     found = {check.schedule: check for check in _of(certificate, "stage-equality")}
     assert found["stream"].figures["fault"] == "schedule"
@@ -385,7 +390,51 @@ def test_symbols_that_are_all_zero_prove_nothing() -> None:
     certificate = overlap_tool.verify(model, tiles=[32], schedules=["stream"])
     (latents,) = _of(certificate, "latents")
     assert (latents.status, latents.figures["nonzero_share"]) == ("failed", 0)
-    assert "--image" in latents.message
+    assert "Give an image" in latents.message
+
+
+def test_few_symbols_of_a_given_image_are_noted_and_no_image_is_asked_for(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.full((96, 128, 3), 128, np.uint8)).save(path)
+    model = Between("nothing").eval()
+    model.gain = 0.0
+    (none,) = _of(_verified(model, path), "latents")
+    assert (none.status, none.figures["nonzero_share"]) == ("failed", 0)
+    model.gain = 20.0
+    monkeypatch.setattr(equality, "LEAST_SHARE", 1.1)
+    certificate = _verified(model, path)
+    (few,) = _of(certificate, "latents")
+    assert (few.status, certificate.holds) == ("noted", True)
+    for message in (none.message, few.message):
+        assert "--image" not in message
+        assert "more detail" in message
+
+
+def _verified(model, path):
+    return overlap_tool.verify(model, tiles=[32], schedules=["stream"], images=[path])
+
+
+def test_a_decompress_that_refuses_is_skipped_with_its_reason() -> None:
+    model = Between("nothing").eval()
+    model.decompress = lambda strings, shape: (_ for _ in ()).throw(NotImplementedError("not for tests"))
+    certificate = overlap_tool.verify(model, tiles=[32], schedules=["stream"])
+    (check,) = _of(certificate, "decoding")
+    assert (check.status, certificate.holds) == ("skipped", True)
+    assert "its decompress refuses: NotImplementedError: not for tests" in check.message
+
+
+def test_an_update_that_wants_arguments_is_refused_by_name() -> None:
+    model = Between("nothing").eval()
+    model.update = lambda scale_table: None
+    with pytest.raises(CodingError, match=r"update cannot be called without arguments.*scale_table"):
+        overlap_tool.verify(model, tiles=[32], schedules=["stream"])
+
+
+def test_a_codec_that_codes_to_a_named_tuple_of_arrays() -> None:
+    certificate = overlap_tool.verify(NamedCodec().eval(), tiles=[32], schedules=["stream"])
+    assert certificate.holds
+    statuses = [check.status for name in ("bitstream", "decoding") for check in _of(certificate, name)]
+    assert statuses == ["passed", "passed"]
 
 
 def test_a_compress_that_refuses_is_skipped_with_its_reason() -> None:
@@ -412,7 +461,7 @@ def test_a_wrapped_model_is_refused() -> None:
 
 @pytest.mark.parametrize("device", ["abacus", "cpu:x", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device) -> None:
-    with pytest.raises(OptionError, match=f"--device {device}"):
+    with pytest.raises(OptionError, match=f"device={device!r}"):
         overlap_tool.verify(PlainCnn().eval(), device=device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,47 @@ def test_changed_weights_are_refused(tiled_path) -> None:
     _change(tiled_path, state_dict=state)
     with pytest.raises(CheckpointError, match="weights are not those"):
         overlap_tool.load(tiled_path)
+
+
+@pytest.mark.parametrize("version", ["1", True, 1.0, None, [1], torch.tensor(1), torch.zeros(3)])
+def test_a_version_of_the_wrong_type_is_refused(tiled_path, version) -> None:
+    """A newer tool would not read it either."""
+    _change(tiled_path, version=version)
+    with pytest.raises(CheckpointError, match=r"malformed \('version'\)\. Write it again"):
+        overlap_tool.load(tiled_path)
+
+
+@pytest.mark.parametrize(
+    "written", [1, b"overlap-tool/tiled", ["overlap-tool/tiled"], torch.zeros(3)], ids=repr
+)
+def test_a_format_of_the_wrong_type_is_none(tiled_path, written) -> None:
+    _change(tiled_path, format=written)
+    with pytest.raises(CheckpointError, match="was not written by overlap-tool wrap"):
+        overlap_tool.load(tiled_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tile": (0, 0)}, r"settings cannot be used \(tile=0: a tile's sides are"),
+        ({"tile": ([1], [2])}, r"settings cannot be used \(tile=\(\[1\], \[2\]\)"),
+        ({"tile": torch.zeros(2)}, "settings cannot be used"),
+        ({"engine": "fast"}, r"settings cannot be used \(engine='fast'"),
+        ({"schedule": ["tiles"]}, "settings cannot be used"),
+        ({"batch": -1}, "settings cannot be used"),
+        ({"memory": 5}, "settings cannot be used"),
+        ({"colour": "red"}, "settings are not known here"),
+    ],
+)
+def test_settings_in_a_file_are_not_told_as_options(tiled_path, run, settings, reason) -> None:
+    payload = torch.load(tiled_path, weights_only=True)
+    _change(tiled_path, settings={**payload["settings"], **settings})
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(tiled_path))}: its {reason}.*Write it again"):
+        overlap_tool.load(tiled_path)
+    code, _, err = run("verify", tiled_path)
+    assert code == 2
+    assert err.startswith(f"error: {tiled_path}: its settings")
+    assert "--" not in err.replace(str(tiled_path), "")
 
 
 def test_an_unknown_version_is_refused(tiled_path) -> None:
@@ -191,7 +233,7 @@ def test_it_runs_where_the_user_names_it(run, foreign, line) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tile", "0"], "--tile 0x0"),
+        (["--tile", "0"], "--tile 0: "),
         (["--tile", "-5"], "--tile -5"),
         (["--tile", "2.5"], "--tile 2.5"),
         (["--tile", "256", "--memory", "1GiB"], "--memory"),

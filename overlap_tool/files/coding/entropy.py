@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import ContainerError
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
-from overlap_tool.models.range_coding import decoder_of
+from overlap_tool.models.range_coding import buffered_encoder, decoder_of, refuse_wild
 from overlap_tool.runtime.lazy import LazyMap
 
 SYMBOLS_AT_ONCE = 1 << 18
@@ -211,9 +211,8 @@ class _Coder:
         return self.model.dequantize(symbols[None], offsets)
 
     def _encode(self, symbols: Tensor, indexes: Tensor) -> tuple[bytes, str]:
-        from compressai.ans import BufferedRansEncoder
-
-        encoder, digest = BufferedRansEncoder(), hashlib.sha256()
+        refuse_wild(symbols, read=False)
+        encoder, digest = buffered_encoder(), hashlib.sha256()
         for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
             digest.update(part.cpu().numpy().data)
             encoder.encode_with_indexes(part.tolist(), where.tolist(), *self._tables())
@@ -227,6 +226,7 @@ class _Coder:
                 torch.tensor(decoder.decode_stream(where.tolist(), *self._tables()), dtype=torch.int32)
             )
             digest.update(part.numpy().data)
+        refuse_wild(symbols, read=True)
         return symbols.to(indexes.device), digest.hexdigest()
 
     def _tables(self) -> tuple[list[list[int]], list[int], list[int]]:

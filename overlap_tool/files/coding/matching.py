@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 from overlap_tool.errors import ContainerError
@@ -37,12 +36,7 @@ def refuse_impossible(where: str, head: Head, codec: Codec, payload: int) -> Non
         raise ContainerError(where, f"{head.channels} channels, of a model of {channels}", container.AGAIN)
     if head.padding != padding(head.height, head.width, codec.multiple):
         raise ContainerError(where, "its padding is not that of its size", container.AGAIN)
-    height, width = head.frame.padded
-    coded: dict[tuple[Fraction | int, Fraction | int], int] = {
-        (height * stage.input_scale, width * stage.input_scale): stage.network.ops[0].channels
-        for stage in codec.stages
-        if stage.input_scale < 1
-    }
+    coded = codec.coded_maps(head.frame)
     for size in _sizes(head.shape):
         if size not in coded:
             raise ContainerError(

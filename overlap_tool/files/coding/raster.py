@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from overlap_tool.files.coding.entropy import Band, CodedString, as_coded, check_symbols, rows_of_a_band
 from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
-from overlap_tool.models.range_coding import guarded
+from overlap_tool.models.range_coding import reading_at_most
 from overlap_tool.runtime.lazy import LazyMap
 
 METHODS = ("_compress_ar", "_decompress_ar")
@@ -102,8 +102,8 @@ class _Loops:
                 rest = padding - above.shape[2], span.length + padding
                 padded = F.pad(above, (padding, padding, *rest))
                 part = _read(params, span)
-                safe = guarded(string, channels * span.length * width)
-                loop(self.model, safe, padded, part, span.length, width, kernel, padding, *more)
+                with reading_at_most(channels * span.length * width):
+                    loop(self.model, bytes(string), padded, part, span.length, width, kernel, padding, *more)
                 made = _inner(padded, padding)
                 check_symbols(band, _digest(made), self.where)
                 stored.take(start, made)

@@ -10,15 +10,18 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from overlap_tool.errors import ContainerError
+from overlap_tool.errors import ContainerError, why_absent
 from overlap_tool.files.coding.entropy import Band, CodedString
 from overlap_tool.files.formats.pixels import Frame
+from overlap_tool.models.coded import has_strings_and_shape, unpacked
 
 MAGIC = b"\x89LIC\r\n\x1a\n"
 VERSION = 1
@@ -48,6 +51,8 @@ class Head:
     strings: Any
     """Nested as the model's, with a number in the place of each string: that of its entry in `bands`."""
     bands: tuple[tuple[Band, ...], ...]
+    given: Any = None
+    """All that a model gave which gives no shape and strings: nested, with numbers for its strings."""
 
     @property
     def banded(self) -> bool:
@@ -66,6 +71,8 @@ class Head:
 def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
     """Strings in the order of `head.bands`."""
     told = {**asdict(head), "banded": head.banded}
+    if head.given is None:
+        del told["given"]
     told["bands"] = [[[band.rows, band.length, band.symbols] for band in bands] for bands in head.bands]
     inside = json.dumps(told, separators=(",", ":")).encode()
     digest = hashlib.sha256()
@@ -78,6 +85,8 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
 def read(path: Path) -> tuple[Head, list[CodedString]]:
     """A container that is whole and makes sense; anything else is refused."""
     where = str(path)
+    if absent := why_absent(path):
+        raise ContainerError(where, absent, "Check the path")
     try:
         with path.open("rb") as file:
             inside, payload = _checked(file, path.stat().st_size, where)
@@ -91,18 +100,32 @@ def read(path: Path) -> tuple[Head, list[CodedString]]:
     return head, strings
 
 
-def flat(strings: Any, found: list[bytes]) -> Any:
-    """Nested strings as nested numbers; the strings themselves are added to `found`."""
+def told_of(coded: Any, packed: Any, strings: list[bytes]) -> dict[str, Any]:
+    """What a head says of what a model's `compress` gave: `shape` and `strings`, or all of it as `given`."""
+    if has_strings_and_shape(coded):
+        with suppress(TypeError, ValueError):
+            return {"shape": plain(coded["shape"]), "strings": _numbered(coded["strings"], count())}
+    return {"shape": [], "strings": list(range(len(strings))), "given": packed}
+
+
+def coded_of(head: Head, strings: list[CodedString]) -> Any:
+    """The way back."""
+    if head.given is not None:
+        return unpacked(head.given, strings)
+    return {"strings": nested(head.strings, strings), "shape": as_the_model_had(head.shape)}
+
+
+def _numbered(strings: Any, numbers: Iterator[int]) -> Any:
+    """Nested numbers in the place of nested strings."""
     if isinstance(strings, bytes):
-        found.append(strings)
-        return len(found) - 1
+        return next(numbers)
     if not isinstance(strings, list | tuple):
-        raise TypeError(f"a model gave a {type(strings).__name__} among its strings")
-    return [flat(part, found) for part in strings]
+        raise TypeError(f"a {type(strings).__name__} among strings")
+    return [_numbered(part, numbers) for part in strings]
 
 
 def nested(numbers: Any, strings: list[CodedString]) -> Any:
-    """The way back."""
+    """Nested strings in the place of nested numbers."""
     return strings[numbers] if isinstance(numbers, int) else [nested(part, strings) for part in numbers]
 
 
@@ -164,6 +187,7 @@ def _head(told: Any) -> Head:
         shape=_shape(told["shape"]),
         strings=told["strings"],
         bands=tuple(tuple(_band(band) for band in bands) for bands in told["bands"]),
+        given=told.get("given"),
     )
     if head.dtype not in SAMPLES:
         raise ValueError(f"samples of {head.dtype}")

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool.errors import ImageFileError
-from overlap_tool.files.formats.pictures import library
+from overlap_tool.files.formats.pictures import ICC_PROFILE, library
 from overlap_tool.files.formats.rows import RowsFile
 
 CHUNK = (256, 1024)
 """Rows and columns of a chunk of a Zarr array."""
 
+WITH_PROFILE = (".png", ".webp", ".tif", ".tiff")
+"""What keeps the colour profile of an image."""
 IN_BANDS = (".zarr", ".npy", ".tif", ".tiff")
 WHOLE = {
     ".png": {(1, "uint8"), (3, "uint8"), (1, "uint16")},
@@ -45,30 +47,37 @@ class Output(Protocol):
 
 
 def open_output(
-    target: Path, folder: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool
+    target: Path,
+    folder: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    begun: bool,
+    profile: bytes | None = None,
 ) -> Output:
     """What becomes `target`, in `folder`; with `begun`, what an earlier process has left of it there."""
     kind = target.suffix.lower()
-    refuse_unwritable(target, shape, dtype)
+    refuse_unwritable(target, shape, dtype, begun)
     if kind == ".zarr":
         return _Zarr(folder / "image.zarr", shape, dtype, begun)
     if kind == ".npy":
         return _Rows(_npy(folder / "image.npy", shape, dtype, begun))
     if kind in (".tif", ".tiff"):
-        return _Rows(_tiff(folder / f"image{kind}", shape, dtype, begun))
+        return _Rows(_tiff(folder / f"image{kind}", shape, dtype, begun, profile))
     rows = RowsFile(folder / "rows", shape, dtype)
-    return _Pillow(rows if begun else rows.create(), folder / f"image{kind}")
+    return _Pillow(rows if begun else rows.create(), folder / f"image{kind}", profile)
 
 
-def refuse_unwritable(target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
-    """Before the work is done, and not after."""
+def refuse_unwritable(
+    target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], resume: bool = False
+) -> None:
+    """Before the work is done, and not after. What is resumed has taken a part of its room already."""
     where, kind = str(target), target.suffix.lower()
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")
     if target.is_dir():
         raise ImageFileError(where, "there is a folder of that name", "Remove it, or name another file")
     needed, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(target.parent).free
-    if needed > free:
+    if needed > free and not resume:
         raise ImageFileError(
             where,
             f"its rows take {needed} bytes, and {free} are free",
@@ -101,16 +110,18 @@ class _Rows:
 
 
 class _Pillow(_Rows):
-    def __init__(self, file: RowsFile, path: Path) -> None:
+    def __init__(self, file: RowsFile, path: Path, profile: bytes | None) -> None:
         super().__init__(file)
         self.path = path
+        self.profile = profile
 
     def finish(self) -> Path:
         from PIL import Image
 
         values = self.file.read(0, self.file.shape[0])
         image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-        image.save(self.path, lossless=True) if self.path.suffix == ".webp" else image.save(self.path)
+        options: dict[str, Any] = {"lossless": True} if self.path.suffix == ".webp" else {}
+        image.save(self.path, **options, icc_profile=self.profile)
         return self.path
 
 
@@ -159,12 +170,17 @@ def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: b
     return RowsFile(path, shape, dtype, np.load(path, mmap_mode="r").offset)
 
 
-def _tiff(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool) -> RowsFile:
+def _tiff(
+    path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool, profile: bytes | None
+) -> RowsFile:
     tifffile = library("tifffile")
     if not begun:
         squeezed = shape if shape[2] > 1 else shape[:2]
         colours = "rgb" if shape[2] == 3 else "minisblack"
         extra = {"planarconfig": "contig"} if shape[2] > 1 else {}
-        tifffile.memmap(path, shape=squeezed, dtype=dtype, photometric=colours, metadata=None, **extra)
+        tags = [] if profile is None else [(ICC_PROFILE, 7, len(profile), profile, True)]
+        tifffile.memmap(
+            path, shape=squeezed, dtype=dtype, photometric=colours, metadata=None, extratags=tags, **extra
+        )
     with tifffile.TiffFile(path) as file:
         return RowsFile(path, shape, file.pages[0].dtype, file.pages[0].dataoffsets[0])

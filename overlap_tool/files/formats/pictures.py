@@ -5,18 +5,22 @@ TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte o
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overlap_tool.errors import ImageFileError
+from overlap_tool.errors import ImageFileError, why_absent
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
 IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
+ORIENTATION, ICC_PROFILE, UNCOMPRESSED = 274, 34675, 1
+"""Tags of TIFF, and the value of one."""
 FLATTEN = "Flatten it onto a background first; in Pillow: Image.alpha_composite, then convert('RGB')"
 
 
@@ -25,6 +29,13 @@ class Picture(Protocol):
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    profile: bytes | None
+    """Of its colours, as ICC defines them."""
+
+    @property
+    def missing(self) -> str:
+        """Which parts of it are not in its file, and what is read for them; empty if all are there."""
+        ...
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """A band of rows: rows, columns, channels."""
@@ -34,8 +45,8 @@ class Picture(Protocol):
 def open_picture(path: Path) -> Picture:
     """The image of a file or a Zarr folder; samples without transparency, of 8 or 16 bits."""
     where = str(path)
-    if not path.exists():
-        raise ImageFileError(where, "there is no such file", "Check the path")
+    if absent := why_absent(path):
+        raise ImageFileError(where, absent, "Check the path")
     try:
         picture = _opener(path)(path)
     except ImageFileError:
@@ -64,10 +75,18 @@ def read_rows(where: str, picture: Picture, start: int, stop: int) -> NDArray[An
         ) from error
 
 
-class Decoded:
+class Whole:
+    """A picture of which no part is missing, and of whose colours nothing is known."""
+
+    profile: bytes | None = None
+    missing = ""
+
+
+class Decoded(Whole):
     """An array in memory, or mapped."""
 
-    def __init__(self, values: NDArray[Any]) -> None:
+    def __init__(self, values: NDArray[Any], profile: bytes | None = None) -> None:
+        self.profile = profile
         self.values = values if values.ndim != 2 else values[..., None]
         self.shape = _three(self.values.shape)
         self.dtype = values.dtype
@@ -76,7 +95,7 @@ class Decoded:
         return np.ascontiguousarray(self.values[start:stop])
 
 
-class NumpyFile:
+class NumpyFile(Whole):
     """A .npy file. It is mapped anew for every band, so that what was read does not stay in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -89,18 +108,29 @@ class NumpyFile:
 
 
 class ZarrArray:
+    profile: bytes | None = None
+
     def __init__(self, path: Path) -> None:
         zarr = library("zarr")
         self.array = zarr.open_array(store=str(path), mode="r")
         self.shape = _three(self.array.shape if self.array.ndim != 2 else (*self.array.shape, 1))
         self.dtype = np.dtype(self.array.dtype)
 
+    @property
+    def missing(self) -> str:
+        lacking = self.array.nchunks - self.array.nchunks_initialized
+        filled = f"chunks are not there, and are read as its fill value, {self.array.fill_value}"
+        return f"{lacking} of {self.array.nchunks} {filled}" if lacking else ""
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(self.array[start:stop]).reshape(stop - start, *self.shape[1:])
 
 
 class TiffPage:
-    """The first page of a TIFF or BigTIFF, decoded tile by tile or strip by strip."""
+    """The first page of a TIFF or BigTIFF, decoded tile by tile or strip by strip, turned as its tag says.
+
+    Of one in strips that is turned by a quarter, every band of rows takes decoding all of it.
+    """
 
     def __init__(self, path: Path) -> None:
         tifffile = library("tifffile")
@@ -119,35 +149,109 @@ class TiffPage:
                 f"its colours are given as {page.photometric.name}",
                 "Save it as RGB, or as grey from black",
             )
+        _refuse_undecodable(where, page, tifffile)
+        profile = page.tags.valueof(ICC_PROFILE)
+        self.profile = profile if isinstance(profile, bytes) else None
+        self.turn = Turn.of(page.tags.valueof(ORIENTATION))
         self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        self.shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+        self.stored = page.imagelength, page.imagewidth
+        self.shape = (*self.turn.size(*self.stored), page.samplesperpixel)
         self.dtype = np.dtype(page.dtype)
         high, wide = (
             (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         )
-        self.high, self.wide = min(high, self.shape[0]) if not page.is_tiled else high, wide
-        self.across, self.down = -(-self.shape[1] // self.wide), -(-self.shape[0] // self.high)
+        self.high, self.wide = min(high, self.stored[0]) if not page.is_tiled else high, wide
+        self.across, self.down = -(-self.stored[1] // self.wide), -(-self.stored[0] // self.high)
+
+    @property
+    def missing(self) -> str:
+        counts = self.page.databytecounts
+        lacking = sum(not count for count in counts)
+        filled = f"tiles or strips are not there, and are read as {self.page.nodata}"
+        return f"{lacking} of {len(counts)} {filled}" if lacking else ""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        first, last = start // self.high, -(-stop // self.high)
-        band = np.zeros(((last - first) * self.high, self.across * self.wide, self.shape[2]), self.dtype)
+        return self.turn.read(self._window, self.stored, start, stop)
+
+    def _window(self, rows: range, columns: range) -> NDArray[Any]:
+        """Of the image as it is stored; each tile or strip that it meets is decoded once."""
+        found = np.full((len(rows), len(columns), self.shape[2]), self.page.nodata, self.dtype)
         for plane in range(self.planes):
             channels = slice(plane, plane + 1) if self.planes > 1 else slice(None)
-            for row in range(first, last):
-                for column in range(self.across):
+            for row in range(rows.start // self.high, -(-rows.stop // self.high)):
+                for column in range(columns.start // self.wide, -(-columns.stop // self.wide)):
                     segment = self._segment((plane * self.down + row) * self.across + column)
                     if segment is not None:
-                        top, left = (row - first) * self.high, column * self.wide
-                        height, width = segment.shape[:2]
-                        band[top : top + height, left : left + width, channels] = segment
-        return np.ascontiguousarray(band[start - first * self.high :][: stop - start, : self.shape[1]])
+                        to, of = _common(rows, row * self.high, segment.shape[0])
+                        across, along = _common(columns, column * self.wide, segment.shape[1])
+                        found[to, across, channels] = segment[of, along]
+        return found
 
     def _segment(self, index: int) -> NDArray[Any] | None:
+        """None for one that was never written."""
+        if not self.page.databytecounts[index]:
+            return None
         handle = self.file.filehandle
         handle.seek(self.page.dataoffsets[index])
         data = handle.read(self.page.databytecounts[index])
         values, _, _ = self.page.decode(data, index, jpegtables=self.page.jpegtables)
-        return None if values is None else values[0]  # None: a segment that was never written
+        return None if values is None else values[0]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How an image is shown: its rows and columns exchanged, then mirrored, then upside down."""
+
+    exchanged: bool = False
+    mirrored: bool = False
+    upside_down: bool = False
+
+    @staticmethod
+    def of(orientation: object) -> Turn:
+        """By EXIF's number; another says nothing."""
+        if orientation not in range(1, 9):
+            return Turn()
+        return Turn(orientation in (5, 6, 7, 8), orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return (width, height) if self.exchanged else (height, width)
+
+    def read(
+        self,
+        window: Callable[[range, range], NDArray[Any]],
+        stored: tuple[int, int],
+        start: int,
+        stop: int,
+    ) -> NDArray[Any]:
+        """Rows of the image as it is shown, from windows of it as it is stored."""
+        height, _ = self.size(*stored)
+        rows = range(height - stop, height - start) if self.upside_down else range(start, stop)
+        if self.exchanged:
+            band = window(range(stored[0]), rows).swapaxes(0, 1)
+        else:
+            band = window(rows, range(stored[1]))
+        return np.ascontiguousarray(band[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
+
+
+def _common(wanted: range, start: int, length: int) -> tuple[slice, slice]:
+    """What a segment has of the wanted: where that lies in the wanted, and in the segment."""
+    first, last = max(wanted.start, start), min(wanted.stop, start + length)
+    return slice(first - wanted.start, last - wanted.start), slice(first - start, last - start)
+
+
+def _refuse_undecodable(where: str, page: Any, tifffile: Any) -> None:
+    try:
+        if page.compression != UNCOMPRESSED:
+            tifffile.TIFF.DECOMPRESSORS[page.compression]
+    except KeyError as error:
+        reason = f"its samples are compressed by {getattr(page.compression, 'name', page.compression)}"
+        if "imagecodecs" in str(error):
+            raise ImageFileError(
+                where, f"{reason}, for which imagecodecs is needed", "Run pip install imagecodecs"
+            ) from error
+        raise ImageFileError(
+            where, f"{reason}, which is not known here", "Save it without compression, or with deflate"
+        ) from error
 
 
 def _pillow(path: Path) -> Picture:
@@ -176,19 +280,22 @@ def _pillow(path: Path) -> Picture:
             )
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
+        profile = image.info.get("icc_profile")
         image = ImageOps.exif_transpose(image)
         values = np.asarray(image)
     if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
         values = values.astype(np.uint16)  # how older Pillows read grey of 16 bits
     elif image.mode not in ("L", "RGB") and not image.mode.startswith("I;16"):
         raise ImageFileError(where, f"its mode is {image.mode}", "Save it as grey or RGB")
-    return Decoded(values.astype(values.dtype.newbyteorder("=")))
+    return Decoded(values.astype(values.dtype.newbyteorder("=")), profile or None)
 
 
 def library(name: str) -> Any:
     """A library that only some formats need."""
     from importlib import import_module
 
+    # What a library logs of a damaged file would stand before our refusal, where no log is set up.
+    logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         return import_module(name)
     except ImportError as error:

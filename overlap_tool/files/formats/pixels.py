@@ -87,11 +87,16 @@ class PictureNumbers:
         return self.band[rows.start - self.rows.start : rows.stop - self.rows.start]
 
 
-def samples(values: Tensor, frame: Frame) -> NDArray[Any]:
-    """Rows of a map, padding taken off on the sides, as samples: rows, columns, channels."""
+def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[Any]:
+    """Rows of a map, padding taken off on the sides, as samples: rows, columns, channels.
+
+    `where` and `way_out` are for the refusal of numbers that are no samples.
+    """
     left = frame.around[0]
     inside = values[0, :, :, left : left + frame.width]
     if frame.dtype.kind == "u":
+        if torch.isnan(inside).any():
+            raise ImageFileError(where, "what the model makes of it is NaN in places, no colour", way_out)
         inside = torch.round(inside.clamp(0, 1) * frame.largest)
     rows = inside.permute(1, 2, 0).cpu().numpy()
     if frame.channels == 1 and rows.shape[2] == 3:  # grey that was repeated

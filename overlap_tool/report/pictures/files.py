@@ -62,8 +62,8 @@ def _renderer() -> tuple[ModuleType, Path]:
         import resvg_py
     except ImportError as error:
         raise OptionError(
-            "--png",
+            "pictures as PNG",
             f"needs {error.name}, which is not installed",
-            "Run pip install 'overlap-tool[png]', or use --svg",
+            "Run pip install 'overlap-tool[png]', or use SVG",
         ) from error
     return resvg_py, Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -138,6 +138,6 @@ def _refuse(where: str) -> NoReturn:
         where,
         "STF's code hands on tokens with their height and width, not maps, and this is not the class whose "
         "transforms are known",
-        "Leave --model out, or say --arch stf, with CompressAI itself installed: its transforms are maps, and"
-        " it loads the same checkpoint",
+        'Leave `model_class` out, or say `architecture="stf"`, with CompressAI itself installed: its '
+        "transforms are maps, and it loads the same checkpoint",
     )

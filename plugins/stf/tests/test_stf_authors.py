@@ -141,14 +141,14 @@ def test_a_class_that_computes_something_else_is_refused(theirs) -> None:
 
 def test_parts_of_other_shapes_are_refused_and_ours_named(theirs, model) -> None:
     model.end_conv[0] = nn.Conv2d(6, 24, 3, padding=1)
-    with pytest.raises(UnknownOpError, match="--arch stf") as caught:
+    with pytest.raises(UnknownOpError, match='`architecture="stf"`') as caught:
         survey(model)
     assert caught.value.where == "end_conv.0.weight of SymmetricalTransFormer (compressai.models.stf)"
 
 
 def test_a_class_derived_from_theirs_is_refused_and_ours_named(theirs) -> None:
     derived = type("Derived", (theirs.SymmetricalTransFormer,), {})
-    with pytest.raises(UnknownOpError, match="--arch stf") as caught:
+    with pytest.raises(UnknownOpError, match='`architecture="stf"`') as caught:
         survey(derived(**SMALL).eval())
     assert caught.value.where == "patch_embed (PatchEmbed)"
     assert "tokens" in caught.value.reason

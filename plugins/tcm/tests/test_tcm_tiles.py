@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import checkpoint, exact_kernels
-from overlap_tool.errors import UnknownOpError, WrapAroundError
+from overlap_tool.errors import UnknownOpError
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut, stream, tiles
 from overlap_tool.graph.trace import trace
@@ -237,7 +237,7 @@ def without_attention(module: nn.Module) -> None:
 
 
 CHANGES = [
-    (without_mask, WrapAroundError),
+    (without_mask, UnknownOpError),
     (with_another_shift, UnknownOpError),
     (with_another_layer, UnknownOpError),
     (without_attention, UnknownOpError),

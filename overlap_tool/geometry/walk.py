@@ -1,0 +1,80 @@
+"""One tile, op by op: what is read, computed, dropped, joined and kept.
+
+The executor does what a walk says, and the prediction of memory adds it up: there is one account of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from overlap_tool.geometry.ops import Patch, Span
+from overlap_tool.geometry.plan import Step
+
+
+class Reads(NamedTuple):
+    """Which ops feed an op, and which is the last to read what it gives."""
+
+    inputs: tuple[int, ...]
+    """Empty for a given map, which is read from a store."""
+    last: int | None
+    """None where no op reads it: it is the network's output, or lies in a store."""
+
+
+class Area(NamedTuple):
+    """A rectangle of one op's map."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def size(self) -> int:
+        """How many positions it has."""
+        return self.rows.length * self.columns.length
+
+
+class Turn(NamedTuple):
+    """What happens when the walk comes to an op, in this order.
+
+    What its `patches` read gives `computed`; the maps in `dropped` are not read again; where later ops read
+    this map, `held` is put together from what was computed and what was kept for this tile, and `kept` of it
+    is set aside for tiles to come.
+    """
+
+    op: int
+    computed: Area
+    patches: tuple[Patch, Patch] | None
+    """None for a given map, and where there is nothing to compute."""
+    dropped: tuple[int, ...]
+    held: Area | None
+    """None where no later op of this tile reads anything of it."""
+    kept: Area
+    """Its columns serve the tile to the right, and its rows the band below."""
+
+    @property
+    def before(self) -> int:
+        """How many columns of what is held the tile to the left kept."""
+        assert self.held is not None
+        if self.computed.columns.empty:
+            return self.held.columns.length
+        return self.computed.columns.start - self.held.columns.start
+
+    @property
+    def joins(self) -> bool:
+        """Whether what is held is a new map: neither what was computed, nor what was kept, as it is."""
+        return self.held != self.computed and not self.computed.columns.empty
+
+
+def walk(reads: Sequence[Reads], row: Step, column: Step) -> Iterator[Turn]:
+    """The turns of the tile where a step of the rows and one of the columns meet."""
+    for op, (inputs, last) in enumerate(reads):
+        held = Area(row.hold[op], column.hold[op])
+        vertical, horizontal = row.patches[op], column.patches[op]
+        yield Turn(
+            op,
+            Area(row.compute[op], column.compute[op]),
+            None if vertical is None or horizontal is None else (vertical, horizontal),
+            tuple(source for source in inputs if reads[source].last == op),
+            None if last is None or held.rows.empty or held.columns.empty else held,
+            Area(row.keep[op], column.keep[op]),
+        )

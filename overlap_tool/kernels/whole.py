@@ -1,0 +1,68 @@
+"""Ops that have no exact kernel: on whole tensors, PyTorch's own kernel computes them.
+
+Between its stages, a model in tiles has the tensors that the untouched one has. There any kernel serves that
+gives equal bits for equal tensors. What a kernel could make of how a tensor lies in memory is the same, too:
+it is given tensors that lie as new ones do. On pieces of maps, such an op is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+ALIGNMENT = 64
+"""Bytes: where PyTorch's own memory begins. Libraries may take another way through what begins elsewhere."""
+
+_pieces: ContextVar[bool] = ContextVar("pieces", default=False)
+_told: ContextVar[dict[str, None] | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def pieces() -> Iterator[None]:
+    """Inside, tensors are pieces of maps, whose shape depends on the tiles."""
+    token = _pieces.set(True)
+    try:
+        yield
+    finally:
+        _pieces.reset(token)
+
+
+def on_pieces() -> bool:
+    return _pieces.get()
+
+
+@contextmanager
+def ops_of_the_library() -> Iterator[dict[str, None]]:
+    """The ops that PyTorch's own kernels compute inside, in this thread, in their order."""
+    told: dict[str, None] = {}
+    token = _told.set(told)
+    try:
+        yield told
+    finally:
+        _told.reset(token)
+
+
+def by_the_library(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What PyTorch's own kernel gives for whole tensors, wherever these lie in memory."""
+    if (told := _told.get()) is not None:
+        told[func._schema.name] = None
+    given: tuple[Any, dict[str, Any]] = tree_map_only(Tensor, _laid_out, (args, kwargs))
+    result = func(*given[0], **given[1])
+    for place, argument in enumerate(func._schema.arguments[: len(args)]):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            if given[0][place] is not args[place]:
+                args[place].copy_(given[0][place])
+            result = args[place] if result is given[0][place] else result
+    return result
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

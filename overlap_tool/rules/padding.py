@@ -1,0 +1,29 @@
+"""How PyTorch writes down padding, and what options it takes for both axes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overlap_tool.geometry import Padding
+
+PADDING_MODES = {
+    "zeros": Padding.CONSTANT,
+    "constant": Padding.CONSTANT,
+    "reflect": Padding.REFLECT,
+    "replicate": Padding.REPLICATE,
+    "circular": Padding.CIRCULAR,
+}
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """One number for both axes, or one each."""
+    if isinstance(value, int):
+        return value, value
+    first, second = (*value, *value)[:2]
+    return first, second
+
+
+def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
+    """torch's "same": the odd sample of an even kernel goes to the end."""
+    total = dilation * (kernel - 1)
+    return total // 2, total - total // 2

@@ -1,0 +1,146 @@
+"""What a module's forward may have read while it was traced, and whether any of it has changed since.
+
+A trace holds what Python made of the module: which parts it calls in which order, and every number, flag and
+buffer that it turned into a constant. All of it is reached from the module itself, by way of its parts,
+attributes and classes. What a forward reads elsewhere, such as a global variable, is not seen.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+READ = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
+"""Of what every module has, that on which its forward depends. Its mode is another matter."""
+
+NOT_READ = frozenset(vars(nn.Module()).keys() - READ)
+
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic)
+"""Values that are the same if they look the same."""
+
+Reader = Callable[[Any], tuple[Any, ...]]
+
+
+class Snapshot:
+    """A module as it is now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parts = tuple(module.modules())
+        self._held: list[tuple[Any, Reader, tuple[Any, ...]]] = []
+        self._numbers: list[tuple[Any, Reader, tuple[Any, ...]]] = []
+        # hooks of the whole run around its forward, whatever that is
+        seen = {id(module._forward_hooks), id(module._forward_pre_hooks)}
+        to_do: list[Any] = [module]
+        while to_do:
+            thing = to_do.pop()
+            reader = _reader(thing)
+            if reader is None or id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            now = reader(thing)
+            if reader in (_of_tensor, _of_array):
+                self._numbers.append((thing, reader, now))
+            else:
+                self._held.append((thing, reader, now))
+                to_do.extend(now)
+
+    def holds(self) -> bool:
+        """Whether everything is as it was."""
+        return all(same_items(reader(thing), before) for thing, reader, before in self._held) and all(
+            reader(thing) == before for thing, reader, before in self._numbers
+        )
+
+    def part_in_training(self) -> nn.Module | None:
+        """A part in training mode that may compute something else there, if there is one."""
+        return next((part for part in self.parts if part.training and _asks_for_its_mode(type(part))), None)
+
+
+def _reader(thing: Any) -> Reader | None:
+    """What says what a thing holds; none if it cannot change, or nobody can tell."""
+    kind = type(thing)
+    if kind in PLAIN or thing is None:
+        return None
+    if isinstance(thing, Tensor):
+        return _of_tensor
+    if isinstance(thing, nn.Module):
+        return _of_module
+    if isinstance(thing, np.ndarray):
+        return _of_array
+    if isinstance(thing, dict):
+        return _of_dict
+    if isinstance(thing, list | tuple | set | frozenset | deque):
+        return tuple
+    if isinstance(thing, type):
+        return _of_class if _is_foreign(thing) else None
+    if isinstance(thing, SimpleNamespace | Namespace) or (_is_foreign(kind) and hasattr(thing, "__dict__")):
+        return _of_object
+    return None
+
+
+def _is_foreign(kind: type) -> bool:
+    """Whether a class is a model's own, and not Python's, PyTorch's or ours. Those hold nothing that a
+    forward reads, and sometimes half of a program: a logger, a graph."""
+    home = str(kind.__module__).partition(".")[0]
+    return home not in sys.stdlib_module_names and home not in ("torch", "overlap_tool")
+
+
+def _is_ours(kind: type) -> bool:
+    return str(kind.__module__).startswith("overlap_tool.")
+
+
+def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """Where its numbers are and how often they were written; their values may have been made constants."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return version, tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device
+
+
+def _of_module(module: nn.Module) -> tuple[Any, ...]:
+    return type(module), *(
+        value for key, value in vars(module).items() if key not in NOT_READ and not _is_ours(type(value))
+    )
+
+
+def _of_array(array: Any) -> tuple[Any, ...]:
+    return array.shape, array.dtype.str, array.tobytes()
+
+
+def _of_dict(items: dict[Any, Any]) -> tuple[Any, ...]:
+    return *items, *items.values()
+
+
+def _of_class(kind: type) -> tuple[Any, ...]:
+    return *vars(kind).values(), *kind.__bases__
+
+
+def _of_object(thing: Any) -> tuple[Any, ...]:
+    return type(thing), *vars(thing).values()
+
+
+def same_items(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    """Whether these are the same things, or plain values that look the same."""
+    return len(now) == len(before) and (all(map(operator.is_, now, before)) or all(map(_same, now, before)))
+
+
+def _same(now: Any, before: Any) -> bool:
+    if now is before:
+        return True
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, tuple):
+        return same_items(now, before)
+    return isinstance(now, PLAIN) and repr(now) == repr(before)
+
+
+def _asks_for_its_mode(kind: type[nn.Module]) -> bool:
+    """PyTorch's own layers that do not are the same in either mode, and new ones are in training mode."""
+    code = getattr(kind.forward, "__code__", None)
+    return not kind.__module__.startswith("torch.nn.") or code is None or "training" in code.co_names

@@ -1,0 +1,221 @@
+"""What code asks of a map beside its values, what fits the trials, and whose fault a refusal says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import overlap_tool
+from overlap_tool.errors import SizeDependenceError, TraceError, UnknownOpError
+from overlap_tool.graph.trace import trace
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Doing(nn.Module):
+    def __init__(self, compute: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(1, 4, 1, 1))
+        self.relu = nn.ReLU(inplace=True)
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Any:
+        return self.compute(self, self.conv(x))
+
+
+def refusal(compute: Callable[[Any, Tensor], Any]) -> TraceError:
+    with pytest.raises(TraceError) as caught:
+        trace(Doing(compute).eval(), "stage", 3)
+    return caught.value
+
+
+def assert_tiles_are_right(module: nn.Module, height: int = 40, width: int = 56) -> None:
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    wrapped = overlap_tool.wrap(module.eval(), tile=16)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(wrapped(image), module(image))
+
+
+# --- questions that have one answer ------------------------------------------------------------------------
+
+YES = {
+    "is_cuda": lambda x: not x.is_cuda,
+    "requires_grad": lambda x: not x.requires_grad,
+    "is_contiguous": lambda x: x.is_contiguous(),
+    "is_floating_point": lambda x: x.is_floating_point() and torch.is_floating_point(x),
+    "device": lambda x: x.device.type == "cpu" and x.device == torch.device("cpu"),
+    "ndim": lambda x: x.ndim == x.dim() == len(x.shape) == 4,
+    "dtype": lambda x: x.dtype == torch.float32 and x.dtype.is_floating_point,
+    "element_size": lambda x: x.element_size() == 4,
+    "layout": lambda x: x.layout == torch.strided and not x.is_sparse,
+}
+
+
+@pytest.mark.parametrize("asked", YES)
+def test_a_question_with_one_answer_is_answered(asked) -> None:
+    """Each was said to be about the size of the input."""
+    assert YES[asked](torch.rand(1, 4, 5, 6))
+    assert_tiles_are_right(Doing(lambda m, x: x.sigmoid() if YES[asked](x) else x.cumsum(3)))
+
+
+def test_a_stage_without_weights_may_ask_where_its_map_is() -> None:
+    """It was refused with 19,000 characters."""
+
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x, 3, 1, 1) if x.device.type == "cpu" else x
+
+    assert_tiles_are_right(Plain())
+
+
+# --- the size of the trials --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5, 7, 10, 11, 14, 24, 64, 128, 256])
+def test_a_network_fits_the_trials_whatever_it_downscales_by(factor) -> None:
+    """Unshuffling by 7, 11 or 128 was refused, since no trial was a multiple."""
+
+    class Unshuffled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pixel_shuffle(F.pixel_unshuffle(x, factor).tanh(), factor)
+
+    assert_tiles_are_right(Unshuffled(), factor, 2 * factor)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(7, 4), (8, 16), (11, 2), (12, 8)])
+def test_windows_fit_the_trials(window, stride) -> None:
+    def cut(m: Any, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        return x.view(b, c, h // window, window, w // window, window)
+
+    error = refusal(lambda m, x: cut(m, F.avg_pool2d(x, stride)))
+    assert type(error) is UnknownOpError
+    assert error.reason.startswith("mixes rows or columns")
+
+
+def test_what_compares_all_positions_is_not_said_to_refuse_the_trial() -> None:
+    """No tensor may have as many numbers as the larger trials would give it; smaller ones do then."""
+
+    def attend(m: Any, x: Tensor) -> Tensor:
+        tokens = x.flatten(2)
+        return (tokens @ (tokens.transpose(1, 2) @ tokens).softmax(-1)).view(x.shape)
+
+    error = refusal(attend)
+    assert (type(error), error.where) == (UnknownOpError, "stage.flatten (flatten)")
+    assert "cumsum" in refusal(lambda m, x: x.cumsum(3)).where
+
+
+# --- the first obstacle, and whose it is -------------------------------------------------------------------
+
+
+def test_an_op_without_a_rule_comes_before_a_question_behind_it() -> None:
+    def asks_later(m: Any, x: Tensor) -> Tensor:
+        y = torch.special.bessel_j0(x)
+        return y if y.shape[3] > 1000000 else y + 1
+
+    assert refusal(asks_later).where == "stage.special_bessel_j0 (special_bessel_j0)"
+
+
+class TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.conv(x) * step
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (TakesTwo(), "missing 1 required positional argument: 'step'"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), TakesTwo()), "missing 1 required positional argument: 'step'"),
+        (Doing(lambda m, x: m.relu(x, 2, 3)), "takes 2 positional arguments but 4 were given"),
+        (Doing(lambda m, x: x + {}["key"]), "KeyError: 'key'"),
+        (nn.Sequential(nn.Conv1d(3, 3, 3), nn.Tanh()), "Conv1d works on maps of 1 axis"),
+        (nn.Sequential(nn.Conv3d(3, 3, 3), nn.Tanh()), "Conv3d works on maps of 3 axes"),
+    ],
+)
+def test_what_the_module_itself_cannot_do_is_not_for_a_rule(module, reason) -> None:
+    """The way out was to register a rule, which does not help."""
+    with pytest.raises(TraceError) as caught:
+        trace(module.eval(), "stage")
+    assert reason in caught.value.reason
+    assert "register_rule" not in caught.value.way_out
+
+
+def test_what_only_a_trace_cannot_do_is_shown_in_the_code() -> None:
+    def fills(m: Any, x: Tensor) -> Tensor:
+        x[:, :2] = 0.5
+        return x
+
+    error = refusal(fills)
+    assert 'cannot be traced at "x[:, :2] = 0.5"' in error.reason
+    assert "register_rule" in error.way_out
+
+
+def test_a_refusal_repeats_no_more_than_a_line_of_a_long_message() -> None:
+    def tells(m: Any, x: Tensor) -> Tensor:
+        raise ValueError("word " * 5000)
+
+    assert len(str(refusal(tells))) < 1000
+
+
+def test_a_module_that_is_run_to_see_whether_it_fails_stays_as_it_was() -> None:
+    def keeps(m: Any, x: Tensor) -> Tensor:
+        m.last = x.shape
+        m.last_map = x
+        return x["key"]
+
+    module = Doing(keeps).eval()
+    before = dict(vars(module))
+    with pytest.raises(TraceError):
+        trace(module, "stage", 3)
+    assert vars(module) == before
+
+
+def test_a_size_that_is_handed_to_numpy_is_named() -> None:
+    import numpy as np
+
+    error = refusal(lambda m, x: F.pad(x, (0, int(np.ceil(x.shape[3] / 7)))))
+    assert type(error) is SizeDependenceError
+    assert "numpy" in error.reason
+
+
+# --- in place, on what is no map ---------------------------------------------------------------------------
+
+
+def test_what_is_made_of_weights_may_be_changed_in_place() -> None:
+    """It was said to change the weights."""
+    module = Doing(lambda m, x: x * m.relu(m.weight * 2))
+    before = module.weight.detach().clone()
+    assert_tiles_are_right(module)
+    assert torch.equal(module.weight, before)
+    error = refusal(lambda m, x: x * m.relu(m.weight))
+    assert "changes its weights in place" in error.reason
+
+
+def test_a_value_of_weights_is_what_it_was_before_the_op_in_place() -> None:
+    def reads_before_and_after(m: Any, x: Tensor) -> Tensor:
+        twice = m.weight * 2
+        before = x * twice
+        return before + x * m.relu(twice)
+
+    assert_tiles_are_right(Doing(reads_before_and_after))
+
+
+def test_a_summary_is_what_it_was_before_the_op_in_place() -> None:
+    """What a map was multiplied by before came out with the values after."""
+
+    def reads_before_and_after(m: Any, x: Tensor) -> Tensor:
+        mean = (x - 1).mean((2, 3), keepdim=True)
+        before = x * mean
+        return before + x * mean.relu_()
+
+    assert_tiles_are_right(Doing(reads_before_and_after))
