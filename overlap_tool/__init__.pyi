@@ -14,7 +14,9 @@ from .checkpoint import Loaded as Loaded
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import register_architecture as register_architecture
 from .errors import CheckpointError as CheckpointError
+from .errors import CodingError as CodingError
 from .errors import ContainerError as ContainerError
+from .errors import CopyError as CopyError
 from .errors import DataDependenceError as DataDependenceError
 from .errors import ExactnessError as ExactnessError
 from .errors import GlobalOpError as GlobalOpError

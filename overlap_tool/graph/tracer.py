@@ -355,7 +355,7 @@ class Tracer(fx.Tracer):
             return TrialError(
                 where if type(own) is type(error) else self.dotted(""),
                 f"fails by itself, given one map of {shape}: {type(own).__name__}: {_first_line(own)}",
-                "Name a stage that takes one map, with --stage, or correct the module",
+                "Name a stage that takes one map, with `stage`, or correct the module",
             )
         return TraceError(
             where,
@@ -486,7 +486,7 @@ class Tracer(fx.Tracer):
                 raise TooLargeError(
                     self.where(),
                     f"makes more numbers of maps of {', '.join(map(str, shapes))} than memory has addresses",
-                    "Analyze the parts before and after it, with --stage",
+                    "Analyze the parts before and after it, with `stage`",
                 ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",

@@ -81,9 +81,18 @@ class Task(ctypes.Structure):
 @cache
 def kernel(itemsize: int, depthwise: bool) -> int:
     """The address of a compiled `void run(Task *)` for numbers of 4 or 8 bytes."""
+    return compiled(_Generator(machine(), itemsize, depthwise).module)
+
+
+def triple() -> str:
+    """The processor's family and its system, as LLVM writes them."""
+    return llvm.get_process_triple()
+
+
+def compiled(module: ir.Module) -> int:
+    """The address of a module's function `run`, as machine code for the processor at hand."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = _Generator(machine(), itemsize, depthwise).module
     target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
     )
@@ -120,7 +129,7 @@ class _Generator:
         self.number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
         self.vector = ir.VectorType(self.number, self.lanes)
         self.module = ir.Module("chain")
-        self.module.triple = llvm.get_process_triple()
+        self.module.triple = triple()
         kind = f"v{self.lanes}f{8 * itemsize}"
         mask = ir.VectorType(I1, self.lanes)
         place = self.vector.as_pointer()

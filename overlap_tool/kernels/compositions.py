@@ -1,10 +1,9 @@
 """Everything that is no chain, composed of operations that round correctly, whatever the shape.
 
 Libraries compute many functions one way in vectors and another way for what is left over, and add up in an
-order that depends on the shape and the number of threads. Here functions are made of +, -, *, / and square
-roots, which IEEE 754 defines to the last bit, and of the few transcendental ones that `mode` holds to the
-test; and sums are trees of neighbours. They work in place on what they have made, as far as they can: maps
-are large.
+order that depends on the shape and the number of threads. Here functions are made of +, -, * and /, which
+IEEE 754 defines to the last bit, and of those of `arithmetic`; and sums are trees of neighbours. They work in
+place on what they have made, as far as they can: maps are large.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels.arithmetic.tensors import compute
 
 
 def tree_sum(
@@ -52,7 +52,7 @@ def sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     x = x if dtype is None else x.to(dtype)
     dims = _dims(x, dim)
-    return sum(x, dims, keepdim) / math.prod(x.shape[d] for d in dims)
+    return quotient(sum(x, dims, keepdim), math.prod(x.shape[d] for d in dims))
 
 
 def prod(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -70,11 +70,11 @@ def var(
     less = (1 if unbiased else 0) if correction is None else correction
     centred = x - mean(x, dims, keepdim=True)
     count = math.prod(x.shape[d] for d in dims)
-    return sum(centred.mul_(centred), dims, keepdim) / max(0, count - less)
+    return quotient(sum(centred.mul_(centred), dims, keepdim), max(0, count - less))
 
 
 def std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return var(x, *args, **kwargs).sqrt()
+    return _in_place("sqrt", var(x, *args, **kwargs))
 
 
 def vector_norm(
@@ -83,7 +83,7 @@ def vector_norm(
     x = x if dtype is None else x.to(dtype)
     dims = _dims(x, dim)
     if ord == 2:
-        return sum(x * x, dims, keepdim).sqrt()
+        return _in_place("sqrt", sum(x * x, dims, keepdim))
     if ord == 1:
         return sum(x.abs(), dims, keepdim)
     if ord == math.inf:
@@ -102,20 +102,21 @@ away would so leave a trace in the bits, and a window at the border depend on th
 
 
 def softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
-    powers = (x - x.amax(dim, keepdim=True)).exp()
-    powers = torch.nn.functional.threshold(powers, NEGLIGIBLE, 0.0)
+    powers = _in_place("exp", x - x.amax(dim, keepdim=True))
+    powers = torch.nn.functional.threshold(powers, NEGLIGIBLE, 0.0, inplace=True)
     return powers / tree_sum(powers, [dim])
 
 
 def log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     centred = x - x.amax(dim, keepdim=True)
-    return centred - tree_sum(centred.exp(), [dim]).log()
+    return centred - _in_place("log", tree_sum(compute("exp", centred), [dim]))
 
 
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     dims = _dims(x, dim)
     most = x.amax(dims, keepdim=True)
-    return _reduced(tree_sum((x - most).exp(), dims).log() + most, dims, keepdim)
+    total = tree_sum(_in_place("exp", x - most), dims)
+    return _reduced(_in_place("log", total).add_(most), dims, keepdim)
 
 
 def layer_norm(
@@ -150,7 +151,7 @@ def _normalised(
     x: Tensor, dims: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     centre = mean(x, dims, keepdim=True)
-    scale = rsqrt(var(x, dims, correction=0, keepdim=True) + eps)
+    scale = _in_place("rsqrt", var(x, dims, correction=0, keepdim=True) + eps)
     y = (x - centre).mul_(scale)
     if weight is not None:
         y.mul_(weight)
@@ -178,7 +179,7 @@ def batch_norm(
         raise ExactnessError(
             "batch_norm", "it updates its running statistics as it normalises", "Call model.eval()"
         )
-    factor = rsqrt(running_var + eps)
+    factor = _in_place("rsqrt", running_var + eps)
     factor = factor if weight is None else weight * factor
     term = -running_mean * factor
     term = term if bias is None else bias + term
@@ -213,7 +214,7 @@ def avg_pool2d(
     padded = torch.nn.functional.pad(x, (padding[1], ends[1], padding[0], ends[0]))
     total = _window_sum(padded, kernel, stride, sizes)
     if divisor_override is not None:
-        return total / divisor_override
+        return quotient(total, divisor_override)
     counts = []
     for n, k, s, p, size in zip(x.shape[-2:], kernel, stride, padding, sizes, strict=True):
         start = torch.arange(size, device=x.device) * s - p
@@ -273,57 +274,64 @@ def upsample_bilinear2d(
     return x
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    return torch.neg(x).exp_().add_(1).reciprocal_()
+def _in_place(program: str, x: Tensor) -> Tensor:
+    return compute(program, x, out=x)
 
 
-def silu(x: Tensor) -> Tensor:
-    return sigmoid(x).mul_(x)
+def function(program: str, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """One of `arithmetic`; of whole numbers as the library has it."""
+    return compute(program, _floating(x), out=out)
 
 
-def _log1p_exp(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) without overflow."""
-    return x.abs().neg_().exp_().log1p_().add_(x.clamp(min=0))
-
-
-def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    scaled = x if beta == 1 else x * beta
-    below = _log1p_exp(scaled).div_(beta)
-    return torch.where(scaled > threshold, x, below, out=below)
+def _floating(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
 def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _log1p_exp(-x).neg_(), x.new_empty(0)
+    return compute("log_sigmoid", x), x.new_empty(0)
 
 
-def mish(x: Tensor) -> Tensor:
-    return _log1p_exp(x).tanh_().mul_(x)
+def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return compute("softplus", x, numbers=(beta, threshold))
 
 
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    if approximate == "tanh":
-        cubed = (x * x).mul_(x).mul_(0.044715)
-        gate = cubed.add_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
-    else:
-        gate = (x * math.sqrt(0.5)).erf_()
-    return gate.add_(1).mul_(0.5).mul_(x)
+def gelu(x: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor:
+    return compute("gelu_by_tanh" if approximate == "tanh" else "gelu", x, out=out)
 
 
-def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    below = x.clamp(max=0).mul_(input_scale).exp_().sub_(1).mul_(alpha * scale)
-    return torch.where(x > 0, x if scale == 1 else x * scale, below, out=below)
+def elu(
+    x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1, out: Tensor | None = None
+) -> Tensor:
+    return compute("elu", x, numbers=(alpha * scale, scale, input_scale), out=out)
 
 
-def celu(x: Tensor, alpha: float = 1) -> Tensor:
-    return elu(x, alpha, 1, 1 / alpha)
+def celu(x: Tensor, alpha: float = 1, out: Tensor | None = None) -> Tensor:
+    return elu(x, alpha, 1, 1 / alpha, out)
 
 
 def hardsigmoid(x: Tensor) -> Tensor:
-    return (x + 3).clamp_(0, 6).div_(6)
+    return _over((x + 3).clamp_(0, 6), 6)
 
 
 def hardswish(x: Tensor) -> Tensor:
-    return (x + 3).clamp_(0, 6).mul_(x).div_(6)
+    return _over((x + 3).clamp_(0, 6).mul_(x), 6)
+
+
+def quotient(x: Tensor, y: float) -> Tensor:
+    return torch.div(*on_one_device(x, y))
+
+
+def _over(x: Tensor, y: float) -> Tensor:
+    return torch.div(*on_one_device(x, y), out=x)
+
+
+def on_one_device(x: Any, y: Any) -> tuple[Any, Any]:
+    """What divides a tensor on a GPU, there: a number on the CPU would be inverted and multiplied with."""
+    if not isinstance(x, Tensor) or x.device.type == "cpu" or not x.is_floating_point():
+        return x, y
+    if not isinstance(y, Tensor):
+        return x, torch.full((), y, dtype=x.dtype, device=x.device)
+    return x, y.to(x.device, x.dtype) if y.ndim == 0 else y
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
@@ -331,26 +339,20 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, below, out=below)
 
 
-def rsqrt(x: Tensor) -> Tensor:
-    return x.sqrt().reciprocal_() if x.is_floating_point() else 1 / x.sqrt()
-
-
 def power(x: Any, exponent: Any) -> Tensor:
-    """Products and square roots; other exponents have no exact kernel."""
+    """Roots and squares by themselves, all else as one function, rounded once."""
+    if not isinstance(x, Tensor):
+        return compute("power_of", _floating(exponent), numbers=(x,))
+    x = _floating(x)
     if isinstance(exponent, Tensor):
-        raise ExactnessError(
-            "pow with exponents in a tensor", "there is no exact kernel for it", f"Use {ExactnessError.STOCK}"
-        )
+        kind = torch.result_type(x, exponent)
+        x, exponent = torch.broadcast_tensors(x.to(kind), exponent.to(x.device, kind))
+        return compute("pow", x, exponent)
     if exponent in (0.5, -0.5):
-        return x.sqrt() if exponent > 0 else rsqrt(x)
-    if exponent != int(exponent) or abs(exponent) > 16:
-        raise ExactnessError(
-            f"a power of {exponent}", "there is no exact kernel for it", f"Use {ExactnessError.STOCK}"
-        )
-    result = torch.ones_like(x) if exponent == 0 else x
-    for _ in range(abs(int(exponent)) - 1):
-        result = result * x
-    return result.reciprocal() if exponent < 0 else result
+        return compute("sqrt" if exponent > 0 else "rsqrt", x)
+    if exponent == 2:
+        return x * x
+    return compute("power", x, numbers=(exponent,))
 
 
 def add(x: Any, y: Any, alpha: float = 1) -> Tensor:
@@ -384,3 +386,53 @@ def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulat
             "torch.index_put that accumulates", "it adds up in no fixed order", f"Use {ExactnessError.STOCK}"
         )
     return torch.index_put(x, indices, values)
+
+
+def fold(
+    columns: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """Sums of what lies on one sample, tap by tap. The library's order is another on a GPU."""
+    batched = columns if columns.ndim == 3 else columns[None]
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    counts = [
+        (n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(padded, dilation, kernel, stride, strict=True)
+    ]
+    taps = batched.reshape(len(batched), -1, kernel[0] * kernel[1], *counts)
+    total = columns.new_zeros(len(batched), taps.shape[1], *padded)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            down, across = (
+                slice(k * d, k * d + (count - 1) * s + 1, s)
+                for k, d, count, s in zip((i, j), dilation, counts, stride, strict=True)
+            )
+            total[..., down, across] += taps[:, :, i * kernel[1] + j]
+    top, left = padding
+    result = total[..., top : top + size[0], left : left + size[1]].contiguous()
+    return result if columns.ndim == 3 else result[0]
+
+
+def linspace(start: Any, end: Any, steps: int, *, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+    """From both ends towards the middle, in float64."""
+    start, end = float(start), float(end)
+    step = (end - start) / max(1, steps - 1)
+    at = torch.arange(steps, dtype=torch.float64)
+    found = torch.where(
+        at < (steps + 1) // 2, at * step + start, (steps - 1 - at).neg_().mul_(step).add_(end)
+    )
+    return _placed(found, dtype, rest)
+
+
+def arange(*ends: float, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
+    """start + i * step in float64."""
+    start, end, step = (0, *ends, 1) if len(ends) == 1 else (*ends, 1)[:3]
+    at = torch.arange(math.ceil((end - start) / step), dtype=torch.float64)
+    return _placed(at.mul_(step).add_(start), dtype, rest)
+
+
+def _placed(x: Tensor, dtype: torch.dtype | None, rest: dict[str, Any]) -> Tensor:
+    return x.to(dtype or torch.get_default_dtype()).to(rest.get("device") or "cpu")

@@ -4,8 +4,7 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 
 - it moves data, rounds correctly or does not depend on an order: it runs as it is;
 - it is a chain (`chain`) or composed (`compositions`): that runs instead;
-- it is a transcendental function of the library's: it runs, once a test has shown that its bits do not depend
-  on where a number stands;
+- it is a function of one number: `arithmetic` computes it;
 - a function was registered for it, or it is made of other ops: those are looked at;
 - anything else on floating-point numbers runs by PyTorch's own kernel on whole tensors (`whole`), and is
   refused by name on pieces of maps.
@@ -16,10 +15,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,12 +25,13 @@ from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import chain, compositions, whole
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
 
 MOVES = """
-    _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d alias arange as_strided
+    _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d alias as_strided
     cat channel_shuffle clone constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted
     empty_strided equal expand eye fill flip full full_like gather im2col index index_fill index_select
-    is_nonzero is_pinned item lift lift_fresh linspace masked_fill masked_scatter masked_select
+    is_nonzero is_pinned item lift lift_fresh masked_fill masked_scatter masked_select
     native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros one_hot ones ones_like
     permute pin_memory pixel_shuffle pixel_unshuffle record_stream reflection_pad1d reflection_pad2d repeat
     repeat_interleave replication_pad1d replication_pad2d resize roll scalar_tensor scatter select_scatter set
@@ -52,7 +51,7 @@ COMPARES = """
 
 ROUNDS = """
     abs ceil copysign div floor floor_divide fmod frac leaky_relu mul neg reciprocal remainder round sgn sign
-    signbit softshrink sqrt trunc
+    signbit softshrink trunc
 """
 """One operation for each result, which IEEE 754 defines to the last bit."""
 
@@ -62,11 +61,21 @@ DRAWS = "bernoulli normal rand rand_like randint randn randn_like uniform"
 AS_IS = frozenset(" ".join((MOVES, COMPARES, ROUNDS, DRAWS)).split())
 """What no order and no shape changes."""
 
-TESTED = frozenset("atan cos erf erfc exp expm1 log log10 log1p log2 sin tanh".split())
-"""Functions of the library, one number to one: run once `_even` has held."""
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    **{name: partial(compositions.function, name) for name in (*FUNCTIONS, "sigmoid", "silu", "mish")},
+    "gelu": compositions.gelu,
+    "elu": compositions.elu,
+    "celu": compositions.celu,
+}
+"""Computed number by number, and into `out`, which may be what is read."""
+
+
+MADE: dict[str, Callable[..., Tensor]] = {"linspace": compositions.linspace, "arange": compositions.arange}
+"""Made of numbers that need not be whole."""
 
 
 COMPOSED: dict[str, Callable[..., Any]] = {
+    **IN_PLACE,
     "add": compositions.add,
     "sub": compositions.subtract,
     "rsub": compositions.reverse_subtract,
@@ -74,18 +83,11 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "addcmul": compositions.addcmul,
     "addcdiv": compositions.addcdiv,
     "lerp": compositions.lerp,
-    "sigmoid": compositions.sigmoid,
-    "silu": compositions.silu,
     "softplus": compositions.softplus,
     "log_sigmoid_forward": compositions.log_sigmoid,
-    "mish": compositions.mish,
-    "gelu": compositions.gelu,
-    "elu": compositions.elu,
-    "celu": compositions.celu,
     "hardsigmoid": compositions.hardsigmoid,
     "hardswish": compositions.hardswish,
     "_prelu_kernel": compositions.prelu,
-    "rsqrt": compositions.rsqrt,
     "pow": compositions.power,
     "sum": compositions.sum,
     "mean": compositions.mean,
@@ -105,6 +107,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "avg_pool2d": compositions.avg_pool2d,
     "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
     "upsample_bilinear2d": compositions.upsample_bilinear2d,
+    "col2im": compositions.fold,
     "mm": chain.matmul,
     "bmm": chain.batched_matmul,
 }
@@ -146,7 +149,11 @@ class _ExactKernels(TorchDispatchMode):
         name = overload if overload.startswith("__") else overload.rstrip("_")
         if func._schema.is_mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if func.is_view or name in AS_IS or _without_numbers(args, kwargs):
+        if name in MADE and any(isinstance(each, float) and not each.is_integer() for each in args):
+            return MADE[name](*args, **kwargs)
+        if name in ("div", "floor_divide") and all(map(_has_memory, _tensors(args))):
+            return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
+        if func.is_view or name in AS_IS or _without_numbers(args, kwargs, whole=name in FUNCTIONS):
             return func(*args, **kwargs)
         if func._schema.name in _registered:
             with self:
@@ -166,6 +173,8 @@ class _ExactKernels(TorchDispatchMode):
         try:
             if exact is None:
                 return whole.by_the_library(func, args, kwargs)
+            if name != overload and name in IN_PLACE and args[0].is_floating_point():
+                return exact(*args, **kwargs, out=args[0])
             result = exact(*args, **kwargs)
         except ExactnessError:  # of these arguments, or on this machine
             if name in CHAINS or whole.on_pieces():
@@ -181,8 +190,6 @@ class _ExactKernels(TorchDispatchMode):
             return partial(chain.convolution, self.prepared)
         if name in ("addmm", "baddbmm"):
             return _added(COMPOSED[name[-3:] if name == "baddbmm" else "mm"])
-        if name in TESTED:
-            return _library_function(name)
         return COMPOSED.get(name)
 
 
@@ -224,49 +231,16 @@ def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compute
 
 
-def _library_function(name: str) -> Callable[..., Any]:
-    function = getattr(torch, name)
-
-    def compute(x: Tensor) -> Tensor:
-        if not _even(name, x.dtype, x.device.type):
-            raise ExactnessError(
-                f"torch.{name} of {str(x.dtype).removeprefix('torch.')} on {x.device.type}",
-                "on this machine its last bits depend on where a number stands in memory",
-                f"Use {ExactnessError.STOCK}",
-            )
-        return function(x)
-
-    return compute
-
-
-@cache
-def _even(name: str, dtype: torch.dtype, device: str) -> bool:
-    """Whether a function gives each number the same bits wherever it stands: alone, in a vector, or in the
-    rest that does not fill one, close together or apart."""
-    function = getattr(torch, name)
-    x = torch.linspace(-9, 9, 4099, dtype=torch.float64).to(dtype).to(device)
-    x = x.abs() + 0.01 if name.startswith("log") else x
-    whole = function(x)
-    alone = torch.cat([function(x[i : i + 1]) for i in range(0, 4099, 61)])
-    pieces = [(function(x[start:stop]), whole[start:stop]) for start, stop in ((1, 4098), (3, 40), (5, 12))]
-    apart = function(torch.stack([x, x], 1)[:, 0])
-    return (
-        torch.equal(alone, whole[::61])
-        and torch.equal(apart, whole)
-        and all(torch.equal(piece, part) for piece, part in pieces)
-    )
-
-
 def _has_memory(value: Any) -> bool:
     return isinstance(value, Tensor) and not (isinstance(value, FakeTensor) or value.is_meta)
 
 
-def _without_numbers(args: Any, kwargs: Any) -> bool:
-    """Whether no floating-point tensor goes in, or only shapes are asked for."""
+def _without_numbers(args: Any, kwargs: Any, whole: bool) -> bool:
+    """Whether no floating-point tensor goes in, or only shapes are asked for. `whole`: integers count."""
     tensors = [*_tensors(args), *_tensors(kwargs.values())]
     if not all(map(_has_memory, tensors)):
         return True
-    return not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+    return not any(tensor.is_floating_point() or tensor.is_complex() or whole for tensor in tensors)
 
 
 def _in_its_own_memory(result: Any, args: Any, kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ same bits as in the model that was not wrapped.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,6 @@ from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import trace
 from overlap_tool.graph.tracer import TrialError
-from overlap_tool.graph.values import StandsIn
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop, Order
@@ -78,7 +78,7 @@ class Wrapped:
     """By their paths, those whose forward is not their own, as `_made_of` has them."""
 
 
-class TiledForward(StandsIn):
+class TiledForward:
     """The forward of one stage: it plans for the size of its input, and runs the plan."""
 
     def __init__(self, module: nn.Module, name: str, input_scale: Fraction, settings: Settings) -> None:
@@ -188,16 +188,15 @@ def _takes(network: Network, whole: Any) -> bool:
 
 def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
     """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
-    tiled = vars(module).pop("forward")  # while it is traced, its own counts
-    try:
-        if before is not None:
-            try:
-                return trace(module, name, before.ops[0].channels)
-            except TrialError:
-                pass
-        return trace(module, name)
-    finally:
-        module.forward = tiled
+    # a twin, on the same weights and parts, has the forward of its class: other threads run the module itself
+    twin = copy.copy(module)
+    vars(twin).pop("forward", None)
+    if before is not None:
+        try:
+            return trace(twin, name, before.ops[0].channels)
+        except TrialError:
+            pass
+    return trace(twin, name)
 
 
 Runner = Callable[[TiledForward, Tensor], Tensor]

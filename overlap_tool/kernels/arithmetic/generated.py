@@ -1,0 +1,306 @@
+"""Descriptions as LLVM IR: a loop over numbers that lie side by side, as many at a time as `lanes` says.
+
+No flag allows LLVM to reorder, contract or approximate: every operation rounds as IEEE 754 says, on every
+processor that LLVM knows. A fused multiply-add stands where one is written, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.ir as ir
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
+
+INPUTS, NUMBERS = 3, 4
+"""The most that a program reads: tensors of one size, and numbers."""
+
+FIELDS = (
+    "next",
+    "items",
+    "count",
+    "y",
+    *(f"x{i}" for i in range(INPUTS)),
+    *(f"s{i}" for i in range(NUMBERS)),
+)
+"""What generated code is given: 64 bits each. A thread takes the next item until none is left."""
+
+ITEM = 8192
+"""Numbers that a thread takes at a time."""
+
+Program = Callable[..., Any]
+
+
+class Lanes:
+    """Numbers, integers or truth values, one in each lane, with Python's operators."""
+
+    def __init__(self, o: Generator, value: ir.Value) -> None:
+        self.o, self.value = o, value
+
+    @property
+    def kind(self) -> ir.Type:
+        kind = self.value.type
+        return kind.element if isinstance(kind, ir.VectorType) else kind
+
+    def _binary(self, other: Any, on_numbers: str, on_integers: str, swap: bool = False) -> Lanes:
+        a, b = self.value, self.o.lifted(other, self.kind).value
+        if swap:
+            a, b = b, a
+        name = on_integers if isinstance(self.kind, ir.IntType) else on_numbers
+        return Lanes(self.o, getattr(self.o.b, name)(a, b))
+
+    def _compared(self, how: str, other: Any) -> Lanes:
+        a, b = self.value, self.o.lifted(other, self.kind).value
+        if isinstance(self.kind, ir.IntType):
+            return Lanes(self.o, self.o.b.icmp_signed(how, a, b))
+        return Lanes(self.o, self.o.b.fcmp_ordered(how, a, b))
+
+    def __add__(self, other: Any) -> Lanes:
+        return self._binary(other, "fadd", "add")
+
+    def __sub__(self, other: Any) -> Lanes:
+        return self._binary(other, "fsub", "sub")
+
+    def __rsub__(self, other: Any) -> Lanes:
+        return self._binary(other, "fsub", "sub", swap=True)
+
+    def __mul__(self, other: Any) -> Lanes:
+        return self._binary(other, "fmul", "mul")
+
+    def __truediv__(self, other: Any) -> Lanes:
+        return self._binary(other, "fdiv", "")
+
+    def __rtruediv__(self, other: Any) -> Lanes:
+        return self._binary(other, "fdiv", "", swap=True)
+
+    def __and__(self, other: Any) -> Lanes:
+        return self._binary(other, "", "and_")
+
+    def __or__(self, other: Any) -> Lanes:
+        return self._binary(other, "", "or_")
+
+    def __xor__(self, other: Any) -> Lanes:
+        return self._binary(other, "", "xor")
+
+    def __lshift__(self, count: int) -> Lanes:
+        return self._binary(count, "", "shl")
+
+    def __neg__(self) -> Lanes:
+        return Lanes(self.o, self.o.b.fneg(self.value))
+
+    def __invert__(self) -> Lanes:
+        return Lanes(self.o, self.o.b.not_(self.value))
+
+    def __lt__(self, other: Any) -> Lanes:
+        return self._compared("<", other)
+
+    def __le__(self, other: Any) -> Lanes:
+        return self._compared("<=", other)
+
+    def __gt__(self, other: Any) -> Lanes:
+        return self._compared(">", other)
+
+    def __ge__(self, other: Any) -> Lanes:
+        return self._compared(">=", other)
+
+    def __eq__(self, other: object) -> Lanes:  # type: ignore[override]
+        return self._compared("==", other)
+
+    __radd__, __rmul__, __rand__, __ror__ = __add__, __mul__, __and__, __or__
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Generator:
+    """Computes descriptions by writing the instructions that do."""
+
+    def __init__(self, module: ir.Module, single: bool, lanes: int) -> None:
+        self.module, self.single, self.lanes = module, single, lanes
+        self.b: ir.IRBuilder
+
+    def of(self, kind: ir.Type) -> ir.Type:
+        return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
+
+    def lifted(self, value: Any, kind: ir.Type) -> Lanes:
+        """A number of Python's in every lane."""
+        if isinstance(value, Lanes):
+            return value
+        one = ir.Constant(kind, value)
+        return Lanes(self, one if self.lanes == 1 else ir.Constant(self.of(kind), [one] * self.lanes))
+
+    def splat(self, scalar: ir.Value) -> Lanes:
+        if self.lanes == 1:
+            return Lanes(self, scalar)
+        vector = ir.Constant(self.of(scalar.type), ir.Undefined)
+        zeros = ir.Constant(self.of(I32), [I32(0)] * self.lanes)
+        return Lanes(
+            self, self.b.shuffle_vector(self.b.insert_element(vector, scalar, I32(0)), vector, zeros)
+        )
+
+    def _intrinsic(self, name: str, *arguments: Any) -> Lanes:
+        kind = next((a.kind for a in arguments if isinstance(a, Lanes)), DOUBLE)
+        values = [self.lifted(a, kind).value for a in arguments]
+        width = "" if self.lanes == 1 else f"v{self.lanes}"
+        full = f"llvm.{name}.{width}f{32 if kind == SINGLE else 64}"
+        function = self.module.globals.get(full)
+        if function is None:
+            signature = ir.FunctionType(self.of(kind), [self.of(kind)] * len(values))
+            function = ir.Function(self.module, signature, full)
+        return Lanes(self, self.b.call(function, values))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Lanes:
+        return self._intrinsic("fma", a, b, c)
+
+    def sqrt(self, x: Lanes) -> Lanes:
+        return self._intrinsic("sqrt", x)
+
+    def abs(self, x: Lanes) -> Lanes:
+        return self._intrinsic("fabs", x)
+
+    def copysign(self, x: Lanes, sign: Lanes) -> Lanes:
+        return self._intrinsic("copysign", x, sign)
+
+    def where(self, mask: Lanes, one: Any, other: Any) -> Lanes:
+        plain = I64 if isinstance(one, int) and isinstance(other, int) else DOUBLE
+        kind = next((x.kind for x in (one, other) if isinstance(x, Lanes)), plain)
+        values = (self.lifted(x, kind).value for x in (one, other))
+        return Lanes(self, self.b.select(mask.value, *values))
+
+    def bits(self, x: Lanes) -> Lanes:
+        return Lanes(self, self.b.bitcast(x.value, self.of(I64)))
+
+    def number(self, bits: Lanes) -> Lanes:
+        return Lanes(self, self.b.bitcast(bits.value, self.of(DOUBLE)))
+
+    def upper(self, bits: Lanes, count: int) -> Lanes:
+        return Lanes(self, self.b.lshr(bits.value, self.lifted(count, I64).value))
+
+    def widen(self, x: Lanes) -> Lanes:
+        return Lanes(self, self.b.fpext(x.value, self.of(DOUBLE))) if self.single else x
+
+    def narrow(self, x: Lanes) -> Lanes:
+        return Lanes(self, self.b.fptrunc(x.value, self.of(SINGLE))) if self.single else x
+
+    def table(self, values: Sequence[int], index: Lanes) -> Lanes:
+        """Lane by lane: who asks for it does so rarely."""
+        kind = ir.ArrayType(DOUBLE, len(values))
+        name = f"table_{abs(hash(tuple(values)))}"
+        stored = self.module.globals.get(name)
+        if stored is None:
+            stored = ir.GlobalVariable(self.module, kind, name)
+            stored.global_constant, stored.linkage = True, "internal"
+            stored.initializer = ir.Constant(kind, [float(value) for value in values])
+        last = len(values) - 1
+        index = self.where(index < 0, 0, self.where(index > last, last, index))
+        if self.lanes == 1:
+            return Lanes(self, self.b.load(self.b.gep(stored, [I64(0), index.value])))
+        found: ir.Value = ir.Constant(self.of(DOUBLE), ir.Undefined)
+        for lane in range(self.lanes):
+            at = self.b.extract_element(index.value, I32(lane))
+            found = self.b.insert_element(found, self.b.load(self.b.gep(stored, [I64(0), at])), I32(lane))
+        return Lanes(self, found)
+
+    def rarely(self, mask: Lanes, compute: Callable[[], Any], otherwise: Any) -> Any:
+        """A branch that is taken if a lane needs it."""
+        several = otherwise if isinstance(otherwise, tuple) else (otherwise,)
+        any_lane = mask.value
+        if self.lanes > 1:
+            word = ir.IntType(self.lanes)
+            any_lane = self.b.icmp_unsigned("!=", self.b.bitcast(any_lane, word), word(0))
+        before = self.b.block
+        with self.b.if_then(any_lane, likely=False):
+            found = compute()
+            found = found if isinstance(otherwise, tuple) else (found,)
+            chosen = [self.where(mask, one, other) for one, other in zip(found, several, strict=True)]
+            inside = self.b.block
+        results = []
+        for one, other in zip(chosen, several, strict=True):
+            either = self.b.phi(one.value.type)
+            either.add_incoming(one.value, inside)
+            either.add_incoming(other.value, before)
+            results.append(Lanes(self, either))
+        return tuple(results) if isinstance(otherwise, tuple) else results[0]
+
+
+def loop_over(
+    program: Program, single: bool, inputs: int, numbers: int, lanes: int, triple: str
+) -> ir.Module:
+    """A module with `void run(Task *)`, that computes `program(o, *inputs, *numbers)` for every number."""
+    module = ir.Module("elementwise")
+    module.triple = triple
+    o = Generator(module, single, lanes)
+    kind = SINGLE if single else DOUBLE
+    place = kind.as_pointer()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
+    function.args[0].add_attribute("noalias")
+    o.b = b = ir.IRBuilder(function.append_basic_block())
+    counter = function.args[0]
+    task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(FIELDS)}
+    y = b.inttoptr(task["y"], place)
+    xs = [b.inttoptr(task[f"x{i}"], place) for i in range(inputs)]
+    scalars = []
+    for i in range(numbers):
+        number = b.bitcast(task[f"s{i}"], DOUBLE)
+        scalars.append(o.splat(b.fptrunc(number, SINGLE) if single else number))
+    # what fills no vector goes through memory that does
+    rests = [b.alloca(o.of(kind)) for _ in range(inputs + 1)]
+    take, work, done = (function.append_basic_block() for _ in range(3))
+    b.branch(take)
+    b.position_at_end(take)
+    item = b.atomic_rmw("add", counter, I64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
+    b.position_at_end(work)
+    start = b.mul(item, I64(ITEM))
+    left = b.sub(task["count"], start)
+    count = b.select(b.icmp_signed("<", left, I64(ITEM)), left, I64(ITEM))
+    whole = b.and_(count, I64(-lanes))
+
+    def vector(pointer: ir.Value, at: ir.Value) -> ir.Value:
+        return b.bitcast(b.gep(pointer, [at]), o.of(kind).as_pointer())
+
+    def computed(read: Sequence[ir.Value]) -> ir.Value:
+        values = []
+        for pointer in read:
+            value = b.load(pointer)
+            value.align = kind_bytes
+            values.append(Lanes(o, value))
+        return program(o, *values, *scalars).value
+
+    kind_bytes = 4 if single else 8
+    with _counted(b, I64(0), whole, lanes) as i:
+        at = b.add(start, i)
+        stored = b.store(computed([vector(x, at) for x in xs]), vector(y, at))
+        stored.align = kind_bytes
+    if lanes > 1:
+        with b.if_then(b.icmp_signed("<", whole, count)):
+            first = b.add(start, whole)
+            for x, rest in zip(xs, rests, strict=False):
+                b.store(o.lifted(1.0, kind).value, rest)
+                with _counted(b, I64(0), b.sub(count, whole), 1) as i:
+                    b.store(b.load(b.gep(x, [b.add(first, i)])), b.gep(b.bitcast(rest, place), [i]))
+            b.store(computed(rests[:inputs]), rests[-1])
+            with _counted(b, I64(0), b.sub(count, whole), 1) as i:
+                b.store(b.load(b.gep(b.bitcast(rests[-1], place), [i])), b.gep(y, [b.add(first, i)]))
+    b.branch(take)
+    b.position_at_end(done)
+    b.ret_void()
+    return module
+
+
+@contextmanager
+def _counted(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Any:
+    """for i in range(start, stop, step)"""
+    head, body, end = (b.append_basic_block() for _ in range(3))
+    before = b.block
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(I64)
+    i.add_incoming(start, before)
+    b.cbranch(b.icmp_signed("<", i, stop), body, end)
+    b.position_at_end(body)
+    yield i
+    i.add_incoming(b.add(i, I64(step)), b.block)
+    b.branch(head)
+    b.position_at_end(end)

@@ -1,0 +1,87 @@
+"""Runs programs over tensors, by generated code on torch's own threads."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import codegen
+from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, loop_over
+from overlap_tool.kernels.arithmetic.oracle import Oracle
+from overlap_tool.kernels.arithmetic.programs import PROGRAMS
+from overlap_tool.kernels.threads import run_on_threads
+
+AT_ONCE = 4
+"""Vectors of float32 that go through a program together: enough to hide how long an operation takes."""
+
+LONG = frozenset(("pow", "power", "power_of", "sin", "cos", "tan"))
+"""Programs so long that one vector is enough, and more would take seconds to compile."""
+
+WORTH_THREADS = 4 * ITEM
+"""Numbers below which waking other threads takes longer than the work."""
+
+
+def compute(
+    name: str, x: Tensor, *others: Tensor, numbers: Sequence[float] = (), out: Tensor | None = None
+) -> Tensor:
+    """A program of `PROGRAMS`, number by number. `out` may be any of the tensors; all have the shape of x."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ExactnessError(
+            f"torch.{name} of {str(x.dtype).removeprefix('torch.')}",
+            "the exact engine computes in float32 and float64 only",
+            "Convert the model with .float()",
+        )
+    dense = torch.empty_like(x) if out is None or not _alike(out, x) else out
+    xs = [_laid_out(one, dense) for one in (x, *others)]
+    if x.device.type == "cpu":
+        _run(name, xs, numbers, dense)
+    else:  # the values are defined, so any processor's will do
+        there = [one.cpu() for one in xs]
+        dense.copy_(compute(name, *there, numbers=numbers))
+    return dense if out is None or out is dense else out.copy_(dense)
+
+
+def _alike(x: Tensor, like: Tensor) -> bool:
+    """Whether two tensors lie in memory without gaps, and in the same order."""
+    return x.stride() == like.stride() == torch.empty_like(like, device="meta").stride()
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def _run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
+    if y.numel() == 0:
+        return
+    single = y.dtype == torch.float32
+    code = _machine_code(name, single, len(xs), len(numbers))
+    if code is None:
+        with np.errstate(all="ignore"):
+            o = Oracle(single)
+            kind = np.float32 if single else np.float64
+            found = PROGRAMS[name](o, *(x.numpy() for x in xs), *(kind(number) for number in numbers))
+        y.copy_(torch.from_numpy(np.asarray(found)))
+        return
+    items = -(-y.numel() // ITEM)
+    addresses = [x.data_ptr() for x in xs] + [0] * (INPUTS - len(xs))
+    bits = struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))
+    task = (ctypes.c_int64 * len(FIELDS))(0, items, y.numel(), y.data_ptr(), *addresses, *bits)
+    threads = 1 if y.numel() < WORTH_THREADS else min(torch.get_num_threads(), items)
+    run_on_threads(code, ctypes.addressof(task), threads)
+
+
+@cache
+def _machine_code(name: str, single: bool, inputs: int, numbers: int) -> int | None:
+    """Nothing where LLVM does not know the processor."""
+    lanes = (1 if name in LONG else AT_ONCE) * codegen.machine().lanes(4)
+    try:
+        return codegen.compiled(loop_over(PROGRAMS[name], single, inputs, numbers, lanes, codegen.triple()))
+    except RuntimeError:
+        return None

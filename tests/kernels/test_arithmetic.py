@@ -1,0 +1,250 @@
+"""The arithmetic by itself: every function against its digests, hard cases, MPFR and another backend."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.threads import on_threads
+
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import codegen, exact_kernels, mode, pieces
+from overlap_tool.kernels.arithmetic import functions, tensors
+from overlap_tool.kernels.arithmetic.oracle import Oracle
+from overlap_tool.kernels.arithmetic.programs import PROGRAMS
+from overlap_tool.kernels.arithmetic.tensors import compute
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, sample
+from overlap_tool.kernels.emulation import fma_of_doubles
+
+ROOT = Path(__file__).parents[2]
+VECTORS = json.loads((ROOT / "docs" / "vectors" / "functions.json").read_text())
+INF, NAN = math.inf, math.nan
+WIDTHS = [codegen.Machine(16, 16), codegen.Machine(32, 16), codegen.Machine(64, 32)]
+
+
+def bits(values: torch.Tensor) -> torch.Tensor:
+    return torch.where(values.isnan(), NAN, values).view(torch.int32 if values.itemsize == 4 else torch.int64)
+
+
+@pytest.fixture(params=WIDTHS, ids=["16 bytes", "32 bytes", "64 bytes"])
+def width(request, monkeypatch) -> None:
+    """Code generated for vectors of this size."""
+    monkeypatch.setattr(codegen, "machine", lambda: request.param)
+    monkeypatch.setattr(tensors, "_machine_code", tensors._machine_code.__wrapped__)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_million_floats_have_the_published_digest(name: str) -> None:
+    assert on_threads(2, lambda: digest(compute(name, sample()))) == VECTORS[name]["sample"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vectors_of_any_size_give_that_digest(name: str) -> None:
+    assert on_threads(1, lambda: digest(compute(name, sample()))) == VECTORS[name]["sample"]
+
+
+@pytest.mark.usefixtures("width")
+def test_vectors_of_any_size_give_that_digest_of_one_function() -> None:
+    assert digest(compute("erf", sample())) == VECTORS["erf"]["sample"]
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "hardest" in VECTORS[name]])
+def test_what_lies_halfway_is_rounded_right(name: str) -> None:
+    """The inputs whose true value lies closest to halfway between two float32, of all that there are."""
+    hardest = VECTORS[name]["hardest"]
+    x, expected = (
+        torch.tensor([int(one, 16) for one in ones]).to(torch.int32).view(torch.float32)
+        for ones in (hardest, hardest.values())
+    )
+    assert torch.equal(bits(compute(name, x)), bits(expected))
+
+
+def numbers(kind: np.dtype) -> np.ndarray:
+    """Of all sizes, and near them."""
+    rng = np.random.default_rng(0)
+    most = 120 if kind == np.float32 else 900
+    sizes = (
+        rng.uniform(-10, 10, 400),
+        *(rng.choice([-1, 1], 300) * 2.0 ** rng.uniform(-m, m, 300) for m in (20, most)),
+    )
+    special = [0.0, -0.0, 1, -1, INF, -INF, NAN, 1e-45, -1e-45, 3e38, -3e38, 88.8, -104, 0.5, 2]
+    return np.concatenate([*sizes, special]).astype(kind)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_generated_code_and_numpy_give_the_same_bits(name: str, kind) -> None:
+    x = numbers(kind)
+    with np.errstate(all="ignore"):
+        expected = PROGRAMS[name](Oracle(kind == np.float32), x)
+    assert torch.equal(bits(compute(name, torch.from_numpy(x))), bits(torch.from_numpy(np.asarray(expected))))
+
+
+def test_powers_by_generated_code_and_by_numpy() -> None:
+    for kind in (np.float32, np.float64):
+        x, y = np.abs(numbers(kind)), np.roll(numbers(kind), 5) / 4
+        with np.errstate(all="ignore"):
+            expected = PROGRAMS["pow"](Oracle(kind == np.float32), x, y)
+        found = compute("pow", torch.from_numpy(x), torch.from_numpy(y))
+        assert torch.equal(bits(found), bits(torch.from_numpy(np.asarray(expected))))
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_numpys_multiply_add_is_rounded_once(data) -> None:
+    finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
+    a, b = data.draw(finite), data.draw(finite)
+    c = data.draw(st.one_of(finite, st.just(-a * b).filter(math.isfinite)))
+    try:
+        expected = float(fma_of_doubles(np.float64(a), np.float64(b), np.float64(c)))
+    except OverflowError:
+        expected = math.copysign(INF, a * b)
+    with np.errstate(all="ignore"):
+        assert float(Oracle.fma(a, b, c)) == expected
+
+
+MPMATH = {"sqrt": mpmath.sqrt, "rsqrt": lambda x: 1 / mpmath.sqrt(x), "exp2": lambda x: mpmath.mpf(2) ** x,
+          "log2": lambda x: mpmath.log(x, 2)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float64_is_good_to_two_units_in_the_last_place(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.uniform(-8, 8, 200), rng.uniform(-1, 1, 200) * 2.0 ** rng.uniform(-20, 3, 200)])
+    if name in ("sin", "cos", "tan"):
+        x = np.concatenate([x, rng.uniform(-1, 1, 100) * 2.0 ** rng.uniform(10, 1000, 100)])
+    x = np.abs(x) if name.startswith(("log", "sqrt", "rsqrt")) else x
+    function = MPMATH.get(name) or getattr(mpmath, name)
+    with mpmath.workdps(350 if name in ("sin", "cos", "tan") else 40):
+        for value, found in zip(x, compute(name, torch.from_numpy(x)).tolist(), strict=True):
+            true = function(mpmath.mpf(float(value)))
+            assert abs(found - true) <= abs(true) * 2.0**-50.5, value
+
+
+SPECIAL = {
+    "exp": [(INF, INF), (-INF, 0), (88.8, INF), (-104, 0)],
+    "expm1": [(INF, INF), (-INF, -1), (-0.0, -0.0)],
+    "log": [(0.0, -INF), (-0.0, -INF), (-1, NAN), (INF, INF), (1, 0)],
+    "log1p": [(-1, -INF), (-2, NAN), (INF, INF), (-0.0, -0.0)],
+    "log2": [(8, 3), (2.0**-149, -149), (-0.0, -INF)],
+    "log10": [(1000, 3), (-1e-45, NAN)],
+    "exp2": [(-149, 2.0**-149), (128, INF), (10, 1024)],
+    "tanh": [(INF, 1), (-INF, -1), (-0.0, -0.0)],
+    "sin": [(INF, NAN), (-0.0, -0.0)],
+    "cos": [(-INF, NAN), (0.0, 1)],
+    "atan": [(-0.0, -0.0), (INF, math.pi / 2)],
+    "erf": [(INF, 1), (-0.0, -0.0)],
+    "erfc": [(INF, 0), (-INF, 2)],
+    "sqrt": [(-0.0, -0.0), (-1, NAN), (INF, INF)],
+    "rsqrt": [(0.0, INF), (-0.0, -INF), (INF, 0), (4, 0.5)],
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_numbers(name: str) -> None:
+    for kind in (torch.float32, torch.float64):
+        for given_, expected in SPECIAL[name]:
+            if kind == torch.float64 and abs(given_) in (88.8, 104, 128):
+                continue
+            found = compute(name, torch.tensor([given_, NAN], dtype=kind))
+            assert torch.equal(bits(found), bits(torch.tensor([expected, NAN], dtype=kind))), (given_, found)
+
+
+def test_powers_of_special_numbers() -> None:
+    """As the C library's float64 function has them, whose result no rounding can change here."""
+    values = [0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0, INF, -INF, NAN, 4.0]
+    x, y = (torch.tensor(ones) for ones in zip(*((a, b) for a in values for b in values), strict=True))
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(np.power(x.double().numpy(), y.double().numpy()))
+    assert torch.equal(bits(compute("pow", x, y)), bits(expected.float()))
+
+
+def test_powers_halfway_between_two_floats_go_to_the_even_one() -> None:
+    """(2**12 + 1)**2 and their like have 25 bits, of which the last is a one."""
+    odd = torch.arange(4097, 5793, 2, dtype=torch.float64)
+    expected = (odd * odd).float()
+    assert torch.equal(compute("power", odd.float(), numbers=(2.0,)), expected)
+    assert torch.equal(compute("power", expected.double().sqrt().float(), numbers=(2.0,)), expected)
+    cubes = torch.arange(3, 257, 2, dtype=torch.float64)
+    assert torch.equal(compute("power", cubes.float(), numbers=(3.0,)), (cubes**3).float())
+
+
+def test_a_root_is_numpys_and_not_the_librarys() -> None:
+    x = sample().abs()
+    with exact_kernels(), np.errstate(all="ignore"):
+        assert torch.equal(bits(x.sqrt()), bits(torch.from_numpy(np.sqrt(x.numpy()))))
+
+
+@pytest.mark.parametrize("divisor", [3.0, 5.0, 6.0, 10.0, 192.0, 255.0, 0.1])
+def test_a_quotient_by_a_number_is_rounded_once(divisor: float) -> None:
+    x = sample()
+    with exact_kernels(), np.errstate(all="ignore"):
+        assert torch.equal(bits(x / divisor), bits(torch.from_numpy(x.numpy() / np.float32(divisor))))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layouts_and_places(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 5, 33, 35).contiguous(memory_format=layout)
+    whole = compute("tanh", x)
+    assert whole.stride() == x.stride()
+    part = ..., slice(3, 30), slice(1, 8)
+    assert torch.equal(compute("tanh", x[part]), whole[part])
+    copy = x.clone()
+    assert compute("tanh", copy, out=copy) is copy
+    assert torch.equal(copy, whole)
+    copy = x.clone()
+    compute("tanh", copy[part], out=copy[part])
+    assert torch.equal(copy[part], whole[part])
+    assert torch.equal(copy[..., :3, :], x[..., :3, :])
+    assert compute("tanh", x[:0]).shape == (0, 5, 33, 35)
+
+
+def test_half_precision_is_refused() -> None:
+    with (
+        pytest.raises(ExactnessError, match=r"torch\.exp of bfloat16.*\.float\(\)"),
+        exact_kernels(),
+        pieces(),
+    ):
+        torch.ones(3, dtype=torch.bfloat16).exp()
+
+
+def test_integers_have_the_functions_of_the_same_numbers() -> None:
+    x = torch.arange(-3, 20)
+    with exact_kernels():
+        assert torch.equal(bits(x.exp()), bits(x.float().exp()))
+        assert torch.equal(bits(x.sqrt()), bits(x.float().sqrt()))
+
+
+def test_where_nothing_can_be_compiled_numpy_computes(monkeypatch) -> None:
+    def unknown(module: object) -> int:
+        raise RuntimeError("LLVM does not know this processor")
+
+    x = torch.randn(3, 1001)
+    expected = [compute("erf", x), compute("softplus", x, numbers=(2.0, 5.0))]
+    monkeypatch.setattr(codegen, "compiled", unknown)
+    monkeypatch.setattr(tensors, "_machine_code", tensors._machine_code.__wrapped__)
+    assert torch.equal(compute("erf", x), expected[0])
+    assert torch.equal(compute("softplus", x, numbers=(2.0, 5.0)), expected[1])
+
+
+def test_every_op_has_its_sentence() -> None:
+    """All that the engine knows is in one row of the page, and no row names anything else."""
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "arithmetic.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(named) == len(set(named))
+    known = {*mode.AS_IS, *mode.COMPOSED, *mode.MADE, "convolution", "addmm", "baddbmm"}
+    assert set(named) == known
+
+
+def test_all_functions_have_digests() -> None:
+    assert set(VECTORS) == set(FUNCTIONS) == set(functions.PROGRAMS) - {"pow"} | {"sqrt"}
