@@ -17,6 +17,7 @@ LAYERS = (
     ("errors",),
     ("bounds",),
     ("plugins",),
+    ("randomness",),
     ("copying",),
     ("kernels",),
     ("geometry",),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlap_tool.cli.messages import tell
-from overlap_tool.cli.options import Debug, Device, Large, Plugin, busy, load_plugins
+from overlap_tool.cli.options import Debug, Device, Large, Plugin, Trust, busy, load_plugins
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class FileOptions:
         False
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    trust: Trust = False
     large: Large = False
     plugin: Plugin = None
     debug: Debug = False
@@ -58,7 +59,7 @@ class FileOptions:
 
             refuse_overwriting(f"--output {target}", target, self.plugin or ())
             load_plugins(self.plugin)
-            codec = Codec.load(self.model, self.device)
+            codec = Codec.load(self.model, self.device, trust=self.trust)
         try:
             summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
         except KeyboardInterrupt:

@@ -14,15 +14,23 @@ from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
+from overlap_tool.randomness import OwnRandomness
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
     """The network of a module that takes one map and returns one.
 
-    `channels` is the number of input channels; left out, it is read from the module's layers.
+    `channels` is the number of input channels; left out, it is read from the module's layers. Of several
+    threads, one traces at a time.
     """
+    with ONE_AT_A_TIME, OwnRandomness():
+        return _trace_with(module, name, channels)
+
+
+def _trace_with(module: nn.Module, name: str, channels: int | None) -> Network:
     if channels is not None:
         return _trace(module, name, channels)
     refusals: list[TrialError] = []

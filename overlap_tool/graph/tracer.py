@@ -31,7 +31,9 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
+from overlap_tool.graph.replacing import tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
+from overlap_tool.randomness import OwnRandomness
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.registry import qualified_name
 
@@ -188,8 +190,8 @@ for _changing, _plain in INPLACE_OPERATORS.items():
 
 class Tracer(fx.Tracer):
     def __init__(self, name: str, root: nn.Module, channels: int, sizes: Sizes = TRIALS) -> None:
-        # einops looks at the type of what it is given, so its functions are traced as they stand
-        super().__init__(autowrap_functions=_einops_functions())
+        super().__init__()
+        self.root, self.root_module_name = root, type(root).__name__
         self.name = name
         self.channels = channels
         self.sizes = sizes
@@ -275,7 +277,7 @@ class Tracer(fx.Tracer):
             )
         if m not in self.submodule_paths:
             self.take_in(m)
-        _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
+        _refuse_what_it_hides(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
             self.require_axes(m, args)
             self.note_part(m, args, kwargs)
@@ -337,19 +339,27 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        _refuse_hooks(root, lambda: f"{self.dotted('') or type(root).__name__} ({type(root).__name__})")
+        """As `fx.Tracer` does, but nothing that is replaced meanwhile is felt by another thread."""
+        where = f"{self.dotted('')} ({type(root).__name__})"
+        _refuse_what_it_hides(root, lambda: where)
         own = set(vars(root))
-        random = torch.get_rng_state()
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{path}.{key}".strip(".")
+            for path, module in root.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+        self.graph = fx.Graph(tracer_cls=type(self))
         try:
-            with torch.random.fork_rng(devices=[]):
-                graph = super().trace(root, concrete_args)
-                draws = not torch.equal(random, torch.get_rng_state())
+            with tracing_with(self, root), OwnRandomness() as random:
+                forward, args = self.create_args_for_root(type(root).forward, True)
+                self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
         except OverlapToolError:
             raise
         except Exception as error:
             raise self.failure(error, self.dotted(""), type(root)) from error
-        where = f"{self.dotted('')} ({type(root).__name__})"
-        if draws:
+        if random.drawn:
             raise TraceError(
                 where, "draws random numbers in eval mode, too", "Draw them in training mode only"
             )
@@ -357,7 +367,7 @@ class Tracer(fx.Tracer):
             reason = "changes a tensor in place that an op took before, which the trace would not tell apart"
             raise TraceError(where, reason, "Make a new tensor of it")
         self.made = {key: value for key, value in vars(root).items() if key not in own}
-        return graph
+        return self.graph
 
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
         """What an error means that tracing met: the module's own, or one of tracing alone."""
@@ -526,12 +536,6 @@ def _without_a_log() -> Iterator[None]:
         log.disabled = before
 
 
-def _einops_functions() -> tuple[Callable[..., Any], ...]:
-    """einops' functions, if the model has imported it."""
-    einops = sys.modules.get("einops")
-    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
-
-
 def _first_line(error: Exception) -> str:
     return shorten((str(error).strip() or type(error).__name__).split("\n")[0], MESSAGE)
 
@@ -562,10 +566,18 @@ def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
 
 
-def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:
+def _refuse_what_it_hides(module: nn.Module, where: Callable[[], str]) -> None:
+    """What tracing would not see, or see once too often."""
     if module._forward_hooks or module._forward_pre_hooks:
         raise TraceError(
             where(),
             "has forward hooks, which change what it computes and which tracing does not see",
             "Remove them, for instance with torch.nn.utils.remove_spectral_norm or remove_weight_norm",
+        )
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    if compiled or qualified_name(type(module)) == "torch._dynamo.eval_frame.OptimizedModule":
+        raise TraceError(
+            where(),
+            "is compiled by torch.compile, which does not know traced values",
+            "Take the model as it is before it is compiled",
         )
