@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overlap_tool.randomness import OwnRandomness
+from overlap_tool.graph.randomness import OwnRandomness
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 

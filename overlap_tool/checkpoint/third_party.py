@@ -21,7 +21,7 @@ from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import fit, respell
 from overlap_tool.checkpoint.reading import strippings
 from overlap_tool.errors import OptionError, PluginError, WeightsError
-from overlap_tool.randomness import OwnRandomness
+from overlap_tool.graph.randomness import OwnRandomness
 
 
 def look_in_working_folder() -> None:

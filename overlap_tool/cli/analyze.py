@@ -73,7 +73,7 @@ def analyze(
     _refuse_no_folder("--svg", svg)
     _refuse_no_folder("--png", png)
     with busy(f"Analyzing {model.name}"):
-        from overlap_tool.analysis import analyze as analyze_model
+        from overlap_tool.planning.analysis import analyze as analyze_model
 
         load_plugins(model.plugin)
         analysis = analyze_model(

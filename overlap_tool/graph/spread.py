@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overlap_tool.copying import copied
+from overlap_tool.graph.copying import copied
 
 LENGTH = 256
 """Samples along the axis that is probed."""

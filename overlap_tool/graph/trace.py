@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from overlap_tool.copying import modes, put_in_modes
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.aftermath import Aftermath
+from overlap_tool.graph.copying import modes, put_in_modes
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
-from overlap_tool.randomness import OwnRandomness
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:

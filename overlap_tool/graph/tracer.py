@@ -31,9 +31,9 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
+from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
-from overlap_tool.randomness import OwnRandomness
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.registry import qualified_name
 

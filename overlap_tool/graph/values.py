@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from overlap_tool.copying import copied
 from overlap_tool.errors import CopyError, TraceError
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.tracer import REGISTER, Tracer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from overlap_tool import __version__
-from overlap_tool.analysis import Analysis, StageReport
+from overlap_tool.planning.analysis import Analysis, StageReport
 from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.page import PagePart, element, page, picture, table, titled
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes

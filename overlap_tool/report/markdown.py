@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from overlap_tool.analysis import Analysis
 from overlap_tool.legible import legible
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import Table, headline, tables
 from overlap_tool.verification import Certificate

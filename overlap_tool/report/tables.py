@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.models.stages import Untiled
+from overlap_tool.planning.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.planning.choose import StagePlan
 from overlap_tool.wrapping.loops import LoopPlan
 

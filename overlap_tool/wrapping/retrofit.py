@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
-from overlap_tool.copying import copied
 from overlap_tool.errors import (
     CheckpointError,
     OptionError,
@@ -31,6 +30,7 @@ from overlap_tool.errors import (
     TraceError,
     TrainingModeError,
 )
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import trace

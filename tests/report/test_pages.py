@@ -18,8 +18,8 @@ from torch import nn
 
 import overlap_tool
 from overlap_tool import report
-from overlap_tool.analysis import Analysis, Edges, StageReport
 from overlap_tool.geometry import Span
+from overlap_tool.planning.analysis import Analysis, Edges, StageReport
 from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs

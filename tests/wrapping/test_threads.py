@@ -26,8 +26,8 @@ import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.trace import trace
-from overlap_tool.randomness import OwnRandomness
 
 THREADS = 8
 

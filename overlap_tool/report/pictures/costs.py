@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log, log2
 
-from overlap_tool.analysis import StageReport, TileReport
+from overlap_tool.planning.analysis import StageReport, TileReport
 from overlap_tool.report.pictures.drawing import WIDE, Drawing
 from overlap_tool.report.tables import count, in_units
 
