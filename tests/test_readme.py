@@ -49,7 +49,7 @@ NOT_RUN = {
     'pip install ".[codecs,files]"': "changes the environment",
     "overlap-tool analyze zoo:mbt2018": "run by test_the_demo_checkpoint_is_the_one_analyzed",
     "overlap-tool analyze zoo:mbt2018@3": "downloads; pretrained models have tests of their own",
-    "overlap-tool run --model net.tiled.pt photo.tif -o out.zarr": "run by test_files_commands.py",
+    "overlap-tool run --model net.tiled.pt --trust photo.tif -o out.zarr": "run by test_files_commands.py",
 }
 
 

@@ -80,7 +80,7 @@ def rebuild(
             raise UntrustedClassError(
                 where,
                 f"its model is a {architecture}: a file can name any code, and importing it would run it",
-                "If you trust whoever made the file, and that code, pass --trust (trust=True in Python)",
+                "If you trust whoever made the file, and that code, pass `trust=True`",
             )
         third_party.require_class(architecture)
         model = third_party.construct(architecture, arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import fx, nn
 
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.aftermath import Aftermath
@@ -82,6 +82,8 @@ def _trace_at(sizes: Sizes, module: nn.Module, name: str, channels: int) -> Netw
 def _obstacle_before(tracer: Tracer) -> TraceError | None:
     """The first refusal among the ops that were recorded before tracing stopped."""
     stopped_in = tracer.stopped_in
+    if tracer.decision is not None:
+        _erase_unread(tracer.decision)
     for node in reversed(tracer.graph.nodes):
         if "values" not in node.meta:  # it failed, so nothing reads it
             tracer.graph.erase_node(node)
@@ -92,6 +94,16 @@ def _obstacle_before(tracer: Tracer) -> TraceError | None:
         return error
     tracer.stopped_in = stopped_in
     return None
+
+
+def _erase_unread(node: fx.Node) -> None:
+    """Also what was recorded for it alone: what a decision is made of is no obstacle before the decision."""
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one.op != "placeholder" and not one.users and not one._erased:
+            waiting += one.all_input_nodes
+            one.graph.erase_node(one)
 
 
 @contextmanager

@@ -209,6 +209,8 @@ class Tracer(fx.Tracer):
         self.parts: dict[str, int] = {"": channels}
         """The parts that were called with one map, and its channels."""
         self.stopped_in = ""
+        self.decision: fx.Node | None = None
+        """The value by which code wanted to decide something, where that stopped the trace."""
         """The innermost part at which tracing stands, once it is refused."""
         device = next((p.device for p in root.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
@@ -410,6 +412,7 @@ class Tracer(fx.Tracer):
 
     def refuse_use(self, node: fx.Node, doing: str) -> None:
         if isinstance(node.meta["values"][0], Tensor):
+            self.decision = node
             raise DataDependenceError(
                 self.where(),
                 f"{doing} the values of its input, so that its path cannot be known in advance",

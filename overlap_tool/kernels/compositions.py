@@ -331,7 +331,7 @@ def on_one_device(x: Any, y: Any) -> tuple[Any, Any]:
         return x, y
     if not isinstance(y, Tensor):
         return x, torch.full((), y, dtype=x.dtype, device=x.device)
-    return x, y.to(x.device, x.dtype) if y.ndim == 0 else y
+    return x, y.to(device=x.device, dtype=x.dtype) if y.device != x.device else y
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:

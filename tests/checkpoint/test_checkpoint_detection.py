@@ -160,7 +160,7 @@ def test_what_is_not_an_architecture_is_rejected():
 def test_an_unknown_name_suggests_the_nearest_and_lists_all():
     with pytest.raises(OptionError) as error:
         checkpoint.find("mbt2081")
-    assert "Did you mean --arch mbt2018?" in error.value.way_out
+    assert "Did you mean `architecture='mbt2018'`?" in error.value.way_out
     assert all(name in error.value.way_out for name in checkpoint.names())
 
 

@@ -197,7 +197,7 @@ def test_a_budget_of_memory_is_verified(run, checkpoint_path, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tile", "0"], "--tile 0x0"),
+        (["--tile", "0"], "--tile 0:"),
         (["--tile", "64,,32"], "--tile"),
         (["--tile", "4096", "--size", "64x64"], "smaller --tile"),
         (["--schedule", "spiral"], "stream, tiles or both"),

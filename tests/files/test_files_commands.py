@@ -71,6 +71,7 @@ def test_a_network_on_a_file(run, folder) -> None:
         "run",
         "--model",
         folder / "net.tiled.pt",
+        "--trust",
         folder / "grey.png",
         "-o",
         folder / "out.zarr",

@@ -61,11 +61,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "line",
     [
-        "run same.npy --model net.tiled.pt -o same.npy",
-        "run same.npy --model net.tiled.pt -o ./around/same.npy",
-        "run link.npy --model net.tiled.pt -o same.npy",
-        "run same.npy --model net.tiled.pt -o link.npy",
-        "run same.npy --model net.tiled.pt -o hard.npy",
+        "run same.npy --model net.tiled.pt --trust -o same.npy",
+        "run same.npy --model net.tiled.pt --trust -o ./around/same.npy",
+        "run link.npy --model net.tiled.pt --trust -o same.npy",
+        "run same.npy --model net.tiled.pt --trust -o link.npy",
+        "run same.npy --model net.tiled.pt --trust -o hard.npy",
         "compress same.npy --model codec.tiled.pt -o codec.tiled.pt",
         "compress same.npy --model codec.tiled.pt -o link.pt",
         "compress same.npy --model link.pt -o codec.tiled.pt",
@@ -103,7 +103,7 @@ def test_another_file_is_written_over(run, here) -> None:
     """Of the same name elsewhere, or what an earlier run made."""
     (here / "elsewhere").mkdir()
     for target in ("out.npy", "out.npy", "elsewhere/same.npy"):
-        assert run("run", "same.npy", "--model", "net.tiled.pt", "-o", target)[0] == 0
+        assert run("run", "same.npy", "--model", "net.tiled.pt", "--trust", "-o", target)[0] == 0
 
 
 def test_names_that_lead_nowhere_are_nobodys(tmp_path) -> None:
