@@ -100,8 +100,8 @@ def _import(model_class: str) -> Any:
             f"its module cannot be imported: {type(error).__name__}: {error}",
             f"Write {_spelled(model_class)}"
             if "/" in module_name or module_name.endswith(".py")
-            else "Install the package that is missing, or name its folder in PYTHONPATH; with --model, it is "
-            "enough to run in the folder that contains it",
+            else "Install the package that is missing, run in the folder that contains it, or name it in "
+            "PYTHONPATH",
         ) from error
     try:
         return attrgetter(qualified)(module)

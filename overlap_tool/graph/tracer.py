@@ -504,6 +504,7 @@ class Tracer(fx.Tracer):
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         except DataDependentOutputException as error:
+            self.decision = node
             raise DataDependenceError(
                 self.where(),
                 "reads the values of its input, so that what it computes cannot be known in advance",

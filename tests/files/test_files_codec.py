@@ -267,7 +267,7 @@ def test_another_engine_is_told_and_lost_symbols_are_an_error(tmp_path) -> None:
         codec("mbt2018-mean"), model=overlap_tool.wrap(model.eval(), tile=64, engine="stock")
     )
     notes: list[str] = []
-    with pytest.raises(ContainerError, match="not those that were written|it was altered"):
+    with pytest.raises(ContainerError, match=r"not those that were written|it was altered"):
         decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", tell=notes.append)
     assert "kernels exact then and stock now" in notes[0]
     assert not (tmp_path / "out.npy").exists()
@@ -281,7 +281,7 @@ def test_lost_symbols_are_an_error_where_a_model_codes_position_by_position(tmp_
     with torch.no_grad():
         model.entropy_parameters[4].bias.mul_(1.5)
     off = dataclasses.replace(codec("mbt2018"), model=overlap_tool.wrap(model, tile=64))
-    with pytest.raises(ContainerError, match="not those that were written|it was altered"):
+    with pytest.raises(ContainerError, match=r"not those that were written|it was altered"):
         decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", in_memory=in_memory)
 
 
