@@ -19,7 +19,7 @@ import overlap_tool
 from benchmarks import machine
 from overlap_tool import checkpoint
 from overlap_tool.models.closed_loop import ORDERS, Order
-from overlap_tool.report.tables import count, size
+from overlap_tool.report.tables import count, in_units
 from overlap_tool.verification import images
 
 NAMES = ("kamisli", "kamisli-hps2")
@@ -84,5 +84,5 @@ def main() -> list[Table]:
         for order, codec in wrapped.items():
             (plan,) = overlap_tool.plans(codec, IMAGE).values()
             rate = f"{8 * length / (IMAGE[0] * IMAGE[1]):.3f}"
-            plans.add_row(name, order, str(plan.tiles), size(plan.working_bytes), count(plan.macs), rate)
+            plans.add_row(name, order, str(plan.tiles), in_units(plan.working_bytes), count(plan.macs), rate)
     return [times, plans]

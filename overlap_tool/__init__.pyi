@@ -7,8 +7,6 @@ from . import models as models
 from . import report as report
 from . import rules as rules
 from . import testing as testing
-from .analysis import Analysis as Analysis
-from .analysis import analyze as analyze
 from .checkpoint import Architecture as Architecture
 from .checkpoint import Loaded as Loaded
 from .checkpoint import load_checkpoint as load_checkpoint
@@ -33,6 +31,7 @@ from .errors import TraceError as TraceError
 from .errors import TrainingModeError as TrainingModeError
 from .errors import UnknownArchitectureError as UnknownArchitectureError
 from .errors import UnknownOpError as UnknownOpError
+from .errors import UntrustedClassError as UntrustedClassError
 from .errors import UntrustedPickleError as UntrustedPickleError
 from .errors import WeightsError as WeightsError
 from .geometry import Padding as Padding
@@ -40,6 +39,8 @@ from .geometry import Window as Window
 from .kernels import exact_kernels as exact_kernels
 from .kernels import register_exact_op as register_exact_op
 from .models.inline import register_inline_stages as register_inline_stages
+from .planning.analysis import Analysis as Analysis
+from .planning.analysis import analyze as analyze
 from .planning.choose import Engine as Engine
 from .planning.choose import Schedule as Schedule
 from .planning.choose import Settings as Settings

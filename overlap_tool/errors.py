@@ -41,6 +41,10 @@ class UntrustedPickleError(CheckpointError):
     """A pickled module: loading it would run its code."""
 
 
+class UntrustedClassError(CheckpointError):
+    """A wrapped model of a class of one's own: importing what a file names runs code, too."""
+
+
 class UnknownArchitectureError(CheckpointError):
     """A state dict that no registered architecture recognises."""
 

@@ -17,16 +17,14 @@ LAYERS = (
     ("errors",),
     ("bounds",),
     ("plugins",),
-    ("copying",),
     ("kernels",),
     ("geometry",),
     ("rules",),
     ("graph",),
     ("models",),
-    ("planning",),
     ("checkpoint",),
+    ("planning",),
     ("runtime",),
-    ("analysis",),
     ("wrapping",),
     ("testing",),
     ("verification",),
@@ -112,6 +110,11 @@ def test_compressai_is_imported_only_where_it_is_used(name: str) -> None:
     assert not any(statement.split()[1].partition(".")[0] == "compressai" for statement in top)
 
 
+def test_few_rooms_stand_side_by_side() -> None:
+    """Modules and packages at the root: who looks for something reads their names first."""
+    assert len({name.partition(".")[0] for name in FILES}) <= 20
+
+
 def test_every_layer_exists() -> None:
     for members in LAYERS:
         for member in members:
@@ -143,3 +146,41 @@ def test_the_architecture_page_names_every_file() -> None:
         if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "architectures":
             shown = path.relative_to(ROOT / PACKAGE).as_posix()
             assert f"`{shown}`" in page, f"docs/architecture.md does not say what {shown} is for"
+
+
+SHARED = {
+    "the command is named after the function that it calls": "analyze compress decompress run verify wrap",
+    "what undoes or describes a wrap, of stages and of a closed loop": "wrap unwrap settings_of",
+    "a rule is named after its op, and so is what the exact engine composes": (
+        "adaptive_avg_pool2d avg_pool2d batch_norm group_norm layer_norm norm"
+    ),
+    "every engine has the same functions": "convolution convolve pack run",
+    "an analysis and a certificate are shown by the same parts": "headline plan_table tables",
+    "a file or an image is read": "read",
+    "an axis in tiles, a stage in segments": "cut",
+    "a model's own coding, checked and in files": "compress decompress",
+    "rows are handed on in bands": "pour",
+    "what is wrong, in words": "fault",
+    "a function of the arithmetic, and the op of PyTorch's that is computed by it": (
+        "elu gelu log_sigmoid power softplus"
+    ),
+    "any array of numpy's": "Array",
+    "any model": "Model",
+    "every file of this kind has one": "ARCHITECTURE",
+}
+"""Names that several modules have for one meaning."""
+
+
+def test_no_name_has_two_meanings() -> None:
+    """Types and functions; constants belong to their module."""
+    homes: dict[str, list[str]] = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                homes.setdefault(node.name, []).append(name)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                homes.setdefault(node.targets[0].id, []).append(name)
+    twice = {name for name, modules in homes.items() if len(modules) > 1}
+    one_meaning = {name for names in SHARED.values() for name in names.split()}
+    assert {name for name in twice if not (name.startswith("_") or name.isupper())} <= one_meaning
+    assert one_meaning <= twice

@@ -11,7 +11,7 @@ from overlap_tool.checkpoint.numbering import numbered
 from overlap_tool.checkpoint.origin import Origin, origin_of
 from overlap_tool.checkpoint.registry import Architecture, detect, find, names, register_architecture
 from overlap_tool.checkpoint.seeded import seed_weights
-from overlap_tool.checkpoint.third_party import require_class
+from overlap_tool.checkpoint.third_party import look_in_working_folder, require_class
 from overlap_tool.checkpoint.writing import save_atomically, write_atomically, write_bytes
 from overlap_tool.checkpoint.zoo import seeded_model
 
@@ -27,6 +27,7 @@ __all__ = [
     "has_prefix",
     "hash_weights",
     "load_checkpoint",
+    "look_in_working_folder",
     "names",
     "numbered",
     "origin_of",

@@ -10,10 +10,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from overlap_tool.graph.randomness import OwnRandomness
+
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
 
-class TooLargeError(Exception):
+class OverBudgetError(Exception):
     """The constructor asked for more memory than the weights at hand can account for."""
 
 
@@ -35,7 +37,7 @@ class _Blank(TorchFunctionMode):
             request = func(*args, **{**kwargs, "device": "meta"})
             self.asked += request.numel() * request.element_size()
             if self.asked > self.budget:
-                raise TooLargeError
+                raise OverBudgetError
         return func(*args, **kwargs)
 
 
@@ -58,7 +60,7 @@ class _Counted(TorchDispatchMode):
             self.budget -= request.numel() * request.element_size()
             self.tensors -= 1
             if self.budget < 0 or self.tensors < 0:
-                raise TooLargeError
+                raise OverBudgetError
         return func(*args, **kwargs)
 
 
@@ -75,5 +77,5 @@ def blank_weights(budget: int | None = None) -> Iterator[None]:
 
     The global random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]), _Blank(budget):
+    with OwnRandomness(), _Blank(budget):
         yield

@@ -165,14 +165,14 @@ class HasShape(Fact):
 
 
 @dataclass(frozen=True)
-class Size:
+class DimensionSize:
     """One size of one tensor, perhaps times a factor: `2 * size("g_a.6.weight")`."""
 
     key: str
     axis: int = 0
     factor: int = 1
 
-    def __rmul__(self, factor: int) -> Size:
+    def __rmul__(self, factor: int) -> DimensionSize:
         return replace(self, factor=factor * self.factor)
 
     def __call__(self, state: StateDict) -> int | None:
@@ -181,7 +181,7 @@ class Size:
             return None
         return tensor.shape[self.axis] * self.factor
 
-    def matches(self, other: Size) -> Condition:
+    def matches(self, other: DimensionSize) -> Condition:
         return SameSize(self, other)
 
     def __str__(self) -> str:
@@ -191,8 +191,8 @@ class Size:
 
 @dataclass(frozen=True)
 class SameSize(Fact):
-    left: Size
-    right: Size
+    left: DimensionSize
+    right: DimensionSize
 
     def __call__(self, state: StateDict) -> bool:
         left = self.left(state)
@@ -221,8 +221,8 @@ def shape(key: str, *sizes: int | None) -> Condition:
     return HasShape(key, sizes)
 
 
-def size(key: str, axis: int = 0) -> Size:
-    return Size(key, axis)
+def size(key: str, axis: int = 0) -> DimensionSize:
+    return DimensionSize(key, axis)
 
 
 def _times(sizes: tuple[int | None, ...]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overlap_tool.checkpoint.blank import TooLargeError, blank_weights
+from overlap_tool.checkpoint.blank import OverBudgetError, blank_weights
 from overlap_tool.checkpoint.conditions import StateDict
-from overlap_tool.checkpoint.registry import Architecture, shortened
+from overlap_tool.checkpoint.registry import Architecture, listed
 from overlap_tool.errors import WeightsError
 from overlap_tool.models import coding_tables
 
@@ -30,7 +30,7 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
     except (KeyError, IndexError) as error:
         raise WeightsError(
             where,
-            f"not a {architecture.name}: {shortened(architecture.detect.missed(state)) or f'no {error}'}",
+            f"not a {architecture.name}: {listed(architecture.detect.missed(state)) or f'no {error}'}",
             "Leave `architecture` out to have the architecture detected from the weights",
         ) from error
     if not all(_positive(value) for value in arguments.values()):
@@ -44,7 +44,7 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
     try:
         with blank_weights(budget):
             model = architecture.build(**arguments)
-    except (TooLargeError, AssertionError, ValueError, RuntimeError) as error:
+    except (OverBudgetError, AssertionError, ValueError, RuntimeError) as error:
         reason = str(error) or "it would be far larger than the weights in the file"
         raise WeightsError(
             where,
@@ -82,7 +82,7 @@ def refuse_nonfinite(model: nn.Module, where: str) -> None:
     if bad:
         raise WeightsError(
             where,
-            f"NaN or infinite weights in {shortened(bad)}",
+            f"NaN or infinite weights in {listed(bad)}",
             "The training probably diverged: use an earlier checkpoint",
         )
 
@@ -120,9 +120,9 @@ def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str,
     problems = [
         text
         for found, text in (
-            (missing, f"missing keys: {shortened(missing)}"),
-            (unexpected, f"unexpected keys: {shortened(unexpected)}"),
-            (shapes, f"wrong shapes: {shortened(shapes)}"),
+            (missing, f"missing keys: {listed(missing)}"),
+            (unexpected, f"unexpected keys: {listed(unexpected)}"),
+            (shapes, f"wrong shapes: {listed(shapes)}"),
         )
         if found
     ]

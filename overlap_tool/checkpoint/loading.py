@@ -17,8 +17,8 @@ from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.origin import Origin, origin_of, remember
-from overlap_tool.checkpoint.reading import read, read_payload, strip_prefixes, weights_of
-from overlap_tool.errors import CheckpointError, OptionError
+from overlap_tool.checkpoint.reading import read_payload, strip_prefixes, weights_of
+from overlap_tool.errors import CheckpointError, OptionError, UntrustedClassError
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,14 @@ def load_checkpoint(
     """A model from a checkpoint file, from `zoo:NAME[@QUALITY]`, or of the user's own class.
 
     `source` may be left out only with `model_class`: the weights are then as constructed, from a fixed seed.
-    Pickled modules run their code when loaded, so they are refused unless `trust` is given.
+    Pickled modules run their code when loaded, and so does the class that a wrapped model's file names: they
+    are refused unless `trust` is given. That class can also be named as `model_class`.
     """
     plugins.discover()
     where = os.fspath(source) if source else ""
     _refuse_contradictions(where, architecture, model_class, kwargs)
     if model_class is not None:
-        model, name, arguments = _from_class(where, model_class, kwargs or {}, trust)
+        model, name, arguments = _from_class(where, model_class, kwargs, trust)
     elif where.startswith(zoo.PREFIX):
         model, known, arguments = zoo.from_zoo(where)
         name = known.name
@@ -69,10 +70,18 @@ def load_checkpoint(
     return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where)
 
 
-def rebuild(architecture: str, arguments: Mapping[str, Any], state: StateDict, where: str) -> nn.Module:
-    """The model of an artefact: a registered architecture, or a class that has to be importable."""
+def rebuild(
+    architecture: str, arguments: Mapping[str, Any], state: StateDict, where: str, trust: bool = False
+) -> nn.Module:
+    """The model of an artefact: a registered architecture or, if that is trusted, a class to be imported."""
     plugins.discover()
     if ":" in architecture:
+        if not trust:
+            raise UntrustedClassError(
+                where,
+                f"its model is a {architecture}: a file can name any code, and importing it would run it",
+                "If you trust whoever made the file, and that code, pass --trust (trust=True in Python)",
+            )
         third_party.require_class(architecture)
         model = third_party.construct(architecture, arguments)
         third_party.fill(model, state, f"{where} as {architecture}")
@@ -120,14 +129,19 @@ def _refuse_contradictions(
 
 
 def _from_class(
-    where: str, model_class: str, kwargs: Mapping[str, Any], trust: bool
+    where: str, model_class: str, kwargs: Mapping[str, Any] | None, trust: bool
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    model = third_party.construct(model_class, kwargs)
+    third_party.look_in_working_folder()
+    payload: Any = read_payload(where, trust) if where else None
+    if kwargs is None and is_artefact(payload):
+        wrapped = Artefact.parse(payload, where)
+        kwargs = wrapped.arguments if wrapped.architecture == model_class else None
+    model = third_party.construct(model_class, kwargs or {})
     if where:
-        found = read(where, trust)
+        found = weights_of(payload, where)
         state = dict(found.state_dict()) if isinstance(found, nn.Module) else found
         third_party.fill(model, state, f"{where} as {model_class}")
-    return model, model_class, dict(kwargs)
+    return model, model_class, dict(kwargs or {})
 
 
 def _from_file(where: str, name: str | None, trust: bool) -> tuple[nn.Module, str, dict[str, Any]]:
@@ -136,7 +150,7 @@ def _from_file(where: str, name: str | None, trust: bool) -> tuple[nn.Module, st
     if forced is None and is_artefact(payload):
         # it says itself what it is: for a class of the user's own, nothing else could
         wrapped = Artefact.parse(payload, where)
-        model = rebuild(wrapped.architecture, wrapped.arguments, wrapped.state, where)
+        model = rebuild(wrapped.architecture, wrapped.arguments, wrapped.state, where, trust)
         return model, wrapped.architecture, wrapped.arguments
     found = weights_of(payload, where)
     if isinstance(found, nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from overlap_tool import bounds
 from overlap_tool.checkpoint.conditions import StateDict
-from overlap_tool.checkpoint.registry import names, shortened
+from overlap_tool.checkpoint.registry import listed, names
 from overlap_tool.errors import CheckpointError, UntrustedPickleError, why_absent
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Mo
 
 def weights_of(payload: Any, where: str) -> StateDict | nn.Module:
     """The same of what the file `where` holds."""
-    found = unwrap(payload)
+    found = unwrapped_payload(payload)
     if found is None:
         raise CheckpointError(where, f"it holds no weights, but {_describe(payload)}", _ANOTHER_FILE)
     if isinstance(found, dict):
@@ -69,17 +69,17 @@ def read_payload(path: str | os.PathLike[str], trust: bool = False) -> Any:
     return _load_safetensors(file) if _is_safetensors(file) else _load_pickle(file, trust)
 
 
-def unwrap(payload: Any, depth: int = 8) -> StateDict | nn.Module | None:
+def unwrapped_payload(payload: Any, depth: int = 8) -> StateDict | nn.Module | None:
     """The weights in a checkpoint's payload, contained at most so deep: a pickle can contain itself."""
     if isinstance(payload, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(payload.module, depth)
+        return unwrapped_payload(payload.module, depth)
     if isinstance(payload, nn.Module):
         return payload
     if not isinstance(payload, Mapping) or depth == 0:
         return None
     # A container goes first: beside it there may be loose tensors, such as a learning rate.
     for name in CONTAINERS:
-        inner = unwrap(payload.get(name), depth - 1)
+        inner = unwrapped_payload(payload.get(name), depth - 1)
         if inner is not None:
             return inner
     named = {key: value for key, value in payload.items() if isinstance(key, str)}
@@ -297,7 +297,7 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
     if needed:
         return UntrustedPickleError(
             where,
-            f"it is a pickle that runs code, not plain weights: loading it would import {shortened(needed)}",
+            f"it is a pickle that runs code, not plain weights: loading it would import {listed(needed)}",
             "If you trust whoever made the file, pass `trust=True`, or "
             "else ask for model.state_dict() saved with torch.save, or safetensors",
         )
@@ -366,7 +366,7 @@ def refuse_hollow_tensors(state: StateDict, path: Path) -> None:
 def _describe(payload: Any) -> str:
     if not isinstance(payload, Mapping):
         return f"a {type(payload).__name__}"
-    return f"a dict with the entries {shortened(map(str, payload))}" if payload else "an empty dict"
+    return f"a dict with the entries {listed(map(str, payload))}" if payload else "an empty dict"
 
 
 def _first_line(error: Exception) -> str:

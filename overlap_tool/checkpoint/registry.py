@@ -100,13 +100,13 @@ def detect(state: StateDict, where: str = "the state dict") -> Architecture:
     raise UnknownArchitectureError(
         where,
         f"no known architecture fits its {len(state)} tensors ({_prefixes(state)}); the nearest is "
-        f"{nearest.name}, but: {shortened(missed)}",
+        f"{nearest.name}, but: {listed(missed)}",
         'Bring its class with `model_class="pkg.module:Class"` and `kwargs={"width": 64}`, install the '
         f"plugin that knows it, or name it as `architecture`. {known_names()}",
     )
 
 
-def shortened(texts: Iterable[str], limit: int = 5) -> str:
+def listed(texts: Iterable[str], limit: int = 5) -> str:
     """The first few of a list, and how many more there are."""
     listed = list(texts)
     rest = f"; and {len(listed) - limit} more" if len(listed) > limit else ""
@@ -119,4 +119,4 @@ def _distance(condition: Condition, state: StateDict) -> float:
 
 def _prefixes(state: StateDict) -> str:
     counts = Counter(key.split(".")[0] for key in state)
-    return shortened((f"{prefix}.*: {count}" for prefix, count in counts.most_common()), 6).replace(";", ",")
+    return listed((f"{prefix}.*: {count}" for prefix, count in counts.most_common()), 6).replace(";", ",")

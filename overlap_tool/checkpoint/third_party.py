@@ -13,26 +13,34 @@ from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
 
-import torch
 from torch import nn
 
 from overlap_tool import bounds
-from overlap_tool.checkpoint.blank import TooLargeError, counted_weights
+from overlap_tool.checkpoint.blank import OverBudgetError, counted_weights
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.fitting import fit, respell
 from overlap_tool.checkpoint.reading import strippings
 from overlap_tool.errors import OptionError, PluginError, WeightsError
+from overlap_tool.graph.randomness import OwnRandomness
+
+
+def look_in_working_folder() -> None:
+    """Find modules there, as `python -m` does, and for good: a class may import more when it first runs.
+
+    For what the user names, and not for what a file does: whoever filled the folder chose what would run.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The class, constructed; its random weights are always the same."""
     factory = _import(model_class)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with OwnRandomness(0):
         try:
             with nullcontext() if bounds.are_lifted() else counted_weights(bounds.MODEL, bounds.TENSORS):
                 model = factory(**kwargs)
-        except TooLargeError as error:
+        except OverBudgetError as error:
             told = f"with {dict(kwargs)} it has over {bounds.MODEL >> 30} GiB of weights, or too many parts"
             raise bounds.beyond(PluginError, model_class, told) from error
         except Exception as error:  # Their code: it may raise anything.
@@ -84,9 +92,6 @@ def _import(model_class: str) -> Any:
         raise OptionError(
             f"model_class={model_class!r}", "it names no class", f"Write {_spelled(model_class)}"
         )
-    # As `python -m` does, and for good: the class may import more of its package when it first runs.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # Importing runs their code: it may raise anything.
@@ -95,7 +100,8 @@ def _import(model_class: str) -> Any:
             f"its module cannot be imported: {type(error).__name__}: {error}",
             f"Write {_spelled(model_class)}"
             if "/" in module_name or module_name.endswith(".py")
-            else "Install the package that is missing, or run in the folder that contains it",
+            else "Install the package that is missing, or name its folder in PYTHONPATH; with --model, it is "
+            "enough to run in the folder that contains it",
         ) from error
     try:
         return attrgetter(qualified)(module)

@@ -12,7 +12,7 @@ import typer
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
     ModelOptions,
-    Stage,
+    StageOption,
     busy,
     load_plugins,
     make_folder,
@@ -48,7 +48,7 @@ def analyze(
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for memory and arithmetic.")
     ] = "3840x2160",
-    stage: Stage = None,
+    stage: StageOption = None,
     all_ops: Annotated[bool, typer.Option("--all-ops", help="List pointwise ops, too.")] = False,
     memory: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def analyze(
     _refuse_no_folder("--svg", svg)
     _refuse_no_folder("--png", png)
     with busy(f"Analyzing {model.name}"):
-        from overlap_tool.analysis import analyze as analyze_model
+        from overlap_tool.planning.analysis import analyze as analyze_model
 
         load_plugins(model.plugin)
         analysis = analyze_model(

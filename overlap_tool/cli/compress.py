@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, Image, InMemory
+from overlap_tool.cli.on_files import FileOptions, ImageFile, InMemoryOption
 
 if TYPE_CHECKING:
-    from overlap_tool.files import Codec, Summary
+    from overlap_tool.files import Codec, RunSummary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -26,14 +26,14 @@ EXAMPLES = """
 
 @command(EXAMPLES)
 def compress(
-    image: Image,
+    image: ImageFile,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.lic if left out.")
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Decode what was written, and tell its PSNR.")
     ] = False,
-    in_memory: InMemory = "256MiB",
+    in_memory: InMemoryOption = "256MiB",
     *,
     files: FileOptions,
 ) -> None:
@@ -41,7 +41,7 @@ def compress(
 
     target = output or image.with_suffix(".lic")
 
-    def work(codec: Codec, **how: Any) -> Summary:
+    def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import compress
         from overlap_tool.planning.choose import parse_bytes
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, InMemory
+from overlap_tool.cli.on_files import FileOptions, InMemoryOption
 
 if TYPE_CHECKING:
-    from overlap_tool.files import Codec, Summary
+    from overlap_tool.files import Codec, RunSummary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -33,7 +33,7 @@ def decompress(
             "--output", "-o", help="A .png, .tif, .npy or .zarr to write, or a .webp; NAME.png if left out."
         ),
     ] = None,
-    in_memory: InMemory = "256MiB",
+    in_memory: InMemoryOption = "256MiB",
     *,
     files: FileOptions,
 ) -> None:
@@ -41,7 +41,7 @@ def decompress(
 
     target = output or coded.with_suffix(".png")
 
-    def work(codec: Codec, **how: Any) -> Summary:
+    def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import decompress
         from overlap_tool.planning.choose import parse_bytes
 

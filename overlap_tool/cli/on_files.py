@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlap_tool.cli.messages import tell
-from overlap_tool.cli.options import Debug, Device, Large, Plugin, busy, load_plugins
+from overlap_tool.cli.options import Debug, Device, Large, Plugin, Trust, busy, load_plugins
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from overlap_tool.files import Summary
+    from overlap_tool.files import RunSummary
 
-Image = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
-InMemory = Annotated[
+ImageFile = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
+InMemoryOption = Annotated[
     str,
     typer.Option(
         "--in-memory",
@@ -46,11 +46,12 @@ class FileOptions:
         False
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    trust: Trust = False
     large: Large = False
     plugin: Plugin = None
     debug: Debug = False
 
-    def do(self, target: Path, work: Callable[..., Summary]) -> None:
+    def do(self, target: Path, work: Callable[..., RunSummary]) -> None:
         """Load the model, make `target` with it, and show what came of that."""
         with busy(f"Loading {self.model}", self.quiet):
             from overlap_tool.checkpoint.writing import refuse_overwriting
@@ -58,7 +59,7 @@ class FileOptions:
 
             refuse_overwriting(f"--output {target}", target, self.plugin or ())
             load_plugins(self.plugin)
-            codec = Codec.load(self.model, self.device)
+            codec = Codec.load(self.model, self.device, trust=self.trust)
         try:
             summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
         except KeyboardInterrupt:

@@ -20,11 +20,18 @@ from overlap_tool import bounds
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
 
-Stage = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
+StageOption = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE.py", help="Load rules or architectures from a file. Repeatable."),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the code that the file brings or names: a pickled module, the class of a wrapped model.",
+    ),
 ]
 Large = Annotated[
     bool,
@@ -61,10 +68,7 @@ class ModelOptions:
     kwargs: Annotated[
         str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of the --model class.")
     ] = None
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Load a pickled module, which runs code from the file. Off by default."),
-    ] = False
+    trust: Trust = False
     large: Large = False
     plugin: Plugin = None
     debug: Debug = False
@@ -99,6 +103,10 @@ def load_plugins(paths: list[Path] | None) -> None:
     from overlap_tool import plugins
 
     plugins.discover()
+    if paths:
+        from overlap_tool.checkpoint import look_in_working_folder
+
+        look_in_working_folder()
     for path in paths or []:
         plugins.load_file(path)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, Image
+from overlap_tool.cli.on_files import FileOptions, ImageFile
 
 if TYPE_CHECKING:
-    from overlap_tool.files import Codec, Summary
+    from overlap_tool.files import Codec, RunSummary
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -24,7 +24,7 @@ EXAMPLES = """
 
 @command(EXAMPLES)
 def run(
-    image: Image,
+    image: ImageFile,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .tif, .zarr, .npy or .png to write.", show_default=False)
     ],
@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Put an image file of any size through a wrapped network."""
 
-    def work(codec: Codec, **how: Any) -> Summary:
+    def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import run
 
         return run(codec, image, output, dtype=dtype, **how)

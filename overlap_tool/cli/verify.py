@@ -14,7 +14,7 @@ from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
     Device,
     ModelOptions,
-    Stage,
+    StageOption,
     load_plugins,
     parse_size,
     parse_tile,
@@ -68,7 +68,7 @@ def verify(
     images: Annotated[
         list[Path] | None, typer.Option("--image", help="A PNG or JPEG instead. Repeatable.")
     ] = None,
-    stage: Stage = None,
+    stage: StageOption = None,
     uniform: Annotated[
         bool, typer.Option("--uniform", help="Independent tiles that have one shape at every op.")
     ] = False,

@@ -40,11 +40,11 @@ class Codec:
     where: str
 
     @staticmethod
-    def load(path: str | os.PathLike[str], device: str = "cpu") -> Codec:
-        """From the file that `overlap-tool wrap` wrote."""
+    def load(path: str | os.PathLike[str], device: str = "cpu", *, trust: bool = False) -> Codec:
+        """From the file that `overlap-tool wrap` wrote. `trust` lets it name a class to import."""
         place = machine.find_device(device)
         artefact = Artefact.read(path)
-        model = restore(artefact, os.fspath(path), place)
+        model = restore(artefact, os.fspath(path), place, trust)
         complete_tables(model, os.fspath(path))
         return Codec(model, artefact.architecture, hash_weights(artefact.state), os.fspath(path))
 

@@ -28,7 +28,7 @@ from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_rows
 from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, padding
 from overlap_tool.files.running import Workspace
-from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, Task
 from overlap_tool.runtime.lazy import LazyMap
 
@@ -43,9 +43,9 @@ def compress(
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> Summary:
+) -> RunSummary:
     """Code an image file as a `.lic` file. `check` decodes it again, and tells the PSNR."""
-    clock, source, target = Clock(tell), Path(image), Path(output)
+    notes, source, target = RunNotes(tell), Path(image), Path(output)
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
@@ -53,15 +53,15 @@ def compress(
         )
     picture = open_picture(source)
     if picture.missing:
-        clock.note(f"{source}: {picture.missing}")
+        notes.note(f"{source}: {picture.missing}")
     if picture.profile is not None:
-        clock.note(f"the colour profile of {source} is not kept: a .lic file holds none")
+        notes.note(f"the colour profile of {source} is not kept: a .lic file holds none")
     grey = channels_read(str(source), picture, codec.channels)
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
     frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
-    tell_a_long_wait(codec, frame, in_memory, clock)
-    task = Task("compress", codec, source, target, clock, resume, quiet)
+    tell_a_long_wait(codec, frame, in_memory, notes)
+    task = Task("compress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory) as job:
         workspace = task.workspace(job, in_memory, "compress")
         numbers = PictureNumbers(str(source), picture, frame, grey, codec.device)

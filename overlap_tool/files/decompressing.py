@@ -28,7 +28,7 @@ from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.outputs import refuse_unwritable
 from overlap_tool.files.formats.pixels import inner_rows, samples
 from overlap_tool.files.running import Workspace, pour
-from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
 
 
@@ -41,18 +41,18 @@ def decompress(
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> Summary:
+) -> RunSummary:
     """Decode a `.lic` file to an image file."""
-    clock, source, target = Clock(tell), Path(coded), Path(output)
+    notes, source, target = RunNotes(tell), Path(coded), Path(output)
     codec.refuse_if_no_codec()
     head, strings = container.read(source)
     refuse_another_checkpoint(str(source), head, codec)
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
-    tell_another_engine(head, codec, clock)
+    tell_another_engine(head, codec, notes)
     shape = (head.height, head.width, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype, resume)
-    tell_a_long_wait(codec, head.frame, in_memory, clock)
-    task = Task("decompress", codec, source, target, clock, resume, quiet)
+    tell_a_long_wait(codec, head.frame, in_memory, notes)
+    task = Task("decompress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory) as job:
         image = ResumedImage(job, shape, head.frame.dtype)
         workspace = task.workspace(job, in_memory, "decompress")

@@ -17,7 +17,7 @@ from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, samples
 from overlap_tool.files.running import pour
-from overlap_tool.files.summary import Clock, Summary
+from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.runtime.lazy import LazyMap
 
@@ -34,13 +34,13 @@ def run(
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> Summary:
+) -> RunSummary:
     """Put an image file through a network that gives one map, and write that as an image file.
 
     Samples are read as numbers from 0 to 1, and written as such, of the input's type or of `dtype`; float32
     keeps the network's numbers as they are.
     """
-    clock, source, target = Clock(tell), Path(image), Path(output)
+    notes, source, target = RunNotes(tell), Path(image), Path(output)
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(DTYPES)}")
     stages = codec.stages
@@ -67,12 +67,12 @@ def run(
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))
     made = Frame(*shape, kept)
     if picture.missing:
-        clock.note(f"{source}: {picture.missing}")
+        notes.note(f"{source}: {picture.missing}")
     profile = picture.profile
     if profile is not None and (target.suffix.lower() not in WITH_PROFILE or shape[2] != picture.shape[2]):
         profile = None
-        clock.note(f"the colour profile of {source} is not kept in {target}")
-    task = Task("run", codec, source, target, clock, resume, quiet)
+        notes.note(f"the colour profile of {source} is not kept in {target}")
+    task = Task("run", codec, source, target, notes, resume, quiet)
     with task.job(dtype=str(kept)) as job:
         output_image = ResumedImage(job, shape, kept, profile)
         workspace = task.workspace(job, 0, "run")

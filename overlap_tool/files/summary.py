@@ -13,7 +13,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """`docs/schema.md` says what the keys mean."""
 
     command: str
@@ -47,7 +47,7 @@ class Summary:
         return f"{self.input} -> {self.output}: {', '.join(parts)}"
 
 
-class Clock:
+class RunNotes:
     """Seconds since it was made, and the notes of a run."""
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:

@@ -15,7 +15,7 @@ from overlap_tool.files.formats.outputs import open_output
 from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.job import Job, stamp
 from overlap_tool.files.running import Workspace
-from overlap_tool.files.summary import Clock, Summary, peak_memory_bytes
+from overlap_tool.files.summary import RunNotes, RunSummary, peak_memory_bytes
 
 IN_MEMORY = 256 << 20
 """The largest map, in bytes, that is an ordinary tensor; larger ones are coded in bands."""
@@ -29,7 +29,7 @@ class Task:
     codec: Codec
     source: Path
     target: Path
-    clock: Clock
+    notes: RunNotes
     resume: bool
     quiet: bool
 
@@ -40,7 +40,7 @@ class Task:
         return Job(self.target, identity, self.resume)
 
     def workspace(self, job: Job, in_memory: int, purpose: str) -> Workspace:
-        return Workspace(job, in_memory, self.quiet, self.clock.note, purpose)
+        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose)
 
     def summary(
         self,
@@ -49,8 +49,8 @@ class Task:
         size: int | None = None,
         bands: int | None = None,
         psnr: float | None = None,
-    ) -> Summary:
-        return Summary(
+    ) -> RunSummary:
+        return RunSummary(
             command=self.command,
             input=str(self.source),
             output=str(self.target),
@@ -63,9 +63,9 @@ class Task:
             bands=bands,
             psnr=psnr,
             resumed=job.resumed,
-            seconds=self.clock.seconds,
+            seconds=self.notes.seconds,
             peak_memory_bytes=peak_memory_bytes(),
-            notes=self.clock.notes,
+            notes=self.notes.notes,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from overlap_tool.errors import SizeDependenceError, TraceError, UnknownOpError
-from overlap_tool.graph.spread import OutOfTime, Reach, spread
+from overlap_tool.graph.spread import Extent, OutOfTime, spread
 from overlap_tool.graph.tracer import Tracer
 
 SECONDS = 0.8
@@ -32,18 +32,18 @@ def explained(error: TraceError, tracer: Tracer) -> TraceError:
 def _seen(tracer: Tracer) -> str | None:
     until = monotonic() + SECONDS
     for path in tracer.parts_around(tracer.stopped_in):
-        part = tracer.root.get_submodule(path)
+        part = tracer.submodule(path)
         seen = spread(part, tracer.parts[path], until)
         if seen is not None:
             break
-    if seen is None or seen.reach is Reach.NEAR:
+    if seen is None or seen.reach is Extent.NEAR:
         return None
     rows, columns = seen.size
     trial = (
         f"on {rows}x{columns} samples, a change in one outermost {seen.line} of what {tracer.dotted(path)} "
         f"({type(part).__name__}) takes was seen"
     )
-    if seen.reach is Reach.EVERYWHERE:
+    if seen.reach is Extent.EVERYWHERE:
         return f"{trial} up to the opposite one: {UNKNOWN}"
     return (
         f"{trial} at the opposite one and not between, as when a roll is not masked or a map is mirrored: "

@@ -39,7 +39,7 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
 
 def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
     if node.op == "call_module":
-        return bool(getattr(tracer.root.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(tracer.submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
         return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))

@@ -29,7 +29,7 @@ from overlap_tool.rules import (
     Patches,
     Reduction,
     Rule,
-    Size,
+    SizeArgument,
     rule_for_function,
     rule_for_module,
 )
@@ -142,7 +142,7 @@ def _callable(node: fx.Node, tracer: Tracer) -> Any:
     """What the model computes a value by that needs no rule, on a copy if it works in place."""
     target: Any
     if node.op == "call_module":
-        target = tracer.root.get_submodule(str(node.target))
+        target = tracer.submodule(str(node.target))
     else:
         target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     if not works_in_place(node, tracer) or node.kwargs.get("out") is not None:
@@ -178,7 +178,7 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
     def described(source: fx.Node) -> Any:
         values = source.meta["values"]
         if source in origins.input and not isinstance(values[0], Tensor):
-            return Size(values)
+            return SizeArgument(values)
         return _operand(source, origins)
 
     return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
@@ -237,7 +237,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
 def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
     """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
     back here: a twin with the same weights runs by that of its class."""
-    module = tracer.root.get_submodule(str(node.target))
+    module = tracer.submodule(str(node.target))
     if module is tracer.root:
         module = copy.copy(module)
         vars(module).pop("forward", None)
@@ -305,7 +305,9 @@ def _rule(
     where = f"{call.name} ({call.kind})"
     if registered is None:
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
-    if not registered.accepts_sizes and any(isinstance(leaf, Size) for leaf in leaves((args, kwargs))):
+    if not registered.accepts_sizes and any(
+        isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))
+    ):
         call.refuse_size("takes an argument that follows the size of its input")
     layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
     if len(layouts) > 1:

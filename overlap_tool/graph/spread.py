@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overlap_tool.copying import copied
+from overlap_tool.graph.copying import copied
 
 LENGTH = 256
 """Samples along the axis that is probed."""
@@ -36,7 +36,7 @@ class OutOfTime(BaseException):
     """The time for a probe is over. No code that is probed may take it for a failure of its own."""
 
 
-class Clock(TorchDispatchMode):
+class Deadline(TorchDispatchMode):
     """Looks at the time before every op."""
 
     def __init__(self, until: float) -> None:
@@ -49,7 +49,7 @@ class Clock(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Reach(Enum):
+class Extent(Enum):
     NEAR = "near"
     """Not from one border to the other."""
     OPPOSITE_BORDER = "opposite border"
@@ -62,7 +62,7 @@ class Reach(Enum):
 class Spread:
     """What was seen: a change in an outermost `line` ("column", "row") of a map of `size` went that far."""
 
-    reach: Reach
+    reach: Extent
     line: str
     size: tuple[int, int]
     """Height and width."""
@@ -74,7 +74,7 @@ def spread(part: nn.Module, channels: int, until: float = inf) -> Spread | None:
     None if the part cannot tell: it does not run on such maps, or gives something else every time. Raises
     `OutOfTime` at the time `until`.
     """
-    with Clock(until):
+    with Deadline(until):
         return _spread(part, channels)
 
 
@@ -85,7 +85,7 @@ def _spread(part: nn.Module, channels: int) -> Spread | None:
         return None
     vars(part).pop("forward", None)  # that of its class counts: one in tiles would come back here
     seen = [found for dim in (-1, -2) if (found := _along(part, channels, dim)) is not None]
-    return max(seen, key=lambda found: list(Reach).index(found.reach), default=None)
+    return max(seen, key=lambda found: list(Extent).index(found.reach), default=None)
 
 
 def _along(part: nn.Module, channels: int, dim: int) -> Spread | None:
@@ -99,7 +99,7 @@ def _along(part: nn.Module, channels: int, dim: int) -> Spread | None:
     return None
 
 
-def _reach(part: nn.Module, channels: int, size: tuple[int, int], dim: int) -> Reach | None:
+def _reach(part: nn.Module, channels: int, size: tuple[int, int], dim: int) -> Extent | None:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, channels, *size, generator=generator, dtype=torch.float64)
     with torch.no_grad():
@@ -118,11 +118,11 @@ def _reach(part: nn.Module, channels: int, size: tuple[int, int], dim: int) -> R
         for amount in (1.0, 1e3):
             changed = _changed(part, image, before, dim, line, amount)
             if changed[opposite].any() and changed[n // 2]:
-                return Reach.EVERYWHERE
+                return Extent.EVERYWHERE
             wrapped |= bool(changed[opposite].any()) and amount == 1.0  # much gets past a mask of -100
         if _feeds(part, image, dim, line, (opposite, slice(n // 2, n // 2 + 1))):
-            return Reach.EVERYWHERE
-    return Reach.OPPOSITE_BORDER if wrapped else Reach.NEAR
+            return Extent.EVERYWHERE
+    return Extent.OPPOSITE_BORDER if wrapped else Extent.NEAR
 
 
 @torch.no_grad()

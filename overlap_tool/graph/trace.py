@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from overlap_tool.copying import modes, put_in_modes
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.aftermath import Aftermath
+from overlap_tool.graph.copying import modes, put_in_modes
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.randomness import OwnRandomness
+from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 
@@ -21,8 +23,14 @@ from overlap_tool.graph.values import check_values
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
     """The network of a module that takes one map and returns one.
 
-    `channels` is the number of input channels; left out, it is read from the module's layers.
+    `channels` is the number of input channels; left out, it is read from the module's layers. Of several
+    threads, one traces at a time.
     """
+    with ONE_AT_A_TIME, OwnRandomness():
+        return _trace_with(module, name, channels)
+
+
+def _trace_with(module: nn.Module, name: str, channels: int | None) -> Network:
     if channels is not None:
         return _trace(module, name, channels)
     refusals: list[TrialError] = []

@@ -31,8 +31,11 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
-from overlap_tool.graph.spread import Clock, OutOfTime
+from overlap_tool.graph.randomness import OwnRandomness
+from overlap_tool.graph.replacing import tracing_with
+from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
+from overlap_tool.rules.registry import qualified_name
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
@@ -187,13 +190,16 @@ for _changing, _plain in INPLACE_OPERATORS.items():
 
 class Tracer(fx.Tracer):
     def __init__(self, name: str, root: nn.Module, channels: int, sizes: Sizes = TRIALS) -> None:
-        # einops looks at the type of what it is given, so its functions are traced as they stand
-        super().__init__(autowrap_functions=_einops_functions())
+        super().__init__()
+        self.root, self.root_module_name = root, type(root).__name__
         self.name = name
         self.channels = channels
         self.sizes = sizes
+        self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
+        self.made_modules: dict[str, nn.Module] = {}
+        """The modules that the forward makes, by the names under which the graph has them."""
         self.made: dict[str, Tensor] = {}
         """The tensors that the forward makes of nothing, by the names under which the graph has them."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
@@ -232,7 +238,7 @@ class Tracer(fx.Tracer):
     def kind(self, node: fx.Node) -> str:
         """What an op is called."""
         if node.op == "call_module":
-            return type(self.root.get_submodule(str(node.target))).__name__
+            return type(self.submodule(str(node.target))).__name__
         return str(node.target) if isinstance(node.target, str) else node.target.__name__
 
     def create_args_for_root(
@@ -264,22 +270,40 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if self.evaluating:
             return forward(*args, **kwargs)
-        _refuse_hooks(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
+        if qualified_name(type(m)) == "einops.layers.torch.Rearrange":
+            axes: Any = m.axes_lengths
+            return self.create_proxy(
+                "call_function", sys.modules["einops"].rearrange, (*args, m.pattern), dict(axes)
+            )
+        if m not in self.submodule_paths:
+            self.take_in(m)
+        _refuse_what_it_hides(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
             self.require_axes(m, args)
             self.note_part(m, args, kwargs)
             if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
                 return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             return super().call_module(m, forward, args, kwargs)
-        except NameError as error:
-            raise TraceError(
-                self.where(), f"calls a {type(m).__name__} that is not one of its own submodules", REGISTER
-            ) from error
         except Exception as error:
             self.stopped_in = self.stopped_in or self.path_of_module(m)
             if isinstance(error, OverlapToolError):
                 raise
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
+
+    def take_in(self, m: nn.Module) -> None:
+        """Give a module that the forward made, as in `nn.ReLU()(x)`, a path among the stage's own."""
+        if any(True for _ in (*m.parameters(), *m.buffers())):
+            reason = f"calls a {type(m).__name__} with weights that is not one of its own submodules"
+            raise TraceError(self.where(), reason, "Make it in __init__, as an attribute or in a ModuleList")
+        if any(isinstance(part, nn.modules.dropout._DropoutNd) and part.training for part in m.modules()):
+            reason = f"makes a {type(m).__name__} when it runs, which drops at random in eval mode, too"
+            raise TraceError(self.where(), reason, "Make it in __init__")
+        for path, part in m.named_modules(prefix=f"{type(m).__name__}_{len(self.made_modules)}"):
+            path = f"{self.scope.module_path}.{path}".strip(".")
+            self.submodule_paths[part], self.made_modules[path] = path, part
+
+    def submodule(self, path: str) -> nn.Module:
+        return self.made_modules[path] if path in self.made_modules else self.root.get_submodule(path)
 
     def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
@@ -315,19 +339,27 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        _refuse_hooks(root, lambda: f"{self.dotted('') or type(root).__name__} ({type(root).__name__})")
+        """As `fx.Tracer` does, but nothing that is replaced meanwhile is felt by another thread."""
+        where = f"{self.dotted('')} ({type(root).__name__})"
+        _refuse_what_it_hides(root, lambda: where)
         own = set(vars(root))
-        random = torch.get_rng_state()
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{path}.{key}".strip(".")
+            for path, module in root.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+        self.graph = fx.Graph(tracer_cls=type(self))
         try:
-            with torch.random.fork_rng(devices=[]):
-                graph = super().trace(root, concrete_args)
-                draws = not torch.equal(random, torch.get_rng_state())
+            with tracing_with(self, root), OwnRandomness() as random:
+                forward, args = self.create_args_for_root(type(root).forward, True)
+                self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
         except OverlapToolError:
             raise
         except Exception as error:
             raise self.failure(error, self.dotted(""), type(root)) from error
-        where = f"{self.dotted('')} ({type(root).__name__})"
-        if draws:
+        if random.drawn:
             raise TraceError(
                 where, "draws random numbers in eval mode, too", "Draw them in training mode only"
             )
@@ -335,7 +367,7 @@ class Tracer(fx.Tracer):
             reason = "changes a tensor in place that an op took before, which the trace would not tell apart"
             raise TraceError(where, reason, "Make a new tensor of it")
         self.made = {key: value for key, value in vars(root).items() if key not in own}
-        return graph
+        return self.graph
 
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
         """What an error means that tracing met: the module's own, or one of tracing alone."""
@@ -359,7 +391,7 @@ class Tracer(fx.Tracer):
         before = [(part, vars(part).copy()) for part in self.root.modules()]
         self.evaluating = True
         try:
-            with self.fake, torch.no_grad(), _without_a_log(), Clock(monotonic() + PATIENCE):
+            with self.fake, torch.no_grad(), _without_a_log(), Deadline(monotonic() + PATIENCE):
                 self.root(self.trials[0])
         except OutOfTime:
             return None
@@ -393,6 +425,9 @@ class Tracer(fx.Tracer):
         composition = composition_of(target) if kind in ("call_function", "call_method") else None
         if composition is not None:
             return composition(*args, **kwargs)
+        if target in (torch._assert, torch._assert_async):
+            bool(args[0])  # refused like any other question, or the trace would not ask it any more
+            return None
         if target in ("to", "type_as") and self.takes_after_a_map(args):
             args = (args[0], args[1].device, args[1].dtype)
             target = "to"
@@ -458,7 +493,7 @@ class Tracer(fx.Tracer):
                     return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
                 if node.op == "call_module":
                     # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
-                    module = self.root.get_submodule(str(node.target))
+                    module = self.submodule(str(node.target))
                     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
                     fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
                     return torch.func.functional_call(module, fakes, args, kwargs)
@@ -501,12 +536,6 @@ def _without_a_log() -> Iterator[None]:
         log.disabled = before
 
 
-def _einops_functions() -> tuple[Callable[..., Any], ...]:
-    """einops' functions, if the model has imported it."""
-    einops = sys.modules.get("einops")
-    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
-
-
 def _first_line(error: Exception) -> str:
     return shorten((str(error).strip() or type(error).__name__).split("\n")[0], MESSAGE)
 
@@ -537,10 +566,18 @@ def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
 
 
-def _refuse_hooks(module: nn.Module, where: Callable[[], str]) -> None:
+def _refuse_what_it_hides(module: nn.Module, where: Callable[[], str]) -> None:
+    """What tracing would not see, or see once too often."""
     if module._forward_hooks or module._forward_pre_hooks:
         raise TraceError(
             where(),
             "has forward hooks, which change what it computes and which tracing does not see",
             "Remove them, for instance with torch.nn.utils.remove_spectral_norm or remove_weight_norm",
+        )
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    if compiled or qualified_name(type(module)) == "torch._dynamo.eval_frame.OptimizedModule":
+        raise TraceError(
+            where(),
+            "is compiled by torch.compile, which does not know traced values",
+            "Take the model as it is before it is compiled",
         )

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from overlap_tool.copying import copied
 from overlap_tool.errors import CopyError, TraceError
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.tracer import REGISTER, Tracer
 
@@ -34,7 +34,7 @@ def check_values(graph: fx.Graph, network: Network, tracer: Tracer) -> None:
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
     if x is None or own is None:
         return
-    traced: Tensor = _AsTraced(module, graph, tracer.made).run(x)
+    traced: Tensor = _AsTraced(module, graph, tracer).run(x)
     if traced.shape != own.shape or not _nearly_equal(traced, own):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
@@ -69,9 +69,13 @@ def _own_result(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 class _AsTraced(fx.Interpreter):
-    def __init__(self, module: nn.Module, graph: fx.Graph, made: dict[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, tracer: Tracer) -> None:
         super().__init__(module, graph=graph)
-        self.made = made
+        self.made, self.made_modules = tracer.made, tracer.made_modules
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made = self.made_modules.get(target)
+        return super().call_module(target, args, kwargs) if made is None else made(*args, **kwargs)
 
     def fetch_attr(self, target: str) -> Any:
         if target == "":

@@ -146,7 +146,7 @@ def phases(kernel: int, stride: int, dilation: int) -> list[Phase]:
     return found
 
 
-class Transposed(NamedTuple):
+class TransposedForm(NamedTuple):
     """A transposed convolution, by the phases of its rows and columns."""
 
     weight: Tensor
@@ -183,13 +183,13 @@ def _transposed(
         memory_format=torch.channels_last,
     )
     rows, columns = (phases(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
-    layer = Transposed(weight, bias, stride, padding, rows, columns, groups, prepared)
+    layer = TransposedForm(weight, bias, stride, padding, rows, columns, groups, prepared)
     together = groups == 1 and dilation == (1, 1) and _together(x, y.shape[1], rows, columns)
     (_phases_together if together else _phases_apart)(layer, x, y)
     return y
 
 
-def _phases_apart(layer: Transposed, x: Tensor, y: Tensor) -> None:
+def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
     """One convolution for every phase, straight into its place in `y`."""
     weight, bias, stride, padding, rows, columns, groups, prepared = layer
     for vertical in rows:
@@ -235,7 +235,7 @@ def _span(axis: list[Phase]) -> tuple[int, int]:
     return min(phase.offset for phase in fed), max(phase.last for phase in fed)
 
 
-def _phases_together(layer: Transposed, x: Tensor, y: Tensor) -> None:
+def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
     """One convolution whose channels are the phases, which are then put in their places."""
     weight, bias, stride, padding, rows, columns, _, prepared = layer
     channels = y.shape[1]

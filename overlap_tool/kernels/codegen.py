@@ -25,7 +25,7 @@ BLOCK = 48
 
 
 @dataclass(frozen=True)
-class Machine:
+class Processor:
     """What the code generator needs to know of a processor."""
 
     vector_bytes: int
@@ -45,19 +45,19 @@ class Machine:
 
 
 @cache
-def machine() -> Machine:
+def processor() -> Processor:
     try:
         features = llvm.get_host_cpu_features()
     except RuntimeError:  # LLVM does not know this processor, and will not compile for it
-        return Machine(16, 16)
+        return Processor(16, 16)
     if features.get("avx512f"):
-        return Machine(64, 32)
+        return Processor(64, 32)
     if features.get("avx"):
-        return Machine(32, 16)
-    return Machine(16, 32 if features.get("neon") else 16)
+        return Processor(32, 16)
+    return Processor(16, 32 if features.get("neon") else 16)
 
 
-class Task(ctypes.Structure):
+class Share(ctypes.Structure):
     """One convolution as the generated code reads it. Strides count numbers, not bytes.
 
     The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
@@ -80,8 +80,8 @@ class Task(ctypes.Structure):
 
 @cache
 def kernel(itemsize: int, depthwise: bool) -> int:
-    """The address of a compiled `void run(Task *)` for numbers of 4 or 8 bytes."""
-    return compiled(_Generator(machine(), itemsize, depthwise).module)
+    """The address of a compiled `void run(Share *)` for numbers of 4 or 8 bytes."""
+    return compiled(_Generator(processor(), itemsize, depthwise).module)
 
 
 def triple() -> str:
@@ -122,7 +122,7 @@ def _features() -> str:
 class _Generator:
     """The module of one kind of kernel: a function per shape of tile, and `run`, which shares out work."""
 
-    def __init__(self, machine: Machine, itemsize: int, depthwise: bool) -> None:
+    def __init__(self, machine: Processor, itemsize: int, depthwise: bool) -> None:
         self.machine = machine
         self.depthwise = depthwise
         self.lanes = machine.lanes(itemsize)
@@ -257,7 +257,7 @@ class _Generator:
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), "run")
         b = ir.IRBuilder(function.append_basic_block())
         counter = b.bitcast(function.args[0], I64.as_pointer())
-        names = [name for name, *_ in Task._fields_]
+        names = [name for name, *_ in Share._fields_]
         task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(names)}
         blocks = b.udiv(b.add(task["columns"], I64(BLOCK - 1)), I64(BLOCK))
         take, work, done = (function.append_basic_block() for _ in range(3))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from overlap_tool.kernels.codegen import BLOCK, Task, kernel, machine
+from overlap_tool.kernels.codegen import BLOCK, Share, kernel, processor
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.threads import run_on_threads
 
@@ -38,7 +38,7 @@ class Packed:
 def pack(weight: Tensor, groups: int) -> Packed:
     """`weight` is (out, in / groups, height, width), as convolutions have it."""
     out, per_group, height, width = weight.shape
-    lanes = machine().lanes(weight.element_size())
+    lanes = processor().lanes(weight.element_size())
     depthwise = groups > 1 and per_group == 1 and out == groups
     if depthwise:  # channels are lanes: one group of so many outputs, each of which reads its own channel
         groups = 1
@@ -47,7 +47,7 @@ def pack(weight: Tensor, groups: int) -> Packed:
     filled = -(-(out // groups) // lanes) * lanes
     values = weight.new_zeros(groups, height * width * per_group * filled)
     start = 0
-    for part in taps.split(lanes * machine().vectors, dim=-1):
+    for part in taps.split(lanes * processor().vectors, dim=-1):
         wide = -(-part.shape[-1] // lanes) * lanes
         stop = start + height * width * per_group * wide
         panel = values[:, start:stop].view(groups, height, width, per_group, wide)
@@ -70,8 +70,8 @@ def convolve(
     assert channels == 1 or out.stride(1) == 1, out.stride()
     if out.numel() == 0:
         return out
-    lanes = machine().lanes(x.element_size())
-    wide = lanes * machine().vectors
+    lanes = processor().lanes(x.element_size())
+    wide = lanes * processor().vectors
     in_group = channels // packed.groups
     panels = -(-in_group // wide)
     last = in_group - (panels - 1) * wide
@@ -82,7 +82,7 @@ def convolve(
     one_run = dilation[1] == 1 and not packed.depthwise and (width == 1 or x.stride(3) == per_group)
     inner, run = (1, width * per_group) if one_run else (width, per_group)
     tap_bytes = inner * run * min(wide, in_group) * x.element_size()
-    task = Task(
+    task = Share(
         next=0,
         items=packed.groups * panels * images * rows * -(-columns // BLOCK),
         groups=packed.groups,
@@ -124,4 +124,4 @@ def convolve(
 
 def lanes(x: Tensor) -> int:
     """How many outputs a vector holds."""
-    return machine().lanes(x.element_size())
+    return processor().lanes(x.element_size())

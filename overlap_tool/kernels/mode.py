@@ -118,16 +118,16 @@ CHAINS = frozenset(("convolution", "mm", "bmm", "addmm", "baddbmm"))
 
 _registered: dict[str, Callable[..., Any]] = {}
 
-AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+AnyKernel = TypeVar("AnyKernel", bound=Callable[..., Any])
 
 
-def register_exact_op(op: str) -> Callable[[AnyFunction], AnyFunction]:
+def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
     """Say what computes an op of your own, named as `namespace::op`, under the exact engine.
 
     The function is called with the op's arguments, and its own ops run exactly in turn.
     """
 
-    def add(function: AnyFunction) -> AnyFunction:
+    def add(function: AnyKernel) -> AnyKernel:
         if op in _registered:
             raise PluginError(op, "an exact function is already registered", "Register each op once")
         _registered[op] = function

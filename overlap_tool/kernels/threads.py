@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-Run = Callable[[int, int, int], None]
+RunShares = Callable[[int, int, int], None]
 
 
 def run_on_threads(function: int, argument: int, threads: int) -> None:
@@ -29,7 +29,7 @@ _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
-def _runner() -> Run:
+def _runner() -> RunShares:
     try:
         # looked up in what torch itself is linked against
         parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel

@@ -58,20 +58,20 @@ class PartForward:
         return self.forward(self.stage, *args)
 
 
-Builder = Callable[[Any], Sequence[InlineStage]]
-AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+InlineBuilder = Callable[[Any], Sequence[InlineStage]]
+AnyInlineBuilder = TypeVar("AnyInlineBuilder", bound=InlineBuilder)
 
-_builders: dict[str, Builder] = {}
+_builders: dict[str, InlineBuilder] = {}
 
 
-def register_inline_stages(qualified_name: str) -> Callable[[AnyBuilder], AnyBuilder]:
+def register_inline_stages(qualified_name: str) -> Callable[[AnyInlineBuilder], AnyInlineBuilder]:
     """Say how to make the inline stages of a model of this class, "package.module.Class".
 
     The function refuses an instance that it does not cover. What it makes is tried before it is believed: on
     a small image, the model has to give the same bits with these stages as without.
     """
 
-    def add(builder: AnyBuilder) -> AnyBuilder:
+    def add(builder: AnyInlineBuilder) -> AnyInlineBuilder:
         if qualified_name in _builders:
             raise PluginError(
                 qualified_name, "its inline stages are registered already", "Register them once only"

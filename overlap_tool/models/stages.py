@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
-from overlap_tool.copying import copied
 from overlap_tool.errors import OptionError, TraceError
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine

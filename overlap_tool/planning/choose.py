@@ -95,7 +95,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Bands:
+class BarrierBands:
     """How a barrier reads its map of this height and width: so many rows at a time."""
 
     height: int
@@ -114,7 +114,7 @@ class SegmentPlan:
     segment: Segment
     rows: AxisPlan
     columns: AxisPlan
-    bands: Mapping[str, Bands]
+    bands: Mapping[str, BarrierBands]
 
     @property
     def tiles(self) -> int:
@@ -269,14 +269,14 @@ def plan_segments(
         side = max(1, int(sides[dim] * input_scale * axis.scale))
         return _axis_plan(axis, lengths, side, schedule, one_shape)
 
-    def bands(source: str) -> Bands:
+    def bands(source: str) -> BarrierBands:
         """As many rows as hold about a tile's samples, over the whole width."""
         height, width = (of_axis[source] for of_axis in sizes)
         down, across = (
             max(1, int(side * input_scale * of_axis[network.index[source]]))
             for side, of_axis in zip(sides, scales, strict=True)
         )
-        return Bands(height, width, min(height, max(1, down * across // width)))
+        return BarrierBands(height, width, min(height, max(1, down * across // width)))
 
     return tuple(
         SegmentPlan(

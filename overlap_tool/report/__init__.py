@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from overlap_tool.analysis import Analysis
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report.certificate_html import certificate_to_html
 from overlap_tool.report.dot import to_dot
 from overlap_tool.report.html import to_html

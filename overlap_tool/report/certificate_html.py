@@ -6,7 +6,7 @@ from fractions import Fraction
 from xml.etree.ElementTree import Element
 
 from overlap_tool.report import certificate_tables
-from overlap_tool.report.page import Part, element, page, titled
+from overlap_tool.report.page import PagePart, element, page, titled
 from overlap_tool.report.pictures.heat import heat
 from overlap_tool.verification import Certificate, Check, DifferenceMap
 
@@ -18,7 +18,7 @@ def certificate_to_html(certificate: Certificate) -> str:
     verdict = "holds" if certificate.holds else "FAILS"
     badge = element("span", "badge good" if certificate.holds else "badge bad", verdict)
     failures = certificate_tables.failures(certificate)
-    parts: list[Part] = [
+    parts: list[PagePart] = [
         element("h1", "", f"{certificate.architecture}: in tiles, and untouched ", badge),
         element("p", "", certificate_tables.verdict(certificate)),
         element("p", "note", certificate_tables.headline(certificate)),
@@ -26,13 +26,13 @@ def certificate_to_html(certificate: Certificate) -> str:
         *_heats(certificate),
         *(part for table in certificate_tables.tables(certificate) for part in titled(table)),
         *titled(certificate_tables.plan_table(certificate)),
-        element("p", "note", certificate_tables.machine(certificate)),
+        element("p", "note", certificate_tables.machine_line(certificate)),
         element("p", "note", certificate.time),
     ]
     return page(f"{certificate.architecture}: {verdict}", *parts)
 
 
-def _heats(certificate: Certificate) -> list[Part]:
+def _heats(certificate: Certificate) -> list[PagePart]:
     placed = [(check, check.where) for check in certificate.of("failed") if check.where is not None]
     if not placed:
         return []

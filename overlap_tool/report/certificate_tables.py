@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from overlap_tool.report.tables import Table, by_number, count, size, untiled_tables
+from overlap_tool.report.tables import Table, by_number, count, in_units, untiled_tables
 from overlap_tool.verification import Certificate, Check
 
 TOLD: dict[str, str] = {
@@ -144,7 +144,7 @@ def plan_table(certificate: Certificate) -> Table:
                 str(plan.tiles),
                 f"{plan.left}/{plan.right}",
                 f"{plan.top}/{plan.bottom}",
-                size(plan.peak_bytes),
+                in_units(plan.peak_bytes),
                 count(plan.macs),
             )
             for plan in certificate.plans
@@ -184,7 +184,7 @@ def figures(check: Check) -> list[str]:
     return [f"{name}: {value}" for name, value in check.figures.items()]
 
 
-def machine(certificate: Certificate) -> str:
+def machine_line(certificate: Certificate) -> str:
     found = certificate.machine
     versions = ", ".join(f"{name} {version}" for name, version in found.libraries.items())
     return f"{found.device}, {found.cpu_capability}, {found.threads} threads; {versions}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from overlap_tool.analysis import Analysis
 from overlap_tool.legible import legible
+from overlap_tool.planning.analysis import Analysis
 
 
 def to_dot(analysis: Analysis) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from overlap_tool import __version__
-from overlap_tool.analysis import Analysis, StageReport
+from overlap_tool.planning.analysis import Analysis, StageReport
 from overlap_tool.report.maps import NOTHING, maps
-from overlap_tool.report.page import Part, element, page, picture, table, titled
+from overlap_tool.report.page import PagePart, element, page, picture, table, titled
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.graph import graph
 from overlap_tool.report.tables import (
     headline,
+    in_units,
     layer_table,
     model_tables,
     segment_tables,
-    size,
     tile_table,
 )
 
@@ -25,7 +25,7 @@ FEW = 12
 
 
 def to_html(analysis: Analysis) -> str:
-    parts: list[Part] = [
+    parts: list[PagePart] = [
         element("h1", "", f"{analysis.architecture}: overlaps of its tiles"),
         element("p", "", headline(analysis)),
         element("p", "note", f"weights {analysis.weights_sha256[:16]}, overlap-tool {__version__}"),
@@ -45,7 +45,7 @@ def to_html(analysis: Analysis) -> str:
     return page(f"{analysis.architecture}: overlaps", *parts)
 
 
-def _stage(number: int, stage: StageReport, block: int | None) -> list[Part]:
+def _stage(number: int, stage: StageReport, block: int | None) -> list[PagePart]:
     """`block` is the side of a block in pixels, if the stage is a network of a closed loop."""
     status = element("span", "badge good" if stage.status == "proved" else "badge", stage.status)
     chosen = stage.chosen
@@ -70,8 +70,8 @@ def _stage(number: int, stage: StageReport, block: int | None) -> list[Part]:
             partial(costs, stage),
             f"Marked is {'what wrap does' if block is None else 'one pass over all blocks'}: "
             f"{chosen.schedule}, tile {chosen.cost.tile}. Its maps take "
-            f"{size(chosen.cost.peak_bytes)} at most; {size(chosen.bounded_bytes)} with the stage's whole "
-            "input and output and the engine's copy of the weights. Batch 1, 32-bit floats.",
+            f"{in_units(chosen.cost.peak_bytes)} at most; {in_units(chosen.bounded_bytes)} with the stage's "
+            "whole input and output and the engine's copy of the weights. Batch 1, 32-bit floats.",
         ),
         *titled(tile_table(stage)),
         *titled(spatial),
@@ -93,7 +93,7 @@ def _reading(stage: StageReport) -> str:
     if edges is None:
         return (
             f"Every output depends on all of the input: {stage.passes} passes, with stores of "
-            f"{size(stage.store_bytes)} at most between them. Overlaps are those inside each pass."
+            f"{in_units(stage.store_bytes)} at most between them. Overlaps are those inside each pass."
         )
     return (
         "Beyond its own part, a tile reads so many samples of the stage's input: "
@@ -109,14 +109,14 @@ def _aligned(stage: StageReport) -> str:
     return f" This holds for tiles that start on a multiple of {multiple}."
 
 
-def _one_tile(stage: StageReport) -> list[Part]:
+def _one_tile(stage: StageReport) -> list[PagePart]:
     shown = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
     if shown is None:
         shown = picture(partial(passes, stage), "In samples of the map that is read.")
     return [element("h3", "", "One tile"), shown]
 
 
-def _joins(stage: StageReport) -> list[Part]:
+def _joins(stage: StageReport) -> list[PagePart]:
     shown = picture(
         partial(joins, stage),
         "A branch is computed for all who read it. What a join does not take of it is cropped: "

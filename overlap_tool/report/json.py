@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from overlap_tool import __version__, verification
-from overlap_tool.analysis import SCHEMA, Analysis
+from overlap_tool.planning.analysis import SCHEMA, Analysis
 from overlap_tool.verification import Certificate
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
 
-from overlap_tool.analysis import Edges, LayerReport, StageReport
+from overlap_tool.planning.analysis import Edges, LayerReport, StageReport
 
 NOTHING = Edges(0, 0, 0, 0)
 

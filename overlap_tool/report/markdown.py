@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from overlap_tool.analysis import Analysis
 from overlap_tool.legible import legible
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import Table, headline, tables
 from overlap_tool.verification import Certificate
@@ -19,7 +19,7 @@ def certificate_to_markdown(certificate: Certificate) -> str:
         f"{_text(certificate_tables.headline(certificate))}\n",
         *(f"- {_text(failure)}\n" for failure in certificate_tables.failures(certificate)),
         *map(_table, certificate_tables.tables(certificate)),
-        f"{_text(certificate_tables.machine(certificate))}\n",
+        f"{_text(certificate_tables.machine_line(certificate))}\n",
         f"{certificate.time}\n",
     ]
     return "\n".join(parts)

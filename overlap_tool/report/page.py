@@ -11,7 +11,7 @@ from overlap_tool.legible import legible
 from overlap_tool.report.pictures.drawing import DARK, LIGHT, NARROW, WIDE, Drawing
 from overlap_tool.report.tables import WORDS, Table
 
-Part = Element | str | None
+PagePart = Element | str | None
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Of the page's content: even if a name were taken for markup, nothing would run or be fetched."""
@@ -63,7 +63,7 @@ a { color: #8db4fa; }
 """
 
 
-def page(title: str, *parts: Part) -> str:
+def page(title: str, *parts: PagePart) -> str:
     html = Element("html", lang="en")
     head = SubElement(html, "head")
     SubElement(head, "meta", charset="utf-8")
@@ -77,7 +77,7 @@ def page(title: str, *parts: Part) -> str:
     return f"<!doctype html>\n{ElementTree.tostring(html, encoding='unicode', method='html')}\n"
 
 
-def element(tag: str, kind: str, *parts: Part, **attributes: str) -> Element:
+def element(tag: str, kind: str, *parts: PagePart, **attributes: str) -> Element:
     """An element with text and elements in it, in their order."""
     made = Element(tag, attributes)
     if kind:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from overlap_tool.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.models.stages import Untiled
+from overlap_tool.planning.analysis import Analysis, Edges, LayerReport, StageReport
 from overlap_tool.planning.choose import StagePlan
 from overlap_tool.wrapping.loops import LoopPlan
 
@@ -109,7 +109,7 @@ def segment_tables(stage: StageReport) -> list[Table]:
     return [
         Table(
             f"{stage.name}: {stage.passes} passes, one after every barrier, and stores of "
-            f"{size(stage.store_bytes)} at most; overlap of a tile, in samples of the map that it reads",
+            f"{in_units(stage.store_bytes)} at most; overlap of a tile, in samples of the map that it reads",
             ("pass", "reads", "scale", "left/right", "top/bottom", "stores", "then", "all stores"),
             tuple(
                 (
@@ -118,9 +118,9 @@ def segment_tables(stage: StageReport) -> list[Table]:
                     "\n".join(str(read.scale) for read in segment.reads),
                     "\n".join(f"{read.left}/{read.right}" for read in segment.reads),
                     "\n".join(f"{read.top}/{read.bottom}" for read in segment.reads),
-                    "\n".join(f"{short(store.name)} {size(store.bytes)}" for store in segment.stores),
+                    "\n".join(f"{short(store.name)} {in_units(store.bytes)}" for store in segment.stores),
                     "\n".join(map(short, segment.barriers)),
-                    size(segment.store_bytes),
+                    in_units(segment.store_bytes),
                 )
                 for number, segment in enumerate(stage.segments)
             ),
@@ -188,14 +188,14 @@ def tile_table(stage: StageReport) -> Table:
                 (
                     str(tile.tile),
                     str(tile.count),
-                    size(tile.peak_bytes),
+                    in_units(tile.peak_bytes),
                     f"{tile.peak_bytes / stage.full_peak_bytes:.1%}",
                     count(tile.macs),
                     f"{tile.overhead:.3f}",
                 )
                 for tile in stage.tiles
             ),
-            ("full", "1", size(stage.full_peak_bytes), "100%", count(stage.full_macs), "1.000"),
+            ("full", "1", in_units(stage.full_peak_bytes), "100%", count(stage.full_macs), "1.000"),
         ),
     )
 
@@ -214,10 +214,10 @@ def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, St
                 name,
                 f"{plan.schedule}, uniform" if plan.uniform else plan.schedule,
                 "x".join(map(str, plan.tile)),
-                *((str(len(plan.segments)), size(plan.store_bytes)) if barriers else ()),
+                *((str(len(plan.segments)), in_units(plan.store_bytes)) if barriers else ()),
                 str(plan.tiles),
-                size(plan.working_bytes),
-                size(plan.peak_bytes),
+                in_units(plan.working_bytes),
+                in_units(plan.peak_bytes),
                 count(plan.macs),
             )
             for name, plan in plans.items()
@@ -232,7 +232,7 @@ def headline(analysis: Analysis) -> str:
     return f"{analysis.architecture}({arguments}), image {width}x{height}{padded}"
 
 
-def size(n: int) -> str:
+def in_units(n: int) -> str:
     """Bytes, in binary units."""
     return _in_units(n, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from overlap_tool.analysis import Analysis
 from overlap_tool.legible import legible
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import WORDS, Table, headline, tables
 from overlap_tool.verification import Certificate

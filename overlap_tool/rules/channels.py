@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from overlap_tool.rules import barriers, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.pieces import Patches
-from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, Size, register_rule
+from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, SizeArgument, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -211,7 +211,7 @@ def rearrange(call: Call, tensor: Operand, pattern: str, **sizes: Any) -> Rule:
     ):
         call.refuse("moves or regroups images, rows or columns")
     lengths = {name: length for name, length in sizes.items() if name not in kept}
-    if any(isinstance(length, Size) for length in lengths.values()):
+    if any(isinstance(length, SizeArgument) for length in lengths.values()):
         call.refuse_size("regroups channels by the size of the map")
 
     def run(patches: Patches, tensor: Tensor, *_: Any, **__: Any) -> Any:

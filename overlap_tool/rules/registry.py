@@ -54,7 +54,7 @@ class Operand:
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeArgument:
     """An integer argument that follows the size of the input: its values at the trial sizes."""
 
     values: tuple[int, ...]
@@ -211,8 +211,8 @@ class Reduction:
         return replace(self, run=lambda module, *inputs: self.run(*inputs))
 
 
-Builder = Callable[..., Rule | Reduction]
-AnyBuilder = TypeVar("AnyBuilder", bound=Builder)
+RuleBuilder = Callable[..., Rule | Reduction]
+AnyRuleBuilder = TypeVar("AnyRuleBuilder", bound=RuleBuilder)
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -220,7 +220,7 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 class Registered:
     """A rule builder as it was registered."""
 
-    build: Builder
+    build: RuleBuilder
     accepts_sizes: bool
     any_layout: bool
 
@@ -232,7 +232,7 @@ _quantisers: set[str] = set()
 
 def register_rule(
     *targets: Any, accepts_sizes: bool = False, any_layout: bool = False, override: bool = False
-) -> Callable[[AnyBuilder], AnyBuilder]:
+) -> Callable[[AnyRuleBuilder], AnyRuleBuilder]:
     """Give the rule for modules, functions or tensor methods.
 
     A target is a module class, a function, the qualified name of either ("package.module.Class", so that it
@@ -243,7 +243,7 @@ def register_rule(
     the rule takes `any_layout`: a local one, whose `run` gets and gives pieces as the model lays them out.
     """
 
-    def add(builder: AnyBuilder) -> AnyBuilder:
+    def add(builder: AnyRuleBuilder) -> AnyRuleBuilder:
         keys = [_key(target) for target in targets]
         taken = [key for key in _registered if any(_same(key, new) for new in keys)]
         if taken and not override:

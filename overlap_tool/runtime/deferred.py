@@ -60,7 +60,7 @@ def origins(numbers: Numbers) -> Iterator[Numbers]:
         case Computed():
             for operand in numbers.operands:
                 yield from origins(operand)
-        case Part():
+        case Excerpt():
             yield from origins(numbers.whole)
         case Overwritten():
             yield from origins(numbers.before)
@@ -84,7 +84,7 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Operand:
+class Argument:
     """A tensor beside maps: as large as they are, or spread over rows, columns or both."""
 
     values: Tensor
@@ -127,7 +127,7 @@ class Computed:
     @property
     def only_source(self) -> Numbers | None:
         """What it is computed from, if that is one map, and tensors beside it."""
-        sources = [operand for operand in self.operands if not isinstance(operand, Operand)]
+        sources = [operand for operand in self.operands if not isinstance(operand, Argument)]
         return sources[0] if len(sources) == 1 else None
 
 
@@ -140,7 +140,7 @@ class _Through:
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         pieces = [
-            operand.read(rows, columns) if isinstance(operand, Operand) else values
+            operand.read(rows, columns) if isinstance(operand, Argument) else values
             for operand in self.computed.operands
         ]
         self.sink.write(rows, columns, self.computed.function(*pieces))
@@ -190,7 +190,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Part:
+class Excerpt:
     """A region of a map."""
 
     whole: Numbers
@@ -230,7 +230,7 @@ def part(whole: Numbers, region: Region) -> Numbers:
     if isinstance(whole, InMemory):
         lines = region.within(_slice(region.rows), _slice(region.columns))
         return InMemory(whole.values[lines], region.behind)
-    return Part(whole, region)
+    return Excerpt(whole, region)
 
 
 def _covered(lines: range, span: Span) -> Span:

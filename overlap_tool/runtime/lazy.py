@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.geometry import Span
-from overlap_tool.runtime.deferred import Computed, InMemory, Numbers, Operand, Overwritten, Region, part
+from overlap_tool.runtime.deferred import Argument, Computed, InMemory, Numbers, Overwritten, Region, part
 
 Tell = Callable[["LazyMap", str], None]
 """Called with a map, and the name of the function that needs all of it."""
@@ -440,7 +440,7 @@ def _computed(
 
     held = [_PIECE if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     operands = tuple(
-        leaf.numbers if isinstance(leaf, LazyMap) else Operand(leaf, leaf._version, behind_others)
+        leaf.numbers if isinstance(leaf, LazyMap) else Argument(leaf, leaf._version, behind_others)
         for leaf in leaves
         if isinstance(leaf, Tensor)
     )
@@ -496,7 +496,7 @@ def _spread_over(map: LazyMap, region: Region, value: Any) -> Any:
             value = value.each(partial(Tensor.to, dtype=map.dtype), map.dtype)
         return value.numbers
     tensor = torch.as_tensor(value, dtype=map.dtype, device=map.device).expand(region.shape)
-    return Operand(tensor, tensor._version, region.behind)
+    return Argument(tensor, tensor._version, region.behind)
 
 
 def _nothing(asked: Tensor, device: torch.device, behind: int = 2) -> InMemory:

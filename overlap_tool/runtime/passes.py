@@ -12,7 +12,7 @@ from torch import Tensor
 from overlap_tool.geometry import Span
 from overlap_tool.graph.network import Barrier, Network, Summary
 from overlap_tool.kernels import pieces
-from overlap_tool.planning.choose import Bands, SegmentPlan
+from overlap_tool.planning.choose import BarrierBands, SegmentPlan
 from overlap_tool.rules import Operand
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass, substituted
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink
@@ -114,7 +114,7 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
             values[node.id] = reduced(node, values, sources[node.source], part.bands[node.id])
 
 
-def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: Bands) -> Tensor:
+def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands) -> Tensor:
     """The barrier's value, by its rule, from bands of its map."""
     whole = _Banded(source, bands)
 
@@ -133,7 +133,7 @@ class _Banded:
     """A map in a store, as a barrier reads it: band by band, over the whole width."""
 
     source: Source
-    bands: Bands
+    bands: BarrierBands
 
     @property
     def shape(self) -> tuple[int, ...]:

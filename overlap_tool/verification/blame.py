@@ -16,7 +16,7 @@ from overlap_tool.geometry.plan import AxisPlan, whole
 from overlap_tool.graph.network import Barrier, Network, Op, Summary, leaves, maps_read
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import SegmentPlan, StagePlan
-from overlap_tool.rules import Operand, Patches, Size
+from overlap_tool.rules import Operand, Patches, SizeArgument
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import (
     EndlessSource,
@@ -29,14 +29,14 @@ from overlap_tool.runtime.execute import (
 from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
 
-Fault = Literal["overlap", "kernel", "schedule"]
+Culprit = Literal["overlap", "kernel", "schedule"]
 """The rule claims that too few inputs are read; the same numbers give other bits in another shape; or every
 op is right by itself, and it is the handing on of samples from tile to tile that is not."""
 
 
 @dataclass(frozen=True)
 class Blame:
-    fault: Fault
+    fault: Culprit
     op: str
     kind: str
     message: str
@@ -181,7 +181,7 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
     An argument that follows the size of the image is not kept in a network, so the rule runs such an op.
     """
 
-    if any(isinstance(leaf, Size) for leaf in leaves((op.args, op.kwargs))):
+    if any(isinstance(leaf, SizeArgument) for leaf in leaves((op.args, op.kwargs))):
         return compute_piece(op, everything, value)
     return rows_and_columns_last(op, _called(op.target, *_given(op, as_the_model_has_it(value))))
 

@@ -20,7 +20,7 @@ from overlap_tool.verification.certificate import Check, Figure
 from overlap_tool.verification.observing import Seen, differing
 from overlap_tool.verification.pieces import ShortSource, halo, run_tile
 
-SIDES = {
+EDGES = {
     "left": ("columns", True),
     "right": ("columns", False),
     "top": ("rows", True),
@@ -57,7 +57,7 @@ def check_minimality(network: Network, plan: StagePlan, seen: Seen, blank: Check
 def _check_segment(each: Pass, plan: StagePlan, blank: Check) -> Iterator[Check]:
     for given, op in enumerate(each.plan.segment.network.ops):
         if isinstance(op, Input) and each.plan.segment.computes:
-            for side in SIDES:
+            for side in EDGES:
                 figures: dict[str, Figure] = {"side": side}
                 if len(plan.segments) > 1:
                     figures |= {"segment": plan.segments.index(each.plan), "map": op.name}
@@ -65,7 +65,7 @@ def _check_segment(each: Pass, plan: StagePlan, blank: Check) -> Iterator[Check]
 
 
 def _check_side(each: Pass, given: int, side: str, blank: Check) -> Check:
-    along, before = SIDES[side]
+    along, before = EDGES[side]
     network = each.plan.segment.network
     axis: Axis = getattr(network, along)
     of_axis: AxisPlan = getattr(each.plan, along)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool import checkpoint
-from overlap_tool.analysis import StageOverlap
 from overlap_tool.checkpoint.artefact import wrapped_settings
-from overlap_tool.copying import copied
 from overlap_tool.errors import OptionError, OverlapToolError
+from overlap_tool.graph.copying import copied
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.models import coded
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
+from overlap_tool.planning.analysis import StageOverlap
 from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model

@@ -8,6 +8,7 @@ same bits as in the model that was not wrapped.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import REWRAP, Artefact
-from overlap_tool.copying import copied
 from overlap_tool.errors import (
     CheckpointError,
     OptionError,
@@ -30,7 +30,9 @@ from overlap_tool.errors import (
     TraceError,
     TrainingModeError,
 )
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Input, Network
+from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
@@ -92,11 +94,16 @@ class TiledForward:
     @property
     def network(self) -> Network:
         """The module's, which is traced anew if anything of it was changed."""
-        if self._network is None or self._snapshot is None or not self._snapshot.holds():
-            self._snapshot = None  # nor is it if that is refused
-            self.is_traced_as(_traced_anew(self.module, self.name, self._network))
-            assert self._network is not None
+        if not self._is_as_traced():
+            with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
+                if not self._is_as_traced():
+                    self._snapshot = None  # nor is it if that is refused
+                    self.is_traced_as(_traced_anew(self.module, self.name, self._network))
+        assert self._network is not None
         return self._network
+
+    def _is_as_traced(self) -> bool:
+        return self._network is not None and self._snapshot is not None and self._snapshot.holds()
 
     def is_traced_as(self, network: Network) -> None:
         self._network, self._snapshot = network, Snapshot(self.module)
@@ -111,11 +118,12 @@ class TiledForward:
         return self._plan(self.network, shape)
 
     def _plan(self, network: Network, shape: Shape) -> StagePlan:
-        if shape not in self._plans:
-            while len(self._plans) >= PLANS_KEPT:
-                del self._plans[next(iter(self._plans))]
-            self._plans[shape] = plan_stage(self.name, network, self.input_scale, shape, self.settings)
-        return self._plans[shape]
+        plan = self._plans.get(shape)
+        if plan is None:
+            plan = plan_stage(self.name, network, self.input_scale, shape, self.settings)
+            # another dict, since other threads may be reading this one
+            self._plans = dict([*self._plans.items(), (shape, plan)][-PLANS_KEPT:])
+        return plan
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -180,16 +188,15 @@ def _takes(network: Network, whole: Any) -> bool:
 
 def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
     """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
-    tiled = vars(module).pop("forward")  # while it is traced, its own counts
-    try:
-        if before is not None:
-            try:
-                return trace(module, name, before.ops[0].channels)
-            except TrialError:
-                pass
-        return trace(module, name)
-    finally:
-        module.forward = tiled
+    # a twin, on the same weights and parts, has the forward of its class: other threads run the module itself
+    twin = copy.copy(module)
+    vars(twin).pop("forward", None)
+    if before is not None:
+        try:
+            return trace(twin, name, before.ops[0].channels)
+        except TrialError:
+            pass
+    return trace(twin, name)
 
 
 Runner = Callable[[TiledForward, Tensor], Tensor]
@@ -358,9 +365,15 @@ def plans(
     return made
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """A wrapped model from the file that `overlap-tool wrap` wrote."""
-    return restore(Artefact.read(path), os.fspath(path), device)
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, trust: bool = False
+) -> nn.Module:
+    """A wrapped model from the file that `overlap-tool wrap` wrote.
+
+    The file of a class of one's own names that class, and importing it runs its code: it is refused unless
+    `trust` is given.
+    """
+    return restore(Artefact.read(path), os.fspath(path), device, trust)
 
 
 def settings_in(written: Mapping[str, Any], where: str) -> Settings:
@@ -375,10 +388,12 @@ def settings_in(written: Mapping[str, Any], where: str) -> Settings:
         raise CheckpointError(where, f"its settings are not known here ({error})", REWRAP) from error
 
 
-def restore(artefact: Artefact, where: str, device: str | torch.device = "cpu") -> nn.Module:
+def restore(
+    artefact: Artefact, where: str, device: str | torch.device = "cpu", trust: bool = False
+) -> nn.Module:
     """The wrapped model of an artefact; `where` names it in refusals."""
     settings = settings_in(artefact.settings, where)
-    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where)
+    model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where, trust)
     return _wrapped(model.to(device).eval(), settings, inplace=True)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.checkpoint_models import small_model
 
 from overlap_tool import checkpoint
-from overlap_tool.checkpoint.blank import TooLargeError, blank_weights
+from overlap_tool.checkpoint.blank import OverBudgetError, blank_weights
 from overlap_tool.errors import CheckpointError, UnknownArchitectureError, UntrustedPickleError, WeightsError
 
 
@@ -234,7 +234,7 @@ def test_widths_that_the_file_does_not_hold(weights, saved):
 
 
 def test_building_blank_takes_no_more_than_allowed():
-    with pytest.raises(TooLargeError), blank_weights(budget=1000):
+    with pytest.raises(OverBudgetError), blank_weights(budget=1000):
         torch.nn.Conv2d(1 << 20, 1 << 20, 5)
     with blank_weights(budget=1000):
         assert torch.nn.Conv2d(2, 3, 5).weight.shape == (3, 2, 5, 5)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from support.checkpoint_models import small_model
 
 from overlap_tool import checkpoint
-from overlap_tool.checkpoint.reading import CONTAINERS, strip_prefixes, unwrap
+from overlap_tool.checkpoint.reading import CONTAINERS, strip_prefixes, unwrapped_payload
 from overlap_tool.errors import CheckpointError, OptionError, PluginError, UntrustedPickleError, WeightsError
 
 
@@ -202,9 +202,9 @@ def test_a_trusted_module_cannot_be_forced(saved):
 
 
 def test_unwrap_finds_nothing_in_what_holds_nothing():
-    assert unwrap({"epoch": 1, "state_dict": {}}) is None
-    assert unwrap([torch.ones(1)]) is None
-    assert unwrap({1: torch.ones(1)}) is None
+    assert unwrapped_payload({"epoch": 1, "state_dict": {}}) is None
+    assert unwrapped_payload([torch.ones(1)]) is None
+    assert unwrapped_payload({1: torch.ones(1)}) is None
 
 
 def test_the_hash_sees_keys_types_shapes_and_bits():

@@ -6,7 +6,7 @@ import pytest
 from support.small_models import small_survey
 
 from overlap_tool import analyze
-from overlap_tool.analysis import StageReport
+from overlap_tool.planning.analysis import StageReport
 
 MBT_LIKE = {"g_a": (30, 15), "g_s": (1, 2), "h_a": (7, 4), "h_s": (1, 2)}
 CHENG_LIKE = {"g_a": (57, 42), "g_s": (7, 7), "h_a": (7, 4), "h_s": (4, 4)}

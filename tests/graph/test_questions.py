@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 import overlap_tool
@@ -219,3 +220,64 @@ def test_a_summary_is_what_it_was_before_the_op_in_place() -> None:
         return before + x * mean.relu_()
 
     assert_tiles_are_right(Doing(reads_before_and_after))
+
+
+# --- what the model's code calls ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda x: torch._assert(x.shape[-1] % 8 == 0, "width"),
+        lambda x: torch._check(x.shape[-1] % 8 == 0, lambda: "width"),
+        lambda x: torch._assert(x.shape[-1] > 4000000, "width"),
+    ],
+)
+def test_an_assertion_is_not_dropped(check) -> None:
+    """The model refused a width of 100, the wrapped one returned an image."""
+
+    def checked(m: Any, x: Tensor) -> Tensor:
+        check(x)
+        return x.tanh()
+
+    error = refusal(checked)
+    assert "decides something by" in error.reason or "torch._check" in error.reason
+
+
+def test_an_assertion_that_has_one_answer_is_kept_out_of_the_trace() -> None:
+    def checked(m: Any, x: Tensor) -> Tensor:
+        torch._assert(x.dim() == 4 and x.shape[1] == 4, "a map of four channels")
+        return x.tanh()
+
+    assert_tiles_are_right(Doing(checked))
+
+
+def test_a_layer_of_einops_is_what_its_function_is() -> None:
+    layer = Rearrange("b (n c) h w -> b n c h w", n=2)
+    stage = Doing(lambda m, x: layer(x).tanh().sum(2)).eval()
+    assert [op.kind for op in trace(stage, "stage", 3).ops[2:]] == ["rearrange", "tanh", "sum"]
+    assert_tiles_are_right(stage)
+
+
+def test_a_module_that_is_made_in_forward_is_followed() -> None:
+    def makes(m: Any, x: Tensor) -> Tensor:
+        return nn.Sequential(nn.ReLU(), nn.MaxPool2d(3, 1, 1))(nn.LeakyReLU(0.2)(x - 0.3))
+
+    stage = Doing(makes).eval()
+    own = set(dict(stage.named_modules()))
+    assert_tiles_are_right(stage)
+    assert set(dict(stage.named_modules())) == own
+    kinds = [op.kind for op in trace(stage, "stage", 3).ops[2:]]
+    assert kinds == ["sub", "LeakyReLU", "ReLU", "MaxPool2d"]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.Conv2d(4, 4, 1), "Conv2d with weights that is not one of its own submodules"),
+        (lambda: nn.BatchNorm2d(4), "BatchNorm2d with weights"),
+        (lambda: nn.Dropout(), "drops at random in eval mode"),
+    ],
+)
+def test_a_module_that_is_made_in_forward_may_not_have_weights_or_drop(make, reason) -> None:
+    assert reason in refusal(lambda m, x: make()(x)).reason

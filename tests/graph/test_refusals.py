@@ -40,7 +40,7 @@ from overlap_tool.errors import (
 from overlap_tool.geometry import Span
 from overlap_tool.graph import explaining
 from overlap_tool.graph.explaining import explained
-from overlap_tool.graph.spread import Reach, spread
+from overlap_tool.graph.spread import Extent, spread
 from overlap_tool.graph.trace import trace
 from overlap_tool.graph.tracer import Tracer
 
@@ -255,23 +255,23 @@ def test_a_scan_that_forgets_is_seen_by_its_gradient() -> None:
 
     found = spread(Doing(forgetting), 4)
     assert found is not None
-    assert (found.reach, found.line) == (Reach.EVERYWHERE, "column")
+    assert (found.reach, found.line) == (Extent.EVERYWHERE, "column")
 
 
 @pytest.mark.parametrize(
     ("compute", "reach"),
     [
-        (lambda m, x: m.wide(m.wide(x)), Reach.NEAR),
-        (lambda m, x: torch.roll(x, 3, 3), Reach.OPPOSITE_BORDER),
-        (lambda m, x: torch.roll(x, 3, 2), Reach.OPPOSITE_BORDER),
-        (lambda m, x: x.flip(3), Reach.OPPOSITE_BORDER),
-        (lambda m, x: m.wide(x.flip(3)).flip(3), Reach.NEAR),
+        (lambda m, x: m.wide(m.wide(x)), Extent.NEAR),
+        (lambda m, x: torch.roll(x, 3, 3), Extent.OPPOSITE_BORDER),
+        (lambda m, x: torch.roll(x, 3, 2), Extent.OPPOSITE_BORDER),
+        (lambda m, x: x.flip(3), Extent.OPPOSITE_BORDER),
+        (lambda m, x: m.wide(x.flip(3)).flip(3), Extent.NEAR),
         (lambda m, x: x.transpose(2, 3), None),
         (lambda m, x: x.mean((2, 3)), None),
         (lambda m, x: x + torch.rand_like(x), None),
         (lambda m, x: 1 / 0, None),
-        (lambda m, x: x - x.mean(3, keepdim=True), Reach.EVERYWHERE),
-        (lambda m, x: x - x.mean(2, keepdim=True), Reach.EVERYWHERE),
+        (lambda m, x: x - x.mean(3, keepdim=True), Extent.EVERYWHERE),
+        (lambda m, x: x - x.mean(2, keepdim=True), Extent.EVERYWHERE),
     ],
 )  # fmt: skip
 def test_how_far_a_change_is_seen(compute, reach) -> None:
@@ -301,7 +301,7 @@ def test_a_masked_shift_does_not_wrap() -> None:
     masked, unmasked = spread(Masked(4, shift=2), 4), spread(WindowAttention(4, shift=2), 4)
     assert masked is not None
     assert unmasked is not None
-    assert (masked.reach, unmasked.reach) == (Reach.NEAR, Reach.OPPOSITE_BORDER)
+    assert (masked.reach, unmasked.reach) == (Extent.NEAR, Extent.OPPOSITE_BORDER)
 
 
 # --- ways to mix positions: refused, or right --------------------------------------------------------------

@@ -98,15 +98,15 @@ def test_chains(dtype: torch.dtype, tmp_path: Path, monkeypatch) -> None:
     x = torch.randn(2, 21, 9, 50, dtype=dtype).to(memory_format=torch.channels_last)
     weight, bias = torch.randn(37, 21, 3, 3, dtype=dtype), torch.randn(37, dtype=dtype)
     expected = cpu.convolve(x, weight, bias, Form())
-    machine = codegen.Machine(16, 32)
+    machine = codegen.Processor(16, 32)
     for module in (codegen, cpu):
-        monkeypatch.setattr(module, "machine", lambda: machine)
+        monkeypatch.setattr(module, "processor", lambda: machine)
     monkeypatch.setattr(codegen, "triple", lambda: TRIPLE)
     program = compiled(codegen._Generator(machine, x.element_size(), False).module, tmp_path)
     packed, out = cpu.pack(weight, 1), torch.zeros_like(expected)
 
     def elsewhere(function: int, address: int, threads: int) -> None:
-        task = codegen.Task.from_address(address)
+        task = codegen.Share.from_address(address)
         sizes = {
             "x": x.nbytes,
             "w": packed.values.nbytes,

@@ -27,7 +27,7 @@ from overlap_tool.kernels.emulation import fma_of_doubles
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "docs" / "vectors" / "functions.json").read_text())
 INF, NAN = math.inf, math.nan
-WIDTHS = [codegen.Machine(16, 16), codegen.Machine(32, 16), codegen.Machine(64, 32)]
+WIDTHS = [codegen.Processor(16, 16), codegen.Processor(32, 16), codegen.Processor(64, 32)]
 
 
 def bits(values: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ def bits(values: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(params=WIDTHS, ids=["16 bytes", "32 bytes", "64 bytes"])
 def width(request, monkeypatch) -> None:
     """Code generated for vectors of this size."""
-    monkeypatch.setattr(codegen, "machine", lambda: request.param)
+    monkeypatch.setattr(codegen, "processor", lambda: request.param)
     monkeypatch.setattr(tensors, "_machine_code", tensors._machine_code.__wrapped__)
 
 
@@ -177,6 +177,24 @@ def test_powers_halfway_between_two_floats_go_to_the_even_one() -> None:
     assert torch.equal(compute("power", expected.double().sqrt().float(), numbers=(2.0,)), expected)
     cubes = torch.arange(3, 257, 2, dtype=torch.float64)
     assert torch.equal(compute("power", cubes.float(), numbers=(3.0,)), (cubes**3).float())
+
+
+@pytest.mark.parametrize("pairs", [1 << 19, pytest.param(1 << 26, marks=pytest.mark.slow)])
+def test_powers_of_random_pairs(pairs: int) -> None:
+    """PyTorch's float64 decides where all within 2**-44 of it is rounded alike, and MPFR the rest."""
+    gmpy2 = pytest.importorskip("gmpy2")
+    singles = gmpy2.context(precision=24, emax=128, emin=-148, subnormalize=True)
+    generator, at_once = torch.Generator().manual_seed(0), 1 << 19
+    for _ in range(pairs // at_once):
+        logarithm, size = torch.rand(2, at_once, generator=generator, dtype=torch.float64) * 2 - 1
+        x = (2.0 ** (logarithm * 148)).float()
+        y = (size * 150 / x.double().log2()).float()
+        found, wide = compute("pow", x, y), x.double() ** y.double()
+        low, high = (wide * (1 - 2.0**-44)).float(), (wide * (1 + 2.0**-44)).float()
+        assert torch.equal(found[low == high], low[low == high])
+        for at in (low != high).nonzero()[:, 0].tolist():
+            with gmpy2.context(singles):
+                assert float(found[at]) == float(gmpy2.mpfr(float(x[at])) ** gmpy2.mpfr(float(y[at])))
 
 
 def test_a_root_is_numpys_and_not_the_librarys() -> None:

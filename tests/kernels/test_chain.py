@@ -130,7 +130,7 @@ def test_without_an_openmp_runtime_python_threads_do_it(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "machine", [codegen.Machine(32, 16), codegen.Machine(16, 16), codegen.Machine(16, 32)]
+    "machine", [codegen.Processor(32, 16), codegen.Processor(16, 16), codegen.Processor(16, 32)]
 )
 def test_narrower_processors_compute_the_same(machine, monkeypatch) -> None:
     """As on AVX2, SSE and NEON: the vectors are shorter, the bits are not different."""

@@ -155,7 +155,7 @@ def test_a_processor_that_llvm_does_not_know_is_slow(monkeypatch) -> None:
         raise RuntimeError("failed getting host cpu features")
 
     monkeypatch.setattr(codegen.llvm, "get_host_cpu_features", unknown)
-    asked_anew = codegen.machine.__wrapped__
+    asked_anew = codegen.processor.__wrapped__
     for module in (codegen, cpu):
         monkeypatch.setattr(module, "machine", asked_anew)
     monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import overlap_tool
 from overlap_tool import report
 from overlap_tool.errors import OptionError, TraceError, UnknownOpError
+from overlap_tool.graph import explaining
 from overlap_tool.graph.network import Op
 from overlap_tool.models.stages import survey
 from overlap_tool.wrapping.retrofit import untiled
@@ -172,7 +173,8 @@ def test_channels_last_are_no_columns(width: int) -> None:
     ],
     ids=["one map", "unmasked roll", "two maps", "its size", "no rule"],
 )
-def test_a_context_model_over_the_whole_latent_stays_whole_and_is_named(context, reason) -> None:
+def test_a_context_model_over_the_whole_latent_stays_whole_and_is_named(context, reason, monkeypatch) -> None:
+    monkeypatch.setattr(explaining, "SECONDS", 60)  # or a slow machine may tell less the second time
     codec = GlobalContextCodec(context).eval()
     found = survey(codec)
     assert {"g_a", "g_s"} <= {stage.name for stage in found.stages}

@@ -16,8 +16,8 @@ from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint, report
-from overlap_tool.analysis import Analysis
 from overlap_tool.errors import OptionError
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report.terminal import show
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema.md"

@@ -18,14 +18,14 @@ from torch import nn
 
 import overlap_tool
 from overlap_tool import report
-from overlap_tool.analysis import Analysis, Edges, StageReport
 from overlap_tool.geometry import Span
+from overlap_tool.planning.analysis import Analysis, Edges, StageReport
 from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.drawing import NARROW, WIDE, Drawing
-from overlap_tool.report.pictures.graph import graph, lanes
-from overlap_tool.report.tables import size
+from overlap_tool.report.pictures.graph import graph, lanes_of
+from overlap_tool.report.tables import in_units
 
 CODEC = "cheng2020-anchor"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -112,7 +112,7 @@ def test_where_branches_meet_something_is_cropped(analysis) -> None:
 def test_a_lane_holds_one_map_at_a_time(architecture) -> None:
     for stage in analyzed(architecture).stages:
         rows = maps(stage)
-        placed = lanes(rows)
+        placed = lanes_of(rows)
         assert max(placed.of) < placed.count <= 6
         last = {source: number for number, row in enumerate(rows) for source in row.inputs}
         for number, lane in enumerate(placed.of):
@@ -228,7 +228,7 @@ def test_costs_are_those_of_the_analysis(analysis) -> None:
         titles = _titles(costs(stage))
         for kind, series in (("tiles", stage.tiles), ("stream", stage.streams)):
             for tile in series:
-                assert f"{kind}, tile {tile.tile}: {size(tile.peak_bytes)}" in titles
+                assert f"{kind}, tile {tile.tile}: {in_units(tile.peak_bytes)}" in titles
                 assert f"{kind}, tile {tile.tile}: {tile.overhead:.3f} times the full image" in titles
         marks = [mark for mark in _svg(costs(stage)).iter(f"{SVG}circle") if mark.get("class") == "chosen"]
         dots = [

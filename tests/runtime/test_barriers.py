@@ -26,7 +26,7 @@ from overlap_tool.errors import GlobalOpError, OverlapToolError, SizeDependenceE
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.segments import cut
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Bands, Schedule, Store, plan_segments
+from overlap_tool.planning.choose import BarrierBands, Schedule, Store, plan_segments
 from overlap_tool.report import to_json, to_markdown
 from overlap_tool.rules import Call, Operand, Reduction, WholeMap, register_rule
 from overlap_tool.rules.normalisation import moments
@@ -258,7 +258,7 @@ def test_a_barrier_gives_the_ops_own_bits_whatever_the_bands(name, size):
     with exact_kernels():
         full = reduce(x)
         for rows in range(1, size[0] + 1):
-            found = passes.reduced(barrier, {}, TensorSource(x, x.device), Bands(*size, rows))
+            found = passes.reduced(barrier, {}, TensorSource(x, x.device), BarrierBands(*size, rows))
             assert torch.equal(found, full), rows
     torch.testing.assert_close(full.double(), reduce(x.double()), rtol=1e-5, atol=1e-6)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.networks import PlainCnn
@@ -17,7 +18,8 @@ from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint
-from overlap_tool.errors import CheckpointError, OptionError
+from overlap_tool.errors import CheckpointError, OptionError, UntrustedClassError
+from overlap_tool.files import Codec
 from overlap_tool.wrapping.retrofit import tiled_stages
 
 
@@ -159,10 +161,73 @@ def test_a_class_of_ones_own_comes_back_by_its_path(run, tmp_path) -> None:
     options = ("--model", "support.networks:PlainCnn", "--kwargs", '{"width": 6}', "--tile", "24")
     code, _, err = run("wrap", *options, "-o", target)
     assert (code, err) == (0, "")
-    tiled = overlap_tool.load(target)
+    tiled = overlap_tool.load(target, trust=True)
     assert type(tiled) is PlainCnn
     assert tiled.head.out_channels == 6
     assert torch.load(target, weights_only=True)["architecture"] == "support.networks:PlainCnn"
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch) -> Path:
+    """The working folder: a wrapped model, and the module that it names, which leaves a mark."""
+    model = overlap_tool.wrap(PlainCnn(6).eval(), tile=16)
+    overlap_tool.save(model, tmp_path / "net.tiled.pt", "support.networks:PlainCnn", {"width": 6})
+    _change(tmp_path / "net.tiled.pt", architecture="marking:Net")
+    code = "from pathlib import Path\nfrom support.networks import PlainCnn as Net\nPath('mark').touch()\n"
+    (tmp_path / "marking.py").write_text(code)
+    torch.save(small_model("mbt2018-mean").state_dict(), tmp_path / "codec.pt")
+    (tmp_path / "plugin.py").touch()
+    np.save(tmp_path / "grey.npy", np.zeros((32, 32), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.delitem(sys.modules, "marking", raising=False)
+    yield tmp_path
+    sys.modules.pop("marking", None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["analyze net.tiled.pt", "verify net.tiled.pt --tile 16", "wrap net.tiled.pt --tile 8 -o again.pt",
+     "run grey.npy --model net.tiled.pt -o out.npy", "compress grey.npy --model net.tiled.pt -o out.lic",
+     "decompress net.tiled.pt --model net.tiled.pt -o out.png", "analyze net.tiled.pt --plugin plugin.py",
+     "run grey.npy --model net.tiled.pt -o out.npy --plugin plugin.py"],
+)  # fmt: skip
+def test_no_code_that_a_file_names_runs_untrusted(run, foreign, line) -> None:
+    code, _, err = run(*line.split())
+    assert code == 2
+    assert "net.tiled.pt: its model is a marking:Net" in err
+    assert "--trust" in err
+    assert not (foreign / "mark").exists()
+
+
+def test_nor_does_it_in_python(foreign) -> None:
+    sys.path.insert(0, str(foreign))
+    for read in (overlap_tool.load, checkpoint.load_checkpoint, overlap_tool.analyze, Codec.load):
+        with pytest.raises(UntrustedClassError, match="trust=True"):
+            read("net.tiled.pt")
+    assert not (foreign / "mark").exists()
+
+
+@pytest.mark.parametrize("line", ["analyze net.tiled.pt", "run grey.npy --model net.tiled.pt -o out.npy"])
+def test_trust_alone_does_not_make_the_working_folder_one_of_modules(run, foreign, line) -> None:
+    code, _, err = run(*line.split(), "--trust")
+    assert code == 2
+    assert "PYTHONPATH" in err
+    assert not (foreign / "mark").exists()
+    sys.path.append(str(foreign))
+    assert run(*line.split(), "--trust")[::2] == (0, "")
+    assert (foreign / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["analyze net.tiled.pt --model marking:Net", "analyze net.tiled.pt --trust --plugin plugin.py",
+     "run grey.npy --model net.tiled.pt -o out.npy --trust --plugin plugin.py"],
+)  # fmt: skip
+def test_it_runs_where_the_user_names_it(run, foreign, line) -> None:
+    """By the arguments that the file has, unless others are given: the default width does not fit."""
+    assert run(*line.split())[::2] == (0, "")
+    assert (foreign / "mark").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import overlap_tool
 from overlap_tool import exact_kernels
-from overlap_tool.copying import copied, modes
 from overlap_tool.errors import CopyError
+from overlap_tool.graph.copying import copied, modes
 
 
 class Features(nn.Module):

@@ -12,7 +12,7 @@ from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.pixels import padding
-from overlap_tool.files.summary import Clock
+from overlap_tool.files.summary import RunNotes
 
 LEAST_BITS = math.log2(65536 / 65535)
 """Of a symbol: its probability is told in 16 bits, and no symbol's is 1."""
@@ -71,12 +71,12 @@ def _sizes(shape: Any) -> Iterator[tuple[int, int]]:
             yield from _sizes(part)
 
 
-def tell_another_engine(head: Head, codec: Codec, clock: Clock) -> None:
+def tell_another_engine(head: Head, codec: Codec, notes: RunNotes) -> None:
     own = codec.fingerprint
     if head.engine != own:
         keys = sorted(key for key in {*own, *head.engine} if own.get(key) != head.engine.get(key))
         differences = ", ".join(f"{key} {head.engine.get(key)} then and {own.get(key)} now" for key in keys)
-        clock.note(
+        notes.note(
             f"another engine wrote this file ({differences}): where a scale differs in its last bit, "
             "symbols come out wrong; models whose symbols are hashed in the file then stop with an error"
         )

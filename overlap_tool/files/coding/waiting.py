@@ -11,7 +11,7 @@ from torch import nn
 
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.pixels import Frame
-from overlap_tool.files.summary import Clock
+from overlap_tool.files.summary import RunNotes
 
 LONG_WAIT = 60.0
 """Seconds from which one is told how long it will take."""
@@ -20,7 +20,7 @@ TRIALS_NOT_WORTH_IT = 8
 """An image of at most so many trial images is simply coded."""
 
 
-def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, clock: Clock) -> None:
+def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
     """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
     if not any(_one_by_one(module) for module in codec.model.modules()):
         return
@@ -35,7 +35,7 @@ def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, clock: Clock) -
         seconds = (time.monotonic() - started) * times
     if seconds > LONG_WAIT:
         resumed = "can be resumed" if _latent_bytes(codec, frame) > in_memory else "cannot be resumed"
-        clock.note(
+        notes.note(
             f"{codec.architecture} codes one position after another: this takes about {_spoken(seconds)}, "
             f"and {resumed}"
         )

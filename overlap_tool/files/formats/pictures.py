@@ -158,7 +158,7 @@ class TiffPage:
         _refuse_undecodable(where, page, tifffile)
         profile = page.tags.valueof(ICC_PROFILE)
         self.profile = profile if isinstance(profile, bytes) else None
-        self.turn = Turn.of(page.tags.valueof(ORIENTATION))
+        self.turn = Orientation.of(page.tags.valueof(ORIENTATION))
         self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
         self.stored = page.imagelength, page.imagewidth
         self.shape = (*self.turn.size(*self.stored), page.samplesperpixel)
@@ -206,7 +206,7 @@ class TiffPage:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Orientation:
     """How an image is shown: its rows and columns exchanged, then mirrored, then upside down."""
 
     exchanged: bool = False
@@ -214,11 +214,13 @@ class Turn:
     upside_down: bool = False
 
     @staticmethod
-    def of(orientation: object) -> Turn:
+    def of(orientation: object) -> Orientation:
         """By EXIF's number; another says nothing."""
         if orientation not in range(1, 9):
-            return Turn()
-        return Turn(orientation in (5, 6, 7, 8), orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8))
+            return Orientation()
+        return Orientation(
+            orientation in (5, 6, 7, 8), orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+        )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         return (width, height) if self.exchanged else (height, width)

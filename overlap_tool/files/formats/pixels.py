@@ -14,11 +14,11 @@ from overlap_tool.errors import ImageFileError
 from overlap_tool.files.formats.pictures import FLATTEN, Picture, read_rows
 from overlap_tool.geometry import Span, brought_up
 
-Padding = tuple[int, int, int, int]
+Margins = tuple[int, int, int, int]
 """Columns on the left and right, rows on top and at the bottom."""
 
 
-def padding(height: int, width: int, multiple: int) -> Padding:
+def padding(height: int, width: int, multiple: int) -> Margins:
     return *brought_up(width, multiple), *brought_up(height, multiple)
 
 
@@ -30,7 +30,7 @@ class Frame:
     width: int
     channels: int
     dtype: np.dtype[Any]
-    around: Padding = (0, 0, 0, 0)
+    around: Margins = (0, 0, 0, 0)
 
     @property
     def padded(self) -> tuple[int, int]:

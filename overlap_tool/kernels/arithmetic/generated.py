@@ -34,7 +34,7 @@ ITEM = 8192
 Program = Callable[..., Any]
 
 
-class Lanes:
+class Vector:
     """Numbers, integers or truth values, one in each lane, with Python's operators."""
 
     def __init__(self, o: Generator, value: ir.Value) -> None:
@@ -45,68 +45,68 @@ class Lanes:
         kind = self.value.type
         return kind.element if isinstance(kind, ir.VectorType) else kind
 
-    def _binary(self, other: Any, on_numbers: str, on_integers: str, swap: bool = False) -> Lanes:
+    def _binary(self, other: Any, on_numbers: str, on_integers: str, swap: bool = False) -> Vector:
         a, b = self.value, self.o.lifted(other, self.kind).value
         if swap:
             a, b = b, a
         name = on_integers if isinstance(self.kind, ir.IntType) else on_numbers
-        return Lanes(self.o, getattr(self.o.b, name)(a, b))
+        return Vector(self.o, getattr(self.o.b, name)(a, b))
 
-    def _compared(self, how: str, other: Any) -> Lanes:
+    def _compared(self, how: str, other: Any) -> Vector:
         a, b = self.value, self.o.lifted(other, self.kind).value
         if isinstance(self.kind, ir.IntType):
-            return Lanes(self.o, self.o.b.icmp_signed(how, a, b))
-        return Lanes(self.o, self.o.b.fcmp_ordered(how, a, b))
+            return Vector(self.o, self.o.b.icmp_signed(how, a, b))
+        return Vector(self.o, self.o.b.fcmp_ordered(how, a, b))
 
-    def __add__(self, other: Any) -> Lanes:
+    def __add__(self, other: Any) -> Vector:
         return self._binary(other, "fadd", "add")
 
-    def __sub__(self, other: Any) -> Lanes:
+    def __sub__(self, other: Any) -> Vector:
         return self._binary(other, "fsub", "sub")
 
-    def __rsub__(self, other: Any) -> Lanes:
+    def __rsub__(self, other: Any) -> Vector:
         return self._binary(other, "fsub", "sub", swap=True)
 
-    def __mul__(self, other: Any) -> Lanes:
+    def __mul__(self, other: Any) -> Vector:
         return self._binary(other, "fmul", "mul")
 
-    def __truediv__(self, other: Any) -> Lanes:
+    def __truediv__(self, other: Any) -> Vector:
         return self._binary(other, "fdiv", "")
 
-    def __rtruediv__(self, other: Any) -> Lanes:
+    def __rtruediv__(self, other: Any) -> Vector:
         return self._binary(other, "fdiv", "", swap=True)
 
-    def __and__(self, other: Any) -> Lanes:
+    def __and__(self, other: Any) -> Vector:
         return self._binary(other, "", "and_")
 
-    def __or__(self, other: Any) -> Lanes:
+    def __or__(self, other: Any) -> Vector:
         return self._binary(other, "", "or_")
 
-    def __xor__(self, other: Any) -> Lanes:
+    def __xor__(self, other: Any) -> Vector:
         return self._binary(other, "", "xor")
 
-    def __lshift__(self, count: int) -> Lanes:
+    def __lshift__(self, count: int) -> Vector:
         return self._binary(count, "", "shl")
 
-    def __neg__(self) -> Lanes:
-        return Lanes(self.o, self.o.b.fneg(self.value))
+    def __neg__(self) -> Vector:
+        return Vector(self.o, self.o.b.fneg(self.value))
 
-    def __invert__(self) -> Lanes:
-        return Lanes(self.o, self.o.b.not_(self.value))
+    def __invert__(self) -> Vector:
+        return Vector(self.o, self.o.b.not_(self.value))
 
-    def __lt__(self, other: Any) -> Lanes:
+    def __lt__(self, other: Any) -> Vector:
         return self._compared("<", other)
 
-    def __le__(self, other: Any) -> Lanes:
+    def __le__(self, other: Any) -> Vector:
         return self._compared("<=", other)
 
-    def __gt__(self, other: Any) -> Lanes:
+    def __gt__(self, other: Any) -> Vector:
         return self._compared(">", other)
 
-    def __ge__(self, other: Any) -> Lanes:
+    def __ge__(self, other: Any) -> Vector:
         return self._compared(">=", other)
 
-    def __eq__(self, other: object) -> Lanes:  # type: ignore[override]
+    def __eq__(self, other: object) -> Vector:  # type: ignore[override]
         return self._compared("==", other)
 
     __radd__, __rmul__, __rand__, __ror__ = __add__, __mul__, __and__, __or__
@@ -123,24 +123,24 @@ class Generator:
     def of(self, kind: ir.Type) -> ir.Type:
         return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
 
-    def lifted(self, value: Any, kind: ir.Type) -> Lanes:
+    def lifted(self, value: Any, kind: ir.Type) -> Vector:
         """A number of Python's in every lane."""
-        if isinstance(value, Lanes):
+        if isinstance(value, Vector):
             return value
         one = ir.Constant(kind, value)
-        return Lanes(self, one if self.lanes == 1 else ir.Constant(self.of(kind), [one] * self.lanes))
+        return Vector(self, one if self.lanes == 1 else ir.Constant(self.of(kind), [one] * self.lanes))
 
-    def splat(self, scalar: ir.Value) -> Lanes:
+    def splat(self, scalar: ir.Value) -> Vector:
         if self.lanes == 1:
-            return Lanes(self, scalar)
+            return Vector(self, scalar)
         vector = ir.Constant(self.of(scalar.type), ir.Undefined)
         zeros = ir.Constant(self.of(I32), [I32(0)] * self.lanes)
-        return Lanes(
+        return Vector(
             self, self.b.shuffle_vector(self.b.insert_element(vector, scalar, I32(0)), vector, zeros)
         )
 
-    def _intrinsic(self, name: str, *arguments: Any) -> Lanes:
-        kind = next((a.kind for a in arguments if isinstance(a, Lanes)), DOUBLE)
+    def _intrinsic(self, name: str, *arguments: Any) -> Vector:
+        kind = next((a.kind for a in arguments if isinstance(a, Vector)), DOUBLE)
         values = [self.lifted(a, kind).value for a in arguments]
         width = "" if self.lanes == 1 else f"v{self.lanes}"
         full = f"llvm.{name}.{width}f{32 if kind == SINGLE else 64}"
@@ -148,42 +148,42 @@ class Generator:
         if function is None:
             signature = ir.FunctionType(self.of(kind), [self.of(kind)] * len(values))
             function = ir.Function(self.module, signature, full)
-        return Lanes(self, self.b.call(function, values))
+        return Vector(self, self.b.call(function, values))
 
-    def fma(self, a: Any, b: Any, c: Any) -> Lanes:
+    def fma(self, a: Any, b: Any, c: Any) -> Vector:
         return self._intrinsic("fma", a, b, c)
 
-    def sqrt(self, x: Lanes) -> Lanes:
+    def sqrt(self, x: Vector) -> Vector:
         return self._intrinsic("sqrt", x)
 
-    def abs(self, x: Lanes) -> Lanes:
+    def abs(self, x: Vector) -> Vector:
         return self._intrinsic("fabs", x)
 
-    def copysign(self, x: Lanes, sign: Lanes) -> Lanes:
+    def copysign(self, x: Vector, sign: Vector) -> Vector:
         return self._intrinsic("copysign", x, sign)
 
-    def where(self, mask: Lanes, one: Any, other: Any) -> Lanes:
+    def where(self, mask: Vector, one: Any, other: Any) -> Vector:
         plain = I64 if isinstance(one, int) and isinstance(other, int) else DOUBLE
-        kind = next((x.kind for x in (one, other) if isinstance(x, Lanes)), plain)
+        kind = next((x.kind for x in (one, other) if isinstance(x, Vector)), plain)
         values = (self.lifted(x, kind).value for x in (one, other))
-        return Lanes(self, self.b.select(mask.value, *values))
+        return Vector(self, self.b.select(mask.value, *values))
 
-    def bits(self, x: Lanes) -> Lanes:
-        return Lanes(self, self.b.bitcast(x.value, self.of(I64)))
+    def bits(self, x: Vector) -> Vector:
+        return Vector(self, self.b.bitcast(x.value, self.of(I64)))
 
-    def number(self, bits: Lanes) -> Lanes:
-        return Lanes(self, self.b.bitcast(bits.value, self.of(DOUBLE)))
+    def number(self, bits: Vector) -> Vector:
+        return Vector(self, self.b.bitcast(bits.value, self.of(DOUBLE)))
 
-    def upper(self, bits: Lanes, count: int) -> Lanes:
-        return Lanes(self, self.b.lshr(bits.value, self.lifted(count, I64).value))
+    def upper(self, bits: Vector, count: int) -> Vector:
+        return Vector(self, self.b.lshr(bits.value, self.lifted(count, I64).value))
 
-    def widen(self, x: Lanes) -> Lanes:
-        return Lanes(self, self.b.fpext(x.value, self.of(DOUBLE))) if self.single else x
+    def widen(self, x: Vector) -> Vector:
+        return Vector(self, self.b.fpext(x.value, self.of(DOUBLE))) if self.single else x
 
-    def narrow(self, x: Lanes) -> Lanes:
-        return Lanes(self, self.b.fptrunc(x.value, self.of(SINGLE))) if self.single else x
+    def narrow(self, x: Vector) -> Vector:
+        return Vector(self, self.b.fptrunc(x.value, self.of(SINGLE))) if self.single else x
 
-    def table(self, values: Sequence[int], index: Lanes) -> Lanes:
+    def table(self, values: Sequence[int], index: Vector) -> Vector:
         """Lane by lane: who asks for it does so rarely."""
         kind = ir.ArrayType(DOUBLE, len(values))
         name = f"table_{abs(hash(tuple(values)))}"
@@ -195,14 +195,14 @@ class Generator:
         last = len(values) - 1
         index = self.where(index < 0, 0, self.where(index > last, last, index))
         if self.lanes == 1:
-            return Lanes(self, self.b.load(self.b.gep(stored, [I64(0), index.value])))
+            return Vector(self, self.b.load(self.b.gep(stored, [I64(0), index.value])))
         found: ir.Value = ir.Constant(self.of(DOUBLE), ir.Undefined)
         for lane in range(self.lanes):
             at = self.b.extract_element(index.value, I32(lane))
             found = self.b.insert_element(found, self.b.load(self.b.gep(stored, [I64(0), at])), I32(lane))
-        return Lanes(self, found)
+        return Vector(self, found)
 
-    def rarely(self, mask: Lanes, compute: Callable[[], Any], otherwise: Any) -> Any:
+    def rarely(self, mask: Vector, compute: Callable[[], Any], otherwise: Any) -> Any:
         """A branch that is taken if a lane needs it."""
         several = otherwise if isinstance(otherwise, tuple) else (otherwise,)
         any_lane = mask.value
@@ -220,7 +220,7 @@ class Generator:
             either = self.b.phi(one.value.type)
             either.add_incoming(one.value, inside)
             either.add_incoming(other.value, before)
-            results.append(Lanes(self, either))
+            results.append(Vector(self, either))
         return tuple(results) if isinstance(otherwise, tuple) else results[0]
 
 
@@ -265,7 +265,7 @@ def loop_over(
         for pointer in read:
             value = b.load(pointer)
             value.align = kind_bytes
-            values.append(Lanes(o, value))
+            values.append(Vector(o, value))
         return program(o, *values, *scalars).value
 
     kind_bytes = 4 if single else 8

@@ -80,7 +80,7 @@ def _run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -
 @cache
 def _machine_code(name: str, single: bool, inputs: int, numbers: int) -> int | None:
     """Nothing where LLVM does not know the processor."""
-    lanes = (1 if name in LONG else AT_ONCE) * codegen.machine().lanes(4)
+    lanes = (1 if name in LONG else AT_ONCE) * codegen.processor().lanes(4)
     try:
         return codegen.compiled(loop_over(PROGRAMS[name], single, inputs, numbers, lanes, codegen.triple()))
     except RuntimeError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlap_tool.analysis import Edges, StageReport
 from overlap_tool.legible import shortened
+from overlap_tool.planning.analysis import Edges, StageReport
 from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
 

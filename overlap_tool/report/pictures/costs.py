@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log, log2
 
-from overlap_tool.analysis import StageReport, TileReport
+from overlap_tool.planning.analysis import StageReport, TileReport
 from overlap_tool.report.pictures.drawing import WIDE, Drawing
-from overlap_tool.report.tables import count, size
+from overlap_tool.report.tables import count, in_units
 
 PANEL = 210.0
 """How high one of the two charts is."""
@@ -55,10 +55,10 @@ def _memory(drawing: Drawing, stage: StageReport, x: float, y: float, wide: floa
     first = floor(log(min(values), FACTOR))
     ticks = [FACTOR**power for power in range(first, max(ceil(log(max(values), FACTOR)), first + 1) + 1)]
     chart = _chart(stage, x, y, wide, (ticks[0], ticks[-1]), log2)
-    _axes(drawing, stage, chart, "memory for maps, one tile at a time", [(t, size(t)) for t in ticks])
+    _axes(drawing, stage, chart, "memory for maps, one tile at a time", [(t, in_units(t)) for t in ticks])
     full = chart.y(stage.full_peak_bytes)
     drawing.line(chart.left, full, chart.left + chart.width, full, "full")
-    _lines(drawing, stage, chart, lambda tile: tile.peak_bytes, lambda tile: size(tile.peak_bytes))
+    _lines(drawing, stage, chart, lambda tile: tile.peak_bytes, lambda tile: in_units(tile.peak_bytes))
 
 
 def _arithmetic(drawing: Drawing, stage: StageReport, x: float, y: float, wide: float) -> None:
@@ -132,7 +132,7 @@ def _legend(drawing: Drawing, stage: StageReport, beside: bool) -> None:
         drawing.text(x + 23, 18, name, "small")
         x += 40 + 6 * len(name)
     chosen = stage.chosen
-    told = f"chosen: {chosen.schedule}, tile {chosen.cost.tile}: {size(chosen.cost.peak_bytes)}"
+    told = f"chosen: {chosen.schedule}, tile {chosen.cost.tile}: {in_units(chosen.cost.peak_bytes)}"
     x, y = (x, 14.0) if beside else (8.0, 34.0)
     drawing.circle(x + 8, y, 6, "chosen")
     drawing.text(x + 20, y + 4, told, "small")

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from overlap_tool.analysis import Analysis
 from overlap_tool.errors import OptionError
+from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.drawing import PAPER, Drawing

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlap_tool.analysis import Edges, StageReport
 from overlap_tool.legible import shortened
+from overlap_tool.planning.analysis import Edges, StageReport
 from overlap_tool.report.maps import Map, maps
 from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
 
 LANE = 13.0
-OWN = 40.0
+OWN_COLOUR = 40.0
 """How wide a tile's own part is drawn: overlaps are to scale, tiles are not."""
 NUMBER = 30.0
 """Room for a number beside a bar."""
@@ -27,7 +27,7 @@ class Lanes:
     count: int
 
 
-def lanes(rows: Sequence[Map]) -> Lanes:
+def lanes_of(rows: Sequence[Map]) -> Lanes:
     """Every map in the leftmost lane of those it reads for the last time, else in the leftmost free one."""
     last = {source: number for number, row in enumerate(rows) for source in row.inputs}
     holders: list[int | None] = []
@@ -86,7 +86,7 @@ class _Sheet:
     def unit(self) -> float:
         """Pixels per sample of the stage's input."""
         most = max(self.extent(before=True) + self.extent(before=False), 1)
-        return (self.width - self.bars - OWN - 2 * NUMBER - 4) / most
+        return (self.width - self.bars - OWN_COLOUR - 2 * NUMBER - 4) / most
 
     def extent(self, before: bool) -> float:
         """The most overlap on one side, in samples of the stage's input."""
@@ -102,7 +102,7 @@ class _Sheet:
 def graph(stage: StageReport, width: int = WIDE) -> Drawing:
     rows = maps(stage)
     two_axes = any(_across(row.overlap) != _down(row.overlap) for row in rows)
-    sheet = _Sheet(rows, lanes(rows), two_axes, width)
+    sheet = _Sheet(rows, lanes_of(rows), two_axes, width)
     drawing = Drawing(width, f"{stage.name}: its maps, and what a tile needs of each")
     _legend(drawing, sheet)
     for number in range(0, len(rows), 2):
@@ -178,13 +178,13 @@ def _bar(drawing: Drawing, sheet: _Sheet, row: Map, sides: tuple[int, int], y: f
     """Lengths in samples of the stage's input, numbers in the map's own."""
     before, after = (float(side / row.scale) * sheet.unit for side in sides)
     own = sheet.bars + NUMBER + sheet.extent(before=True) * sheet.unit
-    drawing.rect(own, y, OWN, 10, "own")
+    drawing.rect(own, y, OWN_COLOUR, 10, "own")
     if sides[0]:
         drawing.rect(own - before, y, before, 10, "before")
     if sides[1]:
-        drawing.rect(own + OWN, y, after, 10, "after")
+        drawing.rect(own + OWN_COLOUR, y, after, 10, "after")
     drawing.text(own - before - 4, y + 9, str(sides[0]), "small", "end")
-    drawing.text(own + OWN + after + 4, y + 9, str(sides[1]), "small")
+    drawing.text(own + OWN_COLOUR + after + 4, y + 9, str(sides[1]), "small")
 
 
 def _across(edges: Edges) -> tuple[int, int]:

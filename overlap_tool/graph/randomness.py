@@ -1,0 +1,65 @@
+"""Random numbers that leave the process's own as they are, whatever other threads draw meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OwnRandomness(TorchDispatchMode):
+    """Inside, this thread draws from generators of its own, which begin at `seed`.
+
+    Where an op takes no generator, the process's has the state of its own while the op runs.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.drawn = False
+        """Whether numbers were, and not shapes alone."""
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        where = next((each.device for each in args if isinstance(each, Tensor)), kwargs.get("device"))
+        generator = self.generator(torch.device(where or "cpu"))
+        with_generator = _with_generator(func)
+        if with_generator is not None:
+            result = with_generator(*args, **{**kwargs, "generator": generator})
+        else:
+            result = self.in_place_of_the_process(lambda: func(*args, **kwargs))
+        self.drawn |= isinstance(result, Tensor) and not (isinstance(result, FakeTensor) or result.is_meta)
+        return result
+
+    def in_place_of_the_process(self, draw: Callable[[], Any]) -> Any:
+        own = self.generator(torch.device("cpu"))
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(own.get_state())
+            try:
+                return draw()
+            finally:
+                own.set_state(torch.get_rng_state())
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        device = device if device.type == "cuda" else torch.device("cpu")
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
+
+
+def _with_generator(func: Any) -> Any:
+    """The op, or its other form, that takes a generator; none if there is none."""
+    if any(argument.name == "generator" for argument in func._schema.arguments):
+        return func
+    name = func._overloadname.replace("default", "")
+    name = f"{name}_generator" if name else "generator"
+    return getattr(func.overloadpacket, name, None)

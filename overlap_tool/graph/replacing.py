@@ -1,0 +1,132 @@
+"""What stands in for methods of `nn.Module` and for some functions while a module is traced.
+
+All threads share them, and what `torch.fx` puts in their place traces in every thread. Here, what stands in
+asks whether its own thread is tracing, and does what the original does if not.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any
+
+from torch import fx, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch as given_to_fx_wrap
+
+from overlap_tool.graph.network import leaves
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a module is traced: it is in eval mode then, and some of its weights are put aside."""
+
+_call, _getattr = nn.Module.__call__, nn.Module.__getattr__
+
+_MISSING = object()
+
+
+class _Tracing(threading.local):
+    """What the current thread traces with, if it does."""
+
+    tracer: fx.Tracer | None = None
+    parameters: dict[str, Any]
+
+
+_tracing = _Tracing()
+
+
+@contextmanager
+def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
+    """Inside, this thread's calls of modules and parameters go to the tracer, and functions that would look
+    into a traced value are recorded as they stand."""
+    before = vars(_tracing).copy()
+    with ExitStack() as stack:
+        for frame, name, function in _functions_around(root):
+            stack.enter_context(_replaced(frame, name, _recorded(function)))
+        for name, method in (("__call__", _traced_call), ("__getattr__", _traced_getattr)):
+            stack.enter_context(_replaced_method(name, method))
+        _tracing.tracer, _tracing.parameters = tracer, {}
+        try:
+            yield
+        finally:
+            vars(_tracing).clear()
+            vars(_tracing).update(before)
+
+
+@wraps(_call)
+def _traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if _tracing.tracer is None:
+        return _call(module, *args, **kwargs)
+    return _tracing.tracer.call_module(module, partial(_call, module), args, kwargs)
+
+
+@wraps(_getattr)
+def _traced_getattr(module: nn.Module, name: str) -> Any:
+    value = _getattr(module, name)
+    if _tracing.tracer is None:
+        return value
+    return _tracing.tracer.getattr(name, value, _tracing.parameters)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        traced = next((leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
+        if traced is None:
+            return function(*args, **kwargs)
+        return traced.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return record
+
+
+def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
+    """Where the model's code finds functions that are recorded as they stand: those of `math`, which take
+    plain numbers; einops', which look at the type of what they are given; and what was given to
+    `torch.fx.wrap`."""
+    as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
+    forwards = [type(root).forward, *(part.forward for part in root.modules())]
+    frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
+    for frame in {id(frame): frame for frame in frames}.values():
+        for name, value in frame.copy().items():
+            if not name.startswith("_") and id(value) in as_they_stand:
+                yield frame, name, value
+    for (_, name), frame in given_to_fx_wrap.copy().items():
+        yield frame, name, frame[name] if name in frame else getattr(builtins, name)
+
+
+def _public(module: Any) -> list[Callable[..., Any]]:
+    return [value for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+
+
+def _einops_functions() -> tuple[Callable[..., Any], ...]:
+    """einops' functions, if the model has imported it."""
+    einops = sys.modules.get("einops")
+    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
+
+
+@contextmanager
+def _replaced(frame: dict[str, Any], name: str, new: Callable[..., Any]) -> Iterator[None]:
+    before = frame.get(name, _MISSING)
+    frame[name] = new
+    try:
+        yield
+    finally:
+        if frame.get(name) is new:  # else another thread has replaced it, by torch.fx itself
+            if before is _MISSING:
+                del frame[name]
+            else:
+                frame[name] = before
+
+
+@contextmanager
+def _replaced_method(name: str, new: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(nn.Module, name)
+    setattr(nn.Module, name, new)
+    try:
+        yield
+    finally:
+        if getattr(nn.Module, name) is new:
+            setattr(nn.Module, name, before)
