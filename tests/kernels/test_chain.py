@@ -135,7 +135,7 @@ def test_without_an_openmp_runtime_python_threads_do_it(monkeypatch) -> None:
 def test_narrower_processors_compute_the_same(machine, monkeypatch) -> None:
     """As on AVX2, SSE and NEON: the vectors are shorter, the bits are not different."""
     for module in (codegen, cpu):
-        monkeypatch.setattr(module, "machine", lambda: machine)
+        monkeypatch.setattr(module, "processor", lambda: machine)
     monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)
     for name in ("3x3", "two groups of 17", "depthwise", "more than a block of channels"):
         x, weight, bias, form = operands(CASES[name])

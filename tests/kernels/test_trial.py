@@ -157,7 +157,7 @@ def test_a_processor_that_llvm_does_not_know_is_slow(monkeypatch) -> None:
     monkeypatch.setattr(codegen.llvm, "get_host_cpu_features", unknown)
     asked_anew = codegen.processor.__wrapped__
     for module in (codegen, cpu):
-        monkeypatch.setattr(module, "machine", asked_anew)
+        monkeypatch.setattr(module, "processor", asked_anew)
     monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)
     x, weight = torch.randn(1, 4, 6, 5), torch.randn(4, 3, 3, 3)
     expected = transposed(x, weight, None, (2, 2), (1, 1), (1, 1), (1, 1), 1)
