@@ -106,6 +106,7 @@ def wrap(
             uniform=uniform,
             inplace=True,
         )
+        image = retrofit.brought_up_to_fit(tiled, image)
         plans = retrofit.plans(tiled, image)
         retrofit.save(tiled, target, loaded.architecture, loaded.arguments)
     console = screen()

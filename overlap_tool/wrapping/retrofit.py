@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
+from math import lcm
 from typing import Any, TypeVar
 
 import torch
@@ -516,6 +517,25 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
             delattr(model, name)
         if engine is not None and name not in vars(model) and hasattr(model, name):
             setattr(model, name, WrappedMethod(model, name, engine))
+
+
+def brought_up_to_fit(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """The width and height, or those that it is padded to where a stage cannot compute it as it is."""
+    stages = tiled_stages(model).values()
+    width, height = size
+    if all(
+        stage.network.accepts(_scaled(height, stage.input_scale), _scaled(width, stage.input_scale))
+        for stage in stages
+    ):
+        return size
+    whole = lcm(
+        *(
+            (axis.reaches()[-1].period.input / stage.input_scale).numerator
+            for stage in stages
+            for axis in (stage.network.rows, stage.network.columns)
+        )
+    )
+    return -(-width // whole) * whole, -(-height // whole) * whole
 
 
 def _scaled(side: int, scale: Fraction) -> int:
