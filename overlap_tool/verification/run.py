@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import wrapped_settings
-from overlap_tool.errors import OptionError, OverlapToolError
+from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
 from overlap_tool.graph.copying import copied
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.models import coded
@@ -325,9 +325,11 @@ def _model_checks(
     progress(f"{blank.image}: the untouched model decodes")
     try:
         decoded = [equality.decompress(model, stream) for stream in streams]
-    except OverlapToolError:
-        raise
-    except Exception as error:  # its own code, which may raise anything
+    except (
+        Exception
+    ) as error:  # its own code, which may raise anything; and wrong tiles write what none can read
+        if isinstance(error, OverlapToolError) and not isinstance(error, ContainerError):
+            raise
         reason = equality.why_not_decoded(error)
         return [*checks, *(replace(each, name="decoding", message=reason) for _, each in tiled)]
     for way, of_way in tiled:
