@@ -83,6 +83,9 @@ ONE_ANSWER = frozenset(
 """What code may ask a map, and decide by: the answer does not depend on its size, nor on its values."""
 
 
+VALUES_ARE_READ = (DataDependentOutputException, DynamicOutputShapeException)
+"""What stand-ins of maps raise where a number, or a size, would have to be known by value."""
+
 PATIENCE = 0.5
 """Seconds for which the module may run on a trial map, to see whether it fails where its trace did."""
 
@@ -379,6 +382,8 @@ class Tracer(fx.Tracer):
         """What an error means that tracing met: the module's own, or one of tracing alone."""
         where = f"{path} ({kind.__name__})"
         own = self.own_failure()
+        if isinstance(own, VALUES_ARE_READ):
+            return self.reads_values(where)
         if own is not None:
             shape = "x".join(map(str, self.trials[0].shape))
             return TrialError(
@@ -391,6 +396,10 @@ class Tracer(fx.Tracer):
             f"cannot be traced{_source_line(error)}: {_first_line(error)}",
             f"{REGISTER} that makes it one op",
         )
+
+    def reads_values(self, where: str) -> DataDependenceError:
+        reason = "reads the values of its input, so that what it computes cannot be known in advance"
+        return DataDependenceError(where, reason, REGISTER)
 
     def own_failure(self) -> Exception | None:
         """What the module raises of a trial map when nothing is traced, if it does so soon."""
@@ -507,13 +516,9 @@ class Tracer(fx.Tracer):
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except VALUES_ARE_READ as error:
             self.decision = node
-            raise DataDependenceError(
-                self.where(),
-                "reads the values of its input, so that what it computes cannot be known in advance",
-                REGISTER,
-            ) from error
+            raise self.reads_values(self.where()) from error
         except Exception as error:
             shapes = [tuple(o.shape) for o in tensors((args, kwargs))]
             if "overflow" in str(error):
