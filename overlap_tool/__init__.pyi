@@ -53,6 +53,8 @@ from .rules import extend as extend
 from .rules import register_quantiser as register_quantiser
 from .rules import register_rule as register_rule
 from .verification import Certificate as Certificate
+from .verification import SelfTest as SelfTest
+from .verification import selftest as selftest
 from .verification import verify as verify
 from .wrapping import load as load
 from .wrapping import plans as plans

@@ -61,6 +61,9 @@ def test_wheel_and_source_hold_what_they_should(built) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "overlap_tool/py.typed",
+        "overlap_tool/vectors/functions.json",
+        "overlap_tool/vectors/operations.json",
+        "overlap_tool/vectors/models.json",
         "overlap_tool/__init__.pyi",
         "licenses/LICENSE",
         "entry_points.txt",
@@ -80,6 +83,11 @@ def test_the_python_of_the_readme_runs_without_compressai(installed, tmp_path) -
 
 def test_a_codec_without_compressai_says_what_to_install(installed, tmp_path) -> None:
     assert 'pip install "overlap-tool[codecs]"' in _run(installed, CODEC, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_installed_machine_is_held_to_the_published_digests(installed, tmp_path) -> None:
+    assert _run(installed, "import overlap_tool; print(overlap_tool.selftest().holds)", tmp_path) == "True\n"
 
 
 def test_what_is_installed_is_what_runs(installed, tmp_path) -> None:

@@ -2,19 +2,22 @@
 
 Random weights as PyTorch draws them give latents that round to zero everywhere. Here every layer keeps the
 variance of its input, the latents y and z spread over several symbols, the predicted scales fit them, and the
-reconstruction lies about mid-grey. All values come from `torch.rand` by single, correctly rounded operations,
-and nothing is measured on data, so the bits do not depend on threads or instruction sets.
+reconstruction lies about mid-grey. All values come from `torch.rand` by operations of the exact engine, and
+nothing is measured on data, so the bits do not depend on threads or instruction sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from overlap_tool.kernels import exact_kernels
 
 _STAGE_ENDS = {
     # name of a stage: gain of its last layer, bias of its last layer
@@ -34,20 +37,25 @@ stay small beside a mask of -100."""
 _IDENTITY_PATHS = ("skip", "upsample")
 
 
+Draw = Callable[[Sequence[int]], Tensor]
+"""Gives numbers from 0 to 1 in this shape."""
+
+
 @torch.no_grad()
-def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+@exact_kernels()
+def seed_weights(model: nn.Module, seed: int = 0, draw: Draw | None = None) -> nn.Module:
     """Fills the model in place; layers of unknown kinds keep what their constructor gave them."""
-    generator = torch.Generator().manual_seed(seed)
+    draw = draw or partial(torch.rand, generator=torch.Generator().manual_seed(seed))
     branches, rectified = _branch_layers(model), _rectified_layers(model)
     for path, module in model.named_modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
             gain = (_BRANCH_GAIN if module in branches else 1.0) * (_HE_GAIN if module in rectified else 1.0)
             gain = _ATTENTION_GAIN if path.endswith(".qkv") else gain
-            _seed_layer(module, gain, generator)
+            _seed_layer(module, gain, draw)
         elif _is_gdn(module):
-            _seed_gdn(module, generator)
+            _seed_gdn(module, draw)
         elif _is_bottleneck(module):
-            _seed_bottleneck(module, generator)
+            _seed_bottleneck(module, draw)
     for name, stage in _stages(model):
         gain, bias = _ends(model)[name]
         last = _last_layer(stage)
@@ -82,8 +90,8 @@ def _branch_layers(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def _uniform(target: Tensor, bound: float, generator: torch.Generator) -> None:
-    drawn = torch.rand(target.shape, generator=generator)
+def _uniform(target: Tensor, bound: float, draw: Draw) -> None:
+    drawn = draw(target.shape)
     target.copy_(drawn.sub_(0.5).mul_(2 * bound))
 
 
@@ -97,15 +105,15 @@ def _rectified_layers(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def _seed_layer(layer: _ConvNd | nn.Linear, gain: float, generator: torch.Generator) -> None:
+def _seed_layer(layer: _ConvNd | nn.Linear, gain: float, draw: Draw) -> None:
     inputs = layer.weight[0].numel()
     if isinstance(layer, _ConvTransposeNd):
         # Each output of a transposed convolution sees only every stride-th tap.
         taps = layer.weight[0, 0].numel()
         inputs = max(1, layer.in_channels // layer.groups * taps // int(torch.tensor(layer.stride).prod()))
-    _uniform(layer.weight, gain * math.sqrt(3.0 / inputs), generator)
+    _uniform(layer.weight, gain * math.sqrt(3.0 / inputs), draw)
     if layer.bias is not None:
-        _uniform(layer.bias, 0.1, generator)
+        _uniform(layer.bias, 0.1, draw)
     mask = layer._buffers.get("mask")
     if mask is not None:
         # A masked convolution clears its unseen taps when it first runs; the hash must not change then.
@@ -116,7 +124,7 @@ def _is_gdn(module: nn.Module) -> bool:
     return {"beta", "gamma"} <= module._parameters.keys() and hasattr(module, "gamma_reparam")
 
 
-def _seed_gdn(module: nn.Module, generator: torch.Generator) -> None:
+def _seed_gdn(module: nn.Module, draw: Draw) -> None:
     """A GDN that mixes its channels, as trained ones do; the constructor's is diagonal."""
     beta, gamma = module._parameters["beta"], module._parameters["gamma"]
     assert beta is not None
@@ -124,23 +132,23 @@ def _seed_gdn(module: nn.Module, generator: torch.Generator) -> None:
     pedestal = 2.0**-36  # Of CompressAI's reparametrisation: what is stored is sqrt(value + pedestal).
     # An inverse GDN multiplies by what a GDN divides by: three of them in a row would blow up.
     strength = 2.0**-7 if getattr(module, "inverse", False) else 2.0**-3
-    mixing = torch.rand(gamma.shape, generator=generator).mul_(strength / gamma.shape[0])
+    mixing = draw(gamma.shape).mul_(strength / gamma.shape[0])
     gamma.copy_(mixing.add_(torch.eye(gamma.shape[0]).mul_(strength)).add_(pedestal).sqrt_())
-    beta.copy_(torch.rand(beta.shape, generator=generator).add_(0.5).add_(pedestal).sqrt_())
+    beta.copy_(draw(beta.shape).add_(0.5).add_(pedestal).sqrt_())
 
 
 def _is_bottleneck(module: nn.Module) -> bool:
     return "quantiles" in module._parameters
 
 
-def _seed_bottleneck(module: nn.Module, generator: torch.Generator) -> None:
+def _seed_bottleneck(module: nn.Module, draw: Draw) -> None:
     """Medians off zero, as trained ones are, so that forgetting them shows."""
     for name, parameter in module.named_parameters():
         if "bias" in name:
-            _uniform(parameter, 0.5, generator)
+            _uniform(parameter, 0.5, draw)
         elif name == "quantiles":
             median = torch.empty(parameter.shape[0], 1, 1)
-            _uniform(median, 0.5, generator)
+            _uniform(median, 0.5, draw)
             parameter.copy_(median + torch.tensor([-10.0, 0.0, 10.0]))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from overlap_tool.checkpoint.blank import blank_weights
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import Architecture, find
-from overlap_tool.checkpoint.seeded import seed_weights
+from overlap_tool.checkpoint.seeded import Draw, seed_weights
 from overlap_tool.errors import CheckpointError, OptionError
 from overlap_tool.kernels import exact_kernels
 
@@ -29,12 +29,15 @@ def from_zoo(source: str) -> tuple[nn.Module, Architecture, dict[str, Any]]:
 
 
 def seeded_model(
-    architecture: Architecture, arguments: Mapping[str, Any] | None = None, seed: int = 0
+    architecture: Architecture,
+    arguments: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    draw: Draw | None = None,
 ) -> nn.Module:
     """The architecture with seeded weights and, if it codes, its CDFs computed by exact kernels."""
     with blank_weights():
         model = architecture.build(**(architecture.default if arguments is None else arguments))
-    seed_weights(model, seed).eval()
+    seed_weights(model, seed, draw).eval()
     update = getattr(model, "update", None)
     if callable(update):
         with exact_kernels():

@@ -15,6 +15,7 @@ from overlap_tool.cli.compress import compress
 from overlap_tool.cli.decompress import decompress
 from overlap_tool.cli.messages import tell
 from overlap_tool.cli.run import run
+from overlap_tool.cli.selftest import selftest
 from overlap_tool.cli.spelling import as_typed
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
@@ -34,6 +35,7 @@ app.command()(verify)
 app.command()(compress)
 app.command()(decompress)
 app.command()(run)
+app.command()(selftest)
 
 
 def _show_version(wanted: bool) -> None:

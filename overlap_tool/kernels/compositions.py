@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -380,6 +381,29 @@ def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
     return x + weight * (y - x)
 
 
+def fmod(x: Any, y: Any) -> Tensor:
+    """Rounds nothing. By the C library: vectors of it are wrong where the quotient is large, on some
+    processors."""
+    x, y = _of_one_type(x, y)
+    if x.device.type != "cpu" or not x.is_floating_point():
+        return torch.fmod(x, y)
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(np.asarray(np.fmod(x.numpy(), y.numpy())))
+
+
+def remainder(x: Any, y: Any) -> Tensor:
+    x, y = _of_one_type(x, y)
+    found = fmod(x, y)
+    return torch.where((found != 0) & ((y < 0) != (found < 0)), found + y, found)
+
+
+def _of_one_type(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    kind = torch.result_type(x, y)
+    place = next(each.device for each in (x, y) if isinstance(each, Tensor))
+    one, other = (torch.as_tensor(each, dtype=kind, device=place) for each in (x, y))
+    return one, other
+
+
 def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
     if accumulate:
         raise ExactnessError(
@@ -429,6 +453,8 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: torch.dtype | None = No
 
 def arange(*ends: float, dtype: torch.dtype | None = None, **rest: Any) -> Tensor:
     """start + i * step in float64."""
+    if all(float(end).is_integer() for end in ends):
+        return torch.arange(*ends, dtype=dtype, **rest)
     start, end, step = (0, *ends, 1) if len(ends) == 1 else (*ends, 1)[:3]
     at = torch.arange(math.ceil((end - start) / step), dtype=torch.float64)
     return _placed(at.mul_(step).add_(start), dtype, rest)

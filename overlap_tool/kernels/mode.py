@@ -6,8 +6,8 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 - it is a chain (`chain`) or composed (`compositions`): that runs instead;
 - it is a function of one number: `arithmetic` computes it;
 - a function was registered for it, or it is made of other ops: those are looked at;
-- anything else on floating-point numbers runs by PyTorch's own kernel on whole tensors (`whole`), and is
-  refused by name on pieces of maps.
+- anything else on floating-point numbers, or on complex ones, runs by PyTorch's own kernel on whole tensors
+  (`whole`), and is refused by name on pieces of maps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,13 +51,15 @@ COMPARES = """
 """Compare numbers, and choose among them."""
 
 ROUNDS = """
-    abs ceil copysign div floor floor_divide fmod frac leaky_relu mul neg reciprocal remainder round sgn sign
-    signbit softshrink trunc
+    abs ceil copysign div floor floor_divide frac leaky_relu mul neg reciprocal round sgn sign signbit
+    softshrink trunc
 """
 """One operation for each result, which IEEE 754 defines to the last bit."""
 
 DRAWS = "bernoulli normal rand rand_like randint randn randn_like uniform"
 """Draw numbers, as many and in the same order whatever is made of them."""
+
+MOVED = frozenset(MOVES.split())
 
 AS_IS = frozenset(" ".join((MOVES, COMPARES, ROUNDS, DRAWS)).split())
 """What no order and no shape changes."""
@@ -71,7 +74,7 @@ IN_PLACE: dict[str, Callable[..., Tensor]] = {
 
 
 MADE: dict[str, Callable[..., Tensor]] = {"linspace": compositions.linspace, "arange": compositions.arange}
-"""Made of numbers that need not be whole."""
+"""Made of numbers alone."""
 
 
 COMPOSED: dict[str, Callable[..., Any]] = {
@@ -83,6 +86,8 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "addcmul": compositions.addcmul,
     "addcdiv": compositions.addcdiv,
     "lerp": compositions.lerp,
+    "fmod": compositions.fmod,
+    "remainder": compositions.remainder,
     "softplus": compositions.softplus,
     "log_sigmoid_forward": compositions.log_sigmoid,
     "hardsigmoid": compositions.hardsigmoid,
@@ -149,17 +154,24 @@ class _ExactKernels(TorchDispatchMode):
         name = overload if overload.startswith("__") else overload.rstrip("_")
         if func._schema.is_mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if name in MADE and any(isinstance(each, float) and not each.is_integer() for each in args):
-            return MADE[name](*args, **kwargs)
         if name in ("div", "floor_divide") and all(map(_has_memory, _tensors(args))):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
-        if func.is_view or name in AS_IS or _without_numbers(args, kwargs, whole=name in FUNCTIONS):
+        if func.is_view or name in MOVED or _only_shapes(args, kwargs):
             return func(*args, **kwargs)
+        known = not any(map(torch.is_complex, _tensors(args)))
+        if known and name in AS_IS:
+            return func(*args, **kwargs)
+        if name in MADE:
+            return MADE[name](*args, **kwargs)
+        if not _with_fractions((args, list(kwargs.values()))):
+            result = func(*args, **kwargs)
+            if not _with_fractions([result]):
+                return result
         if func._schema.name in _registered:
             with self:
                 result = _registered[func._schema.name](*args, **kwargs)
             return result if func._schema.is_mutable else _in_its_own_memory(result, args, kwargs)
-        exact = self._exact(name)
+        exact = self._exact(name) if known else None
         if exact is None and func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
@@ -235,12 +247,15 @@ def _has_memory(value: Any) -> bool:
     return isinstance(value, Tensor) and not (isinstance(value, FakeTensor) or value.is_meta)
 
 
-def _without_numbers(args: Any, kwargs: Any, whole: bool) -> bool:
-    """Whether no floating-point tensor goes in, or only shapes are asked for. `whole`: integers count."""
+def _only_shapes(args: Any, kwargs: Any) -> bool:
+    """Whether there is nothing to compute with: tensors that have no memory, or are asked to make none."""
     tensors = [*_tensors(args), *_tensors(kwargs.values())]
-    if not all(map(_has_memory, tensors)):
-        return True
-    return not any(tensor.is_floating_point() or tensor.is_complex() or whole for tensor in tensors)
+    return kwargs.get("device") == torch.device("meta") or not all(map(_has_memory, tensors))
+
+
+def _with_fractions(values: Iterable[Any]) -> bool:
+    """Whether there are numbers among them that need not be whole: those of integers are exact."""
+    return any(each.is_floating_point() or each.is_complex() for each in _tensors(values))
 
 
 def _in_its_own_memory(result: Any, args: Any, kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report.certificate_html import certificate_to_html
 from overlap_tool.report.dot import to_dot
 from overlap_tool.report.html import to_html
-from overlap_tool.report.json import certificate_to_json, to_json
+from overlap_tool.report.json import certificate_to_json, selftest_to_json, to_json
 from overlap_tool.report.junit import certificate_to_junit
 from overlap_tool.report.markdown import certificate_to_markdown, to_markdown
 from overlap_tool.report.pictures.files import png_files, svg_files
@@ -20,6 +20,7 @@ __all__ = [
     "certificate_to_junit",
     "certificate_to_markdown",
     "png_files",
+    "selftest_to_json",
     "svg_files",
     "to_html",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from overlap_tool.report.tables import Table, by_number, count, in_units, untiled_tables
-from overlap_tool.verification import Certificate, Check
+from overlap_tool.verification import Certificate, Check, SelfTest
+from overlap_tool.verification.certificate import Machine
 
 TOLD: dict[str, str] = {
     "stage-equality": "{outputs} numbers",
@@ -184,8 +186,15 @@ def figures(check: Check) -> list[str]:
     return [f"{name}: {value}" for name, value in check.figures.items()]
 
 
-def machine_line(certificate: Certificate) -> str:
-    found = certificate.machine
+def selftest_verdict(found: SelfTest) -> str:
+    alike = Counter(vector.kind for vector in found.of("passed"))
+    if not found.holds:
+        return f"DIFFERS: {len(found.of('failed'))} do not give the bits of arithmetic {found.arithmetic}"
+    named = ", ".join(f"{number} {kind}" for kind, number in alike.items())
+    return f"holds: the bits of arithmetic {found.arithmetic} ({named})"
+
+
+def machine_line(found: Machine) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found.libraries.items())
     return f"{found.device}, {found.cpu_capability}, {found.threads} threads; {versions}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from overlap_tool import __version__, verification
 from overlap_tool.planning.analysis import SCHEMA, Analysis
-from overlap_tool.verification import Certificate
+from overlap_tool.verification import Certificate, SelfTest
 
 
 def to_json(analysis: Analysis) -> str:
@@ -28,6 +28,11 @@ def certificate_to_json(certificate: Certificate) -> str:
         indent=2,
         allow_nan=False,
     )
+
+
+def selftest_to_json(found: SelfTest) -> str:
+    verdict = "holds" if found.holds else "differs"
+    return json.dumps({"tool": __version__, "verdict": verdict, **asdict(found)}, indent=2)
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from overlap_tool.legible import legible
 from overlap_tool.planning.analysis import Analysis
 from overlap_tool.report import certificate_tables
 from overlap_tool.report.tables import WORDS, Table, headline, tables
-from overlap_tool.verification import Certificate
+from overlap_tool.verification import Certificate, SelfTest
 
 WIDE = 160
 """Columns for what no terminal shows, such as the log of a CI."""
@@ -38,6 +38,15 @@ def show_certificate(certificate: Certificate, console: Console) -> None:
         console.print(Text.assemble(("failed", "red"), " ", _text(failure)), soft_wrap=True)
     color = "green" if certificate.holds else "red"
     console.print(_text(certificate_tables.verdict(certificate), color))
+
+
+def show_selftest(found: SelfTest, console: Console) -> None:
+    console.print(_text(certificate_tables.machine_line(found.machine), "bold"))
+    for vector in (*found.of("skipped"), *found.of("failed")):
+        color = "red" if vector.status == "failed" else "dim"
+        told = f"{vector.kind}: {vector.name}" + (f" ({vector.message})" if vector.message else "")
+        console.print(Text.assemble((vector.status, color), " ", _text(told)), soft_wrap=True)
+    console.print(_text(certificate_tables.selftest_verdict(found), "green" if found.holds else "red"))
 
 
 def drawn(table: Table) -> RichTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,21 +10,22 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.threads import on_threads
 
 from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import codegen, exact_kernels, mode, pieces
+from overlap_tool.kernels import codegen, exact_kernels, mode, ops_of_the_library, pieces
 from overlap_tool.kernels.arithmetic import functions, tensors
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.arithmetic.tensors import compute
-from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, sample
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, published_digests, sample
 from overlap_tool.kernels.emulation import fma_of_doubles
 
 ROOT = Path(__file__).parents[2]
-VECTORS = json.loads((ROOT / "docs" / "vectors" / "functions.json").read_text())
+VECTORS = published_digests("functions")
 INF, NAN = math.inf, math.nan
 WIDTHS = [codegen.Processor(16, 16), codegen.Processor(32, 16), codegen.Processor(64, 32)]
 
@@ -208,6 +208,64 @@ def test_a_quotient_by_a_number_is_rounded_once(divisor: float) -> None:
     x = sample()
     with exact_kernels(), np.errstate(all="ignore"):
         assert torch.equal(bits(x / divisor), bits(torch.from_numpy(x.numpy() / np.float32(divisor))))
+
+
+SINGLE = {
+    "fmod": (torch.fmod, np.fmod),
+    "remainder": (torch.remainder, np.remainder),
+    "floor_divide": (torch.floor_divide, np.floor_divide),
+    "floored": (lambda a, b: torch.div(a, b, rounding_mode="floor"), np.floor_divide),
+    "truncated": (lambda a, b: torch.div(a, b, rounding_mode="trunc"), lambda a, b: np.trunc(a / b)),
+    "sum": (torch.add, np.add),
+    "difference": (torch.sub, np.subtract),
+    "product": (torch.mul, np.multiply),
+    "quotient": (torch.div, np.divide),
+    "reciprocal": (lambda a, b: a.reciprocal(), lambda a, b: a.dtype.type(1) / a),
+    "fraction": (lambda a, b: a.frac(), lambda a, b: a - np.trunc(a)),
+    "slope": (lambda a, b: F.leaky_relu(a, 0.01), lambda a, b: np.where(a > 0, a, a * a.dtype.type(0.01))),
+    "rounded": (lambda a, b: a.round(), lambda a, b: np.rint(a)),
+}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("name", SINGLE)
+def test_single_operations_are_numpys(name: str, kind) -> None:
+    """Of numbers with any bits at all, and of such that are near each other."""
+    ours, theirs = SINGLE[name]
+    rng, unsigned = np.random.default_rng(0), f"u{np.dtype(kind).itemsize}"
+    wild = rng.integers(0, 256, (2, 1 << 16, np.dtype(kind).itemsize), np.uint8).view(unsigned).view(kind)
+    for a, b in (wild[..., 0], (rng.normal(size=(2, 1 << 16)) * [[300], [1]]).astype(kind)):
+        with exact_kernels(), np.errstate(all="ignore"):
+            found = ours(torch.from_numpy(a), torch.from_numpy(b))
+            assert torch.equal(bits(found), bits(torch.from_numpy(theirs(a, b))))
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0.0, 255.0), (-1, 1), (3, 2), (0.1, 0.7)])
+def test_steps_are_taken_in_float64(ends) -> None:
+    """Between whole numbers, too, where a library's vectors and its single numbers differ."""
+    start, end = ends
+    step = (end - start) / 999
+    expected = [start + i * step if i < 500 else end - (999 - i) * step for i in range(1000)]
+    with exact_kernels():
+        assert torch.equal(torch.linspace(start, end, 1000), torch.tensor(expected))
+
+
+def test_integers_that_give_fractions_are_computed_by_the_arithmetic() -> None:
+    whole = torch.arange(1, 1000)
+    with exact_kernels(), pieces():
+        assert torch.equal(whole**0.3, whole.float() ** 0.3)
+        assert torch.equal(whole.sum(dtype=torch.float32), whole.float().sum())
+        with pytest.raises(ExactnessError, match="logspace"):
+            torch.logspace(0, 1, 5)
+
+
+def test_complex_numbers_are_none_of_this_arithmetic() -> None:
+    x = torch.complex(torch.ones(3), torch.ones(3))
+    with exact_kernels(), ops_of_the_library() as told:
+        x.abs()
+        with pieces(), pytest.raises(ExactnessError, match="abs"):
+            x.abs()
+    assert list(told) == ["aten::abs"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

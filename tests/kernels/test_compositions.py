@@ -173,6 +173,8 @@ NEUTRAL: dict[str, list[tuple]] = {
     "addcmul": [(NONE, NONE)],
     "addcdiv": [(NONE, ONE)],
     "lerp": [(torch.rand(2, 1, 1, 1), 0.0), (torch.rand(2, 1, 1, 1), torch.zeros(1))],
+    "fmod": [(1e9,), (torch.full((1,), 1e9),)],
+    "remainder": [(1e9,), (torch.full((1,), 1e9),)],
     "softplus": [(), (1, -1e9)],
     "log_sigmoid_forward": [()],
     "hardsigmoid": [()],

@@ -5,7 +5,7 @@
 A float64 value of PyTorch's, made by other programs and good to a few units in the last place, decides
 wherever all that lies within 2**-44 of it is rounded alike. The rest, some thousand inputs a function, MPFR
 decides. What differs is printed, with the exit status 1; where nothing does, the digest of all values goes
-into docs/vectors/functions.json.
+into overlap_tool/vectors/functions.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gmpy2
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from overlap_tool.kernels.arithmetic.tensors import compute
-from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, sample
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, PUBLISHED, digest, sample
 
 MARGIN = 2.0**-44
 """A hundred times what such float64 functions promise."""
@@ -32,8 +31,6 @@ BLOCK = 1 << 17
 
 SINGLES = gmpy2.context(precision=24, emax=128, emin=-148, subnormalize=True)
 PRECISE = gmpy2.context(precision=200)
-
-VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 
 
 class Hard(NamedTuple):
@@ -155,7 +152,7 @@ def check(name: str) -> bool:
 
 
 def _store(name: str, every: str, inputs: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
-    path = VECTORS / "functions.json"
+    path = PUBLISHED / "functions.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     near = [distance(name, float(x), float(y)) for x, y in zip(inputs, values, strict=True)]
     hardest = sorted(np.argsort(near)[:32])
@@ -167,7 +164,6 @@ def _store(name: str, every: str, inputs: np.ndarray[Any, Any], values: np.ndarr
             for i in hardest
         },
     }
-    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 
 

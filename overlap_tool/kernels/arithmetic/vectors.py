@@ -1,13 +1,24 @@
-"""What this machine's arithmetic is held to: digests of functions on fixed inputs."""
+"""What a machine's arithmetic is held to: digests of what comes of fixed inputs.
+
+All inputs are made of integers, so that no arithmetic, and no random numbers of a library, has a say in them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from overlap_tool.kernels.arithmetic import functions
+
+PUBLISHED = Path(__file__).parents[2] / "vectors"
+"""Files of digests, which are installed with the package."""
 
 FUNCTIONS = ("sqrt", *(name for name in functions.PROGRAMS if name != "pow"))
 """All of one number."""
@@ -27,3 +38,38 @@ def digest(*values: Tensor) -> str:
         plain = torch.where(value.isnan(), torch.nan, value).contiguous()
         found.update(plain.numpy().astype(plain.numpy().dtype.newbyteorder("<")).tobytes())
     return found.hexdigest()
+
+
+def digest_of_maps(*values: Tensor) -> str:
+    """The same, but zero has no sign: where a map has a choice of zeros, either will do."""
+    return digest(*(value + 0.0 if value.is_floating_point() else value for value in values))
+
+
+def published_digests(what: str) -> dict[str, Any]:
+    """`functions`, `operations` or `models`."""
+    found: dict[str, Any] = json.loads((PUBLISHED / f"{what}.json").read_text())
+    return found
+
+
+class Hashed:
+    """Numbers that look random: the i-th is a hash of i and the seed, in 32-bit integers."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed * 0x9E3779B9 & MASK
+        self.next = 0
+
+    def integers(self, shape: Sequence[int]) -> Tensor:
+        """From 0 to 2**32 - 1."""
+        count = math.prod(shape)
+        x = torch.arange(self.next, self.next + count) + self.seed & MASK
+        self.next += count
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = ((x >> shift) ^ x) * factor & MASK
+        return ((x >> 16) ^ x).view(*shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Float32 from 0 to 1 - 2**-24, each a whole number of 2**-24."""
+        return (self.integers(shape) >> 8).float().mul_(2.0**-24)
+
+
+MASK = 0xFFFFFFFF

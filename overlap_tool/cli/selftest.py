@@ -1,0 +1,57 @@
+"""`overlap-tool selftest`: does this machine compute the bits that every other one computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from overlap_tool.cli.command import command
+from overlap_tool.cli.options import Debug, busy, load_plugins, refuse_unfit_target
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  overlap-tool selftest
+
+  overlap-tool selftest --models
+
+  overlap-tool selftest --report here.json && echo "the bits of arithmetic 1"
+
+[bold]Exit codes[/bold]
+
+  0 all digests are the published ones, 1 some differ, 2 bad input
+"""
+
+
+@command(EXAMPLES)
+def selftest(
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models",
+            help="Models, too: tables, outputs, strings and decoded images of every architecture. It takes a "
+            "minute, and CompressAI.",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write what was found.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Hold the arithmetic of this machine to the published digests."""
+    refuse_unfit_target("--report", report, [])
+    with busy("Computing what has a published digest"):
+        from overlap_tool import report as reports
+        from overlap_tool.checkpoint import write_bytes
+        from overlap_tool.report.terminal import screen, show_selftest
+        from overlap_tool.verification import selftest as run
+
+        load_plugins(None)
+        found = run(models=models)
+    if report is not None:
+        write_bytes(report, reports.selftest_to_json(found).encode())
+    show_selftest(found, screen())
+    if not found.holds:
+        raise typer.Exit(1)

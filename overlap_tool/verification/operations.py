@@ -1,0 +1,110 @@
+"""Every op of the arithmetic that rounds, with arguments made of integers: what a machine is held to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.kernels import exact_kernels
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, Hashed, digest_of_maps
+
+KINDS = (torch.float32, torch.float64)
+
+
+def digests() -> dict[str, dict[str, str]]:
+    """For each op, of all that it gives for its arguments, in either precision."""
+    found: dict[str, dict[str, str]] = {}
+    for kind in KINDS:
+        for op, calls in arguments(kind).items():
+            maps = [_first(getattr(torch.ops.aten, op), *call) for call in calls]
+            found.setdefault(op, {})[str(kind).removeprefix("torch.")] = digest_of_maps(*maps)
+    return found
+
+
+def _first(function: Any, *call: Any) -> Tensor:
+    """Of several results the map, and not what only a gradient reads."""
+    names = call[-1] if isinstance(call[-1], dict) else {}
+    with torch.no_grad(), exact_kernels():
+        result = function(*call[: len(call) - bool(names)], **names)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
+    """Of each op, what it is given: a tuple for each call, which may end in a dict of names."""
+    numbers = Hashed(1)
+
+    def values(*shape: int, most: float = 4.0) -> Tensor:
+        fine = 0 if kind == torch.float32 else numbers.uniform(shape).to(kind) * 2.0**-24
+        return (numbers.uniform(shape).to(kind) + fine - 0.5) * (2 * most)
+
+    x, y, z = values(2, 7, 13, 17), values(2, 7, 13, 17), values(2, 7, 13, 17)
+    wide = values(50_000, most=1000.0)
+    positive = wide.abs()
+    channels, scales = values(7), values(7).abs() + 0.125
+    one, pair, zeros = (x,), (x, y), [0, 0]
+    weight, turned = values(37, 7, 3, 3), values(7, 21, 5, 5)
+    of_roots = ("sqrt", "rsqrt", "log", "log2", "log10", "log1p")
+    return {
+        **{name: [(positive if name in of_roots else wide,), one] for name in FUNCTIONS},
+        **{name: [(wide,), one] for name in ("sigmoid", "silu", "mish", "hardsigmoid", "hardswish")},
+        "gelu": [one, (wide,)],
+        "elu": [one, (x, 0.3, 1.7, 0.9)],
+        "celu": [one, (x, 0.3)],
+        "softplus": [one, (x, 3.0, 2.0)],
+        "log_sigmoid_forward": [one],
+        "_prelu_kernel": [(x, channels.view(7, 1, 1))],
+        "leaky_relu": [(x, 0.01)],
+        "softshrink": [(x, 0.3)],
+        "pow": [(positive + 0.125, values(50_000)), (x.abs() + 0.125, 1.7), (x, 3), (2.5, x), (x.abs(), 0.5)],
+        "add": [pair, (x, y, {"alpha": 0.3}), (x, 0.1)],
+        "sub": [pair, (x, y, {"alpha": 0.3}), (x, 0.1)],
+        "rsub": [pair, (x, 1, 0.3)],
+        "mul": [pair, (x, 0.1)],
+        "div": [pair, (x, 3.0), (x, 255.0), (x, 0.1)],
+        "reciprocal": [one],
+        "floor_divide": [pair, (wide, 0.3)],
+        "fmod": [pair, (wide, 0.3)],
+        "remainder": [pair, (wide, 0.3)],
+        "frac": [(wide,)],
+        "round": [(wide,)],
+        "addcmul": [(x, y, z)],
+        "addcdiv": [(x, y, z)],
+        "lerp": [(x, y, 0.3), (x, y, z)],
+        "linspace": [(0, 1, 1000), (-0.3, 1.7, 999), (0.0, 255.0, 256)],
+        "arange": [(0.1, 20, 0.3), (2.5,)],
+        "sum": [one, (x, [2, 3]), (x, [1])],
+        "prod": [(x, 1)],
+        "mean": [one, (x, [2, 3]), (x, [1])],
+        "var": [(x, [1]), (x, [2, 3])],
+        "std": [(x, [1]), (x, [2, 3])],
+        "linalg_vector_norm": [(x, 2, [1]), (x, 1, [2, 3]), (x, math.inf, [1])],
+        "_softmax": [(x, 1, False), (wide.view(250, 200), 1, False)],
+        "_log_softmax": [(x, 1, False), (wide.view(250, 200), 1, False)],
+        "logsumexp": [(x, [1]), (x, [2, 3])],
+        "native_layer_norm": [(x, [13, 17], None, None, 1e-5)],
+        "native_group_norm": [(x, scales, channels, 2, 7, 221, 7, 1e-6), (x, None, None, 2, 7, 221, 1, 1e-5)],
+        **{
+            name: [(x, scales, channels, channels, scales, *training, 0.1, 1e-5)]
+            for name, training in (
+                ("native_batch_norm", [False]),
+                ("_native_batch_norm_legit_no_training", []),
+            )
+        },
+        "avg_pool2d": [(x, [3, 3], [2, 2], [1, 1]), (x, [2, 3], [2, 3], zeros, True, False, 5)],
+        "_adaptive_avg_pool2d": [(x, [1, 1]), (x, [3, 5])],
+        "upsample_bilinear2d": [(x, [26, 34], False, 2.0, 2.0), (x, [11, 40], True)],
+        "col2im": [(values(2, 63, 63), [13, 17], [3, 3], [1, 1], [1, 1], [2, 2])],
+        "convolution": [
+            (x, weight, values(37), [1, 1], [1, 1], [1, 1], False, zeros, 1),
+            (x, weight, None, [2, 2], zeros, [2, 1], False, zeros, 1),
+            (x, values(14, 1, 5, 5), values(14), [1, 1], [2, 2], [1, 1], False, zeros, 7),
+            (x, turned, values(21), [2, 2], [2, 2], [1, 1], True, [1, 1], 1),
+        ],
+        "mm": [(x.view(-1, 221), values(221, 33))],
+        "bmm": [(x.view(2, 7, 221), y.view(2, 221, 7))],
+        "addmm": [(values(33), x.view(-1, 221), values(221, 33))],
+        "baddbmm": [(values(2, 7, 7), x.view(2, 7, 221), y.view(2, 221, 7))],
+    }

@@ -1,0 +1,98 @@
+"""`selftest`: the arithmetic of this machine, held to the published digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from overlap_tool import checkpoint
+from overlap_tool.kernels.arithmetic import VERSION
+from overlap_tool.kernels.arithmetic.tensors import compute
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, published_digests, sample
+from overlap_tool.verification import machine, operations, witnesses
+from overlap_tool.verification.certificate import Machine
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is published of one function, op or model, and whether this machine gives it.
+
+    `message` says which of its digests differ, or why it was skipped.
+    """
+
+    kind: Literal["functions", "operations", "models"]
+    name: str
+    status: Literal["passed", "failed", "skipped"]
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What `selftest` found on a machine."""
+
+    arithmetic: str
+    machine: Machine
+    vectors: tuple[Held, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is no digest that differs."""
+        return not self.of("failed")
+
+    def of(self, status: str) -> tuple[Held, ...]:
+        return tuple(vector for vector in self.vectors if vector.status == status)
+
+
+def selftest(*, models: bool = False, progress: Callable[[str], None] = lambda doing: None) -> SelfTest:
+    """Hold this machine's arithmetic to the published digests, in some seconds.
+
+    Every elementary function on a million numbers, and every op that rounds, in float32 and float64. With
+    `models`, all that narrow models of every known architecture give for a fixed image, which takes a minute:
+    tables, outputs, likelihoods, strings and decoded images.
+
+        assert overlap_tool.selftest().holds
+    """
+    found = [*_functions(progress), *_operations(progress), *(_models(progress) if models else ())]
+    return SelfTest(VERSION, machine.describe(torch.device("cpu")), tuple(found))
+
+
+def _functions(progress: Callable[[str], None]) -> Iterator[Held]:
+    expected = published_digests("functions")
+    for name in FUNCTIONS:
+        progress(name)
+        found = digest(compute(name, sample()))
+        yield _held("functions", name, {"": found}, {"": expected[name]["sample"]})
+
+
+def _operations(progress: Callable[[str], None]) -> Iterator[Held]:
+    expected = published_digests("operations")
+    progress(f"{len(expected)} operations")
+    for op, found in operations.digests().items():
+        yield _held("operations", op, found, expected.get(op, {}))
+
+
+def _models(progress: Callable[[str], None]) -> Iterator[Held]:
+    """In the order of the file: one whose plugin is not installed is skipped."""
+    picture = witnesses.image()
+    for name, expected in published_digests("models").items():
+        if name not in checkpoint.names():
+            yield Held("models", name, "skipped", "the plugin that knows it is not installed")
+            continue
+        progress(name)
+        model = witnesses.narrow_model(checkpoint.find(name))
+        yield _held("models", name, witnesses.model_digests(model, picture), expected)
+
+
+def _held(
+    kind: Literal["functions", "operations", "models"],
+    name: str,
+    found: Mapping[str, str],
+    expected: Mapping[str, str],
+) -> Held:
+    """Passed if all digests are the same, and no one has more of them."""
+    differ = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    named = ", ".join(key for key in differ if key)
+    return Held(kind, name, "failed" if differ else "passed", named)
