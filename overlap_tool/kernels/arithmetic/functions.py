@@ -3,8 +3,8 @@
 A description is a program of additions, products, quotients, square roots and fused multiply-adds of float64,
 of comparisons and choices, and of integer operations on the bits of a float64. `o` computes them: by numpy
 (`oracle`), or as LLVM IR (`generated`). A program computes the true value within about 2**-52; for float32,
-whose programs get `o.single`, that value is rounded once more. This gives the correctly rounded value for every
-float32 but those in `HALFWAY`, which `python -m support.every_float` shows by trying all.
+whose programs get `o.single`, that value is rounded once more. This gives the correctly rounded value for
+every float32 but those in `HALFWAY`, which `python -m support.every_float` shows by trying all.
 
 `o.rarely(mask, compute, otherwise)` is `o.where(mask, compute(), otherwise)`, computed if a lane needs it.
 """
