@@ -290,7 +290,12 @@ def erf(o: Any, x: Number) -> Number:
 
 
 def rsqrt(o: Any, x: Number) -> Number:
-    return 1.0 / o.sqrt(x)
+    if not o.single:
+        return 1.0 / o.sqrt(x)
+    near = o.widen(1.0 / o.sqrt(o.narrow(x)))  # good to 2**-22, so what follows is good to 2**-52
+    rest = o.fma(-(x * near), near, 1.0)
+    y = o.fma(near * rest, o.fma(rest, 0.375, 0.5), near)
+    return o.where((x > 0.0) & (x < math.inf), y, near)
 
 
 Pair = tuple[Number, Number]
