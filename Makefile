@@ -41,6 +41,7 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+	PYTHONPATH=tests $(BIN)/python -m support.every_float
 	OMP_WAIT_POLICY=passive CASES=12000 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal \
 		tests/geometry tests/graph/test_random_networks.py tests/runtime/test_barriers.py
 

@@ -28,7 +28,7 @@ def exact(way: Way) -> Way:
 
 
 def seconds_in_turn(
-    ways: Mapping[str, Way], image: Tensor, first: Tensor | None = None
+    ways: Mapping[str, Way], image: Tensor, first: Tensor | None = None, rounds: int = RUNS
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """One run of every way after the other, some times over, so that ratios hold when a machine's speed
     drifts; and their results. Before that, each runs once on the `first` image, or on this one, so that
@@ -37,7 +37,7 @@ def seconds_in_turn(
         way(image if first is None else first)
     runs: list[dict[str, float]] = []
     results: dict[str, Tensor] = {}
-    for _ in range(RUNS):
+    for _ in range(rounds):
         seconds: dict[str, float] = {}
         for name, way in ways.items():
             seconds[name], results[name] = _timed(way, image)

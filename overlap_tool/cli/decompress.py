@@ -34,6 +34,10 @@ def decompress(
         ),
     ] = None,
     in_memory: InMemoryOption = "256MiB",
+    any_engine: Annotated[
+        bool,
+        typer.Option("--any-engine", help="Try a file that other kernels wrote: it may come out wrong."),
+    ] = False,
     *,
     files: FileOptions,
 ) -> None:
@@ -45,6 +49,7 @@ def decompress(
         from overlap_tool.files import decompress
         from overlap_tool.planning.choose import parse_bytes
 
-        return decompress(codec, coded, target, in_memory=parse_bytes(in_memory), **how)
+        size = parse_bytes(in_memory)
+        return decompress(codec, coded, target, in_memory=size, any_engine=any_engine, **how)
 
     files.do(target, work)

@@ -34,6 +34,8 @@ EXAMPLES = """
 
   overlap-tool verify zoo:bmshj2018-hyperprior --tile 128 --ablate
 
+  overlap-tool verify mbt2018.pt --against of-another-machine.json
+
 [bold]Exit codes[/bold]
 
   0 all holds, 1 something does not, 2 bad input
@@ -75,6 +77,14 @@ def verify(
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Show what overlaps of one sample less do to rate and quality.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="FILE.json",
+            help="Another machine's certificate of the same model and images: were its bits the same?",
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.json", help="Write the certificate.")
     ] = None,
@@ -101,7 +111,9 @@ def verify(
         ("--summary", summary),
         ("--html", html),
     ):
-        refuse_unfit_target(option, path, [*model.read, *(images or [])])
+        refuse_unfit_target(
+            option, path, [*model.read, *(images or []), *([] if against is None else [against])]
+        )
     from overlap_tool import report as reports
     from overlap_tool.checkpoint import write_bytes
     from overlap_tool.report.terminal import screen, show_certificate
@@ -118,6 +130,7 @@ def verify(
         uniform=uniform,
         ablate=ablate,
         device=device,
+        against=against,
         **arguments,
         progress=_told_on_a_terminal(),
     )

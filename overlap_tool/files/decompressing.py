@@ -19,8 +19,8 @@ from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
     refuse_another_checkpoint,
+    refuse_another_engine,
     refuse_impossible,
-    tell_another_engine,
 )
 from overlap_tool.files.coding.waiting import tell_a_long_wait
 from overlap_tool.files.formats import container
@@ -41,14 +41,15 @@ def decompress(
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
+    any_engine: bool = False,
 ) -> RunSummary:
-    """Decode a `.lic` file to an image file."""
+    """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote."""
     notes, source, target = RunNotes(tell), Path(coded), Path(output)
     codec.refuse_if_no_codec()
     head, strings = container.read(source)
     refuse_another_checkpoint(str(source), head, codec)
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
-    tell_another_engine(head, codec, notes)
+    refuse_another_engine(str(source), head, codec, any_engine, notes)
     shape = (head.height, head.width, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype, resume)
     tell_a_long_wait(codec, head.frame, in_memory, notes)

@@ -26,7 +26,8 @@ def certificate_to_html(certificate: Certificate) -> str:
         *_heats(certificate),
         *(part for table in certificate_tables.tables(certificate) for part in titled(table)),
         *titled(certificate_tables.plan_table(certificate)),
-        element("p", "note", certificate_tables.machine_line(certificate.machine)),
+        element("p", "note", certificate_tables.bits_line(certificate)),
+        element("p", "note", f"Computed on {certificate_tables.machine_line(certificate.machine)}"),
         element("p", "note", certificate.time),
     ]
     return page(f"{certificate.architecture}: {verdict}", *parts)

@@ -16,6 +16,7 @@ TOLD: dict[str, str] = {
     "latents": "{nonzero_share:.0%} of {symbols} symbols are not 0",
     "bitstream": "{bytes} bytes, {bits_per_pixel:.3f} bits per pixel",
     "decoding": "distinct streams: {streams}",
+    "same-elsewhere": "{digests} digests as on {machine}",
 }
 """What a check that passed is told by; one that failed has a message."""
 
@@ -192,6 +193,14 @@ def selftest_verdict(found: SelfTest) -> str:
         return f"DIFFERS: {len(found.of('failed'))} do not give the bits of arithmetic {found.arithmetic}"
     named = ", ".join(f"{number} {kind}" for kind, number in alike.items())
     return f"holds: the bits of arithmetic {found.arithmetic} ({named})"
+
+
+def bits_line(certificate: Certificate) -> str:
+    """Whose bits they are: the arithmetic's, but for what the library computed."""
+    told = f"bits of arithmetic {certificate.arithmetic}"
+    if not certificate.library_ops:
+        return told
+    return f"{told}, but for {', '.join(certificate.library_ops)}: those are of {certificate.machine.device}"
 
 
 def machine_line(found: Machine) -> str:

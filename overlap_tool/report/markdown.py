@@ -19,7 +19,8 @@ def certificate_to_markdown(certificate: Certificate) -> str:
         f"{_text(certificate_tables.headline(certificate))}\n",
         *(f"- {_text(failure)}\n" for failure in certificate_tables.failures(certificate)),
         *map(_table, certificate_tables.tables(certificate)),
-        f"{_text(certificate_tables.machine_line(certificate.machine))}\n",
+        f"{_text(certificate_tables.bits_line(certificate))}\n",
+        f"Computed on {_text(certificate_tables.machine_line(certificate.machine))}\n",
         f"{certificate.time}\n",
     ]
     return "\n".join(parts)

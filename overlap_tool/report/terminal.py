@@ -36,6 +36,7 @@ def show_certificate(certificate: Certificate, console: Console) -> None:
         console.print(drawn(table))
     for failure in certificate_tables.failures(certificate):
         console.print(Text.assemble(("failed", "red"), " ", _text(failure)), soft_wrap=True)
+    console.print(_text(certificate_tables.bits_line(certificate)), soft_wrap=True)
     color = "green" if certificate.holds else "red"
     console.print(_text(certificate_tables.verdict(certificate), color))
 

@@ -55,12 +55,16 @@ class Check:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image that was used: width and height, the same as the model got it, and a hash of its pixels."""
+    """An image that was used: width and height, the same as the model got it, and a hash of its pixels.
+
+    `digests` are of what the untouched model gave: outputs of its stages, its own, and its strings.
+    """
 
     name: str
     size: tuple[int, int]
     padded: tuple[int, int]
     sha256: str
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Certificate:
     arguments: Mapping[str, Any]
     weights_sha256: str
     engine: str
+    arithmetic: str
+    """Whose bits these are, but for what `library_ops` computed."""
     machine: Machine
     time: str
     images: tuple[ImageRecord, ...]

@@ -16,6 +16,7 @@ from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
 from overlap_tool.graph.copying import copied
 from overlap_tool.kernels import fallbacks, ops_of_the_library
+from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import coded
 from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
 from overlap_tool.models.coding_tables import complete_tables
@@ -25,8 +26,10 @@ from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, p
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model
 from overlap_tool.verification.certificate import MODEL, Certificate, Check, PlanRecord
+from overlap_tool.verification.elsewhere import Elsewhere
 from overlap_tool.verification.images import Image
 from overlap_tool.verification.minimality import check_minimality
+from overlap_tool.verification.witnesses import map_digests, stream_digest
 from overlap_tool.wrapping.loops import order_of
 from overlap_tool.wrapping.retrofit import rewrap, settings_in, settings_of, wrap
 
@@ -69,6 +72,7 @@ def verify(
     uniform: bool = False,
     ablate: bool = False,
     device: str = "cpu",
+    against: str | os.PathLike[str] | None = None,
     architecture: str | None = None,
     model_class: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -82,9 +86,11 @@ def verify(
     independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders, and what
     tiles it has are its networks', of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
-    under `exact_kernels()`; the difference to the library's kernels is noted.
+    under `exact_kernels()`; the difference to the library's kernels is noted. `against` is the certificate of
+    another machine, whose digests are held to those of this one.
     """
     place = machine.find_device(device)
+    elsewhere = None if against is None else Elsewhere.read(against)
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
     settings = None if own is None else settings_in(own, str(model))
     if isinstance(model, nn.Module):
@@ -107,12 +113,18 @@ def verify(
     else:
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
     pictures = _pictures(found, stage_ways, size, images)
+    if elsewhere is not None:
+        elsewhere.refuse_unlike(loaded.weights_sha256, [picture.record for picture in pictures])
     loaded.model.to(place)
     complete_tables(loaded.model, loaded.source or loaded.architecture)
     subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, bool(images), progress)
     with torch.no_grad(), fallbacks() as slow, ops_of_the_library() as library_ops:
         results = [_verify_on(subject, picture, place) for picture in pictures]
-    plans = tuple(plan for of_image, _ in results for plan in of_image)
+    plans = tuple(plan for of_image, _, _ in results for plan in of_image)
+    records = tuple(
+        replace(picture.record, digests=digests)
+        for picture, (_, _, digests) in zip(pictures, results, strict=True)
+    )
     if all(plan.tiles == 1 for plan in plans):
         raise OptionError(
             f"tiles={[plan.tile for plan in plans[:1]]}",
@@ -125,11 +137,15 @@ def verify(
         arguments=dict(loaded.arguments),
         weights_sha256=loaded.weights_sha256,
         engine="exact",
+        arithmetic=VERSION,
         machine=machine.describe(place),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        images=tuple(picture.record for picture in pictures),
+        images=records,
         plans=plans,
-        checks=tuple(check for _, checks in results for check in checks),
+        checks=(
+            *(check for _, checks, _ in results for check in checks),
+            *(elsewhere.compare(record) for record in records if elsewhere is not None),
+        ),
         fallbacks=tuple(slow),
         library_ops=tuple(library_ops),
         untiled=found.untiled,
@@ -203,12 +219,15 @@ def _pictures(
 
 def _verify_on(
     subject: _Subject, picture: Image, place: torch.device
-) -> tuple[list[PlanRecord], list[Check]]:
+) -> tuple[list[PlanRecord], list[Check], dict[str, str]]:
     dtype = next((p.dtype for p in subject.model.parameters() if p.is_floating_point()), torch.float32)
     image = picture.values.to(place, dtype)
     blank = Check("", MODEL, picture.record.name, "skipped")
     subject.progress(f"{blank.image}: the untouched model")
     exact = equality.run_model(subject.model, image, subject.found.stages)
+    digests = map_digests(
+        {subject.name_of(s): exact.seen[s.name].output for s in subject.found.stages if s.name in exact.seen}
+    )
     plans: list[PlanRecord] = []
     checks: list[Check] = []
     for stage in subject.found.stages:
@@ -217,13 +236,17 @@ def _verify_on(
             checks.append(check)
     if subject.whole:
         stages_hold = all(check.status != "failed" for check in checks if check.name == "stage-equality")
-        checks += _model_checks(subject, image, exact, stages_hold, blank)
+        subject.progress(f"{blank.image}: the untouched model's bitstream")
+        written = equality.compress(subject.model, image)
+        digests |= map_digests(exact.outputs)
+        digests |= {} if written.stream is None else {"strings": stream_digest(written.stream)}
+        checks += _model_checks(subject, image, exact, written, stages_hold, blank)
     if subject.ablate:
         for settings in dict.fromkeys(_independent(way) for way in subject.stage_ways):
             subject.progress(f"{blank.image}: overlaps one sample too small")
             tiled = replace(blank, tile=settings.tile)
             checks += ablate_model(subject.model, subject.found.stages, settings, image, exact, tiled)
-    return plans, checks
+    return plans, checks, digests
 
 
 def _stage_checks(
@@ -282,13 +305,16 @@ def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
 
 
 def _model_checks(
-    subject: _Subject, image: Tensor, exact: equality.Run, stages_hold: bool, blank: Check
+    subject: _Subject,
+    image: Tensor,
+    exact: equality.Run,
+    written: equality.Coded,
+    stages_hold: bool,
+    blank: Check,
 ) -> list[Check]:
     """What the model as a whole gives: outputs, symbols, bitstreams, decoded images."""
     model, progress = subject.model, subject.progress
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
-    progress(f"{blank.image}: the untouched model's bitstream")
-    written = equality.compress(model, image)
     progress(f"{blank.image}: the same with the library's kernels")
     stock = equality.run_model(model, image, kernels="stock"), equality.compress(model, image, "stock")
     checks = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,43 @@ def test_another_checkpoint_is_refused(tmp_path) -> None:
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_another_engine_is_told_and_lost_symbols_are_an_error(tmp_path) -> None:
+ENGINES = {
+    "a version of the tool whose arithmetic is 2": {"kernels": "exact", "arithmetic": "2"},
+    r'`engine="stock"`, on processor AVX512, torch 2.6': {
+        "kernels": "stock",
+        "torch": "2.6",
+        "processor": "AVX512",
+    },
+}
+
+
+@pytest.mark.parametrize("way_out", ENGINES)
+def test_another_engine_is_refused_unless_it_is_asked_for(way_out, tmp_path, monkeypatch) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 20, 20))
+    with monkeypatch.context() as there:
+        there.setattr(Codec, "fingerprint", ENGINES[way_out])
+        compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    files = codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / "out.npy"
+    with pytest.raises(ContainerError, match=re.escape(way_out)) as error:
+        decompress(*files)
+    assert error.value.way_out.endswith("or give `any_engine=True`")
+    assert not (tmp_path / "out.npy").exists()
+    notes: list[str] = []
+    decompress(*files, any_engine=True, tell=notes.append)
+    assert "another engine wrote it" in notes[0]
+    assert (tmp_path / "out.npy").exists()
+
+
+def test_exact_kernels_are_asked_for_where_they_wrote(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", photograph("chelsea", 20, 20))
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    stock = overlap_tool.wrap(small_model("mbt2018-mean"), tile=64, engine="stock")
+    off = dataclasses.replace(codec("mbt2018-mean"), model=stock)
+    with pytest.raises(ContainerError, match=re.escape('Wrap its checkpoint without `engine="stock"`')):
+        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy")
+
+
+def test_lost_symbols_are_an_error(tmp_path) -> None:
     """A scale that is off by a little sends the decoder astray: the file knows what the symbols were."""
     np.save(tmp_path / "in.npy", photograph("chelsea", 141, 203))
     compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
@@ -268,7 +305,7 @@ def test_another_engine_is_told_and_lost_symbols_are_an_error(tmp_path) -> None:
     )
     notes: list[str] = []
     with pytest.raises(ContainerError, match=r"not those that were written|it was altered"):
-        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", tell=notes.append)
+        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", tell=notes.append, any_engine=True)
     assert "kernels exact then and stock now" in notes[0]
     assert not (tmp_path / "out.npy").exists()
 

@@ -62,6 +62,7 @@ def _certificate(name: str = "g_a") -> Certificate:
         {name: name},
         name,
         "exact",
+        "1",
         Machine(name, name, 1, {name: name}),
         "2026-01-01T00:00:00+00:00",
         (ImageRecord(name, (250, 190), (256, 192), name),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from overlap_tool import bounds
@@ -13,6 +13,7 @@ from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.pixels import padding
 from overlap_tool.files.summary import RunNotes
+from overlap_tool.kernels.arithmetic import VERSION
 
 LEAST_BITS = math.log2(65536 / 65535)
 """Of a symbol: its probability is told in 16 bits, and no symbol's is 1."""
@@ -71,12 +72,25 @@ def _sizes(shape: Any) -> Iterator[tuple[int, int]]:
             yield from _sizes(part)
 
 
-def tell_another_engine(head: Head, codec: Codec, notes: RunNotes) -> None:
+def refuse_another_engine(where: str, head: Head, codec: Codec, allowed: bool, notes: RunNotes) -> None:
+    """Where a scale differs in its last bit, symbols come out wrong, and not every model's are hashed."""
     own = codec.fingerprint
-    if head.engine != own:
-        keys = sorted(key for key in {*own, *head.engine} if own.get(key) != head.engine.get(key))
-        differences = ", ".join(f"{key} {head.engine.get(key)} then and {own.get(key)} now" for key in keys)
-        notes.note(
-            f"another engine wrote this file ({differences}): where a scale differs in its last bit, "
-            "symbols come out wrong; models whose symbols are hashed in the file then stop with an error"
+    if head.engine == own:
+        return
+    keys = sorted(key for key in {*own, *head.engine} if own.get(key) != head.engine.get(key))
+    told = ", ".join(f"{key} {head.engine.get(key)} then and {own.get(key)} now" for key in keys)
+    reason = f"another engine wrote it ({told}), so its symbols may come out wrong"
+    if not allowed:
+        raise ContainerError(where, reason, f"{_what_decodes(head.engine)}; or give `any_engine=True`")
+    notes.note(f"{reason}; models whose symbols are hashed in the file then stop with an error")
+
+
+def _what_decodes(engine: Mapping[str, str]) -> str:
+    if engine.get("kernels") != "exact":
+        own = {key: value for key, value in engine.items() if key != "kernels"}
+        return 'Wrap its checkpoint with `engine="stock"`, on ' + ", ".join(
+            f"{key} {value}" for key, value in sorted(own.items())
         )
+    if engine.get("arithmetic") != VERSION:
+        return f"Decode it by a version of the tool whose arithmetic is {engine.get('arithmetic')}"
+    return 'Wrap its checkpoint without `engine="stock"`'
