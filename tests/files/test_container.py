@@ -101,6 +101,8 @@ HARMFUL = {
     "flag": _set(banded=True),
     "symbols": lambda head: head["bands"][0][0].__setitem__(2, "0" * 64),
     "missing": lambda head: head.pop("engine"),
+    "engine": _set(engine=4096),
+    "engines": _set(engine=[0]),
 }
 
 

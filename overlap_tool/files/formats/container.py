@@ -185,7 +185,7 @@ def _head(told: Any) -> Head:
         channels=_count(told["channels"], 1, 4096),
         padding=_padding(told["padding"]),
         dtype=_text(told["dtype"]),
-        engine={_text(key): _text(value) for key, value in told["engine"].items()},
+        engine=_texts(told["engine"]),
         shape=_shape(told["shape"]),
         strings=told["strings"],
         bands=tuple(tuple(_band(band) for band in bands) for bands in told["bands"]),
@@ -238,6 +238,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} in the place of text")
     return value
+
+
+def _texts(told: Any) -> dict[str, str]:
+    if not isinstance(told, dict):
+        raise TypeError(f"{told!r} in the place of texts by name")
+    return {_text(key): _text(value) for key, value in told.items()}
 
 
 def _count(value: Any, least: int, most: int) -> int:
