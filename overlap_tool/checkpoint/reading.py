@@ -10,7 +10,6 @@ import re
 import shutil
 import tarfile
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -189,8 +188,7 @@ def _load_pickle(path: Path, trust: bool) -> Any:
     _refuse_long_pickles(path)
     _refuse_compressed(path)
     try:
-        with _still(path) as (still, mapped), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Advice about pickle's protocols, no help beside our refusal.
+        with _still(path) as (still, mapped):
             return torch.load(still, map_location="cpu", weights_only=not trust, mmap=mapped)
     except Exception as error:  # Whatever a broken or hostile file makes the reader raise.
         raise (_trusted_failure(path, error) if trust else _failure(path, error)) from error

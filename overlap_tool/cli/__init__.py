@@ -57,6 +57,9 @@ def main() -> None:
     """Run the command line; what the tool refuses is one message on stderr and exit code 2."""
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
+    # what our own refusals and bounds say, in other words; in a library, the filters are the program's own
+    warnings.filterwarnings("ignore", message=".*pickle protocol.*")
+    warnings.filterwarnings("ignore", message=".*decompression bomb.*")
     try:
         copy_context().run(app)  # what options set is set for this run
     except OverlapToolError as error:

@@ -36,6 +36,27 @@ def copied(model: Model) -> Model:
             return made
 
 
+def twin(module: nn.Module) -> nn.Module:
+    """The same parts anew, on the same weights and attributes: what is put in their place is put in the twin.
+
+    Other threads may be running the module itself.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+
+    def of(part: nn.Module) -> nn.Module:
+        if part not in made:
+            made[part] = copy.copy(part)
+            attributes = vars(made[part])
+            for key in ("_parameters", "_buffers", "_modules"):
+                attributes[key] = attributes[key].copy()
+            attributes["_modules"].update(
+                (name, of(inside)) for name, inside in part._modules.items() if inside is not None
+            )
+        return made[part]
+
+    return of(module)
+
+
 def modes(module: nn.Module) -> dict[str, bool]:
     """Which of its parts are in training mode, by name."""
     return {name: part.training for name, part in module.named_modules()}

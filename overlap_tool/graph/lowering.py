@@ -114,14 +114,13 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
 def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
     returned = node.args[0]
     reason = "does not return one map that depends on its input"
-    if (
-        isinstance(returned, fx.Node)
-        and origins.is_map(returned)
-        and isinstance(returned.meta["values"][0], Tensor)
-    ):
-        if returned.meta.get("at", ROWS_AT) == ROWS_AT:
-            return returned
-        reason = "returns a map whose rows and columns are not its last two dimensions"
+    if isinstance(returned, fx.Node) and isinstance(returned.meta["values"][0], Tensor):
+        if origins.is_map(returned):
+            if returned.meta.get("at", ROWS_AT) == ROWS_AT:
+                return returned
+            reason = "returns a map whose rows and columns are not its last two dimensions"
+        elif tracer.depends_on_input(returned):
+            reason = "returns what is made of the whole map, as large for every image, and no map"
     raise TraceError(
         f"{tracer.dotted('')} ({type(tracer.root).__name__})",
         reason,

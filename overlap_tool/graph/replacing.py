@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch as given_to_fx_wrap
 
@@ -26,6 +27,9 @@ ONE_AT_A_TIME = threading.RLock()
 _call, _getattr = nn.Module.__call__, nn.Module.__getattr__
 
 _MISSING = object()
+
+OF_BARE_SIZES = tuple(vars(torch)[name] for name in ("zeros", "ones", "empty", "rand", "randn"))
+"""What makes tensors of sizes that are given one by one: `torch.zeros(rows, columns)` refuses traced ones."""
 
 
 class _Tracing(threading.local):
@@ -84,9 +88,11 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
     """Where the model's code finds functions that are recorded as they stand: those of `math`, which take
-    plain numbers; einops', which look at the type of what they are given; and what was given to
-    `torch.fx.wrap`."""
-    as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
+    plain numbers, as some of PyTorch's do; einops', which look at the type of what they are given; and what
+    was given to `torch.fx.wrap`."""
+    for function in OF_BARE_SIZES:
+        yield vars(torch), function.__name__, function
+    as_they_stand = {id(function) for function in (*_public(math), *_einops_functions(), *OF_BARE_SIZES)}
     forwards = [type(root).forward, *(part.forward for part in root.modules())]
     frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
     for frame in {id(frame): frame for frame in frames}.values():

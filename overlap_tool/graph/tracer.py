@@ -35,6 +35,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
+from overlap_tool.graph.copying import twin
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
@@ -415,8 +416,10 @@ class Tracer(fx.Tracer):
         finally:
             self.evaluating = False
             for part, attributes in before:
-                vars(part).clear()
-                vars(part).update(attributes)
+                now = vars(part)
+                if list(now) != list(attributes) or any(now[key] is not attributes[key] for key in now):
+                    now.clear()
+                    now.update(attributes)
         return None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -512,7 +515,7 @@ class Tracer(fx.Tracer):
                     module = self.submodule(str(node.target))
                     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
                     fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
-                    return torch.func.functional_call(module, fakes, args, kwargs)
+                    return torch.func.functional_call(twin(module), fakes, args, kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]

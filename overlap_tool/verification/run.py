@@ -318,7 +318,7 @@ def _model_checks(
     progress(f"{blank.image}: the same with the library's kernels")
     stock = equality.run_model(model, image, kernels="stock"), equality.compress(model, image, "stock")
     checks = [
-        equality.check_latents(exact, subject.own_images, blank),
+        equality.check_latents(exact, written, subject.own_images, blank),
         equality.note_difference("exact-against-stock", (exact, written), stock, blank),
     ]
     tiled: list[tuple[Settings, Check]] = []

@@ -15,12 +15,13 @@ import pytest
 import tifffile
 import zarr
 from PIL import Image, ImageOps
+from support.confined import confined
 from support.photographs import photograph
 
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.formats import outputs
 from overlap_tool.files.formats.outputs import CHUNK, open_output
-from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pictures import open_picture, read_rows
 from overlap_tool.files.formats.pixels import channels_read
 
 COLOUR = photograph("chelsea", 83, 131)
@@ -350,3 +351,39 @@ def test_chunks_are_tiles_of_the_array(tmp_path) -> None:
 def test_a_full_disk_is_seen_before(tmp_path) -> None:
     with pytest.raises(ImageFileError, match="are free"):
         open_output(tmp_path / "a.npy", tmp_path, (1 << 20, 1 << 20, 3), np.dtype(np.uint16), begun=False)
+
+
+def _npy(path: Path, values) -> Path:
+    np.save(path, values)
+    return path
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("values", [COLOUR, DEEP, GREY], ids=["colour", "deep", "grey"])
+def test_numpys_files_are_read_in_bands_whatever_lies_together_in_them(tmp_path, values, order) -> None:
+    picture = open_picture(_npy(tmp_path / "in.npy", np.asarray(values, order=order)))
+    expected = values if values.ndim == 3 else values[..., None]
+    assert picture.shape == expected.shape
+    for start, stop in ((0, len(values)), (7, 30), (60, 200)):
+        assert np.array_equal(picture.read(start, stop), expected[start:stop])
+
+
+def test_a_file_of_numpys_that_is_cut_off_while_it_is_read(tmp_path) -> None:
+    """What is mapped then ends the process by SIGBUS."""
+    path = _npy(tmp_path / "in.npy", np.zeros((2000, 500, 3), np.uint8))
+
+    def work() -> None:
+        picture = open_picture(path)
+        os.truncate(path, 4096)
+        with pytest.raises(ImageFileError, match="its rows from 1000 on cannot be read"):
+            read_rows(str(path), picture, 1000, 1100)
+
+    ended = confined(work)
+    assert ended.code == 0, ended.told
+
+
+def test_a_file_of_numpys_that_is_shorter_than_it_says(tmp_path) -> None:
+    path = _npy(tmp_path / "in.npy", COLOUR)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ImageFileError, match="ends before its samples do"):
+        open_picture(path)

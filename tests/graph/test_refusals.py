@@ -507,3 +507,33 @@ def test_chains_drawn_at_random_are_refused_or_right(seed) -> None:
     else:
         with pytest.raises(TraceError):
             trace(stage, "stage", 3)
+
+
+class Beside(nn.Module):
+    """A map, and something made beside it."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.make(self.conv(x))
+
+
+@pytest.mark.parametrize("name", ["zeros", "ones", "empty", "rand", "randn"])
+def test_sizes_given_one_by_one_are_no_wrong_number_of_arguments(name) -> None:
+    """The reason was "zeros() takes 1 positional argument but 2 were given"."""
+    make = getattr(torch, name)
+    with pytest.raises(SizeDependenceError, match="makes a tensor by the size of its input alone"):
+        trace(Beside(lambda x: x + getattr(torch, name)(x.shape[2], x.shape[3])).eval(), "it", 3)
+    assert getattr(torch, name) is make
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d((3, 1))], ids=lambda pool: type(pool).__name__
+)
+def test_what_is_as_large_for_every_image_is_no_map_and_depends_on_it(pool) -> None:
+    """It "does not return one map that depends on its input", it was told."""
+    with pytest.raises(TraceError, match="made of the whole map, as large for every image"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 3), pool).eval(), "it", 3)

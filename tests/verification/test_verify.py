@@ -437,6 +437,37 @@ def test_a_codec_that_codes_to_a_named_tuple_of_arrays() -> None:
     assert statuses == ["passed", "passed"]
 
 
+class Rounding(nn.Module):
+    """A codec that quantises by code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g_a = nn.Conv2d(3, 4, 5, stride=2, padding=2)
+        self.g_s = nn.ConvTranspose2d(4, 3, 5, stride=2, padding=2, output_padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g_s(self.g_a(x).mul(9).round() / 9)
+
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        symbols = self.g_a(x).mul(9).round().to(torch.int8)
+        return {"strings": [[symbols.numpy().tobytes()]], "shape": symbols.shape}
+
+    def decompress(self, strings: Any, shape: Any) -> dict[str, Tensor]:
+        symbols = torch.frombuffer(bytearray(strings[0][0]), dtype=torch.int8).reshape(shape)
+        return {"x_hat": self.g_s(symbols / 9)}
+
+
+def test_symbols_that_nobody_saw_are_not_said_to_be_none() -> None:
+    """ "The model codes no symbols", it was told."""
+    certificate = overlap_tool.verify(Rounding().eval(), tiles=[32], schedules=["stream"])
+    assert certificate.holds, certificate.of("failed")
+    (check,) = _of(certificate, "latents")
+    assert check.status == "skipped"
+    assert "are not seen" in check.message
+    assert "register_quantiser" in check.message
+    assert [check.status for check in _of(certificate, "bitstream")] == ["passed"]
+
+
 def test_a_compress_that_refuses_is_skipped_with_its_reason() -> None:
     model = Between("nothing").eval()
     model.compress = lambda x: (_ for _ in ()).throw(NotImplementedError("not for tests"))

@@ -147,3 +147,22 @@ def test_a_model_whose_own_part_refuses_to_be_copied_is_refused_by_name() -> Non
         overlap_tool.wrap(model)
     assert overlap_tool.analyze(model).stages, "for which no copy is needed"
     assert overlap_tool.wrap(model, tile=8, inplace=True)(torch.rand(1, 1, 20, 20)).shape == (1, 1, 18, 18)
+
+
+class Kept(dict):  # type: ignore[type-arg]
+    """Weights in whose place nothing may be put."""
+
+    def __setitem__(self, key: str, value: object) -> None:
+        raise AssertionError(f"{key} was replaced")
+
+    def __delitem__(self, key: str) -> None:
+        raise AssertionError(f"{key} was taken away")
+
+
+def test_an_analysis_puts_nothing_in_the_place_of_weights_that_another_thread_may_be_reading() -> None:
+    """Stand-ins were, for as long as a layer's trial took."""
+    model = PlainCnn().eval()
+    for part in model.modules():
+        vars(part)["_parameters"] = Kept(part._parameters)
+        vars(part)["_buffers"] = Kept(part._buffers)
+    assert overlap_tool.analyze(model).stages

@@ -6,11 +6,11 @@ TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte o
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class Whole:
 
 
 class Decoded(Whole):
-    """An array in memory, or mapped."""
+    """An array in memory."""
 
     def __init__(self, values: NDArray[Any], profile: bytes | None = None) -> None:
         self.profile = profile
@@ -101,15 +101,44 @@ class Decoded(Whole):
 
 
 class NumpyFile(Whole):
-    """A .npy file. It is mapped anew for every band, so that what was read does not stay in memory."""
+    """A .npy file. It is read and never mapped: what cuts off a mapped file ends the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        mapped = Decoded(np.load(path, mmap_mode="r", allow_pickle=False))
-        self.shape, self.dtype, self.piece = mapped.shape, mapped.dtype, (1, 1)
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, self.by_columns, self.dtype = header(file)
+            self.begins = file.tell()
+        self.shape, self.piece = _three(shape if len(shape) != 2 else (*shape, 1)), (1, 1)
+        if self.dtype.hasobject:
+            raise ValueError("it holds objects of Python")
+        if min(self.shape) < 1:
+            raise ValueError("it has no samples")
+        if path.stat().st_size < self.begins + prod(self.shape) * self.dtype.itemsize:
+            raise ValueError("the file ends before its samples do")
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        return Decoded(np.load(self.path, mmap_mode="r", allow_pickle=False)).read(start, stop)
+        rows, columns, channels = self.shape
+        start, stop = min(start, rows), min(stop, rows)
+        with self.path.open("rb") as file:
+            if not self.by_columns:
+                samples = self._samples(file, start * columns * channels, (stop - start) * columns * channels)
+                return samples.reshape(stop - start, columns, channels)
+            one_by_one = [
+                self._samples(file, i * rows + start, stop - start) for i in range(columns * channels)
+            ]
+            band = np.stack(one_by_one, -1).reshape(stop - start, channels, columns)
+            return np.ascontiguousarray(band.swapaxes(1, 2))
+
+    def _samples(self, file: BinaryIO, first: int, count: int) -> NDArray[Any]:
+        file.seek(self.begins + first * self.dtype.itemsize)
+        data = file.read(count * self.dtype.itemsize)
+        if len(data) < count * self.dtype.itemsize:
+            raise ValueError("the file ends before its samples do")
+        return np.frombuffer(data, self.dtype)
 
 
 class ZarrArray:
@@ -268,9 +297,7 @@ def _pillow(path: Path) -> Picture:
 
     where = str(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+        opened = Image.open(path)
     except Image.DecompressionBombError as error:
         raise ImageFileError(
             where, f"it is too large to be decoded whole ({error})", f"Convert it to {IN_BANDS}"
