@@ -45,8 +45,10 @@ def twin(module: nn.Module) -> nn.Module:
 
     def of(part: nn.Module) -> nn.Module:
         if part not in made:
-            made[part] = copy.copy(part)
+            # not by copy.copy, which parametrized modules refuse
+            made[part] = object.__new__(type(part))
             attributes = vars(made[part])
+            attributes.update(vars(part))
             for key in ("_parameters", "_buffers", "_modules"):
                 attributes[key] = attributes[key].copy()
             attributes["_modules"].update(
