@@ -125,14 +125,16 @@ def test_a_container(run, folder, field, text) -> None:
 
 
 def test_notes(run, folder) -> None:
-    """Another engine is noted, and the image decoded."""
+    """Another engine is noted, and the image decoded, where that is asked for."""
     model = ("--model", folder / "it.tiled.pt")
     assert run("compress", folder / "in.npy", *model, "-o", folder / "it.lic", "-q")[0] == 0
     head, strings = container.read(folder / "it.lic")
     with (folder / "worse.lic").open("wb") as file:
         engine = {**head.engine, "torch": HOSTILE, HOSTILE: HOSTILE}
         container.write(file, dataclasses.replace(head, engine=engine), list(map(bytes, strings)))
-    code, out, err = run("decompress", folder / "worse.lic", *model, "-o", folder / "out.png")
+    written = folder / "worse.lic"
+    refused(run("decompress", written, *model, "-o", folder / "out.png"))
+    code, out, err = run("decompress", written, *model, "-o", folder / "out.png", "--any-engine")
     assert code == 0
     assert "note: " in err
     assert not hidden(out + err) - {"\n"}

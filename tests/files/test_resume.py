@@ -19,6 +19,7 @@ import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError
 from overlap_tool.files import Codec, compress, decompress
+from overlap_tool.files.formats.pictures import NumpyFile
 from overlap_tool.files.job import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,13 +124,13 @@ def test_what_was_done_is_not_done_again(tmp_path, stop_after, monkeypatch) -> N
         compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
     monkeypatch.undo()
     read: list[int] = []
-    source = np.load
+    of_file = NumpyFile.read
 
     def watched(*args, **kwargs):
         read.append(1)
-        return source(*args, **kwargs)
+        return of_file(*args, **kwargs)
 
-    monkeypatch.setattr("overlap_tool.files.formats.pictures.np.load", watched)
+    monkeypatch.setattr(NumpyFile, "read", watched)
     told = compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic", resume=True)
     resumed, read[:] = len(read), []
     assert told.resumed
