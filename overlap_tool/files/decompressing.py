@@ -22,12 +22,12 @@ from overlap_tool.files.coding.matching import (
     refuse_another_engine,
     refuse_impossible,
 )
-from overlap_tool.files.coding.waiting import one_by_one, tell_a_long_wait
+from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.outputs import refuse_unwritable
 from overlap_tool.files.formats.pixels import Frame, samples
-from overlap_tool.files.region import Region, area_of
+from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import Workspace, pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
@@ -44,7 +44,7 @@ def decompress(
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
     any_engine: bool = False,
-    region: Region | None = None,
+    region: Rectangle | None = None,
 ) -> RunSummary:
     """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote.
 
@@ -60,7 +60,7 @@ def decompress(
     area = area_of(region, head.height, head.width)
     shape = (area.rows.length, area.columns.length, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype, resume)
-    if region is not None and one_by_one(codec.model):
+    if region is not None and codes_in_order(codec.model):
         notes.note(f"{codec.architecture} codes one position after another: all of its strings are decoded")
     tell_a_long_wait(codec, head.frame, in_memory, notes)
     task = Task("decompress", codec, source, target, notes, resume, quiet)

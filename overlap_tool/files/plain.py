@@ -16,7 +16,7 @@ from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import Frame, PictureNumbers, refuse_channels, samples
-from overlap_tool.files.region import Region, area_of
+from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import columns_read, pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
@@ -33,7 +33,7 @@ def run(
     output: str | os.PathLike[str],
     *,
     dtype: str | None = None,
-    region: Region | None = None,
+    region: Rectangle | None = None,
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,

@@ -6,11 +6,11 @@ from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 
-Region = tuple[int, int, int, int]
+Rectangle = tuple[int, int, int, int]
 """The column and the row of its upper left pixel, its width and its height."""
 
 
-def area_of(region: Region | None, height: int, width: int) -> Area:
+def area_of(region: Rectangle | None, height: int, width: int) -> Area:
     """The rectangle in an image of this height and width; all of it for None."""
     if region is None:
         return Area.whole(height, width)

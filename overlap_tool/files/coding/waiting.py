@@ -22,7 +22,7 @@ TRIALS_NOT_WORTH_IT = 8
 
 def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
     """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
-    if not one_by_one(codec.model):
+    if not codes_in_order(codec.model):
         return
     side = 2 * codec.multiple
     times = math.prod(frame.padded) / side**2
@@ -41,7 +41,7 @@ def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes
         )
 
 
-def one_by_one(model: nn.Module) -> bool:
+def codes_in_order(model: nn.Module) -> bool:
     """Whether any of its parts codes one position after another."""
     return any(
         hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"

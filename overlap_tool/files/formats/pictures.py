@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
-from overlap_tool.files.formats.rows import fill
+from overlap_tool.files.formats.rows import read_into
 from overlap_tool.geometry import Span
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -149,7 +149,7 @@ class NumpyFile(Whole):
     def _samples(self, file: FileIO, first: int, count: int) -> NDArray[Any]:
         samples = np.empty(count, self.dtype)
         file.seek(self.begins + first * self.dtype.itemsize)
-        fill(file, samples)
+        read_into(file, samples)
         return samples
 
 

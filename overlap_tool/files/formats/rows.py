@@ -37,7 +37,7 @@ class RowsFile:
         values = np.empty((stop - start, *self.shape[1:]), self.dtype)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
-            fill(file, values)
+            read_into(file, values)
         return values
 
     def write(self, start: int, rows: NDArray[Any], durable: bool = True) -> None:
@@ -102,7 +102,7 @@ class Bands:
                 self.take(start, band[..., start - rows.start :, :])
 
 
-def fill(file: FileIO, values: NDArray[Any]) -> None:
+def read_into(file: FileIO, values: NDArray[Any]) -> None:
     """Read an array from where the file stands."""
     left = memoryview(values.reshape(-1).view(np.uint8).data)
     while left:
