@@ -12,7 +12,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import count
+from io import FileIO
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,12 +21,13 @@ import numpy as np
 
 from overlap_tool import bounds
 from overlap_tool.errors import ContainerError, why_absent
-from overlap_tool.files.coding.entropy import Band, CodedString
+from overlap_tool.files.coding.entropy import Band, CodedString, StringInFile
 from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.models.coded import has_strings_and_shape, unpacked
 
 MAGIC = b"\x89LIC\r\n\x1a\n"
-VERSION = 1
+VERSION, IN_PARTS = 1, 2
+"""The second has a checksum after its head, too: its bands can be read alone."""
 OUTSIDE = struct.Struct("<8sIIQ")
 """Magic, version, length of the head, length of the strings."""
 CHECKSUM = hashlib.sha256().digest_size
@@ -65,6 +67,11 @@ class Head:
         return max((len(bands) for bands in self.bands), default=1)
 
     @property
+    def payload(self) -> int:
+        """The length of all strings."""
+        return sum(band.length for bands in self.bands for band in bands)
+
+    @property
     def frame(self) -> Frame:
         return Frame(self.height, self.width, self.channels, SAMPLES[self.dtype], self.padding)
 
@@ -74,28 +81,42 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
     told = {**asdict(head), "banded": head.banded}
     if head.given is None:
         del told["given"]
-    told["bands"] = [[[band.rows, band.length, band.symbols] for band in bands] for bands in head.bands]
+    told["bands"] = [[_plain_band(band) for band in bands] for bands in head.bands]
     inside = json.dumps(told, separators=(",", ":")).encode()
+    version = IN_PARTS if head.banded else VERSION
+    outside = OUTSIDE.pack(MAGIC, version, len(inside), sum(map(len, strings)))
+    sealed = hashlib.sha256(outside + inside).digest() if version == IN_PARTS else b""
     digest = hashlib.sha256()
-    for part in (OUTSIDE.pack(MAGIC, VERSION, len(inside), sum(map(len, strings))), inside, *strings):
+    for part in (outside, inside, sealed, *strings):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
 
 
-def read(path: Path) -> tuple[Head, list[CodedString]]:
-    """A container that is whole and makes sense; anything else is refused."""
+def read(path: Path, in_parts: bool = False) -> tuple[Head, list[CodedString]]:
+    """A container that is whole and makes sense; anything else is refused.
+
+    `in_parts` leaves the strings in the file where their bands can be read alone: then lengths and head are
+    looked at, and whoever decodes a band holds its symbols to their hash.
+    """
     where = str(path)
     if absent := why_absent(path):
         raise ContainerError(where, absent, "Check the path")
     try:
-        with path.open("rb") as file:
-            inside, payload = _checked(file, path.stat().st_size, where)
+        with path.open("rb", buffering=0) as file:
+            outside, inside, sealed = _opened(file, path.stat().st_size, where)
+            alone = in_parts and bool(sealed)
+            payload = b"" if alone else _payload(file, outside + inside + sealed, where)
     except OSError as error:
         raise ContainerError(where, f"it cannot be read ({error.strerror})", "Check the path") from error
     try:
         head = _head(json.loads(inside))
-        strings = list(_strings(head, payload))
+        if alone and all(band.rows for bands in head.bands for band in bands):
+            strings = _left_in(path, head, len(outside + inside + sealed))
+        elif alone:
+            return read(path)
+        else:
+            strings = list(_strings(head, payload))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ContainerError(where, f"its head makes no sense ({error})", AGAIN) from error
     return head, strings
@@ -151,29 +172,49 @@ def as_the_model_had(shape: Any) -> Any:
     return shape
 
 
-def _checked(file: BinaryIO, size: int, where: str) -> tuple[bytes, bytes]:
-    """Head and strings of a file whose lengths and checksum are right."""
+def _opened(file: FileIO, size: int, where: str) -> tuple[bytes, bytes, bytes]:
+    """What stands before the strings, of a file whose lengths are right: the outside, the head, and the
+    checksum of both, which is right where there is one."""
     outside = file.read(OUTSIDE.size)
     if len(outside) < OUTSIDE.size or outside[: len(MAGIC)] != MAGIC:
         raise ContainerError(where, "it is no .lic file", "Give a file that overlap-tool compress wrote")
     _, version, head, payload = OUTSIDE.unpack(outside)
-    if version != VERSION:
-        raise ContainerError(
-            where, f"its format has version {version}, and this tool knows {VERSION}", "Update overlap-tool"
-        )
-    expected = OUTSIDE.size + head + payload + CHECKSUM
+    if version not in (VERSION, IN_PARTS):
+        reason = f"its format has version {version}, and this tool knows {VERSION} and {IN_PARTS}"
+        raise ContainerError(where, reason, "Update overlap-tool")
+    seal = CHECKSUM if version == IN_PARTS else 0
+    expected = OUTSIDE.size + head + seal + payload + CHECKSUM
     if size != expected:
         raise ContainerError(where, f"it has {size} bytes, and says that it has {expected}", AGAIN)
     bounds.refuse_more(ContainerError, where, size, bounds.FILE, f"it has {size} bytes")
     if head > LONGEST_HEAD:
         raise ContainerError(where, f"its head has {head} bytes, which is too long", AGAIN)
-    inside, strings = file.read(head), file.read(payload)
-    digest = hashlib.sha256(outside)
-    digest.update(inside)
-    digest.update(strings)
-    if file.read() != digest.digest():
-        raise ContainerError(where, "its checksum is wrong: it was altered, or is damaged", AGAIN)
-    return inside, strings
+    inside, sealed = file.read(head), file.read(seal)
+    if sealed and sealed != hashlib.sha256(outside + inside).digest():
+        raise _altered(where)
+    return outside, inside, sealed
+
+
+def _payload(file: FileIO, before: bytes, where: str) -> bytes:
+    """The strings, of a file whose checksum is right."""
+    rest = file.readall()
+    payload, checksum = rest[:-CHECKSUM], rest[-CHECKSUM:]
+    digest = hashlib.sha256(before)
+    digest.update(payload)
+    if checksum != digest.digest():
+        raise _altered(where)
+    return payload
+
+
+def _altered(where: str) -> ContainerError:
+    return ContainerError(where, "its checksum is wrong: it was altered, or is damaged", AGAIN)
+
+
+def _left_in(path: Path, head: Head, start: int) -> list[CodedString]:
+    """The strings, as ones that stay in the file."""
+    lengths = [sum(band.length for band in bands) for bands in head.bands]
+    starts = accumulate(lengths, initial=start)
+    return [StringInFile.at(path, offset, bands) for offset, bands in zip(starts, head.bands, strict=False)]
 
 
 def _head(told: Any) -> Head:
@@ -219,8 +260,14 @@ def _numbers(strings: Any) -> Iterator[int]:
 
 
 def _band(told: Any) -> Band:
-    rows, length, symbols = told
-    return Band(_count(rows, 0, LARGEST_SIDE), _count(length, 0, 1 << 62), _text(symbols))
+    rows, length, symbols, *columns = told
+    (columns,) = columns or [0]
+    sides = _count(rows, 0, LARGEST_SIDE), _count(columns, 0, LARGEST_SIDE)
+    return Band(sides[0], _count(length, 0, 1 << 62), _text(symbols), sides[1])
+
+
+def _plain_band(band: Band) -> list[Any]:
+    return [band.rows, band.length, band.symbols, *([band.columns] if band.columns else [])]
 
 
 def _padding(told: Any) -> tuple[int, int, int, int]:
