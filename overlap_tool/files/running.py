@@ -302,10 +302,12 @@ def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> Non
     deferred.pour(numbers, area, Bands(area.columns, take))
 
 
-def columns_read(stage: TiledForward, shape: Shape, area: Area) -> Span:
-    """Which columns of its input a stage reads to compute an area of its output."""
+def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
+    """What of its input a stage reads to compute an area of its output."""
     first, *more = plan_part(stage.network, stage.input_scale, _plan(stage, shape), area)
-    return Span(0, shape.columns) if more else first.columns.extents[0].clip(shape.columns)
+    if more:
+        return Area.whole(shape.rows, shape.columns)
+    return Area(first.rows.extents[0].clip(shape.rows), first.columns.extents[0].clip(shape.columns))
 
 
 def _plan(stage: TiledForward, shape: Shape) -> StagePlan:
