@@ -182,9 +182,9 @@ def test_a_region_that_is_none_is_refused(tmp_path, region, reason) -> None:
 # --- blocks: what is not under a region is not read -------------------------------------------------------
 
 
+WITHOUT_CONTEXT = ["bmshj2018-factorized", "mbt2018-mean"]
 IN_BLOCKS = [
-    "bmshj2018-factorized",
-    "mbt2018-mean",
+    *WITHOUT_CONTEXT,
     "cheng2020-anchor-checkerboard",
     pytest.param("elic2022-official", marks=pytest.mark.slow),
 ]
@@ -235,7 +235,7 @@ def test_no_other_blocks_are_read(tmp_path, in_blocks, monkeypatch) -> None:
     decompress(codec(name), folder / "it.lic", tmp_path / "o.npy", region=region)
     assert np.array_equal(np.load(tmp_path / "o.npy"), _crop(whole, region))
     assert len(set(read)) == len(read)
-    if name not in ("bmshj2018-factorized", "mbt2018-mean"):  # whose contexts read more
+    if name not in WITHOUT_CONTEXT:
         return
     head, _ = container.read(folder / "it.lic")
     model = small_model(name)
@@ -259,8 +259,9 @@ def test_an_altered_block_is_refused_where_it_is_read(tmp_path, in_blocks) -> No
     end = len(data) - container.CHECKSUM
     data[end - head.bands[-1][-1].length : end] = bytes(head.bands[-1][-1].length)  # its last block
     (tmp_path / "bad.lic").write_bytes(data)
-    decompress(codec(name), tmp_path / "bad.lic", tmp_path / "o.npy", region=(0, 0, 20, 20))
-    assert np.array_equal(np.load(tmp_path / "o.npy"), whole[:20, :20])
+    if name in WITHOUT_CONTEXT:  # else the opposite corner is read as well, of so small an image
+        decompress(codec(name), tmp_path / "bad.lic", tmp_path / "o.npy", region=(0, 0, 20, 20))
+        assert np.array_equal(np.load(tmp_path / "o.npy"), whole[:20, :20])
     with pytest.raises(ContainerError, match="altered"):
         decompress(codec(name), tmp_path / "bad.lic", tmp_path / "no.npy", region=(230, 120, 20, 10))
     with pytest.raises(ContainerError, match="checksum"):
