@@ -52,4 +52,7 @@ def decompress(
         size = parse_bytes(in_memory)
         return decompress(codec, coded, target, in_memory=size, any_engine=any_engine, **how)
 
+    from overlap_tool.files.formats import container
+
+    container.read(coded)  # before torch is imported, which takes longer
     files.do(target, work)

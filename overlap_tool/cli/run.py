@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, ImageFile
+from overlap_tool.cli.on_files import FileOptions, ImageFile, glance_at_image
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -44,4 +44,5 @@ def run(
 
         return run(codec, image, output, dtype=dtype, **how)
 
+    glance_at_image(image)
     files.do(output, work)
