@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import tries
+from support.counting import counted
 from support.networks import TwoBarriers, two_barriers
 from support.random_networks import Case, cases
-from test_executed_macs import counted
 from torch import Tensor, nn
 
 import overlap_tool
