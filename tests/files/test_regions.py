@@ -18,8 +18,8 @@ from torch import nn
 import overlap_tool
 from overlap_tool.errors import ContainerError, OptionError
 from overlap_tool.files import Codec, compress, decompress, run
-from overlap_tool.files.coding.entropy import StringInFile
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import StringInFile
 from overlap_tool.files.formats.pictures import NumpyFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import ContainerError
+from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut
@@ -33,56 +33,6 @@ SYMBOLS_IN_A_BAND = 1 << 22
 
 BYTES_OF_A_SYMBOL = 16
 """In a band: what is coded, its mean, its table and its number."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """A rectangle of a map: its rows, the length of its string, a hash of its symbols, and its columns.
-
-    Bands follow one another from left to right and from the top down; most have all columns, which is 0.
-    """
-
-    rows: int
-    length: int
-    symbols: str
-    columns: int = 0
-
-
-class CodedString(bytes):
-    """The strings of a map's bands, one after another."""
-
-    bands: tuple[Band, ...]
-
-    @staticmethod
-    def of(strings: Sequence[bytes], bands: Sequence[Band]) -> CodedString:
-        made = CodedString(b"".join(strings))
-        made.bands = tuple(bands)
-        return made
-
-    def part(self, start: int, stop: int) -> bytes:
-        return self[start:stop]
-
-
-class StringInFile(CodedString):
-    """One that stays in its file, of which only parts are read. As bytes it has none."""
-
-    path: Path
-    offset: int
-
-    @staticmethod
-    def at(path: Path, offset: int, bands: Sequence[Band]) -> StringInFile:
-        made = StringInFile()
-        made.path, made.offset, made.bands = path, offset, tuple(bands)
-        return made
-
-    def part(self, start: int, stop: int) -> bytes:
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset + start)
-                return file.read(stop - start)
-        except OSError as error:
-            where, reason = str(self.path), f"it cannot be read ({error.strerror})"
-            raise ContainerError(where, reason, "Check the path") from error
 
 
 @dataclass(frozen=True)
