@@ -1,4 +1,5 @@
 from . import checkpoint as checkpoint
+from . import distributed as distributed
 from . import errors as errors
 from . import files as files
 from . import geometry as geometry
@@ -12,6 +13,7 @@ from .checkpoint import Loaded as Loaded
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import register_architecture as register_architecture
 from .errors import CheckpointError as CheckpointError
+from .errors import ClusterError as ClusterError
 from .errors import CodingError as CodingError
 from .errors import ContainerError as ContainerError
 from .errors import CopyError as CopyError

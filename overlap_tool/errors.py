@@ -57,6 +57,10 @@ class MissingExtraError(OverlapToolError):
     """Something that a package of an extra does, which is not installed: CompressAI, for its models."""
 
 
+class ClusterError(OverlapToolError):
+    """Workers that die, differ from this process, or cannot be reached."""
+
+
 class PluginError(OverlapToolError):
     """A plugin that cannot be imported, or registers something malformed."""
 

@@ -48,10 +48,19 @@ NOT_RUN = {
     "make demo": "installs an environment; test_the_demo_checkpoint_is_the_one_analyzed does the rest of it",
     "make test": "is what runs this",
     "pip install .": "test_packaging.py installs what is built",
-    'pip install ".[codecs,files]"': "changes the environment",
+    'pip install ".[codecs,files,dask]"': "changes the environment",
     "overlap-tool analyze zoo:mbt2018": "run by test_the_demo_checkpoint_is_the_one_analyzed",
     "overlap-tool analyze zoo:mbt2018@3": "downloads; pretrained models have tests of their own",
     "overlap-tool run --model net.tiled.pt --trust photo.tif -o out.zarr": "run by test_files_commands.py",
+    "overlap-tool run --model net.tiled.pt --trust photo.tif -o crop.png --region 100,50,320,240": (
+        "run by test_files_commands.py"
+    ),
+    "overlap-tool run --model net.tiled.pt --trust scene.zarr -o out.zarr --workers 4": (
+        "run by test_workers.py"
+    ),
+    "overlap-tool run --model net.tiled.pt scene.zarr -o out.zarr --dask tcp://scheduler:8786 --resume": (
+        "needs a scheduler"
+    ),
 }
 
 

@@ -65,6 +65,8 @@ def run(
     ):
         profile = None
         notes.note(f"the colour profile of {source} is not kept in {target}")
+    if region is not None and work.stage.settings.engine != "exact":
+        notes.note("by the library's kernels, its last bits may differ from those of the whole output")
     if region is not None and work.stage.network.barriers:
         whole_map = work.stage.network.barriers[0].name
         notes.note(f"{whole_map} needs the whole map: all of {source} is read for it")
@@ -128,7 +130,7 @@ class NetworkOnImage:
         return self.stage.network.ops[-1].channels
 
     def pour(
-        self, area: Area, take: Callable[[int, NDArray[Any]], None], keep: passes.Keep, quiet: bool = True
+        self, area: Area, take: Callable[[int, NDArray[Any]], object], keep: passes.Keep, quiet: bool = True
     ) -> None:
         """Compute an area of the output, and hand it on in bands, each with the number of its first row."""
         if not area.size:

@@ -1,0 +1,6 @@
+"""Past one machine: pieces of a scene on Dask's workers, each a stream of its own, and the same bits."""
+
+from overlap_tool.distributed.arrays import map_tiles
+from overlap_tool.distributed.scenes import run
+
+__all__ = ["map_tiles", "run"]

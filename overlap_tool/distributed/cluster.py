@@ -1,0 +1,76 @@
+"""Dask's workers: a few of this machine, or those behind a scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
+
+SECONDS_TO_ANSWER = 10
+
+RESUME = "Go on with `resume=True`: what is finished is kept"
+
+
+def dask_library(name: str) -> Any:
+    """A part of Dask, which only this needs."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            name,
+            f"it is needed for work on several processes, and cannot be imported ({error})",
+            'Run pip install "overlap-tool[dask]"',
+        ) from error
+
+
+@contextmanager
+def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
+    """A client of as many worker processes of this machine, or of the scheduler at an address."""
+    if (workers is None) == (dask is None):
+        raise OptionError("`workers`, `dask`", "give one of the two", "Write `workers=4`")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise OptionError(f"workers={workers!r}", "is not a number of processes", "Write `workers=4`")
+    distributed = dask_library("distributed")
+    if dask is not None:
+        try:
+            client = distributed.Client(dask, timeout=SECONDS_TO_ANSWER, set_as_default=False)
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            raise ClusterError(
+                f"dask={dask!r}",
+                f"no scheduler answers there ({type(error).__name__})",
+                "Start one with dask scheduler, or give `workers` for processes of this machine",
+            ) from error
+        with client:
+            yield client
+        return
+    with (
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], None]) -> None:
+    """Wait for tasks, and call `done` with each when it has ended well; the first that did not ends all."""
+    distributed = dask_library("distributed")
+    try:
+        for future in distributed.as_completed(futures, loop=client.loop):
+            future.result()
+            done(future)
+    except distributed.KilledWorker as error:
+        raise ClusterError(
+            f"a worker on {error.last_worker.address}",
+            f"it died, as did others before it at the same piece ({error.task})",
+            f"Give workers more memory, or a smaller `tile`. {RESUME}",
+        ) from error
+    except (asyncio.CancelledError, distributed.CancelledError, distributed.comm.CommClosedError) as error:
+        raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
+    finally:
+        client.cancel([future for future in futures if not future.done()])

@@ -1,0 +1,144 @@
+"""`run` on workers: a scene in pieces, each read, computed and written by one of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from uuid import uuid4
+
+from overlap_tool import bounds, plugins
+from overlap_tool.distributed.cluster import connected, each_finished
+from overlap_tool.distributed.pieces import cut_scene, recomputed, refuse_other_bits, refuse_whole_maps
+from overlap_tool.errors import ClusterError, OptionError
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
+from overlap_tool.files.formats.outputs import WholeChunks, open_output, refuse_unwritable
+from overlap_tool.files.formats.pictures import library
+from overlap_tool.files.plain import NetworkOnImage
+from overlap_tool.files.summary import RunNotes, RunSummary
+from overlap_tool.files.task import Task
+from overlap_tool.geometry.walk import Area
+from overlap_tool.runtime.progress import TileProgress
+from overlap_tool.runtime.stores import TensorSink
+
+
+def run(
+    codec: Codec,
+    image: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    dask: str | None = None,
+    dtype: str | None = None,
+    piece: int | None = None,
+    trust: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> RunSummary:
+    """What `overlap_tool.files.run` does, by several worker processes: the same samples, as a Zarr array.
+
+    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. They read the
+    image and write the output themselves, so both have to be where all of them find them. The model goes to
+    each once. The scene is cut into pieces of about `piece` pixels a side, 4096 if left out and fewer for a
+    small scene; each recomputes what it needs of its neighbours. A piece of a worker that dies is done again.
+    With `resume`, finished pieces are kept. `trust` lets workers import the class that a file names.
+
+    For example, `run(Codec.load("net.tiled.pt"), "scene.zarr", "out.zarr", workers=4)`.
+    """
+    notes, source, target = RunNotes(tell), Path(image).absolute(), Path(output).absolute()
+    work = NetworkOnImage.opened(codec, source, dtype)
+    refuse_whole_maps(work.stage)
+    refuse_other_bits(work.stage)
+    if target.suffix.lower() != ".zarr":
+        raise OptionError(
+            f"output={str(output)!r}", "workers write chunks, which only Zarr has", "Name a .zarr folder"
+        )
+    made = Frame(*work.size, work.channels, work.dtype)
+    shape = (made.height, made.width, made.channels)
+    refuse_unwritable(target, shape, made.dtype, resume)
+    if work.picture.missing:
+        notes.note(f"{source}: {work.picture.missing}")
+    model = Path(codec.where).read_bytes()
+    task = Task("run", codec, source, target, notes, resume, quiet)
+    with connected(workers, dask) as client, task.job(dtype=str(made.dtype), piece=piece) as job:
+        array = open_output(target, job.folder, shape, made.dtype, "image" in job.done).finish()
+        job.mark("image", 0)
+        chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
+        areas = dict(enumerate(cut_scene(work.size, chunk, piece)))
+        added = recomputed(work.stage, work.shape, list(areas.values()))
+        notes.note(f"{len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
+        scene = Scene(str(source), str(array), dtype, codec.identity, trust)
+        names = {f"piece-{number}": area for number, area in areas.items()}
+        missing = {name: area for name, area in names.items() if name not in job.done}
+        with TileProgress("pieces", len(missing), quiet) as progress:
+            batch = uuid4().hex
+            sent = client.submit(itself, model, key=f"overlap-tool-model-{hashlib.sha256(model).hexdigest()}")
+            futures = {
+                client.submit(write_piece, sent, scene, area, key=f"overlap-tool-{batch}-{name}"): name
+                for name, area in missing.items()
+            }
+
+            def done(future: Any) -> None:
+                job.mark(futures[future], 1)
+                progress.advance()
+
+            each_finished(client, list(futures), done)
+        job.finish(array)
+    return task.summary(job, made)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What workers have to know of a run: paths that all of them find, and what the model has to be there."""
+
+    source: str
+    target: str
+    dtype: str | None
+    identity: dict[str, Any]
+    trust: bool
+
+
+def itself(model: bytes) -> bytes:
+    """A task that gives the model's file: if who has it dies, the scheduler makes it again."""
+    return model
+
+
+def write_piece(model: bytes, scene: Scene, area: Area) -> None:
+    """On a worker: compute a piece and write its chunks. Doing it again writes the same."""
+    codec = loaded(model, scene)
+    with bounds.lifted():  # the process that began has looked at it
+        work = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
+    array = library("zarr").open_array(store=scene.target, mode="r+")
+    work.pour(area, WholeChunks(array, area).write, TensorSink)
+
+
+_LOADED: dict[str, Codec] = {}
+_LOADING = Lock()
+
+
+def loaded(model: bytes, scene: Scene) -> Codec:
+    """The model of a file, loaded once in this process, and the same here as where the run began."""
+    key = hashlib.sha256(model).hexdigest()
+    with _LOADING:
+        if key not in _LOADED:
+            with tempfile.TemporaryDirectory(prefix="overlap-tool-") as folder:
+                path = Path(folder) / "model.tiled.pt"
+                path.write_bytes(model)
+                plugins.discover()
+                _LOADED[key] = Codec.load(path, trust=scene.trust)
+        codec = _LOADED[key]
+    here, there = (json.loads(json.dumps(identity)) for identity in (codec.identity, scene.identity))
+    differs = sorted(key for key in there if here.get(key) != there[key])
+    if differs:
+        told = ", ".join(f"{key} {here.get(key)} there and {there[key]} here" for key in differs)
+        reason = f"it would compute other bits ({told})"
+        raise ClusterError("a worker", reason, "Install the same versions there")
+    return codec

@@ -1,0 +1,286 @@
+"""Pieces of a scene on Dask's workers: the bits of one process, whoever computes what, and whoever dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from support.networks import PlainCnn, two_barriers
+from support.photographs import codec, photograph
+from torch import nn
+
+import overlap_tool
+from overlap_tool.errors import ClusterError, OptionError
+from overlap_tool.files import Codec
+from overlap_tool.files import run as run_in_one_process
+from overlap_tool.files.job import Job
+
+distributed = pytest.importorskip("distributed")
+dask_array = pytest.importorskip("dask.array")
+
+from overlap_tool.distributed import cluster, map_tiles, scenes  # noqa: E402
+from overlap_tool.distributed.pieces import cut_scene  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Doubles(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
+
+
+# --- Dask arrays ------------------------------------------------------------------------------------------
+
+
+def _seeded(network: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return network().eval()
+
+
+@torch.no_grad()
+def _whole(network: nn.Module, values: np.ndarray) -> np.ndarray:
+    given = torch.from_numpy(values)
+    with overlap_tool.exact_kernels():
+        return (network(given) if given.ndim == 4 else network(given[None])[0]).numpy()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "chunks"),
+    [
+        (Doubles, (3, 61, 47), (3, 20, 17)),
+        (Doubles, (3, 61, 47), (1, (1, 50, 10), (46, 1))),
+        (Doubles, (2, 3, 40, 30), (1, 3, 15, 30)),
+        (PlainCnn, (1, 64, 48), (1, 31, 21)),
+    ],
+)
+@pytest.mark.parametrize("options", [{"tile": 16}, {"tile": 16, "schedule": "tiles"}], ids=str)
+def test_a_chunked_array_gives_the_bits_of_the_whole(network, shape, chunks, options) -> None:
+    network = _seeded(network)
+    values = np.random.default_rng(1).random(shape, np.float32)
+    tiled = overlap_tool.wrap(network, **options)
+    lazily = map_tiles(tiled, dask_array.from_array(values, chunks=chunks))
+    found = lazily.compute(scheduler="sync")
+    assert (lazily.shape, lazily.dtype) == (found.shape, found.dtype)
+    assert np.array_equal(found, _whole(network, values))
+    part = lazily[..., 7:19, 3:11].compute(scheduler="sync")
+    assert np.array_equal(part, found[..., 7:19, 3:11])
+
+
+def test_a_chunk_reads_its_overlap_and_no_more() -> None:
+    """Two convolutions, of 5 and 3: 3 samples on each side."""
+    seen: list[tuple[int, int]] = []
+
+    def block(block_info) -> np.ndarray:
+        place = block_info[None]["array-location"]
+        seen.append((place[1][0], place[2][0]))
+        return np.ones((3, 4, 4), np.float32)
+
+    array = dask_array.map_blocks(
+        block, chunks=((3,), (4,) * 10, (4,) * 10), dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)
+    )
+    lazily = map_tiles(_seeded(Doubles), array)
+    lazily[:, 32:40, 48:56].compute(scheduler="sync")  # from row 16 and column 24 of the input on
+    assert sorted(seen) == [(row, column) for row in (12, 16, 20) for column in (20, 24, 28)]
+
+
+@pytest.mark.parametrize(
+    ("network", "array", "reason"),
+    [
+        (Doubles, np.zeros((4, 20, 20), np.float32), "its last axes are not 3 channels"),
+        (Doubles, np.zeros((20, 20), np.float32), "its last axes are not 3 channels"),
+        (Doubles, np.zeros((3, 20, 20), np.uint8), r"are uint8, and the network's float32.*astype"),
+        (two_barriers, np.zeros((3, 20, 20), np.float32), "needs the whole map, which no worker has"),
+    ],
+)
+def test_arrays_and_networks_that_do_not_go_are_refused(network, array, reason) -> None:
+    with pytest.raises(OptionError, match=reason):
+        map_tiles(_seeded(network), dask_array.from_array(array, chunks=-1))
+
+
+def test_a_codec_is_no_network_from_map_to_map() -> None:
+    with pytest.raises(OptionError, match="not one network"):
+        map_tiles(codec("mbt2018-mean").model, dask_array.zeros((3, 64, 64), dtype=np.float32))
+
+
+def test_kernels_whose_bits_follow_the_pieces_are_refused() -> None:
+    stock = overlap_tool.wrap(_seeded(Doubles), tile=32, engine="stock")
+    with pytest.raises(OptionError, match=r"^engine='stock': .* where a piece begins"):
+        map_tiles(stock, dask_array.zeros((3, 64, 64), dtype=np.float32))
+
+
+# --- scenes in files --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> tuple[Codec, Path]:
+    """A network in a file, a Zarr array of 600x512, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("scene")
+    torch.manual_seed(0)
+    tiled = overlap_tool.wrap(PlainCnn().eval(), tile=64)
+    overlap_tool.save(tiled, folder / "net.tiled.pt", "support.networks:PlainCnn", {})
+    grey = np.resize(photograph("camera", 300, 256), (600, 512))
+    array = zarr.open_array(
+        store=str(folder / "in.zarr"), mode="w", shape=(600, 512), chunks=(100, 100), dtype="u1"
+    )
+    array[:] = grey
+    model = Codec.load(folder / "net.tiled.pt", trust=True)
+    run_in_one_process(model, folder / "in.zarr", folder / "whole.zarr", dtype="float32")
+    return model, folder
+
+
+@pytest.fixture
+def small_chunks(monkeypatch) -> None:
+    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (64, 128))
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Two workers in this process, behind a scheduler."""
+    with distributed.LocalCluster(
+        2, processes=False, threads_per_worker=1, dashboard_address=None
+    ) as started:
+        yield started.scheduler_address
+
+
+def _same(found: Path, folder: Path) -> bool:
+    first, second = (zarr.open_array(store=str(path), mode="r") for path in (found, folder / "whole.zarr"))
+    return first.dtype == second.dtype and np.array_equal(first[:], second[:])
+
+
+def _run(scene, output: Path, **how):
+    model, folder = scene
+    return scenes.run(model, folder / "in.zarr", output, dtype="float32", trust=True, **how)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("piece", [None, 128, 1000])
+def test_workers_give_the_samples_of_one_process(tmp_path, scene, address, piece) -> None:
+    told = _run(scene, tmp_path / "out.zarr", dask=address, piece=piece)
+    assert _same(tmp_path / "out.zarr", scene[1])
+    assert (told.width, told.height) == (512, 600)
+    assert [note for note in told.notes if "whose halos add" in note]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_no_two_workers_write_one_chunk() -> None:
+    for size, chunk, side in (((600, 512), (64, 128), 128), ((6000, 5000), (256, 1024), None)):
+        areas = cut_scene(size, chunk, side)
+        written = np.zeros(size, np.uint8)
+        for area in areas:
+            assert (area.rows.start % chunk[0], area.columns.start % chunk[1]) == (0, 0)
+            written[slice(*area.rows), slice(*area.columns)] += 1
+        assert (written == 1).all()
+    assert 8 <= len(cut_scene((6000, 5000), (256, 1024), None)) < 20
+    assert len(cut_scene((100_000, 100_000), (256, 1024), None)) < 1000
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_finished_is_kept(tmp_path, scene, address, monkeypatch) -> None:
+    """When the run stops at a full disk, and goes on when there is room."""
+    marked: list[str] = []
+    mark, room = Job.mark, [4]
+
+    def filling(self, name, rows) -> None:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        room[0] -= 1
+        mark(self, name, rows)
+        marked.append(name)
+
+    monkeypatch.setattr(Job, "mark", filling)
+    with pytest.raises(overlap_tool.ImageFileError, match=r"No space left.*resume=True"):
+        _run(scene, tmp_path / "out.zarr", dask=address, piece=128)
+    assert not (tmp_path / "out.zarr").exists()
+    assert len(set(marked)) == len(marked) == 4
+    room[0] = 1000
+    told = _run(scene, tmp_path / "out.zarr", dask=address, piece=128, resume=True)
+    assert told.resumed
+    pieces = [f"piece-{number}" for number in range(len(cut_scene((600, 512), (64, 128), 128)))]
+    assert sorted(name for name in marked if name != "image") == sorted(pieces), "each once"
+    assert _same(tmp_path / "out.zarr", scene[1])
+
+
+def test_a_worker_that_would_compute_other_bits_is_refused(tmp_path, scene, address, monkeypatch) -> None:
+    model, folder = scene
+    there = {**model.identity, "tool": "0.0.1"}
+    monkeypatch.setattr(Codec, "identity", property(lambda self: there))
+    told = scenes.Scene("a.zarr", "b.zarr", None, {**there, "tool": "0.0.2"}, True)
+    with pytest.raises(ClusterError, match=r"other bits \(tool 0.0.1 there and 0.0.2 here\)"):
+        scenes.write_piece((folder / "net.tiled.pt").read_bytes(), told, cut_scene((8, 8), (8, 8), 8)[0])
+
+
+@pytest.mark.parametrize(
+    ("how", "output", "reason"),
+    [
+        ({}, "out.zarr", "give one of the two"),
+        ({"workers": 0}, "out.zarr", "workers=0: is not a number of processes"),
+        ({"workers": 2}, "out.npy", "only Zarr has"),
+    ],
+)
+def test_what_workers_cannot_do_is_refused(tmp_path, scene, how, output, reason) -> None:
+    with pytest.raises(OptionError, match=reason):
+        _run(scene, tmp_path / output, **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_nobody_answers(tmp_path, scene, monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5)
+    with pytest.raises(ClusterError, match="no scheduler answers there"):
+        _run(scene, tmp_path / "out.zarr", dask="tcp://127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_from_the_command_line(tmp_path, scene, address, run) -> None:
+    folder = scene[1]
+    command = ["run", "--model", folder / "net.tiled.pt", "--trust", folder / "in.zarr", "-o"]
+    output = tmp_path / "out.zarr"
+    code, out, _ = run(*command, output, "--dtype", "float32", "--dask", address, "--piece", 128)
+    assert (code, "512x600" in out) == (0, True)
+    assert _same(output, folder)
+    for wrong, reason in (
+        (["--workers", 2, "--region", "1,2,3,4"], "--region: is computed in one process"),
+        (["--piece", 128], "--piece: is for several processes"),
+        (["--workers", 0], "--workers 0: is not a number of processes"),
+    ):
+        code, out, err = run(*command, tmp_path / "no.zarr", *wrong)
+        assert (code, out) == (2, "")
+        assert reason in err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_give_the_samples_of_one(tmp_path, scene, workers) -> None:
+    _run(scene, tmp_path / "out.zarr", workers=workers, piece=128)
+    assert _same(tmp_path / "out.zarr", scene[1])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+def test_workers_that_are_killed(tmp_path, scene, monkeypatch) -> None:
+    """Three times in the middle of the run, by force: their pieces are done again."""
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as started:
+        chance, killed = random.Random(0), []
+        mark = Job.mark
+
+        def killing(self, name, rows) -> None:
+            mark(self, name, rows)
+            if len(self.done) in (4, 9, 14):
+                killed.append(chance.choice(list(started.workers.values())).pid)
+                os.kill(killed[-1], signal.SIGKILL)
+
+        monkeypatch.setattr(Job, "mark", killing)
+        _run(scene, tmp_path / "out.zarr", dask=started.scheduler_address, piece=64)
+    assert len(killed) == 3
+    assert _same(tmp_path / "out.zarr", scene[1])
