@@ -43,7 +43,7 @@ def compress(
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import compress
-        from overlap_tool.planning.choose import parse_bytes
+        from overlap_tool.settings import parse_bytes
 
         return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from overlap_tool.files.running import pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.runtime.lazy import LazyMap
+from overlap_tool.settings import SampleType
 
 AS_THEY_ARE = 'Check the weights, or keep the numbers as they are: `dtype="float32"`'
-DTYPES = ("uint8", "uint16", "float32")
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
     image: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    dtype: str | None = None,
+    dtype: SampleType | None = None,
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -41,8 +41,8 @@ def run(
     keeps the network's numbers as they are.
     """
     notes, source, target = RunNotes(tell), Path(image), Path(output)
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in get_args(SampleType):
+        raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(get_args(SampleType))}")
     stages = codec.stages
     if len(stages) != 1 or stages[0].module is not codec.model:
         raise OptionError(

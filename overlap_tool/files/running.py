@@ -142,7 +142,7 @@ class StageNumbers:
         self.quiet = quiet
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
-        self.height, self.width = self.plan.output_size
+        self.width, self.height = self.plan.output_size
         self.channels = stage.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]

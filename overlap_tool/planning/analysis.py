@@ -21,20 +21,14 @@ from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.models.closed_loop import CausalReach, ClosedLoop
 from overlap_tool.models.stages import Stage, Untiled, survey
-from overlap_tool.planning.choose import (
-    Schedule,
-    Settings,
-    Shape,
-    parse_bytes,
-    plan_segments,
-    plan_stage,
-)
+from overlap_tool.planning.choose import Shape, plan_segments, plan_stage
 from overlap_tool.planning.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
+from overlap_tool.settings import Schedule, Settings, Size, parse_bytes
 
 SCHEMA = 1
-IMAGE = (3840, 2160)
+IMAGE = Size(3840, 2160)
 TILES = (128, 256, 512, 1024)
-CHOSEN = Settings(tile=(256, 256))
+CHOSEN = Settings(tile=Size(256, 256))
 """What `wrap` does unless it is told otherwise."""
 
 
@@ -86,8 +80,8 @@ class LayerReport:
     name: str
     op: str
     segment: int
-    kernel: tuple[int, int] | None
-    stride: tuple[int, int] | None
+    kernel: Size | None
+    stride: Size | None
     scale: Fraction
     left: int
     right: int
@@ -207,8 +201,8 @@ class Analysis:
     architecture: str
     arguments: Mapping[str, Any]
     weights_sha256: str
-    image: tuple[int, int]
-    padded: tuple[int, int]
+    image: Size
+    padded: Size
     stages: tuple[StageReport, ...]
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
@@ -219,7 +213,7 @@ class Analysis:
 def analyze(
     model: nn.Module | str | os.PathLike[str],
     *,
-    size: tuple[int, int] = IMAGE,
+    size: Size | tuple[int, int] = IMAGE,
     tiles: Sequence[int] = TILES,
     memory: int | str | None = None,
     stage: str | None = None,
@@ -230,23 +224,19 @@ def analyze(
 ) -> Analysis:
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
-    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height, and
-    `tiles` are in pixels of the image. `memory` ("2GiB", or bytes) is what a chosen tile has to stay within.
+    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height;
+    `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
+    chosen tile takes.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
     >>> stage.left, stage.right, stage.receptive_field
     (4, 3, 9)
     """
-    if min(size) < 1:
-        raise OptionError(f"size={size}", "is not the size of an image", "Use two numbers from 1")
+    image = Size.of(size, "size")
     if any(tile < 1 for tile in tiles):
         raise OptionError(f"tiles={list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
-    chosen = (
-        CHOSEN
-        if memory is None
-        else Settings(memory=parse_bytes(memory) if isinstance(memory, str) else memory)
-    )
+    chosen = CHOSEN if memory is None else Settings(memory=parse_bytes(memory))
     if isinstance(model, nn.Module):
         loaded = checkpoint.Loaded.of(model)
     else:
@@ -254,26 +244,24 @@ def analyze(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
-    padded = tuple(ceil(side / found.multiple) * found.multiple for side in size)
+    padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,
         arguments=dict(loaded.arguments),
         weights_sha256=loaded.weights_sha256,
-        image=size,
-        padded=(padded[0], padded[1]),
-        stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles, chosen) for part in found.stages),
+        image=image,
+        padded=padded,
+        stages=tuple(_stage_report(part, padded, tiles, chosen) for part in found.stages),
         untiled=found.untiled,
         causal=loaded.model.causal_reaches() if isinstance(loaded.model, ClosedLoop) else (),
     )
 
 
-def _stage_report(
-    stage: Stage, image: tuple[int, int], tile_sides: Sequence[int], chosen: Settings
-) -> StageReport:
+def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:
     network = stage.network
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
     overlap = StageOverlap.of(network)
-    height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
+    height, width = (ceil(side * stage.input_scale) for side in (image.height, image.width))
     network.require(height, width)
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
@@ -313,11 +301,9 @@ def _stage_report(
 def _tile_report(
     stage: Stage, schedule: Schedule, height: int, width: int, tile: int, full_macs: int
 ) -> TileReport:
-    parts = [
-        part
-        for part in plan_segments(stage.network, stage.input_scale, (height, width), schedule, (tile, tile))
-        if part.segment.computes
-    ]
+    size, side = Size(width, height), Size(tile, tile)
+    planned = plan_segments(stage.network, stage.input_scale, size, schedule, side)
+    parts = [part for part in planned if part.segment.computes]
     costs = [op_costs(part.segment.network) for part in parts]
     total = sum(macs(of_ops, part.rows, part.columns) for of_ops, part in zip(costs, parts, strict=True))
     return TileReport(
@@ -334,7 +320,7 @@ def _tile_report(
 def _choice(stage: Stage, height: int, width: int, full_macs: int, settings: Settings) -> Choice:
     name = stage.name or type(stage.module).__name__
     plan = plan_stage(name, stage.network, stage.input_scale, Shape(1, height, width), settings)
-    cost = _tile_report(stage, plan.schedule, height, width, plan.tile[0], full_macs)
+    cost = _tile_report(stage, plan.schedule, height, width, plan.tile.width, full_macs)
     return Choice(plan.schedule, cost, plan.peak_bytes)
 
 
@@ -379,8 +365,8 @@ def _layer_reports(
                 name=op.name,
                 op=op.kind,
                 segment=number,
-                kernel=op.rule.kernel,
-                stride=op.rule.stride,
+                kernel=_across_and_down(op.rule.kernel),
+                stride=_across_and_down(op.rule.stride),
                 scale=column_reaches[i].scale,
                 left=edges.left,
                 right=edges.right,
@@ -398,3 +384,8 @@ def _layer_reports(
                 pointwise=op.rule.local,
                 inputs=tuple(names[source] for source in op.inputs),
             )
+
+
+def _across_and_down(pair: tuple[int, int] | None) -> Size | None:
+    """A pair of a rule's, which are rows and columns, as PyTorch has them."""
+    return None if pair is None else Size(*pair[::-1])

@@ -14,7 +14,8 @@ from overlap_tool.graph.network import Network
 from overlap_tool.kernels import engine
 from overlap_tool.models import coded
 from overlap_tool.models.stages import Stage
-from overlap_tool.planning.choose import Engine, StagePlan
+from overlap_tool.planning.choose import StagePlan
+from overlap_tool.settings import Engine
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.verification.certificate import Check, DifferenceMap, Figure, Status
 from overlap_tool.verification.observing import (

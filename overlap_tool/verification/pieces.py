@@ -23,7 +23,7 @@ from overlap_tool.runtime.stores import Source, TensorSink, TensorSource
 
 def run_stage(network: Network, plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
     """The stage's output by the executor."""
-    sink = TensorSink(*plan.output_size)
+    sink = TensorSink.of(plan.output_size)
     passes.run(network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
     return sink.result()
 

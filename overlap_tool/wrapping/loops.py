@@ -15,9 +15,9 @@ from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
 from overlap_tool.kernels import engine, pieces
-from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
-from overlap_tool.planning.choose import Settings
+from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.planning.cost import macs, op_costs
+from overlap_tool.settings import ORDERS, Order, Settings, Size
 
 METHODS = ("forward", "compress", "decompress")
 
@@ -27,7 +27,7 @@ class LoopPlan:
     """How a closed loop runs on images of one size: its tiles are its blocks. Otherwise as for a stage."""
 
     schedule: Order
-    tile: tuple[int, int]
+    tile: Size
     tiles: int
     macs: int
     working_bytes: int
@@ -93,8 +93,8 @@ def settings_of(model: nn.Module) -> Settings | None:
     return method.settings if isinstance(method, LoopMethod) else None
 
 
-def plan(model: ClosedLoop, settings: Settings, size: tuple[int, int], images: int = 1) -> LoopPlan:
-    """How it runs on images of this width and height, of 32-bit floats, and what that takes."""
+def plan(model: ClosedLoop, settings: Settings, size: Size, images: int = 1) -> LoopPlan:
+    """How it runs on images of this size, of 32-bit floats, and what that takes."""
     columns, rows = (-(-side // model.block) for side in size)
     order = order_of(settings)
     networks = [trace(network, name) for name, network in model.networks.items()]
@@ -103,7 +103,7 @@ def plan(model: ClosedLoop, settings: Settings, size: tuple[int, int], images: i
     image = 4 * model.colours * rows * columns * model.block**2
     return LoopPlan(
         schedule=order,
-        tile=(model.block, model.block),
+        tile=Size(model.block, model.block),
         tiles=rows * columns,
         macs=images * arithmetic,
         working_bytes=working,

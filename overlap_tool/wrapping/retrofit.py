@@ -38,23 +38,13 @@ from overlap_tool.graph.trace import trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
-from overlap_tool.models.closed_loop import ClosedLoop, Order
+from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.stages import Untiled, survey
-from overlap_tool.planning.choose import (
-    BudgetError,
-    Engine,
-    Schedule,
-    Settings,
-    Shape,
-    StagePlan,
-    Store,
-    parse_bytes,
-    plan_stage,
-    require_uniform,
-)
+from overlap_tool.planning.choose import BudgetError, Shape, StagePlan, plan_stage, require_uniform
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, parse_bytes
 from overlap_tool.wrapping import loops
 from overlap_tool.wrapping.snapshot import Snapshot, same_items
 
@@ -150,7 +140,7 @@ class TiledForward:
             network, Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         )
         device = next((p.device for p in self.module.parameters()), whole.device)
-        sink = TensorSink(*plan.output_size, self.settings.store)
+        sink = TensorSink.of(plan.output_size, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
             passes.run(
                 network,
@@ -232,7 +222,7 @@ class WrappedMethod:
 def wrap(
     model: Model,
     *,
-    tile: int | tuple[int, int] | None = None,
+    tile: int | Size | tuple[int, int] | None = None,
     memory: int | str | None = None,
     schedule: Schedule | Order | None = None,
     store: Store = "auto",
@@ -264,8 +254,8 @@ def wrap(
     return _wrapped(
         model,
         Settings(
-            tile=tile if tile is None or isinstance(tile, tuple) else (tile, tile),
-            memory=parse_bytes(memory) if isinstance(memory, str) else memory,
+            tile=None if tile is None else Size.of_tile(tile, "tile"),
+            memory=None if memory is None else parse_bytes(memory),
             schedule="tiles" if uniform and schedule is None else schedule,
             store=store,
             batch=batch,
@@ -278,7 +268,11 @@ def wrap(
 
 @contextmanager
 def tiled(
-    model: Model, *, tile: int | tuple[int, int] | None = None, memory: int | str | None = None, **how: Any
+    model: Model,
+    *,
+    tile: int | Size | tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    **how: Any,
 ) -> Iterator[Model]:
     """Inside, the model itself runs tile by tile; it takes what `wrap` takes. Nothing is copied.
 
@@ -346,17 +340,17 @@ def _settings_of_wrapped(model: nn.Module) -> Settings:
 
 
 def plans(
-    model: nn.Module, size: tuple[int, int], images: int = 1
+    model: nn.Module, size: Size | tuple[int, int], images: int = 1
 ) -> Mapping[str, StagePlan | loops.LoopPlan]:
     """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height."""
+    size = Size.of(size, "size")
     settings = loops.settings_of(model)
     if settings is not None and isinstance(model, ClosedLoop):
         return {"closed loop": loops.plan(model, settings, size, images)}
-    width, height = size
     made: dict[str, StagePlan] = {}
     short: list[BudgetError] = []
     for stage in tiled_stages(model).values():
-        rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
+        rows, columns = (_scaled(side, stage.input_scale) for side in (size.height, size.width))
         try:
             made[stage.name] = stage.plan(Shape(images, rows, columns))
         except BudgetError as error:
@@ -427,7 +421,9 @@ def save(
         }
     )
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-    Artefact(origin.architecture, dict(origin.arguments), state, asdict(settings), overlaps).write(path)
+    # plain numbers: who loads the file knows no class of ours
+    plain = asdict(settings) | {"tile": settings.tile and tuple(settings.tile)}
+    Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps).write(path)
 
 
 def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> checkpoint.Origin:
@@ -519,12 +515,11 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
             setattr(model, name, WrappedMethod(model, name, engine))
 
 
-def brought_up_to_fit(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """The width and height, or those that it is padded to where a stage cannot compute it as it is."""
+def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
+    """This size, or the one that it is padded to where a stage cannot compute it as it is."""
     stages = tiled_stages(model).values()
-    width, height = size
     if all(
-        stage.network.accepts(_scaled(height, stage.input_scale), _scaled(width, stage.input_scale))
+        stage.network.accepts(_scaled(size.height, stage.input_scale), _scaled(size.width, stage.input_scale))
         for stage in stages
     ):
         return size
@@ -535,7 +530,7 @@ def brought_up_to_fit(model: nn.Module, size: tuple[int, int]) -> tuple[int, int
             for axis in (stage.network.rows, stage.network.columns)
         )
     )
-    return -(-width // whole) * whole, -(-height // whole) * whole
+    return Size(*(-(-side // whole) * whole for side in size))
 
 
 def _scaled(side: int, scale: Fraction) -> int:

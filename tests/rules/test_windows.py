@@ -18,8 +18,9 @@ from overlap_tool import exact_kernels
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
+from overlap_tool.settings import Settings
 from overlap_tool.verification.blame import find_fault
 
 MASKS = (-100.0, -torch.inf)

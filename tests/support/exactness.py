@@ -8,7 +8,7 @@ import torch
 
 import overlap_tool
 from overlap_tool import exact_kernels
-from overlap_tool.planning.choose import Settings
+from overlap_tool.settings import Settings
 from overlap_tool.wrapping.retrofit import rewrap, tiled_stages
 from support.small_models import small_model
 from support.textures import textured

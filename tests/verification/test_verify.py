@@ -32,10 +32,11 @@ from overlap_tool.geometry import Padding, Window
 from overlap_tool.geometry.walk import Turn
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 from overlap_tool.runtime.execute import _Run
+from overlap_tool.settings import Settings
 from overlap_tool.verification import Check, equality
 from overlap_tool.verification.images import seeded, telling_size
 from overlap_tool.verification.pieces import halo

@@ -18,7 +18,8 @@ from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, SizeError, TraceError, TrainingModeError
 from overlap_tool.models.stages import survey
-from overlap_tool.planning.choose import BudgetError, Settings, Shape, parse_bytes
+from overlap_tool.planning.choose import BudgetError, Shape
+from overlap_tool.settings import Settings, parse_bytes
 from overlap_tool.wrapping.retrofit import rewrap, settings_of, tiled_stages
 
 SCHEDULES = ["stream", "tiles"]
