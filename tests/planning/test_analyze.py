@@ -72,7 +72,7 @@ def test_published_and_exact_overlaps_differ_for_even_kernels() -> None:
 
 def test_a_kernel_is_as_wide_and_as_high_as_its_field() -> None:
     """Tables print kernels, fields and images alike: width, then height."""
-    network = nn.Conv2d(1, 1, (3, 5), (1, 2), (1, 2)).eval()
+    network = torch.nn.Conv2d(1, 1, (3, 5), (1, 2), (1, 2)).eval()
     stage = overlap_tool.analyze(network, size=(64, 32), tiles=[16]).stages[0]
     layer = stage.layers[0]
     assert layer.kernel == (layer.receptive_field, layer.receptive_field_rows) == (5, 3)
