@@ -47,7 +47,7 @@ class Size(NamedTuple):
         return Size(*given)
 
     @staticmethod
-    def of_tile(given: int | tuple[int, int], parameter: str) -> Size:
+    def of_tile(given: int | tuple[int, ...], parameter: str) -> Size:
         """A tile's size: one number is both sides."""
         sides = given if isinstance(given, tuple | list) else (given, given)
         if not _is_size(sides):
@@ -79,7 +79,9 @@ class Settings:
         if (self.tile is None) == (self.memory is None):
             raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
         if self.tile is not None:
-            object.__setattr__(self, "tile", Size.of_tile(self.tile, "tile"))
+            # two numbers, as they are in a file; that one number is both sides, `wrap` says
+            sides = self.tile if isinstance(self.tile, tuple | list) else (self.tile,)
+            object.__setattr__(self, "tile", Size.of_tile(tuple(sides), "tile"))
         if self.memory is not None and not _is_count(self.memory):
             raise OptionError(f"memory={self.memory!r}", "is not a number of bytes", 'Write `memory="2GiB"`')
         if self.schedule is not None and self.schedule not in (*SCHEDULES, *ORDERS):
