@@ -41,6 +41,7 @@ from .kernels import register_exact_op as register_exact_op
 from .models.inline import register_inline_stages as register_inline_stages
 from .planning.analysis import Analysis as Analysis
 from .planning.analysis import analyze as analyze
+from .planning.choose import Plan as Plan
 from .planning.choose import StagePlan as StagePlan
 from .rules import Call as Call
 from .rules import Operand as Operand

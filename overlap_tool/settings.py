@@ -107,6 +107,12 @@ class Settings:
                 'Add `schedule="tiles"`, or leave `uniform` out',
             )
 
+    def __str__(self) -> str:
+        tiles = f"tiles of {self.tile}" if self.tile else f"tiles within {self.memory} bytes"
+        uniform = "uniform" if self.uniform else ""
+        stock = "stock kernels" if self.engine == "stock" else ""
+        return ", ".join(part for part in (tiles, self.schedule, uniform, stock) if part)
+
 
 def parse_bytes(memory: int | str) -> int:
     """`2GiB`, `500 MB` or `1048576` as bytes."""

@@ -153,7 +153,6 @@ SHARED = {
     "the command is named after the function that it calls": (
         "analyze compress decompress run selftest verify wrap"
     ),
-    "what undoes or describes a wrap, of stages and of a closed loop": "wrap unwrap settings_of",
     "a rule is named after its op, and so is what the exact engine composes": (
         "adaptive_avg_pool2d avg_pool2d batch_norm group_norm layer_norm norm"
     ),

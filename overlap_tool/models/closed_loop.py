@@ -39,6 +39,7 @@ class ClosedLoop(Protocol):
     blocks: the reconstruction, and behind it as further channels whatever else it reads.
     """
 
+    training: bool
     block: int
     """The side of a block in pixels."""
     colours: int

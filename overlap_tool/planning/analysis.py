@@ -19,7 +19,7 @@ from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
-from overlap_tool.models.closed_loop import CausalReach, ClosedLoop
+from overlap_tool.models.closed_loop import CausalReach
 from overlap_tool.models.stages import Stage, Untiled, survey
 from overlap_tool.planning.choose import Shape, plan_segments, plan_stage
 from overlap_tool.planning.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
@@ -153,7 +153,7 @@ class SegmentReport:
     store_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StageReport:
     """One stage. Overlaps are in samples of its input, for a tile aligned to `period`.
 
@@ -186,6 +186,10 @@ class StageReport:
     """Tiles in order, which compute nothing twice."""
     chosen: Choice
 
+    def __repr__(self) -> str:
+        overlap = self.overlap or f"{self.passes} passes"
+        return f"StageReport({self.name}, {overlap}, {len(self.layers)} ops, {self.full_macs} MACs)"
+
     @property
     def overlap(self) -> Edges | None:
         """The overlap of a tile, if it is finite."""
@@ -194,7 +198,7 @@ class StageReport:
         return Edges(self.left, self.right, self.top, self.bottom)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """What `overlap-tool analyze` reports. `padded` is the image brought to a size that the model accepts."""
 
@@ -208,6 +212,15 @@ class Analysis:
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
     causal: tuple[CausalReach, ...] = ()
     """Of a closed loop: how far its networks read the reconstruction."""
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.stages)
+        return f"Analysis({self.architecture}, image {self.image}, stages {stages})"
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
 
 
 def analyze(
@@ -253,7 +266,7 @@ def analyze(
         padded=padded,
         stages=tuple(_stage_report(part, padded, tiles, chosen) for part in found.stages),
         untiled=found.untiled,
-        causal=loaded.model.causal_reaches() if isinstance(loaded.model, ClosedLoop) else (),
+        causal=() if found.loop is None else found.loop.causal_reaches(),
     )
 
 

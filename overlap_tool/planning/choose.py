@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
 
@@ -16,7 +16,7 @@ from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network
 from overlap_tool.graph.segments import Segment
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
-from overlap_tool.settings import ORDERS, SCHEDULES, Schedule, Settings, Size
+from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
 """The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
@@ -63,32 +63,52 @@ class SegmentPlan:
         return len(self.rows.steps) * len(self.columns.steps) if self.segment.computes else 0
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """How a stage runs on one size of input, and what that takes: one pass, and one more after every barrier.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a stage or a closed loop runs on one size of input, and what that takes.
 
-    `working_bytes` is what the executor holds at once, with the copy of the weights that the exact engine
-    reads; `store_bytes` the most that lies in stores between segments. `peak_bytes` is the largest sum of
-    these, the stage's whole input, and its output from the last pass on; stores on disk take no memory.
+    `working_bytes` is what is held at once, with the copy of the weights that the exact engine reads;
+    `store_bytes` the most that lies in stores between passes. `peak_bytes` is the largest sum of these, the
+    whole input, and the output from the last pass on; stores on disk take no memory.
     """
 
-    schedule: Schedule
+    schedule: Schedule | Order
     tile: Size
-    segments: tuple[SegmentPlan, ...]
+    tiles: int
+    """In all passes."""
+    passes: int = 1
     macs: int
     working_bytes: int
-    store_bytes: int
+    store_bytes: int = 0
     peak_bytes: int
     uniform: bool = False
 
-    @property
-    def tiles(self) -> int:
-        return sum(part.tiles for part in self.segments)
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan(Plan):
+    """How a stage runs: in one pass, and one more after every barrier."""
+
+    schedule: Schedule
+    segments: tuple[SegmentPlan, ...] = field(repr=False)
 
     @property
     def output_size(self) -> Size:
         """The size of the stage's output."""
         return Size(self.segments[-1].columns.sizes[-1], self.segments[-1].rows.sizes[-1])
+
+
+class Plans(dict[str, Plan]):
+    """The plans of a model for images of one size, by the names of its stages."""
+
+    def __init__(self, of: str, size: Size, plans: Mapping[str, Plan]) -> None:
+        super().__init__(plans)
+        self.of = of
+        self.size = size
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,8 @@ def _plan(
     return StagePlan(
         schedule=schedule,
         tile=tile,
+        tiles=sum(part.tiles for part in parts),
+        passes=len(parts),
         segments=parts,
         macs=shape.images
         * sum(macs(c, part.rows, part.columns) for c, part in zip(costs, parts, strict=True)),

@@ -9,9 +9,8 @@ from itertools import groupby
 
 from overlap_tool.models.stages import Untiled
 from overlap_tool.planning.analysis import Analysis, Edges, LayerReport, StageReport
-from overlap_tool.planning.choose import StagePlan
+from overlap_tool.planning.choose import Plan
 from overlap_tool.settings import Size
-from overlap_tool.wrapping.loops import LoopPlan
 
 WORDS = {
     *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),
@@ -201,8 +200,8 @@ def tile_table(stage: StageReport) -> Table:
     )
 
 
-def plan_table(architecture: str, image: Size, plans: Mapping[str, StagePlan | LoopPlan]) -> Table:
-    barriers = any(len(plan.segments) > 1 for plan in plans.values())
+def plan_table(architecture: str, image: Size, plans: Mapping[str, Plan]) -> Table:
+    barriers = any(plan.passes > 1 for plan in plans.values())
     return Table(
         f"{architecture} tile by tile, for an image of {image}",
         (
@@ -215,7 +214,7 @@ def plan_table(architecture: str, image: Size, plans: Mapping[str, StagePlan | L
                 name,
                 f"{plan.schedule}, uniform" if plan.uniform else plan.schedule,
                 str(plan.tile),
-                *((str(len(plan.segments)), in_units(plan.store_bytes)) if barriers else ()),
+                *((str(plan.passes), in_units(plan.store_bytes)) if barriers else ()),
                 str(plan.tiles),
                 in_units(plan.working_bytes),
                 in_units(plan.peak_bytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from overlap_tool.kernels import Fallback
 from overlap_tool.models.stages import Untiled
@@ -97,7 +97,7 @@ class Machine:
     libraries: Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """The answer of `overlap-tool verify`. `time` is in UTC; `fallbacks` are layers that ran slowly."""
 
@@ -118,6 +118,15 @@ class Certificate:
     """Ops without an exact kernel, which PyTorch's own computed of whole tensors, between the stages."""
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: no check is made of them by themselves."""
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.of(status))} {status}" for status in get_args(Status))
+        return f"Certificate({self.architecture} {self.verdict}: {counts})"
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
 
     @property
     def holds(self) -> bool:

@@ -107,8 +107,8 @@ def verify(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
-    if isinstance(loaded.model, ClosedLoop):
-        ways = _orders(loaded.model, schedules, settings)
+    if found.loop is not None:
+        ways = _orders(found.loop, schedules, settings)
         stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
     else:
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
@@ -289,7 +289,7 @@ def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
         image=check.image,
         tile=plan.tile,
         schedule=plan.schedule,
-        passes=len(plan.segments),
+        passes=plan.passes,
         tiles=plan.tiles,
         left=sides.left,
         right=sides.right,
@@ -325,7 +325,7 @@ def _model_checks(
     wrapped = wrap(model)
     for way in subject.ways:
         of_way = replace(blank, tile=way.tile, schedule=way.schedule)
-        progress(f"{blank.image}: the model in {_described(way)}")
+        progress(f"{blank.image}: the model in {way}")
         rewrap(wrapped, way)
         try:
             found = equality.run_model(wrapped, image)
@@ -367,9 +367,3 @@ def _model_checks(
 def _independent(way: Settings) -> Settings:
     """The same tiles, each with no more than it needs: those that overlaps are asked of."""
     return replace(way, schedule="tiles", batch=1, uniform=False)
-
-
-def _described(way: Settings) -> str:
-    tile = "a budget of memory" if way.tile is None else f"tiles of {way.tile}"
-    parts = [tile, way.schedule or "", "uniform" if way.uniform else ""]
-    return ", ".join(part for part in parts if part)

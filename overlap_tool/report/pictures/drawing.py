@@ -129,6 +129,10 @@ class Drawing:
         root.extend(self.root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
+    def _repr_svg_(self) -> str:
+        """For notebooks."""
+        return self.alone()
+
     def _add(self, tag: str, title: str, **attributes: str) -> Element:
         element = SubElement(self.root, tag, attributes)
         if title:
