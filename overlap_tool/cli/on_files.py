@@ -26,6 +26,15 @@ InMemoryOption = Annotated[
         help="The largest feature map that is kept in memory; larger ones are coded in bands.",
     ),
 ]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        metavar="X,Y,WIDTH,HEIGHT",
+        help="Only this rectangle of the output: the same pixels, computed from what they depend on.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,21 @@ def parse_tile(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_region(text: str | None) -> tuple[int, int, int, int] | None:
+    """`100,50,640,480` as the upper left pixel's column and row, width and height."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text.replace(" ", ""))
+    if match is None:
+        raise OptionError(
+            f"--region {text}",
+            "is not a rectangle",
+            "Write it as X,Y,WIDTH,HEIGHT in pixels of the output, such as 100,50,640,480",
+        )
+    x, y, width, height = map(int, match.groups())
+    return x, y, width, height
+
+
 def refuse_unfit_target(option: str, path: Path | None, read: Iterable[str | os.PathLike[str]]) -> None:
     """What cannot be written, or is what the command reads: before the work is done, and not after."""
     if path is None:

@@ -16,9 +16,9 @@ import tifffile
 import torch
 import zarr
 from safetensors.torch import save_file
-from support.checkpoint_models import small_model
 from support.confined import command, confined
 from support.photographs import codec, photograph
+from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import bounds, checkpoint

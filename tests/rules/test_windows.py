@@ -7,19 +7,20 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import ways
+from support.cases import tries
 from support.swin import SwinAttention
+from support.ways import Planner, stream, tiles
 from torch import Tensor, nn
 
 from overlap_tool import exact_kernels
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import cut, stream, tiles, whole
+from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Settings, Shape, plan_stage
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
-from overlap_tool.runtime.execute import execute
-from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.verification.blame import find_fault
 
 MASKS = (-100.0, -torch.inf)
@@ -54,22 +55,14 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(nn.Sequential(*layers).double().eval(), x, tile)
 
 
-def in_tiles(case: Case, planner: object) -> Tensor:
+def in_tiles(case: Case, planner: Planner) -> Tensor:
     network = trace(case.module, "stage", case.input.shape[1])
-    rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], side))  # type: ignore[operator]
-        for axis, n, side in zip(
-            (network.rows, network.columns), case.input.shape[-2:], case.tile, strict=True
-        )
-    )
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, TensorSource(case.input, case.input.device), sink)
-    return sink.result()
+    return ways.in_tiles(network, case.input, case.tile, planner)
 
 
 @pytest.mark.parametrize("planner", [stream, tiles])
 @given(case=cases())
-@settings(max_examples=80, deadline=None)
+@tries(25)
 def test_pieces_give_what_roll_and_mask_give_on_the_whole_map(planner, case):
     with torch.no_grad():
         torch.testing.assert_close(in_tiles(case, planner), case.module(case.input), rtol=0, atol=1e-12)
@@ -77,7 +70,7 @@ def test_pieces_give_what_roll_and_mask_give_on_the_whole_map(planner, case):
 
 @pytest.mark.parametrize("planner", [stream, tiles])
 @given(case=cases(), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=40, deadline=None)
+@tries(12)
 def test_pieces_give_the_bits_of_the_whole_map_under_the_exact_engine(planner, case, dtype):
     case = case._replace(module=case.module.to(dtype), input=case.input.to(dtype))
     with torch.no_grad(), exact_kernels():
@@ -85,7 +78,7 @@ def test_pieces_give_the_bits_of_the_whole_map_under_the_exact_engine(planner, c
 
 
 @given(case=cases(), far=st.floats(0, 40))
-@settings(max_examples=40, deadline=None)
+@tries(12)
 def test_keys_that_a_mask_of_minus_100_takes_away_leave_no_trace(case, far):
     """Similarities that differ by up to 40 between keys that are seen and keys that are masked."""
     module = case.module[0].float()
@@ -112,7 +105,7 @@ def test_a_mask_that_leaks_is_blamed_on_the_attention():
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_windows_are_computed_whole_and_once(shift):
     axis = trace(SwinAttention(4, 2, 4, shift), "stage", 4).rows
-    plan = stream(axis, 24, cut(24, 5))
+    plan = stream(axis, 24, 5)
     assert plan.computed == (24, 24)
     inner = [edge for step in plan.steps for edge in step.compute[1] if 0 < edge < 24]
     assert inner
