@@ -64,4 +64,7 @@ def decompress(
             **how,
         )
 
+    from overlap_tool.files.formats import container
+
+    container.read(coded)  # before torch is imported, which takes longer
     files.do(target, work)

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +73,9 @@ class ModelOptions:
     plugin: Plugin = None
     debug: Debug = False
 
+    def __post_init__(self) -> None:
+        glance_at_checkpoint(self.source)
+
     @property
     def name(self) -> str:
         return self.source or self.model_class or ""
@@ -90,6 +93,16 @@ class ModelOptions:
             "kwargs": None if self.kwargs is None else _parse_kwargs(self.kwargs),
             "trust": self.trust,
         }
+
+
+def glance_at_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Refuse one that asks for too much before torch is imported, which takes longer than to see that.
+
+    What cannot be read is refused where it is loaded.
+    """
+    with suppress(OSError):
+        if os.path.isfile(path):
+            bounds.refuse_checkpoint(Path(path))
 
 
 def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
@@ -168,7 +181,7 @@ def make_folder(path: Path) -> str:
 def _parse_kwargs(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
         raise OptionError(
             f"--kwargs {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
         ) from error

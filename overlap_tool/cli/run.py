@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, ImageFile, RegionOption
+from overlap_tool.cli.on_files import FileOptions, ImageFile, RegionOption, glance_at_image
 from overlap_tool.cli.options import parse_region
 
 if TYPE_CHECKING:
@@ -48,4 +48,5 @@ def run(
 
         return run(codec, image, output, dtype=dtype, region=parse_region(region), **how)
 
+    glance_at_image(image)
     files.do(output, work)

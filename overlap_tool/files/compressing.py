@@ -25,8 +25,9 @@ from overlap_tool.files.coding.waiting import tell_a_long_wait
 from overlap_tool.files.decompressing import decode
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.frame import Frame, padding
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
-from overlap_tool.files.formats.pixels import Frame, PictureNumbers, padding, refuse_channels
+from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, Task
@@ -85,8 +86,7 @@ def compress(
             **container.told_of(given, packed, strings),
             bands=tuple(container.bands_of(string) for string in strings),
         )
-        with bounds.lifted():  # it is no claim: the image was there
-            refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+        refuse_impossible(str(source), head, codec, sum(map(len, strings)))
         made = job.folder / "coded"
         with made.open("wb") as file:
             container.write(file, head, strings)
@@ -115,7 +115,8 @@ def _psnr_of(
     frame: Frame,
     workspace: Workspace,
 ) -> float:
-    head, strings = container.read(made)
+    with bounds.lifted():  # it is no claim: the image was there
+        head, strings = container.read(made)
     squares = 0.0
 
     def compare(start: int, rows: NDArray[Any]) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from overlap_tool.errors import ContainerError, OverlapToolError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding import own_code
-from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
     refuse_another_checkpoint,
     refuse_another_engine,
@@ -24,9 +23,10 @@ from overlap_tool.files.coding.matching import (
 )
 from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
 from overlap_tool.files.formats import container
-from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.container import CodedString, Head
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import refuse_unwritable
-from overlap_tool.files.formats.pixels import Frame, samples
+from overlap_tool.files.formats.pixels import samples
 from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import Workspace, pour
 from overlap_tool.files.summary import RunNotes, RunSummary

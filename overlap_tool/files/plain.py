@@ -13,9 +13,10 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
-from overlap_tool.files.formats.pixels import Frame, PictureNumbers, refuse_channels, samples
+from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels, samples
 from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import columns_read, pour
 from overlap_tool.files.summary import RunNotes, RunSummary

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from overlap_tool.checkpoint.writing import refuse_overwriting
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import open_output
-from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.job import Job, stamp
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary, peak_memory_bytes

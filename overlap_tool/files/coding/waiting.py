@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.formats.pixels import Frame
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.summary import RunNotes
 
 LONG_WAIT = 60.0

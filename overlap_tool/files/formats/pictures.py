@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
-from overlap_tool.files.formats.rows import read_into
 from overlap_tool.geometry import Span
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile as PillowFile
+
+Opened = TypeVar("Opened")
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
 IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
@@ -50,11 +55,26 @@ class Picture(Protocol):
 
 def open_picture(path: Path) -> Picture:
     """The image of a file or a Zarr folder; samples without transparency, of 8 or 16 bits."""
+    picture = _explained(path, _opener(path))
+    _refuse_strange_samples(str(path), picture)
+    _refuse_huge(str(path), picture)
+    return picture
+
+
+def glance(path: Path) -> None:
+    """Refuse what `open_picture` refuses, as far as that can be told without decoding the image."""
+    if _opener(path) is _pillow:
+        _explained(path, _header).close()
+    else:
+        open_picture(path)
+
+
+def _explained(path: Path, opener: Callable[[Path], Opened]) -> Opened:
     where = str(path)
     if absent := why_absent(path):
         raise ImageFileError(where, absent, "Check the path")
     try:
-        picture = _opener(path)(path)
+        return opener(path)
     except ImageFileError:
         raise
     except MemoryError as error:
@@ -67,9 +87,6 @@ def open_picture(path: Path) -> Picture:
             f"it cannot be read ({_first_line(error)})",
             "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
         ) from error
-    _refuse_strange_samples(where, picture)
-    _refuse_huge(where, picture)
-    return picture
 
 
 def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDArray[Any]:
@@ -82,6 +99,16 @@ def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDAr
             f"its rows from {rows.start} on cannot be read ({_first_line(error)})",
             "Copy the file again",
         ) from error
+
+
+def read_into(file: FileIO, values: NDArray[Any]) -> None:
+    """Read an array from where the file stands."""
+    left = memoryview(values.reshape(-1).view(np.uint8).data)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise EOFError("the file ends before its last row")
+        left = left[count:]
 
 
 class Whole:
@@ -303,28 +330,35 @@ def _refuse_undecodable(where: str, page: Any, tifffile: Any) -> None:
         ) from error
 
 
-def _pillow(path: Path) -> Picture:
-    from PIL import Image, ImageOps
+def _header(path: Path) -> PillowFile:
+    """What Pillow knows before it decodes an image."""
+    from PIL import Image
 
     where = str(path)
     try:
-        opened = Image.open(path)
+        image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise ImageFileError(
             where, f"it is too large to be decoded whole ({error})", f"Convert it to {IN_BANDS}"
         ) from error
-    with opened:
-        image: Image.Image = opened
-        if getattr(image, "n_frames", 1) > 1:
-            raise ImageFileError(where, "it has several frames", "Save one frame as a file of its own")
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            raise ImageFileError(where, "it has an alpha channel", FLATTEN)
-        if image.mode == "RGB" and any("16" in str(tile[3]) for tile in opened.tile):
-            raise ImageFileError(
-                where,
-                "Pillow reads colours of 16 bits as 8",
-                "Save it as TIFF, Zarr or .npy, which keep 16 bits",
-            )
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageFileError(where, "it has several frames", "Save one frame as a file of its own")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        raise ImageFileError(where, "it has an alpha channel", FLATTEN)
+    if image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
+        raise ImageFileError(
+            where,
+            "Pillow reads colours of 16 bits as 8",
+            "Save it as TIFF, Zarr or .npy, which keep 16 bits",
+        )
+    return image
+
+
+def _pillow(path: Path) -> Picture:
+    from PIL import ImageOps
+
+    with _header(path) as opened:
+        image: PillowImage = opened
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
         profile = image.info.get("icc_profile")
@@ -333,7 +367,7 @@ def _pillow(path: Path) -> Picture:
     if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
         values = values.astype(np.uint16)  # how older Pillows read grey of 16 bits
     elif image.mode not in ("L", "RGB") and not image.mode.startswith("I;16"):
-        raise ImageFileError(where, f"its mode is {image.mode}", "Save it as grey or RGB")
+        raise ImageFileError(str(path), f"its mode is {image.mode}", "Save it as grey or RGB")
     return Decoded(values.astype(values.dtype.newbyteorder("=")), profile or None)
 
 

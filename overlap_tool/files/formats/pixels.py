@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,35 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overlap_tool.errors import ImageFileError
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.pictures import FLATTEN, Picture, read_window
-from overlap_tool.geometry import Span, brought_up
-
-Margins = tuple[int, int, int, int]
-"""Columns on the left and right, rows on top and at the bottom."""
-
-
-def padding(height: int, width: int, multiple: int) -> Margins:
-    return *brought_up(width, multiple), *brought_up(height, multiple)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """An image within its padding, and how its samples are told."""
-
-    height: int
-    width: int
-    channels: int
-    dtype: np.dtype[Any]
-    around: Margins = (0, 0, 0, 0)
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        left, right, top, bottom = self.around
-        return self.height + top + bottom, self.width + left + right
-
-    @property
-    def largest(self) -> int:
-        return int(np.iinfo(self.dtype).max)
+from overlap_tool.geometry import Span
 
 
 def refuse_channels(where: str, picture: Picture, wanted: int) -> None:

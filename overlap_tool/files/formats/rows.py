@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from overlap_tool.files.formats.pictures import read_into
 from overlap_tool.geometry import Span
 
 
@@ -100,13 +100,3 @@ class Bands:
             if start < rows.stop:
                 self.stop = rows.stop
                 self.take(start, band[..., start - rows.start :, :])
-
-
-def read_into(file: FileIO, values: NDArray[Any]) -> None:
-    """Read an array from where the file stands."""
-    left = memoryview(values.reshape(-1).view(np.uint8).data)
-    while left:
-        count = file.readinto(left)
-        if not count:
-            raise EOFError("the file ends before its last row")
-        left = left[count:]

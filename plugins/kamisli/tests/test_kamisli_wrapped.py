@@ -112,6 +112,7 @@ def test_the_memory_told_is_the_memory_taken(name: str, order: str) -> None:
     assert (plan.schedule, plan.tiles, plan.tile) == (order, 12 * 6, (8, 8))
     layers = sum(stage.full_macs for stage in overlap_tool.analyze(codec, size=(96, 48)).stages)
     assert plan.macs == layers
+    tiled.compress(image[..., :8, :8])  # the first use of a layer's kernel tries it, on maps of its own
     with LiveBytes(image, *tiled.parameters(), *tiled.buffers()) as live:
         tiled.compress(image)
     assert 0.5 * plan.working_bytes < live.peak <= plan.working_bytes
