@@ -66,5 +66,5 @@ def decompress(
 
     from overlap_tool.files.formats import container
 
-    container.read(coded)  # before torch is imported, which takes longer
+    container.read(coded, in_parts=region is not None)  # before torch is imported, which takes longer
     files.do(target, work)

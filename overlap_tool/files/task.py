@@ -41,8 +41,8 @@ class Task:
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
-    def workspace(self, job: Job, in_memory: int, purpose: str, on_demand: bool = False) -> Workspace:
-        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, on_demand)
+    def workspace(self, job: Job, in_memory: int, purpose: str, **how: Any) -> Workspace:
+        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, **how)
 
     def summary(
         self,

@@ -129,11 +129,7 @@ class TiledForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        network = None if self.module.training else self.network
-        if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
-            raise TrainingModeError(
-                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
-            )
+        network = self.require_inference()
         with engine(self.settings.engine):
             if kwargs or len(args) != 1 or not _takes(network, args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
@@ -141,6 +137,15 @@ class TiledForward:
             if not network.accepts(*args[0].shape[2:]):
                 return self._at_odd_size(network, args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
+
+    def require_inference(self) -> Network:
+        """The network, of a module that is in no part in training mode."""
+        network = None if self.module.training else self.network
+        if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
+            raise TrainingModeError(
+                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
+            )
+        return network
 
     def tiled(self, whole: Tensor) -> Tensor:
         network = self._network

@@ -22,9 +22,10 @@ from overlap_tool.geometry.plan import stream, stream_cuts, together
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Settings, Shape, plan_part, plan_stage
+from overlap_tool.planning.choose import Shape, plan_part, plan_stage
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import TensorSink, TensorSource, Within
+from overlap_tool.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

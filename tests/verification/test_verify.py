@@ -190,7 +190,7 @@ def test_networks_that_code_nothing(model) -> None:
 
 
 def test_a_codec_whose_compress_gives_more_than_strings() -> None:
-    certificate = overlap_tool.verify(small_model("elic2022-official"), tiles=[64], schedules=["tiles"])
+    certificate = overlap_tool.verify(small_model("elic2022-official"), tiles=[32], schedules=["tiles"])
     assert certificate.holds, certificate.of("failed")
     assert {check.status for check in _of(certificate, "decoding")} == {"passed"}
 

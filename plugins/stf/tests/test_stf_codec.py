@@ -91,12 +91,12 @@ def test_names_of_stages_are_in_no_key_also_of_copies_and_parts() -> None:
 @schedules
 @torch.no_grad()
 def test_in_tiles_it_gives_the_same_bits_bytes_and_image(name: str, schedule, tmp_path) -> None:
-    model, image = small_model(name), textured(192, 128)
+    model, image = small_model(name), textured(128, 64)
     with exact_kernels():
         forward, coded = model(image), model.compress(image)
         decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
     assert torch.equal(decoded, forward["x_hat"].clamp(0, 1))
-    tiled = wrap(model, tile=(96, 80), schedule=schedule)
+    tiled = wrap(model, tile=(48, 40), schedule=schedule)
     save(tiled, tmp_path / "tiled.pt", name, checkpoint.find(name).small)
     assert tiled.compress(image)["strings"] == coded["strings"]
     assert torch.equal(tiled.decompress(**coded)["x_hat"], decoded)
