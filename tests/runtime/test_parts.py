@@ -45,7 +45,7 @@ class Watched(TensorSource):
 def part_of(network: Network, x: Tensor, settings: Settings, area: Area) -> tuple[Tensor, Watched]:
     shape = Shape(x.shape[0], x.shape[2], x.shape[3], x.element_size())
     plan = plan_stage("net", network, Fraction(1), shape, settings)
-    sink, source = TensorSink(*plan.output_size), Watched(x)
+    sink, source = TensorSink.of(plan.output_size), Watched(x)
     parts = plan_part(network, Fraction(1), plan, area)
     passes.run(network, parts, source, Within(sink, area), partial(TensorSink), settings.batch)
     result = sink.result()
