@@ -33,7 +33,7 @@ def compress(
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.lic if left out.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Decode what was written, and tell its PSNR.")
+        bool, typer.Option("--check", help="Decode what was written, and report its PSNR.")
     ] = False,
     blocks: Annotated[
         int | None,

@@ -1,8 +1,8 @@
 """How the stages of a wrapped model run on maps that are not in memory.
 
-A stage whose output is as fine as the image is put off until somebody takes its rows. Any other output is an
+A stage whose output is as fine as the image is deferred until its rows are read. Any other output is an
 ordinary tensor, unless it is larger than what may be in memory: then one that is smaller than its input is
-computed and put in a file, and one that is larger is computed again, rows by rows, when it is read.
+computed and stored in a file, and one that is larger is computed again, some rows at a time, when it is read.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Workspace:
         return self.lazy(numbers, (1, numbers.channels, numbers.height, numbers.width), whole)
 
     def store(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Stored:
-        """A file for a map of these channels, rows and columns; the same one when the run is gone on with."""
+        """A file for a map of these channels, rows and columns; the same one when the run is resumed."""
         self.stores += 1
         return Stored(self.job, f"{self.purpose}-{self.stores}-{name}", shape, dtype)
 
@@ -197,7 +197,7 @@ class StageNumbers:
 
     def _block(self, number: int, cuts: list[Span]) -> Tensor:
         if self.block is None or self.block[0] != number:
-            self.block = None  # let go of it before the next one is made
+            self.block = None  # freed before the next one is computed
             self.block = number, self._area(Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns))
         return self.block[1]
 

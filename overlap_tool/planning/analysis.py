@@ -1,4 +1,4 @@
-"""What is known of a model before it runs: overlaps, receptive fields, phases, arithmetic and memory."""
+"""The analysis of a model before it runs: overlaps, receptive fields, phases, arithmetic and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMA = 1
 IMAGE = Size(3840, 2160)
 TILES = (128, 256, 512, 1024)
 CHOSEN = Settings(tile=Size(256, 256))
-"""What `wrap` does unless it is told otherwise."""
+"""What `wrap` does by default."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Edges:
 
 @dataclass(frozen=True)
 class StageOverlap:
-    """The overlap of a stage, and the receptive field of its outputs; nothing of it is finite where barriers
-    make every output depend on all of the input."""
+    """The overlap of a stage, and the receptive field of its outputs. All are None where barriers make every
+    output depend on all of the input."""
 
     left: int | None = None
     right: int | None = None

@@ -18,7 +18,7 @@ TOLD: dict[str, str] = {
     "decoding": "distinct streams: {streams}",
     "same-elsewhere": "{digests} digests as on {machine}",
 }
-"""What a check that passed is told by; one that failed has a message."""
+"""What a table says of a check that passed; one that failed has a message."""
 
 NOTED = {"exact-against-stock": "exact kernels", "stock-tiles-against-stock": "stock kernels"}
 
@@ -69,7 +69,7 @@ def check_table(certificate: Certificate) -> Table:
 
 def kernel_table(certificate: Certificate) -> Table:
     return Table(
-        "What differs from the full image with the library's own kernels (nothing is asked of it)",
+        "What differs from the full image with the library's own kernels (information only)",
         ("run", "largest difference", "symbols", "bitstream", "8-bit image"),
         tuple(
             (

@@ -13,7 +13,7 @@ from overlap_tool.settings import Order, Schedule, Size
 SCHEMA = 1
 
 Status = Literal["passed", "failed", "skipped", "noted"]
-"""`noted` is information that nothing was asked of, such as the difference to other kernels."""
+"""`noted` is information only, such as the difference to other kernels: it neither passes nor fails."""
 
 Figure = int | float | bool | str
 

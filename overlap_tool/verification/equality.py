@@ -227,7 +227,7 @@ def check_decoding(
 
 
 def note_difference(name: str, found: tuple[Run, Coded], expected: tuple[Run, Coded], blank: Check) -> Check:
-    """What other kernels change: in the image, the symbols, the bitstream. Nothing is asked of it."""
+    """Note what other kernels change in the image, the symbols and the bitstream. It cannot fail."""
     (run, written), (base, base_written) = found, expected
     output = "x_hat" if "x_hat" in base.outputs else next(iter(base.outputs))
     values, other = base.outputs[output], run.outputs[output]

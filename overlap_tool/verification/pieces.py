@@ -29,7 +29,7 @@ def run_stage(network: Network, plan: StagePlan, whole: Tensor, batch: int = 1) 
 
 
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:
-    """What one tile of a pass gives: its part of every map that the segment hands on."""
+    """What one tile of a pass gives: its part of every map that the segment outputs."""
     network = each.plan.segment.network
     rows, columns = AxisPlan(each.plan.rows.sizes, (row,)), AxisPlan(each.plan.columns.sizes, (column,))
     caught = {map: _Caught() for map in (*network.kept, network.output)}

@@ -82,9 +82,9 @@ def verify(
     """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
 
     `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
-    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told;
-    independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders, and what
-    tiles it has are its networks', of 64.
+    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, if none is
+    given; independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders;
+    its networks alone have tiles, of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted. `against` is the certificate of
     another machine, whose digests are held to those of this one.
@@ -365,5 +365,5 @@ def _model_checks(
 
 
 def _independent(way: Settings) -> Settings:
-    """The same tiles, each with no more than it needs: those that overlaps are asked of."""
+    """The same tiles, independent of one another, each with exactly the overlap that it needs."""
     return replace(way, schedule="tiles", batch=1, uniform=False)

@@ -21,9 +21,10 @@ from overlap_tool.geometry import Padding, Window
 from overlap_tool.geometry.plan import AxisPlan, Step, alike, uniform
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Settings, Shape
+from overlap_tool.planning.choose import Shape
 from overlap_tool.rules import Operand, Patches, Rule, extend, register_rule
 from overlap_tool.runtime import execute
+from overlap_tool.settings import Settings
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.wrapping.retrofit import TiledForward, rewrap, tiled_stages
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.errors import TraceError, TrainingModeError
-from overlap_tool.planning.choose import Settings
+from overlap_tool.settings import Settings
 from overlap_tool.wrapping.retrofit import rewrap, tiled_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -73,7 +73,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 class Drawing:
-    """Shapes on a sheet of a width; its height is told when all is drawn."""
+    """Shapes on a sheet of a width; its height is set when all is drawn."""
 
     def __init__(self, width: float, title: str) -> None:
         self.width = width

@@ -26,8 +26,8 @@ from overlap_tool.errors import UnknownOpError
 from overlap_tool.files import Codec, compress, decompress
 from overlap_tool.graph.segments import cut
 from overlap_tool.models.stages import survey
-from overlap_tool.planning.choose import Settings
 from overlap_tool.rules import Call, Operand
+from overlap_tool.settings import Settings
 from overlap_tool.wrapping import rewrap
 
 NAMES = ["llic-elic", "llic-stf", "llic-tcm"]

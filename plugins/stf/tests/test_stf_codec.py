@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from overlap_tool import analyze, checkpoint, exact_kernels, plugins, wrap
 from overlap_tool.cli import app
-from overlap_tool.planning.choose import Settings
+from overlap_tool.settings import Settings
 from overlap_tool.wrapping.retrofit import load, rewrap, save
 
 both = pytest.mark.parametrize("name", ["stf", "wacnn"])
