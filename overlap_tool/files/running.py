@@ -53,8 +53,8 @@ class Placement(Enum):
 def placement(*, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool) -> Placement:
     """The place of a stage's output, which is `deferred` if it is as fine as the image or asked for in parts.
 
-    It `shrinks` if it is no larger than an input that is not in memory; `barriers` make all of it at once, and
-    it `fits` if it may be in memory.
+    It `shrinks` if it is no larger than an input that is not in memory, and `fits` if it may be in memory;
+    `barriers` make all of it at once.
     """
     if images > 1:
         return Placement.MEMORY
