@@ -33,7 +33,7 @@ def compress(
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.lic if left out.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Decode what was written, and tell its PSNR.")
+        bool, typer.Option("--check", help="Decode what was written, and report its PSNR.")
     ] = False,
     blocks: Annotated[
         int | None,
@@ -54,7 +54,7 @@ def compress(
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import compress
-        from overlap_tool.planning.choose import parse_bytes
+        from overlap_tool.settings import parse_bytes
 
         size = parse_bytes(in_memory)
         return compress(codec, image, target, in_memory=size, check=check, blocks=blocks, **how)

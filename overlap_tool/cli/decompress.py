@@ -51,7 +51,7 @@ def decompress(
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import decompress
-        from overlap_tool.planning.choose import parse_bytes
+        from overlap_tool.settings import parse_bytes
 
         size = parse_bytes(in_memory)
         return decompress(

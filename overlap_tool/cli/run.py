@@ -11,6 +11,7 @@ from overlap_tool.cli.command import command
 from overlap_tool.cli.on_files import FileOptions, ImageFile, RegionOption, glance_at_image
 from overlap_tool.cli.options import parse_region
 from overlap_tool.errors import OptionError
+from overlap_tool.settings import SampleType
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -47,10 +48,8 @@ def run(
         Path, typer.Option("--output", "-o", help="A .tif, .zarr, .npy or .png to write.", show_default=False)
     ],
     dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype", help="uint8, uint16 or float32; the input's if left out. Integers span 0 to 1."
-        ),
+        SampleType | None,
+        typer.Option("--dtype", help="Of the output; the input's if left out. Integers span 0 to 1."),
     ] = None,
     region: RegionOption = None,
     workers: Annotated[

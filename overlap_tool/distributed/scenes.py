@@ -27,6 +27,7 @@ from overlap_tool.files.task import Task
 from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink
+from overlap_tool.settings import SampleType
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
     *,
     workers: int | None = None,
     dask: str | None = None,
-    dtype: str | None = None,
+    dtype: SampleType | None = None,
     piece: int | None = None,
     trust: bool = False,
     resume: bool = False,
@@ -101,7 +102,7 @@ class Scene:
 
     source: str
     target: str
-    dtype: str | None
+    dtype: SampleType | None
     identity: dict[str, Any]
     trust: bool
 

@@ -77,7 +77,7 @@ class Codec:
             "torch": torch.__version__,
             "processor": torch.backends.cpu.get_cpu_capability(),
             "device": self.device.type,
-            "tile": str(settings.tile),
+            "tile": str(settings.tile and tuple(settings.tile)),
         }
 
     @property

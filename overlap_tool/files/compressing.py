@@ -49,7 +49,7 @@ def compress(
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """Code an image file as a `.lic` file. `check` decodes it again, and tells the PSNR.
+    """Code an image file as a `.lic` file. `check` decodes it again, and reports the PSNR.
 
     `blocks` codes squares of so many pixels a side as strings of their own, so that `decompress` reads and
     decodes those under a region alone. The symbols and the decoded image are the same.

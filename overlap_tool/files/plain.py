@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ from overlap_tool.geometry.walk import Area
 from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape
 from overlap_tool.runtime import passes
+from overlap_tool.settings import SampleType
 from overlap_tool.wrapping.retrofit import TiledForward
 
 AS_THEY_ARE = 'Check the weights, or keep the numbers as they are: `dtype="float32"`'
-DTYPES = ("uint8", "uint16", "float32")
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     image: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    dtype: str | None = None,
+    dtype: SampleType | None = None,
     region: Rectangle | None = None,
     resume: bool = False,
     quiet: bool = True,
@@ -89,10 +89,10 @@ class NetworkOnImage:
     dtype: np.dtype[Any]
 
     @staticmethod
-    def opened(codec: Codec, source: Path, dtype: str | None) -> NetworkOnImage:
+    def opened(codec: Codec, source: Path, dtype: SampleType | None) -> NetworkOnImage:
         """From a wrapped model that is one network, and an image that fits it."""
-        if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(DTYPES)}")
+        if dtype is not None and dtype not in get_args(SampleType):
+            raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(get_args(SampleType))}")
         stages = codec.stages
         if len(stages) != 1 or stages[0].module is not codec.model:
             raise OptionError(

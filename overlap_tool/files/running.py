@@ -1,8 +1,8 @@
 """How the stages of a wrapped model run on maps that are not in memory.
 
-A stage whose output is as fine as the image is put off until somebody takes its rows. Any other output is an
+A stage whose output is as fine as the image is deferred until its rows are read. Any other output is an
 ordinary tensor, unless it is larger than what may be in memory: then one that is smaller than its input is
-computed and put in a file, and one that is larger is computed again, rows by rows, when it is read.
+computed and stored in a file, and one that is larger is computed again, some rows at a time, when it is read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import Enum
 from fractions import Fraction
 from functools import partial
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import torch
@@ -39,6 +40,29 @@ BLOCK_BYTES = 64 << 20
 
 BAND = 1024
 """Rows of the image for which a budget of memory chooses the tile: whole maps are not in memory here."""
+
+
+class Placement(Enum):
+    """Where the output of a stage goes."""
+
+    MEMORY = "computed at once, an ordinary tensor"
+    FILE = "computed at once, in a file"
+    READER = "computed when it is read, each time"
+
+
+def placement(*, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool) -> Placement:
+    """The place of a stage's output, which is `deferred` if it is as fine as the image or asked for in parts.
+
+    It `shrinks` if it is no larger than an input that is not in memory, and `fits` if it may be in memory;
+    `barriers` make all of it at once.
+    """
+    if images > 1:
+        return Placement.MEMORY
+    if deferred:
+        return Placement.READER
+    if shrinks or (barriers and not fits):
+        return Placement.FILE
+    return Placement.MEMORY if fits else Placement.READER
 
 
 class Workspace:
@@ -93,21 +117,27 @@ class Workspace:
         numbers = StageNumbers(
             stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand
         )
-        size = numbers.channels * numbers.height * numbers.width
-        small = size * whole.element_size() <= self.limit and not (as_fine_as_the_image and lazy)
-        stored_at_once = (lazy and size <= whole.numel()) or (numbers.barriers and not small)
-        if shape.images == 1 and stored_at_once and not (as_fine_as_the_image or self.on_demand):
-            stored = self.store(stage.name, (numbers.channels, numbers.height, numbers.width), whole.dtype)
+        shape_of_map = numbers.channels, numbers.height, numbers.width
+        size = prod(shape_of_map)
+        place = placement(
+            images=shape.images,
+            deferred=as_fine_as_the_image or self.on_demand,
+            shrinks=lazy and size <= whole.numel(),
+            barriers=numbers.barriers,
+            fits=size * whole.element_size() <= self.limit,
+        )
+        if place is Placement.FILE:
+            stored = self.store(stage.name, shape_of_map, whole.dtype)
             numbers.pour(Bands(numbers.area.columns, stored.take), stored.missing)
             return self.map(stored, numbers.channels, numbers, whole)
-        if shape.images > 1 or (small and not (as_fine_as_the_image or self.on_demand)):
+        if place is Placement.MEMORY:
             sink = TensorSink(numbers.height, numbers.width, stage.settings.store)
             numbers.pour(sink, numbers.area)
             return sink.result()
-        return self.lazy(numbers, (1, numbers.channels, numbers.height, numbers.width), whole)
+        return self.lazy(numbers, (1, *shape_of_map), whole)
 
     def store(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Stored:
-        """A file for a map of these channels, rows and columns; the same one when the run is gone on with."""
+        """A file for a map of these channels, rows and columns; the same one when the run is resumed."""
         self.stores += 1
         return Stored(self.job, f"{self.purpose}-{self.stores}-{name}", shape, dtype)
 
@@ -164,7 +194,7 @@ class StageNumbers:
         self.on_demand = on_demand
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
-        self.height, self.width = self.plan.output_size
+        self.width, self.height = self.plan.output_size
         self.channels = stage.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
@@ -197,7 +227,7 @@ class StageNumbers:
 
     def _block(self, number: int, cuts: list[Span]) -> Tensor:
         if self.block is None or self.block[0] != number:
-            self.block = None  # let go of it before the next one is made
+            self.block = None  # freed before the next one is computed
             self.block = number, self._area(Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns))
         return self.block[1]
 

@@ -99,6 +99,8 @@ class Survey:
     multiple: int
     channels: int
     untiled: tuple[Untiled, ...] = ()
+    loop: ClosedLoop | None = None
+    """The model, if it is a closed loop: its stages are the networks that it runs for every block."""
 
 
 @dataclass
@@ -221,7 +223,7 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
         for name, network in model.networks.items()
         if only in (None, name)
     )
-    return Survey(tuple(stages), model.block, model.colours)
+    return Survey(tuple(stages), model.block, model.colours, loop=model)
 
 
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:

@@ -43,7 +43,7 @@ class Poured(Numbers, Protocol):
 
 
 def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
-    """Hand on an area of a map, in order."""
+    """Write an area of a map to a sink, in order."""
     if isinstance(numbers, Computed) and (source := numbers.only_source) is not None:
         pour(source, area, _Through(numbers, sink))
     elif isinstance(numbers, Poured):
@@ -55,7 +55,7 @@ def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
 
 
 def origins(numbers: Numbers) -> Iterator[Numbers]:
-    """Where numbers come from in the end, through all that was put off."""
+    """The sources of numbers, behind all deferred functions."""
     match numbers:
         case Computed():
             for operand in numbers.operands:
@@ -150,7 +150,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Computed:
-    """What a function that keeps every position to itself makes of its operands."""
+    """The result of an elementwise function of its operands."""
 
     function: Callable[..., Tensor]
     operands: tuple[Numbers, ...]

@@ -21,9 +21,10 @@ from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.graph.network import Network
 from overlap_tool.models.stages import Stage
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.settings import Settings
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
 from overlap_tool.verification.observing import differing, largest_difference
@@ -109,7 +110,7 @@ class _ShortForward:
         network: Network = self.stage.network
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = plan_stage(self.stage.name, network, self.stage.input_scale, shape, self.settings)
-        sink = TensorSink(*plan.output_size)
+        sink = TensorSink.of(plan.output_size)
         for each in passes.one_by_one(network, plan.segments, TensorSource(whole, whole.device), sink):
             part = each.plan
             for map, source in each.sources.items():

@@ -1,4 +1,4 @@
-"""Image files that are written in bands, and can be gone on with after the process was killed.
+"""Image files that are written in bands, and can be resumed after the process was killed.
 
 Everything is written beside the file that was asked for, and moved there when it is whole. Formats that only
 take whole images get theirs from rows that were collected in a file.
@@ -71,7 +71,7 @@ def open_output(
 def refuse_unwritable(
     target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], resume: bool = False
 ) -> None:
-    """Before the work is done, and not after. What is resumed has taken a part of its room already."""
+    """Refuse an output before any work is done. What is resumed has taken a part of its room already."""
     where, kind = str(target), target.suffix.lower()
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")

@@ -73,7 +73,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 class Drawing:
-    """Shapes on a sheet of a width; its height is told when all is drawn."""
+    """Shapes on a sheet of a width; its height is set when all is drawn."""
 
     def __init__(self, width: float, title: str) -> None:
         self.width = width
@@ -128,6 +128,10 @@ class Drawing:
         SubElement(root, "style").text = f"{LIGHT}{dark}\n"
         root.extend(self.root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _repr_svg_(self) -> str:
+        """For notebooks."""
+        return self.alone()
 
     def _add(self, tag: str, title: str, **attributes: str) -> Element:
         element = SubElement(self.root, tag, attributes)
