@@ -34,7 +34,7 @@ class Job:
         self.target = target
         self.folder = target.with_name(f".{target.name}.job")
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
-        """As it comes back from a file."""
+        """The identity as JSON gives it back, so that it compares equal to one that was read."""
         self.resume = resume
         self.done: dict[str, int] = {}
         self.resumed = False

@@ -114,7 +114,7 @@ class NetworkOnImage:
 
     @property
     def shape(self) -> Shape:
-        """Of the network's input."""
+        """The shape of the network's input."""
         return Shape(1, *self.picture.shape[:2])
 
     @property
@@ -126,13 +126,13 @@ class NetworkOnImage:
 
     @property
     def channels(self) -> int:
-        """Of the network's output."""
+        """The channels of the network's output."""
         return self.stage.network.ops[-1].channels
 
     def pour(
         self, area: Area, take: Callable[[int, NDArray[Any]], object], keep: passes.Keep, quiet: bool = True
     ) -> None:
-        """Compute an area of the output, and hand it on in bands, each with the number of its first row."""
+        """Compute an area of the output, and give it to `take` in bands, with their first rows."""
         if not area.size:
             return
         given = self.stage.network.ops[0].channels

@@ -333,7 +333,7 @@ def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> Non
 
 
 def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
-    """What of its input a stage reads to compute an area of its output."""
+    """The area of its input that a stage reads to compute an area of its output."""
     first, *more = plan_part(stage.network, stage.input_scale, _plan(stage, shape), area)
     if more:
         return Area.whole(shape.rows, shape.columns)

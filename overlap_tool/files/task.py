@@ -86,7 +86,7 @@ class ResumedImage:
 
     @property
     def missing(self) -> Area:
-        """What of the area is not on the disk yet."""
+        """The rest of the area, which is not on the disk yet."""
         return Area(Span(self.area.rows.start + self.done, self.area.rows.stop), self.area.columns)
 
     def take(self, start: int, rows: NDArray[Any]) -> None:

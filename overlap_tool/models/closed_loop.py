@@ -46,7 +46,7 @@ class ClosedLoop(Protocol):
     networks: Mapping[str, nn.Module]
 
     def causal_reaches(self) -> tuple[CausalReach, ...]:
-        """Those of the networks, in their order."""
+        """How far each network reads the reconstruction, in their order."""
         ...
 
     def in_order(self, order: Order) -> Mapping[str, Callable[..., Any]]:

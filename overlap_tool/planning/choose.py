@@ -257,14 +257,14 @@ def plan_part(
 
 
 def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:
-    """Of a tile, in samples of what an axis gives."""
+    """The side of a tile in samples of an axis's output."""
     return max(1, int(pixels * input_scale * axis.scale))
 
 
 def _axis_plan(
     axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool, part: Span | None = None
 ) -> AxisPlan:
-    """For all outputs, or `part` of them."""
+    """The plan of one axis, for all outputs or a `part` of them."""
     sizes = axis.sizes(n)
     if one_shape:
         plan = uniform(axis, n, tile)

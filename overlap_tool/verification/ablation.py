@@ -140,6 +140,6 @@ def _bits(run: Run, names: Sequence[str]) -> float:
 
 
 def _psnr(found: Tensor, image: Tensor) -> float:
-    """Of the 8-bit image, in decibels."""
+    """The peak signal-to-noise ratio of the 8-bit image, in decibels."""
     error = ((found.clamp(0, 1) - image).double() * 255).round().square().mean()
     return 10 * math.log10(255**2 / max(float(error), 1e-12))

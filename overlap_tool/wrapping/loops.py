@@ -83,7 +83,7 @@ class LoopTiling:
                 delattr(self.model, name)
 
     def plans(self, size: Size, images: int) -> dict[str, Plan]:
-        """For images of 32-bit floats."""
+        """One plan for the loop as a whole, for images of 32-bit floats."""
         model, settings = self.model, self.settings
         assert settings is not None
         columns, rows = (-(-side // model.block) for side in size)

@@ -26,10 +26,10 @@ from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
 
 SYMBOLS_AT_ONCE = 1 << 18
-"""As Python's integers, in lists, on their way to the coder."""
+"""How many symbols go to the coder at once, as lists of Python's integers."""
 
 SYMBOLS_IN_A_BAND = 1 << 22
-"""At most; fewer where little may be in memory."""
+"""The most symbols of one band; fewer where little may be in memory."""
 
 BYTES_OF_A_SYMBOL = 16
 """In a band: what is coded, its mean, its table and its number."""

@@ -210,7 +210,7 @@ def nested(numbers: Any, strings: list[CodedString]) -> Any:
 
 
 def bands_of(string: bytes) -> tuple[Band, ...]:
-    """As one band, for a string of which nothing else is known."""
+    """The bands of a string; one for all of it if none are known."""
     return string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
 
 

@@ -115,14 +115,14 @@ class Drawing:
             element.text = legible(text)
 
     def element(self) -> Element:
-        """For a page that has the colours: as wide as its place allows."""
+        """The SVG as an element of a page, which brings the colours."""
         self.root.set("viewBox", f"0 0 {_px(self.width)} {_px(self.height)}")
         self.root.set("width", _px(self.width))
         self.root.set("height", _px(self.height))
         return self.root
 
     def alone(self) -> str:
-        """A file of its own."""
+        """The SVG as a file of its own, with its colours."""
         root = Element(self.element().tag, self.root.attrib)
         dark = f"@media (prefers-color-scheme: dark) {{{DARK}}}"
         SubElement(root, "style").text = f"{LIGHT}{dark}\n"
@@ -130,7 +130,7 @@ class Drawing:
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
     def _repr_svg_(self) -> str:
-        """For notebooks."""
+        """The picture in a notebook."""
         return self.alone()
 
     def _add(self, tag: str, title: str, **attributes: str) -> Element:
