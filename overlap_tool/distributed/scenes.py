@@ -42,7 +42,7 @@ def run(
     trust: bool = False,
     resume: bool = False,
     quiet: bool = True,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
     """What `overlap_tool.files.run` does, by several worker processes: the same samples, as a Zarr array.
 
@@ -54,7 +54,7 @@ def run(
 
     For example, `run(Codec.load("net.tiled.pt"), "scene.zarr", "out.zarr", workers=4)`.
     """
-    notes, source, target = RunNotes(tell), Path(image).absolute(), Path(output).absolute()
+    notes, source, target = RunNotes(notify), Path(image).absolute(), Path(output).absolute()
     work = NetworkOnImage.opened(codec, source, dtype)
     refuse_whole_maps(work.stage)
     refuse_other_bits(work.stage)
