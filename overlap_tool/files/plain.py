@@ -56,12 +56,13 @@ def run(
     grey = channels_read(str(source), picture, wanted)
     height, width, _ = picture.shape
     try:
-        stage.network.require(height, width)
+        network = stage.fitted(1, height, width)
+        network.require(height, width)
     except SizeError as error:
         reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
         raise ImageFileError(str(source), reason, error.way_out) from error
-    sizes = stage.network.rows.sizes(height)[-1], stage.network.columns.sizes(width)[-1]
-    shape = (*sizes, stage.network.ops[-1].channels)
+    sizes = network.rows.sizes(height)[-1], network.columns.sizes(width)[-1]
+    shape = (*sizes, network.ops[-1].channels)
     kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
     refuse_unwritable(target, shape, kept, resume)
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))

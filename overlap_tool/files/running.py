@@ -143,7 +143,7 @@ class StageNumbers:
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
         self.height, self.width = self.plan.output_size
-        self.channels = stage.network.ops[-1].channels
+        self.channels = self.plan.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
         band_bytes = self.channels * self.width * shape.itemsize * max(cut.length for cut in self.cuts)
@@ -186,7 +186,7 @@ class StageNumbers:
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
             # what a rule computes with are tensors, however many zeros they hold
             passes.run(
-                self.stage.network,
+                self.plan.network,
                 segments,
                 self.source,
                 sink,
@@ -198,7 +198,7 @@ class StageNumbers:
     def _rows(self, whole: AxisPlan, cuts: list[Span]) -> AxisPlan:
         """What of the plan for all rows computes these cuts, which follow one another."""
         if self.plan.schedule == "stream":
-            return stream(self.stage.network.rows, self.shape.rows, cuts)
+            return stream(self.plan.network.rows, self.shape.rows, cuts)
         return AxisPlan(whole.sizes, tuple(step for step in whole.steps if step.compute[-1] in cuts))
 
 
@@ -273,7 +273,8 @@ def _plan(stage: TiledForward, shape: Shape) -> StagePlan:
     if settings.memory is None:
         return stage.plan(shape)
     rows = min(shape.rows, max(1, int(BAND * stage.input_scale)))
-    part = replace(shape, rows=rows) if stage.network.accepts(rows, shape.columns) else shape
+    banded = not stage.network.asks and stage.network.accepts(rows, shape.columns)
+    part = replace(shape, rows=rows) if banded else shape
     chosen = stage.plan(part)
     settings = replace(settings, tile=chosen.tile, memory=None, schedule=chosen.schedule)
     return plan_stage(stage.name, stage.network, stage.input_scale, shape, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import Literal, get_args
@@ -15,6 +15,7 @@ from overlap_tool.geometry.plan import AxisPlan, cut, stream, stream_cuts, tiles
 from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network
 from overlap_tool.graph.segments import Segment
+from overlap_tool.graph.trace import fitted
 from overlap_tool.models.closed_loop import ORDERS, Order
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
 
@@ -137,6 +138,8 @@ class StagePlan:
     working_bytes: int
     store_bytes: int
     peak_bytes: int
+    network: Network = field(repr=False)
+    """The stage's, for inputs of this size."""
     uniform: bool = False
 
     @property
@@ -169,6 +172,7 @@ def plan_stage(
             f"is for codecs that are closed loops, and {name} is part of none",
             "Use stream or tiles",
         )
+    network = fitted(network, shape.images, shape.rows, shape.columns)
     network.require(shape.rows, shape.columns)
     candidates: tuple[Schedule, ...] = tuple(
         schedule for schedule in get_args(Schedule) if settings.schedule in (None, schedule)
@@ -244,6 +248,7 @@ def _plan(
             moment.working + moment.ends + (moment.stores if settings.store != "disk" else 0)
             for moment in memory
         ),
+        network=network,
         uniform=settings.uniform,
     )
 
