@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import count
+from operator import sub
 
 from overlap_tool.geometry.ops import Geometry, Period, Span, hull
 
@@ -35,17 +37,23 @@ class Listed(Geometry):
     def _of_kinds(self) -> tuple[Span, ...]:
         """Of every output of one period, what those that stand in its place in any period read, shifted."""
         inputs, outputs = self.period
-        kinds: list[list[Span]] = [[] for _ in range(outputs)]
-        for output, (first, last) in enumerate(zip(self.first, self.last, strict=True)):
-            periods, kind = divmod(output, outputs)
-            kinds[kind].append(Span(first, last + 1).shift(-periods * inputs))
-        known = hull(span for spans in kinds for span in spans)
-        return tuple(hull(spans) if spans else known for spans in kinds)
+
+        def of_kind(kind: int) -> Span:
+            first, last = (
+                map(sub, ends[kind::outputs], count(0, inputs)) for ends in (self.first, self.last)
+            )
+            return Span(min(first), max(last) + 1)
+
+        kinds = [of_kind(kind) for kind in range(min(outputs, len(self.first)))]
+        return tuple(kinds) + (hull(kinds),) * (outputs - len(kinds))
 
     def need(self, outputs: Span) -> Span:
-        inputs, count = self.period
-        ends = {*range(outputs.start, outputs.stop)[:count], *range(outputs.start, outputs.stop)[-count:]}
-        return hull(self._of_kinds[end % count].shift(end // count * inputs) for end in ends)
+        inputs, kinds = self.period
+        wanted = range(*outputs)
+        return hull(
+            self._of_kinds[output % kinds].shift(output // kinds * inputs)
+            for output in {*wanted[:kinds], *wanted[-kinds:]}
+        )
 
     def reads(self, outputs: Span, n: int) -> Span:
         if outputs.empty:

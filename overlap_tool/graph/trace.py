@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import add
 
 from torch import fx, nn
 
@@ -26,9 +27,10 @@ from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, Size, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 
-APART = (FITTING, 2520, 256, 60)
-"""How far from an image's size, on either axis, others are tried to see what follows it. Multiples of many
-numbers, since code pads and asserts by remainders, the largest first."""
+APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
+"""By how many images, rows and columns others differ that are tried, to see what follows an image's size.
+First by multiples of many numbers, since code pads and asserts by remainders; then by little, since it
+compares, too."""
 
 KEPT = 32
 """For so many sizes of images a network is kept."""
@@ -102,7 +104,9 @@ def _of_one_size(module: nn.Module, name: str, channels: int, size: Size) -> Net
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
-    for other in _others(size):
+    for apart in APART:
+        images, height, width = map(add, size, apart)
+        other = images, height, width
         first, second = (Tracer(name, module, channels, (each,)) for each in (size, other))
         error = _recorded(first)
         try:
@@ -124,13 +128,6 @@ def _of_one_size(module: nn.Module, name: str, channels: int, size: Size) -> Net
         except TraceError as refusal:
             raise explained(refusal, first) from refusal
     raise explained(refusals[0], first) from refusals[0]
-
-
-def _others(size: Size) -> Iterator[Size]:
-    images, height, width = size
-    for more in (1, 0):
-        for apart in APART:
-            yield images + more, height + apart, width + 3 * apart
 
 
 def _traced_at(size: Size, module: nn.Module, name: str, channels: int) -> Tracer | None:
