@@ -18,7 +18,7 @@ from overlap_tool.graph.tracer import REGISTER, Tracer
 from overlap_tool.rules import SizeArgument
 
 
-def pair(first: Tracer, second: Tracer) -> None:
+def pair_traces(first: Tracer, second: Tracer) -> None:
     """Let every node of the first trace know its values in both.
 
     A number among its arguments that differs becomes a `SizeArgument`. Where tracing stopped, what both have

@@ -21,7 +21,7 @@ from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
-from overlap_tool.graph.pairing import pair
+from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, Size, TooLargeError, Tracer, TrialError
@@ -111,7 +111,7 @@ def _of_one_size(module: nn.Module, name: str, channels: int, size: Size) -> Net
         error = _recorded(first)
         try:
             beside = _recorded(second)
-            pair(first, second)
+            pair_traces(first, second)
         except (TooLargeError, SizeDependenceError) as refusal:
             refusals.append(refusal)
             continue

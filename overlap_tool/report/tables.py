@@ -74,7 +74,10 @@ def model_tables(analysis: Analysis) -> list[Table]:
 def stage_table(analysis: Analysis) -> Table:
     return Table(
         "Overlap of a tile, in samples of the stage's input",
-        ("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free", "status"),
+        (
+            *("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free"),
+            *("status", "holds for"),
+        ),
         by_number(
             (
                 stage.name,
@@ -85,6 +88,7 @@ def stage_table(analysis: Analysis) -> Table:
                 str(stage.period),
                 "-" if stage.padding_free_overlap is None else str(stage.padding_free_overlap),
                 stage.status,
+                stage.holds_for,
             )
             for stage in analysis.stages
         ),
