@@ -74,10 +74,7 @@ def model_tables(analysis: Analysis) -> list[Table]:
 def stage_table(analysis: Analysis) -> Table:
     return Table(
         "Overlap of a tile, in samples of the stage's input",
-        (
-            *("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free"),
-            *("status", "holds for"),
-        ),
+        ("stage", "scale", "left/right", "top/bottom", "receptive field", "period", "padding-free", "status"),
         by_number(
             (
                 stage.name,
@@ -87,8 +84,7 @@ def stage_table(analysis: Analysis) -> Table:
                 _field(stage),
                 str(stage.period),
                 "-" if stage.padding_free_overlap is None else str(stage.padding_free_overlap),
-                stage.status,
-                stage.holds_for,
+                stage.status if stage.holds_for == "any size" else f"{stage.status} for {stage.holds_for}",
             )
             for stage in analysis.stages
         ),
