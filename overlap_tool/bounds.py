@@ -6,11 +6,16 @@ what images, models and checkpoints of today take.
 
 from __future__ import annotations
 
+import io
+import pickletools
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
+from pathlib import Path
 
-from overlap_tool.errors import OverlapToolError
+from overlap_tool.errors import CheckpointError, OverlapToolError
 
 FILE = 4 << 30
 """Bytes of a checkpoint, or of a compressed image."""
@@ -73,3 +78,78 @@ def beyond(kind: type[OverlapToolError], where: str, told: str) -> OverlapToolEr
         "If it is meant, and you trust where it comes from, add --large (in Python, do it inside "
         "`with overlap_tool.bounds.lifted():`)",
     )
+
+
+def refuse_checkpoint(path: Path) -> None:
+    """A checkpoint whose outside, and list of contents, asks for more: all that is known without torch."""
+    size = path.stat().st_size
+    _refuse_more_of(path, size, FILE, f"it has {size} bytes")
+    if is_safetensors(path):
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        _refuse_more_of(path, min(header, size), DIRECTORY, f"its header has {header} bytes")
+    else:
+        _refuse_long_pickles(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a checkpoint is to be read as that; if not, it is one of `torch.save`, or none."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+_PICKLES_OF_OLD = 5
+"""How a file of torch.save begins that is no zip; behind them lie the numbers."""
+
+
+def _refuse_long_pickles(path: Path) -> None:
+    """Files whose tables of contents alone would take long, or much memory."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            _refuse_steps(path, file.read(DIRECTORY), path.stat().st_size, _PICKLES_OF_OLD)
+        return
+    length = _directory_of(path)
+    _refuse_more_of(path, length, DIRECTORY, f"the list of its records has {length} bytes")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [one for one in archive.infolist() if one.filename.endswith(".pkl")]
+            size = sum(one.file_size for one in pickles)
+            _refuse_more_of(path, size, DIRECTORY, f"the pickles in it have {size} bytes")
+            _refuse_steps(path, b"".join(map(archive.read, pickles)), size, len(pickles))
+    except CheckpointError:
+        raise
+    except Exception:  # Too broken to list; torch.load says so.
+        return
+
+
+def _refuse_steps(path: Path, pickles: bytes, size: int, number: int) -> None:
+    """Of what begins with so many pickles, as far as it is at hand; a step takes a byte at least."""
+    if size <= STEPS:
+        return
+    stream, steps, whole = io.BytesIO(pickles), 0, True
+    try:
+        for _ in range(number):
+            steps += sum(1 for _ in islice(pickletools.genops(stream), STEPS + 1 - steps))
+    except Exception:  # The end of the pickles, or of what is at hand.
+        whole = stream.tell() < len(pickles) or len(pickles) == size
+    _refuse_more_of(path, steps, STEPS, f"its pickle has more than {STEPS} steps")
+    if not whole:
+        _refuse_more_of(path, size, len(pickles), f"its pickle has more than {len(pickles)} bytes")
+
+
+def _directory_of(path: Path) -> int:
+    """How many bytes a zip file spends on listing its records, as its end says."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 128))
+        end = file.read()
+    length = int.from_bytes(end[end.rfind(b"PK\x05\x06") :][12:16], "little")
+    if length == 0xFFFFFFFF:
+        length = int.from_bytes(end[end.rfind(b"PK\x06\x06") :][40:48], "little")
+    return length
+
+
+def _refuse_more_of(path: Path, amount: int, most: int, told: str) -> None:
+    refuse_more(CheckpointError, str(path), amount, most, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 
 import pytest
@@ -11,8 +12,8 @@ from rich.table import Table
 from support.small_models import small_model
 
 import overlap_tool
-from benchmarks import files, zoo
-from benchmarks.__main__ import NAMES, QUOTING, ROOT, main
+from benchmarks import files, functions, zoo
+from benchmarks.__main__ import NAMES, ON_A_GPU, QUOTING, ROOT, main
 from benchmarks.markdown import as_markdown, quoted
 from benchmarks.measuring import exact, peak_bytes
 from overlap_tool.wrapping.retrofit import tiled_stages
@@ -33,8 +34,20 @@ def test_a_table_in_markdown():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_can_be_run(name):
-    assert callable(importlib.import_module(f"benchmarks.{name.partition(':')[0]}").main)
+def test_each_benchmark_takes_what_it_is_called_with(name):
+    module, _, case = name.partition(":")
+    signature = inspect.signature(importlib.import_module(f"benchmarks.{module}").main)
+    signature.bind(*([case] if case else []), **({"device": "cuda"} if name in ON_A_GPU else {}))
+
+
+def test_a_benchmark_is_run_by_its_name_and_its_table_saved(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(functions, "NUMBERS", 64)
+    monkeypatch.setattr(functions, "ROUNDS", 1)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "functions", "--save", str(tmp_path)])
+    main()
+    rows = [line.split("|")[1].strip() for line in (tmp_path / "functions.md").read_text().splitlines()[4:]]
+    assert rows == ["function", "---", *functions.FUNCTIONS]
+    assert "4 million numbers" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import pickletools
@@ -14,7 +13,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +31,6 @@ OWNER_PREFIXES = ("net.", "network.", "model.")
 """Attributes of a training class: stripped only where every key has them."""
 
 _RECORDS_ARE_HELD_TO_CLAIMS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
-
-_PICKLES_OF_OLD = 5
-"""How a file of torch.save begins that is no zip; behind them lie the numbers."""
 
 _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.Size")
 _ANOTHER_FILE = "Give a file written by torch.save or safetensors, or a seeded model such as zoo:mbt2018"
@@ -63,9 +58,8 @@ def weights_of(payload: Any, where: str) -> StateDict | nn.Module:
 def read_payload(path: str | os.PathLike[str], trust: bool = False) -> Any:
     """What a file holds, as it is."""
     file = _existing_file(os.fspath(path))
-    size = file.stat().st_size
-    _refuse_more(file, size, bounds.FILE, f"it has {size} bytes")
-    return _load_safetensors(file) if _is_safetensors(file) else _load_pickle(file, trust)
+    bounds.refuse_checkpoint(file)
+    return _load_safetensors(file) if bounds.is_safetensors(file) else _load_pickle(file, trust)
 
 
 def unwrapped_payload(payload: Any, depth: int = 8) -> StateDict | nn.Module | None:
@@ -157,25 +151,11 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
-    with path.open("rb") as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-
-
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        _refuse_more(
-            path, min(header, path.stat().st_size), bounds.DIRECTORY, f"its header has {header} bytes"
-        )
-        file.seek(0)
-        data = file.read()  # not mapped: what cuts off a mapped file ends the process
+    data = path.read_bytes()  # not mapped: what cuts off a mapped file ends the process
     try:
         return load(data)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -185,7 +165,6 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, trust: bool) -> Any:
-    _refuse_long_pickles(path)
     _refuse_compressed(path)
     try:
         with _still(path) as (still, mapped):
@@ -206,58 +185,6 @@ def _still(path: Path) -> Iterator[tuple[Path, bool]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(shutil.copyfile(path, Path(folder) / "checkpoint")), True
-
-
-def _refuse_long_pickles(path: Path) -> None:
-    """Files whose tables of contents alone would take long, or much memory."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            _refuse_steps(path, file.read(bounds.DIRECTORY), path.stat().st_size)
-        return
-    length = _directory_of(path)
-    _refuse_more(path, length, bounds.DIRECTORY, f"the list of its records has {length} bytes")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for one in archive.infolist():
-                if one.filename.endswith(".pkl"):
-                    size = one.file_size
-                    _refuse_more(path, size, bounds.DIRECTORY, f"{one.filename} in it has {size} bytes")
-                    with archive.open(one) as stream:
-                        _refuse_steps(path, stream.read(bounds.DIRECTORY), size)
-    except CheckpointError:
-        raise
-    except Exception:  # Too broken to list; torch.load says so.
-        return
-
-
-def _refuse_steps(path: Path, pickles: bytes, size: int) -> None:
-    """Of what begins with pickles, as far as it is at hand; a step takes a byte at least."""
-    if size <= bounds.STEPS:
-        return
-    stream, steps, whole = io.BytesIO(pickles), 0, True
-    try:
-        for _ in range(_PICKLES_OF_OLD):
-            steps += sum(1 for _ in islice(pickletools.genops(stream), bounds.STEPS + 1 - steps))
-    except Exception:  # The end of the pickles, or of what is at hand.
-        whole = stream.tell() < len(pickles) or len(pickles) == size
-    _refuse_more(path, steps, bounds.STEPS, f"its pickle has more than {bounds.STEPS} steps")
-    if not whole:
-        _refuse_more(path, size, len(pickles), f"its pickle has more than {len(pickles)} bytes")
-
-
-def _directory_of(path: Path) -> int:
-    """How many bytes a zip file spends on listing its records, as its end says."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16) - 128))
-        end = file.read()
-    length = int.from_bytes(end[end.rfind(b"PK\x05\x06") :][12:16], "little")
-    if length == 0xFFFFFFFF:
-        length = int.from_bytes(end[end.rfind(b"PK\x06\x06") :][40:48], "little")
-    return length
-
-
-def _refuse_more(path: Path, amount: int, most: int, told: str) -> None:
-    bounds.refuse_more(CheckpointError, str(path), amount, most, told)
 
 
 def _refuse_compressed(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, ImageFile, InMemoryOption
+from overlap_tool.cli.on_files import FileOptions, ImageFile, InMemoryOption, glance_at_image
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -47,4 +47,5 @@ def compress(
 
         return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)
 
+    glance_at_image(image)
     files.do(target, work)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, InMemoryOption
+from overlap_tool.cli.on_files import FileOptions, InMemoryOption, RegionOption
+from overlap_tool.cli.options import parse_region
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -21,6 +22,8 @@ EXAMPLES = """
   overlap-tool decompress --model mbt2018.tiled.pt scene.lic -o scene.tif --json
 
   overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o scene.zarr --resume
+
+  overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o crop.png --region 40000,12000,2048,1024
 """
 
 
@@ -38,6 +41,7 @@ def decompress(
         bool,
         typer.Option("--any-engine", help="Try a file that other kernels wrote: it may come out wrong."),
     ] = False,
+    region: RegionOption = None,
     *,
     files: FileOptions,
 ) -> None:
@@ -50,6 +54,17 @@ def decompress(
         from overlap_tool.planning.choose import parse_bytes
 
         size = parse_bytes(in_memory)
-        return decompress(codec, coded, target, in_memory=size, any_engine=any_engine, **how)
+        return decompress(
+            codec,
+            coded,
+            target,
+            in_memory=size,
+            any_engine=any_engine,
+            region=parse_region(region),
+            **how,
+        )
 
+    from overlap_tool.files.formats import container
+
+    container.read(coded)  # before torch is imported, which takes longer
     files.do(target, work)

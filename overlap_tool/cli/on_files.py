@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlap_tool.cli.messages import tell
-from overlap_tool.cli.options import Debug, Device, Large, Plugin, Trust, busy, load_plugins
+from overlap_tool.cli.options import (
+    Debug,
+    Device,
+    Large,
+    Plugin,
+    Trust,
+    busy,
+    glance_at_checkpoint,
+    load_plugins,
+)
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
@@ -26,6 +35,22 @@ InMemoryOption = Annotated[
         help="The largest feature map that is kept in memory; larger ones are coded in bands.",
     ),
 ]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        metavar="X,Y,WIDTH,HEIGHT",
+        help="Only this rectangle of the output: the same pixels, computed from what they depend on.",
+        show_default=False,
+    ),
+]
+
+
+def glance_at_image(path: Path) -> None:
+    """Refuse one that cannot be read, or asks for too much, before torch is imported."""
+    from overlap_tool.files.formats.pictures import glance
+
+    glance(path)
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,9 @@ class FileOptions:
     large: Large = False
     plugin: Plugin = None
     debug: Debug = False
+
+    def __post_init__(self) -> None:
+        glance_at_checkpoint(self.model)
 
     def do(self, target: Path, work: Callable[..., RunSummary]) -> None:
         """Load the model, make `target` with it, and show what came of that."""

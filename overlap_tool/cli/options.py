@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +73,9 @@ class ModelOptions:
     plugin: Plugin = None
     debug: Debug = False
 
+    def __post_init__(self) -> None:
+        glance_at_checkpoint(self.source)
+
     @property
     def name(self) -> str:
         return self.source or self.model_class or ""
@@ -90,6 +93,16 @@ class ModelOptions:
             "kwargs": None if self.kwargs is None else _parse_kwargs(self.kwargs),
             "trust": self.trust,
         }
+
+
+def glance_at_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Refuse one that asks for too much before torch is imported, which takes longer than to see that.
+
+    What cannot be read is refused where it is loaded.
+    """
+    with suppress(OSError):
+        if os.path.isfile(path):
+            bounds.refuse_checkpoint(Path(path))
 
 
 def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
@@ -131,6 +144,21 @@ def parse_tile(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_region(text: str | None) -> tuple[int, int, int, int] | None:
+    """`100,50,640,480` as the upper left pixel's column and row, width and height."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text.replace(" ", ""))
+    if match is None:
+        raise OptionError(
+            f"--region {text}",
+            "is not a rectangle",
+            "Write it as X,Y,WIDTH,HEIGHT in pixels of the output, such as 100,50,640,480",
+        )
+    x, y, width, height = map(int, match.groups())
+    return x, y, width, height
+
+
 def refuse_unfit_target(option: str, path: Path | None, read: Iterable[str | os.PathLike[str]]) -> None:
     """What cannot be written, or is what the command reads: before the work is done, and not after."""
     if path is None:
@@ -153,7 +181,7 @@ def make_folder(path: Path) -> str:
 def _parse_kwargs(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
         raise OptionError(
             f"--kwargs {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
         ) from error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, ImageFile
+from overlap_tool.cli.on_files import FileOptions, ImageFile, RegionOption, glance_at_image
+from overlap_tool.cli.options import parse_region
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -19,6 +20,8 @@ EXAMPLES = """
   overlap-tool run --model denoiser.tiled.pt noisy.tif -o clean.tif
 
   overlap-tool run --model net.tiled.pt in.tif -o out.zarr --dtype float32
+
+  overlap-tool run --model net.tiled.pt scene.zarr -o crop.png --region 40000,12000,2048,1024
 """
 
 
@@ -34,6 +37,7 @@ def run(
             "--dtype", help="uint8, uint16 or float32; the input's if left out. Integers span 0 to 1."
         ),
     ] = None,
+    region: RegionOption = None,
     *,
     files: FileOptions,
 ) -> None:
@@ -42,6 +46,7 @@ def run(
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import run
 
-        return run(codec, image, output, dtype=dtype, **how)
+        return run(codec, image, output, dtype=dtype, region=parse_region(region), **how)
 
+    glance_at_image(image)
     files.do(output, work)

@@ -1,9 +1,6 @@
 """Images in files, of any size: compressed, decompressed, or put through a network, band by band."""
 
-from overlap_tool.files.codec import Codec
-from overlap_tool.files.compressing import compress
-from overlap_tool.files.decompressing import decompress
-from overlap_tool.files.plain import run
-from overlap_tool.files.summary import RunSummary
+import lazy_loader
 
-__all__ = ["Codec", "RunSummary", "compress", "decompress", "run"]
+# What is known of a file without torch is looked at before torch is imported.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

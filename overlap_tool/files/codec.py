@@ -19,7 +19,7 @@ from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.errors import OptionError
 from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
-from overlap_tool.files.formats.pixels import Frame
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.running import Workspace
 from overlap_tool.kernels import engine, pieces
 from overlap_tool.kernels.arithmetic import VERSION

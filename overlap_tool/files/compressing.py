@@ -25,11 +25,14 @@ from overlap_tool.files.coding.waiting import tell_a_long_wait
 from overlap_tool.files.decompressing import decode
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
-from overlap_tool.files.formats.pictures import Picture, open_picture, read_rows
-from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, padding
+from overlap_tool.files.formats.frame import Frame, padding
+from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
+from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, Task
+from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.lazy import LazyMap
 
 
@@ -56,7 +59,7 @@ def compress(
         notes.note(f"{source}: {picture.missing}")
     if picture.profile is not None:
         notes.note(f"the colour profile of {source} is not kept: a .lic file holds none")
-    grey = channels_read(str(source), picture, codec.channels)
+    refuse_channels(str(source), picture, codec.channels)
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
     frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
@@ -64,7 +67,7 @@ def compress(
     task = Task("compress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory) as job:
         workspace = task.workspace(job, in_memory, "compress")
-        numbers = PictureNumbers(str(source), picture, frame, grey, codec.device)
+        numbers = PictureNumbers(str(source), picture, frame, codec.device)
         whole = LazyMap(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
         )
@@ -83,8 +86,7 @@ def compress(
             **container.told_of(given, packed, strings),
             bands=tuple(container.bands_of(string) for string in strings),
         )
-        with bounds.lifted():  # it is no claim: the image was there
-            refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+        refuse_impossible(str(source), head, codec, sum(map(len, strings)))
         made = job.folder / "coded"
         with made.open("wb") as file:
             container.write(file, head, strings)
@@ -113,16 +115,16 @@ def _psnr_of(
     frame: Frame,
     workspace: Workspace,
 ) -> float:
-    head, strings = container.read(made)
+    with bounds.lifted():  # it is no claim: the image was there
+        head, strings = container.read(made)
     squares = 0.0
 
     def compare(start: int, rows: NDArray[Any]) -> None:
         nonlocal squares
-        original = read_rows(str(made), picture, start, start + len(rows))
+        original = read_window(str(made), picture, Span(start, start + len(rows)), Span(0, picture.shape[1]))
         squares += float(np.square(rows.astype(np.float64) - original).sum())
 
-    decode(
-        codec, str(made), head, strings, workspace, compare, refuse=lambda reason: _unchecked(codec, reason)
-    )
+    area = Area.whole(frame.height, frame.width)
+    decode(codec, str(made), head, strings, workspace, compare, area, lambda why: _unchecked(codec, why))
     mean = squares / math.prod(picture.shape)
     return math.inf if mean == 0 else 10 * math.log10(frame.largest**2 / mean)

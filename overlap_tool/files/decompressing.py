@@ -16,20 +16,22 @@ from torch import Tensor
 from overlap_tool.errors import ContainerError, OverlapToolError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding import own_code
-from overlap_tool.files.coding.entropy import CodedString
 from overlap_tool.files.coding.matching import (
     refuse_another_checkpoint,
     refuse_another_engine,
     refuse_impossible,
 )
-from overlap_tool.files.coding.waiting import tell_a_long_wait
+from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
 from overlap_tool.files.formats import container
-from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.container import CodedString, Head
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import refuse_unwritable
-from overlap_tool.files.formats.pixels import inner_rows, samples
+from overlap_tool.files.formats.pixels import samples
+from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import Workspace, pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
+from overlap_tool.geometry.walk import Area
 
 
 def decompress(
@@ -42,23 +44,33 @@ def decompress(
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
     any_engine: bool = False,
+    region: Rectangle | None = None,
 ) -> RunSummary:
-    """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote."""
+    """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote.
+
+    Of a `region`, the column and the row of its upper left pixel, its width and its height, only that
+    rectangle is synthesised and written.
+    """
     notes, source, target = RunNotes(tell), Path(coded), Path(output)
     codec.refuse_if_no_codec()
     head, strings = container.read(source)
     refuse_another_checkpoint(str(source), head, codec)
     refuse_impossible(str(source), head, codec, sum(map(len, strings)))
     refuse_another_engine(str(source), head, codec, any_engine, notes)
-    shape = (head.height, head.width, head.channels)
+    area = area_of(region, head.height, head.width)
+    shape = (area.rows.length, area.columns.length, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype, resume)
+    if region is not None and codes_in_order(codec.model):
+        notes.note(f"{codec.architecture} codes one position after another: all of its strings are decoded")
     tell_a_long_wait(codec, head.frame, in_memory, notes)
     task = Task("decompress", codec, source, target, notes, resume, quiet)
-    with task.job(memory=in_memory) as job:
-        image = ResumedImage(job, shape, head.frame.dtype)
+    with task.job(memory=in_memory, region=region) as job:
+        image = ResumedImage(job, area, head.channels, head.frame.dtype)
         workspace = task.workspace(job, in_memory, "decompress")
-        decode(codec, str(source), head, strings, workspace, image.take, image.done)
+        decode(codec, str(source), head, strings, workspace, image.take, image.missing)
         image.finish()
+    if region is not None:
+        return task.summary(job, Frame(*shape, head.frame.dtype))
     return task.summary(job, head.frame, source.stat().st_size, head.most_bands)
 
 
@@ -69,10 +81,13 @@ def decode(
     strings: list[CodedString],
     workspace: Workspace,
     take: Callable[[int, NDArray[Any]], None],
-    done: int = 0,
+    area: Area,
     refuse: Callable[[str], OverlapToolError] | None = None,
 ) -> None:
-    """Hand on the decoded image's rows in bands, those from `done` on at least. `refuse` makes refusals."""
+    """Hand on an area of the decoded image in bands, each with the number of its first row in the image.
+
+    `refuse` makes refusals.
+    """
     frame = head.frame
     refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
     with codec.running(workspace, frame):
@@ -86,10 +101,10 @@ def decode(
         if tuple(decoded.shape) != (1, codec.channels, *frame.padded):
             raise refuse(f"it decodes to the shape {tuple(decoded.shape)}, which is not that of its image")
 
-        def crop(start: int, band: Tensor) -> None:
-            inside, rows = inner_rows(start, samples(band, frame, where, container.AGAIN), frame)
-            if len(rows):
-                take(inside, rows)
+        left, _, top, _ = frame.around
+        padded = Area(area.rows.shift(top), area.columns.shift(left))
 
-        if done < frame.height:
-            pour(decoded, crop, done + frame.around[2] if done else 0)
+        def take_samples(start: int, band: Tensor) -> None:
+            take(start - top, samples(band, frame, where, container.AGAIN))
+
+        pour(decoded, take_samples, padded)

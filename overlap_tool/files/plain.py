@@ -13,12 +13,15 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import open_picture
-from overlap_tool.files.formats.pixels import Frame, PictureNumbers, channels_read, samples
-from overlap_tool.files.running import pour
+from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels, samples
+from overlap_tool.files.region import Rectangle, area_of
+from overlap_tool.files.running import columns_read, pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
+from overlap_tool.planning.choose import Shape
 from overlap_tool.runtime.lazy import LazyMap
 
 AS_THEY_ARE = 'Check the weights, or keep the numbers as they are: `dtype="float32"`'
@@ -31,6 +34,7 @@ def run(
     output: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    region: Rectangle | None = None,
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -38,7 +42,8 @@ def run(
     """Put an image file through a network that gives one map, and write that as an image file.
 
     Samples are read as numbers from 0 to 1, and written as such, of the input's type or of `dtype`; float32
-    keeps the network's numbers as they are.
+    keeps the network's numbers as they are. Of a `region` of the output, the column and the row of its upper
+    left pixel, its width and its height, only that rectangle is computed and written.
     """
     notes, source, target = RunNotes(tell), Path(image), Path(output)
     if dtype is not None and dtype not in DTYPES:
@@ -53,7 +58,7 @@ def run(
     stage = stages[0]
     picture = open_picture(source)
     wanted = stage.network.ops[0].channels
-    grey = channels_read(str(source), picture, wanted)
+    refuse_channels(str(source), picture, wanted)
     height, width, _ = picture.shape
     try:
         network = stage.fitted(1, height, width)
@@ -62,7 +67,8 @@ def run(
         reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
         raise ImageFileError(str(source), reason, error.way_out) from error
     sizes = network.rows.sizes(height)[-1], network.columns.sizes(width)[-1]
-    shape = (*sizes, network.ops[-1].channels)
+    area = area_of(region, *sizes)
+    shape = (area.rows.length, area.columns.length, network.ops[-1].channels)
     kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
     refuse_unwritable(target, shape, kept, resume)
     read = Frame(height, width, wanted, picture.dtype.newbyteorder("="))
@@ -73,11 +79,14 @@ def run(
     if profile is not None and (target.suffix.lower() not in WITH_PROFILE or shape[2] != picture.shape[2]):
         profile = None
         notes.note(f"the colour profile of {source} is not kept in {target}")
+    if region is not None and network.barriers:
+        notes.note(f"{network.barriers[0].name} needs the whole map: all of {source} is read for it")
     task = Task("run", codec, source, target, notes, resume, quiet)
-    with task.job(dtype=str(kept)) as job:
-        output_image = ResumedImage(job, shape, kept, profile)
-        workspace = task.workspace(job, 0, "run")
-        numbers = PictureNumbers(str(source), picture, read, grey, codec.device)
+    with task.job(dtype=str(kept), region=region) as job:
+        output_image = ResumedImage(job, area, shape[2], kept, profile)
+        workspace = task.workspace(job, 0, "run", on_demand=True)
+        across = columns_read(stage, Shape(1, height, width), area)
+        numbers = PictureNumbers(str(source), picture, read, codec.device, across)
         whole = LazyMap(
             numbers, (1, wanted, height, width), torch.float32, codec.device, workspace.taken_whole
         )
@@ -87,7 +96,6 @@ def run(
 
         with codec.running(workspace, read):
             result: Any = codec.model(whole)
-            if output_image.done < made.height:
-                pour(result, take, output_image.done)
+            pour(result, take, output_image.missing)
         output_image.finish()
     return task.summary(job, made)

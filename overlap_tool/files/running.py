@@ -22,13 +22,13 @@ from torch import Tensor
 from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import AxisPlan, stream
-from overlap_tool.planning.choose import Shape, StagePlan, plan_stage
+from overlap_tool.geometry.walk import Area
+from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
 from overlap_tool.runtime import deferred, passes
 from overlap_tool.runtime.deferred import InMemory, Numbers, origins
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
-from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource
+from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
 from overlap_tool.wrapping.retrofit import TiledForward, stages_run_by
 
 BLOCK_BYTES = 64 << 20
@@ -48,12 +48,15 @@ class Workspace:
         quiet: bool = True,
         tell: Callable[[str], None] = lambda note: None,
         purpose: str = "map",
+        on_demand: bool = False,
     ) -> None:
         self.job = job
         self.limit = limit
         self.purpose = purpose
         self.quiet = quiet
         self.tell = tell
+        self.on_demand = on_demand
+        """Whether maps are computed where they are read, and not all of them at once: some is not read."""
         self.stores = 0
 
     @contextmanager
@@ -80,13 +83,13 @@ class Workspace:
         size = numbers.channels * numbers.height * numbers.width
         small = size * whole.element_size() <= self.limit and not (as_fine_as_the_image and lazy)
         stored_at_once = (lazy and size <= whole.numel()) or (numbers.barriers and not small)
-        if shape.images == 1 and stored_at_once and not as_fine_as_the_image:
+        if shape.images == 1 and stored_at_once and not (as_fine_as_the_image or self.on_demand):
             stored = self.store(stage.name, (numbers.channels, numbers.height, numbers.width), whole.dtype)
-            numbers.pour(Bands(numbers.width, stored.take), stored.done)
+            numbers.pour(Bands(numbers.area.columns, stored.take), stored.missing)
             return self.map(stored, numbers.channels, numbers, whole)
         if shape.images > 1 or (small and not as_fine_as_the_image):
             sink = TensorSink(numbers.height, numbers.width, stage.settings.store)
-            numbers.pour(sink, 0)
+            numbers.pour(sink, numbers.area)
             return sink.result()
         return self._lazy(numbers, (1, numbers.channels, numbers.height, numbers.width), whole)
 
@@ -100,7 +103,7 @@ class Workspace:
         shape = (1, channels, size.height, size.width)
         if channels * size.height * size.width * like.element_size() > self.limit:
             return self._lazy(numbers, shape, like)
-        return numbers.read(Span(0, size.height), Span(0, size.width)).to(like.device)
+        return numbers.read(*Area.whole(size.height, size.width)).to(like.device)
 
     def _at_rest(self, reader: str, whole: LazyMap) -> LazyMap:
         """The map as it is now; in a file first if reading it computes a stage, over and over by tiles."""
@@ -108,7 +111,7 @@ class Workspace:
             return whole.snapshot()
         _, channels, height, width = whole.shape
         stored = self.store(f"{reader}-input", (channels, height, width), whole.dtype)
-        pour(whole, stored.take, stored.done)
+        pour(whole, stored.take, stored.missing)
         return self._lazy(stored, whole.shape, whole)
 
     def _lazy(self, numbers: Numbers, shape: tuple[int, ...], like: Tensor) -> LazyMap:
@@ -150,8 +153,12 @@ class StageNumbers:
         self.at_once = len(self.cuts) if self.barriers else max(1, block_bytes // band_bytes)
         self.block: tuple[int, Tensor] | None = None
 
-    def pour(self, sink: Sink, start: int) -> None:
-        self._compute([cut for cut in self.cuts if cut.stop > start], sink, quiet=self.quiet)
+    @property
+    def area(self) -> Area:
+        return Area.whole(self.height, self.width)
+
+    def pour(self, sink: Sink, area: Area) -> None:
+        self._compute(area, sink, self.quiet)
 
     def read(self, rows: Span, columns: Span) -> Tensor:
         parts = []
@@ -171,17 +178,15 @@ class StageNumbers:
         if self.block is None or self.block[0] != number:
             self.block = None  # let go of it before the next one is made
             made: list[Tensor] = []
-            self._compute(cuts, Bands(self.width, lambda _, band: made.append(band)), quiet=True)
+            area = Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns)
+            self._compute(area, Bands(area.columns, lambda _, band: made.append(band)), quiet=True)
             self.block = number, torch.cat(made, -2)
         return self.block[1]
 
-    def _compute(self, cuts: list[Span], sink: Sink, quiet: bool) -> None:
-        if not cuts:
+    def _compute(self, area: Area, sink: Sink, quiet: bool) -> None:
+        if not area.size:
             return
-        segments = self.plan.segments
-        if not self.barriers:
-            segments = (replace(segments[0], rows=self._rows(segments[0].rows, cuts)),)
-        settings = self.stage.settings
+        segments = plan_part(self.stage.network, self.stage.input_scale, self.plan, area)
         tiles = sum(part.tiles for part in segments)
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
             # what a rule computes with are tensors, however many zeros they hold
@@ -189,17 +194,11 @@ class StageNumbers:
                 self.plan.network,
                 segments,
                 self.source,
-                sink,
+                Within(sink, area),
                 self.keep,
-                settings.batch,
+                self.stage.settings.batch,
                 progress.advance,
             )
-
-    def _rows(self, whole: AxisPlan, cuts: list[Span]) -> AxisPlan:
-        """What of the plan for all rows computes these cuts, which follow one another."""
-        if self.plan.schedule == "stream":
-            return stream(self.plan.network.rows, self.shape.rows, cuts)
-        return AxisPlan(whole.sizes, tuple(step for step in whole.steps if step.compute[-1] in cuts))
 
 
 class Stored:
@@ -214,6 +213,10 @@ class Stored:
         if not self.done:
             self.map.file.path.unlink(missing_ok=True)
             self.map.file.create()
+
+    @property
+    def missing(self) -> Area:
+        return Area(Span(self.done, self.height), Span(0, self.width))
 
     def take(self, start: int, band: Tensor) -> None:
         self.map.write(start, band)
@@ -230,7 +233,7 @@ class BetweenPasses:
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.folder = folder
         self.size = height, width
-        self.bands = Bands(width, self._take)
+        self.bands = Bands(Span(0, width), self._take)
         self.map: MapFile | None = None
         self.device = torch.device("cpu")
 
@@ -261,11 +264,16 @@ class BetweenPasses:
 Sized = StageNumbers | Stored
 
 
-def pour(values: Tensor, take: Callable[[int, Tensor], None], start: int = 0) -> None:
-    """Hand on all rows of a map from `start` on, in bands."""
+def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> None:
+    """Hand on an area of a map in bands of its rows, each with the number of its first row in the map."""
     numbers = values.numbers if isinstance(values, LazyMap) else InMemory(values)
-    height, width = values.shape[-2:]
-    deferred.pour(numbers, (height, width), Bands(width, take), start)
+    deferred.pour(numbers, area, Bands(area.columns, take))
+
+
+def columns_read(stage: TiledForward, shape: Shape, area: Area) -> Span:
+    """Which columns of its input a stage reads to compute an area of its output."""
+    first, *more = plan_part(stage.network, stage.input_scale, _plan(stage, shape), area)
+    return Span(0, shape.columns) if more else first.columns.extents[0].clip(shape.columns)
 
 
 def _plan(stage: TiledForward, shape: Shape) -> StagePlan:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from overlap_tool.checkpoint.writing import refuse_overwriting
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import open_output
-from overlap_tool.files.formats.pixels import Frame
 from overlap_tool.files.job import Job, stamp
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary, peak_memory_bytes
+from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
 
 IN_MEMORY = 256 << 20
 """The largest map, in bytes, that is an ordinary tensor; larger ones are coded in bands."""
@@ -39,8 +41,8 @@ class Task:
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
-    def workspace(self, job: Job, in_memory: int, purpose: str) -> Workspace:
-        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose)
+    def workspace(self, job: Job, in_memory: int, purpose: str, on_demand: bool = False) -> Workspace:
+        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, on_demand)
 
     def summary(
         self,
@@ -70,17 +72,26 @@ class Task:
 
 
 class ResumedImage:
-    """The image that a job makes, in bands; `done` rows of it are on the disk already."""
+    """The image that a job makes, in bands: an area of a larger one, or all of it. `done` rows of it are on
+    the disk already."""
 
     def __init__(
-        self, job: Job, shape: tuple[int, int, int], dtype: np.dtype[Any], profile: bytes | None = None
+        self, job: Job, area: Area, channels: int, dtype: np.dtype[Any], profile: bytes | None = None
     ) -> None:
         self.job = job
+        self.area = area
         self.done = job.done.get("image", 0)
+        shape = (area.rows.length, area.columns.length, channels)
         self.output = open_output(job.target, job.folder, shape, dtype, "image" in job.done, profile)
 
+    @property
+    def missing(self) -> Area:
+        """What of the area is not on the disk yet."""
+        return Area(Span(self.area.rows.start + self.done, self.area.rows.stop), self.area.columns)
+
     def take(self, start: int, rows: NDArray[Any]) -> None:
-        durable = self.output.write(start, rows)
+        """A band that begins at this row of the larger image."""
+        durable = self.output.write(start - self.area.rows.start, rows)
         if durable > self.done:
             self.done = durable
             self.job.mark("image", durable)

@@ -40,6 +40,11 @@ class Span(NamedTuple):
     def shift(self, by: int) -> Span:
         return Span(self.start + by, self.stop + by)
 
+    def within(self, other: Span) -> Span:
+        """What both have; empty where they have nothing in common."""
+        start = max(self.start, other.start)
+        return Span(start, max(start, min(self.stop, other.stop)))
+
     def clip(self, n: int) -> Span:
         """The part inside `[0, n)`; empty at the nearer end when there is none."""
         start = min(max(self.start, 0), n)

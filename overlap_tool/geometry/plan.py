@@ -29,6 +29,10 @@ class Step:
     patches: tuple[Patch | None, ...]
     """What an op reads to compute its outputs; None for the stage's input, and where it computes nothing."""
 
+    def computes(self, part: Span) -> bool:
+        """Whether any of these is among the last op's outputs."""
+        return not self.compute[-1].within(part).empty
+
 
 @dataclass(frozen=True)
 class AxisPlan:
@@ -48,6 +52,11 @@ class AxisPlan:
         """The most outputs of every op that outlive a step."""
         spans = zip(*(step.keep for step in self.steps), strict=True)
         return tuple(max(span.length for span in of_op) for of_op in spans)
+
+    @cached_property
+    def extents(self) -> tuple[Span, ...]:
+        """From the first to the last output of every op that any step computes."""
+        return tuple(map(hull, zip(*(step.compute for step in self.steps), strict=True)))
 
     @cached_property
     def overlapping(self) -> bool:
@@ -188,17 +197,30 @@ def cut(size: int, tile: int) -> tuple[Span, ...]:
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
 
 
-def stream_cuts(axis: Axis, size: int, tile: int) -> tuple[Span, ...]:
-    """An output of `size` in tiles for a stream. The first is shorter by what a tile needs ahead of its own
-    part, where that leaves anything: so no step computes more than a tile, of any op, and its overlap where
-    padding alone fed the tiles before."""
-    if size <= tile:
-        return cut(size, tile)
+def stream_cuts(axis: Axis, size: int, tile: int, start: int = 0) -> tuple[Span, ...]:
+    """An output of `size`, from `start` on, in tiles for a stream. The first is shorter by what a tile needs
+    beyond its own part and no tile before it has computed, where that leaves anything: so no step computes
+    more than a tile, of any op, and its overlap where padding alone fed the tiles before."""
+    if size - start <= tile:
+        return (Span(start, size),)
     reaches = axis.reaches()
     needed = zip(axis.overlaps(), reaches, strict=True)
-    ahead = ceil(max(overlap.after * axis.scale / reach.scale for overlap, reach in needed))
-    first = tile - ahead if ahead < tile else min(tile, reaches[-1].period.output)
-    return (Span(0, min(first, size)), *(span.shift(first) for span in cut(size - first, tile)))
+    beyond = ceil(
+        max(
+            (overlap.after + (overlap.before if start else 0)) * axis.scale / reach.scale
+            for overlap, reach in needed
+        )
+    )
+    first = tile - beyond if beyond < tile else min(tile, reaches[-1].period.output)
+    return (
+        Span(start, start + first),
+        *(span.shift(start + first) for span in cut(size - start - first, tile)),
+    )
+
+
+def together(axis: Axis, sizes: Sequence[int], part: Span) -> Span:
+    """The outputs that computing these takes: where some come together, as in attention, more than these."""
+    return axis.needs({len(axis.ops) - 1: part}, sizes)[-1]
 
 
 def _places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:

@@ -27,6 +27,11 @@ class Area(NamedTuple):
     rows: Span
     columns: Span
 
+    @staticmethod
+    def whole(height: int, width: int) -> Area:
+        """All of a map."""
+        return Area(Span(0, height), Span(0, width))
+
     @property
     def size(self) -> int:
         """How many positions it has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
 from typing import Literal, get_args
@@ -11,7 +11,8 @@ from typing import Literal, get_args
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Span
 from overlap_tool.geometry.axis import Axis, Lengths
-from overlap_tool.geometry.plan import AxisPlan, cut, stream, stream_cuts, tiles, uniform
+from overlap_tool.geometry.plan import AxisPlan, cut, stream, stream_cuts, tiles, together, uniform
+from overlap_tool.geometry.walk import Area
 from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network
 from overlap_tool.graph.segments import Segment
@@ -271,8 +272,7 @@ def plan_segments(
     def axis_plan(part: Network, dim: int) -> AxisPlan:
         axis = (part.rows, part.columns)[dim]
         lengths = [sizes[dim][op.id] for op in part.ops if isinstance(op, Input)]
-        side = max(1, int(sides[dim] * input_scale * axis.scale))
-        return _axis_plan(axis, lengths, side, schedule, one_shape)
+        return _axis_plan(axis, lengths, _side(sides[dim], input_scale, axis), schedule, one_shape)
 
     def bands(source: str) -> BarrierBands:
         """As many rows as hold about a tile's samples, over the whole width."""
@@ -294,13 +294,43 @@ def plan_segments(
     )
 
 
-def _axis_plan(axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool) -> AxisPlan:
+def plan_part(
+    network: Network, input_scale: Fraction, plan: StagePlan, area: Area
+) -> tuple[SegmentPlan, ...]:
+    """The passes of a plan, the last one for a rectangle of the stage's output alone. Those before it are for
+    summaries of whole maps, and compute these."""
+    *before, last = plan.segments
+    axes = last.segment.network.rows, last.segment.network.columns
+
+    def axis_plan(dim: int, whole: AxisPlan, part: Span) -> AxisPlan:
+        axis = axes[dim]
+        if part == (0, whole.sizes[-1]):
+            return whole
+        lengths = [size for op, size in zip(axis.ops, whole.sizes, strict=True) if op.geometry is None]
+        side = _side(plan.tile[1 - dim], input_scale, axis)
+        return _axis_plan(axis, lengths, side, plan.schedule, plan.uniform, part)
+
+    rows, columns = axis_plan(0, last.rows, area.rows), axis_plan(1, last.columns, area.columns)
+    return (*before, replace(last, rows=rows, columns=columns))
+
+
+def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:
+    """Of a tile, in samples of what an axis gives."""
+    return max(1, int(pixels * input_scale * axis.scale))
+
+
+def _axis_plan(
+    axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool, part: Span | None = None
+) -> AxisPlan:
+    """For all outputs, or `part` of them."""
+    sizes = axis.sizes(n)
     if one_shape:
-        return uniform(axis, n, tile)
-    size = axis.sizes(n)[-1]
+        plan = uniform(axis, n, tile)
+        return plan if part is None else AxisPlan(sizes, tuple(s for s in plan.steps if s.computes(part)))
+    start, stop = (0, sizes[-1]) if part is None else together(axis, sizes, part)
     if schedule == "stream":
-        return stream(axis, n, stream_cuts(axis, size, tile))
-    return tiles(axis, n, cut(size, tile))
+        return stream(axis, n, stream_cuts(axis, stop, tile, start))
+    return tiles(axis, n, [span.shift(start) for span in cut(stop - start, tile)])
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,9 @@ def working_bytes(
     Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
     """
     above = [
-        cost.channels * kept * n if cost.reads.inputs else 0  # what is given is read again, not kept
-        for cost, kept, n in zip(costs, rows.kept, columns.sizes, strict=True)
+        # what is given is read again, not kept
+        cost.channels * kept * extent.length if cost.reads.inputs else 0
+        for cost, kept, extent in zip(costs, rows.kept, columns.extents, strict=True)
     ]
     first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
     # Steps in the middle of the image are alike, so few of the others differ in shape.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.stores import Sink
 
 POSITIONS_AT_ONCE = 1 << 13
@@ -36,22 +37,21 @@ class Numbers(Protocol):
 class Poured(Numbers, Protocol):
     """Numbers that are computed in order at a lower cost than piece by piece."""
 
-    def pour(self, sink: Sink, start: int) -> None:
-        """Everything from row `start` on, in order."""
+    def pour(self, sink: Sink, area: Area) -> None:
+        """All of an area and nothing beyond it, in order."""
         ...
 
 
-def pour(numbers: Numbers, size: tuple[int, int], sink: Sink, start: int = 0) -> None:
-    """Hand on all rows and columns of a map of this size, in order, from row `start` on."""
+def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
+    """Hand on an area of a map, in order."""
     if isinstance(numbers, Computed) and (source := numbers.only_source) is not None:
-        pour(source, size, _Through(numbers, sink), start)
+        pour(source, area, _Through(numbers, sink))
     elif isinstance(numbers, Poured):
-        numbers.pour(sink, start)
+        numbers.pour(sink, area)
     else:
-        height, width = size
-        for row in range(start, height, ROWS_AT_ONCE):
-            rows = Span(row, min(row + ROWS_AT_ONCE, height))
-            sink.write(rows, Span(0, width), numbers.read(rows, Span(0, width)))
+        for row in range(*area.rows, ROWS_AT_ONCE):
+            rows = Span(row, min(row + ROWS_AT_ONCE, area.rows.stop))
+            sink.write(rows, area.columns, numbers.read(rows, area.columns))
 
 
 def origins(numbers: Numbers) -> Iterator[Numbers]:

@@ -163,13 +163,14 @@ class _Run:
         self.upcoming: tuple[Step, Step] | None = None
         """The steps of the next tile."""
         given = next(op for op in network.ops if isinstance(op, Input))
-        self.corner = sources[given.id].read(Span(0, 1), Span(0, 1))
+        row, column = (max(0, plan.extents[network.index[given.id]].start) for plan in (rows, columns))
+        self.corner = sources[given.id].read(Span(row, row + 1), Span(column, column + 1))
         """One sample, which shows how many images there are, their type and their device."""
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""
         self.aboves: dict[int, Tensor] = {}
-        """What the bands above kept: the rows still to be read, over the whole width. A tile reads its
-        columns of it before it writes them for the next band, so one buffer serves both."""
+        """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
+        reads its columns of it before it writes them for the next band, so one buffer serves both."""
 
     def tile(self, row: Step, column: Step) -> None:
         held: dict[int, _Held] = {}
@@ -233,7 +234,7 @@ class _Run:
         if left is not None:
             block[..., : turn.before] = left
         if top:
-            above = self.aboves[turn.op][..., :top, _slice(turn.computed.columns)]
+            above = self.aboves[turn.op][..., :top, self.across(turn)]
             block[..., :top, turn.before :] = above
         if new is not None:
             block[..., top:, turn.before :] = new
@@ -246,9 +247,13 @@ class _Run:
         if not (turn.kept.rows.empty or turn.computed.columns.empty):
             below = held.piece(turn.kept.rows, turn.computed.columns)
             if turn.op not in self.aboves:
-                size = self.rows.kept[turn.op], self.columns.sizes[turn.op]
+                size = self.rows.kept[turn.op], self.columns.extents[turn.op].length
                 self.aboves[turn.op] = _empty(held.values, *size)
-            self.aboves[turn.op][..., : below.shape[-2], _slice(turn.computed.columns)] = below
+            self.aboves[turn.op][..., : below.shape[-2], self.across(turn)] = below
+
+    def across(self, turn: Turn) -> slice:
+        """Where the columns that a tile computes lie in what the bands above kept."""
+        return _slice(turn.computed.columns, self.columns.extents[turn.op].start)
 
 
 def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:

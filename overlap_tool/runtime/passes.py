@@ -96,6 +96,8 @@ def _run_segment(
     }
     sinks: dict[str, Sink] = {output: sink, **made}
     execute_pass(network, part.rows, part.columns, given, sinks, values, batch, after_tile)
+    if not made:
+        return {}
     device = next(iter(given.values())).read(Span(0, 1), Span(0, 1)).device
     return {map: each.source(device) for map, each in made.items()}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Store
 
 
@@ -32,6 +33,25 @@ class Sink(Protocol):
     """A stage's output."""
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None: ...
+
+
+class Within:
+    """A sink for an area of a map: what is written beyond it is left out."""
+
+    def __init__(self, sink: Sink, area: Area) -> None:
+        self.sink = sink
+        self.area = area
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        down, across = rows.within(self.area.rows), columns.within(self.area.columns)
+        if down.empty or across.empty:
+            return
+        inside = values[
+            ...,
+            down.start - rows.start : down.stop - rows.start,
+            across.start - columns.start : across.stop - columns.start,
+        ]
+        self.sink.write(down, across, inside)
 
 
 class Kept(Sink, Protocol):

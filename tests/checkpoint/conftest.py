@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoint_models import small_model
+from support.small_models import small_model
 from torch import Tensor, nn
 
 from overlap_tool import checkpoint

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.checkpoint_models import small_model
+from support.small_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.blank import OverBudgetError, blank_weights

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoint_models import small_model
+from support.small_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.reading import CONTAINERS, strip_prefixes, unwrapped_payload

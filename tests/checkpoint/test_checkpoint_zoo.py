@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from support.checkpoint_models import small_model
+from support.small_models import small_model
 
 from overlap_tool import checkpoint
 from overlap_tool.errors import CheckpointError, OptionError

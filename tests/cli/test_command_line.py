@@ -196,6 +196,8 @@ def test_networks_that_cannot_be_analyzed(run, name, named) -> None:
         (["--arch", "mbt2081"], ["mbt2018"]),
         (["--arch", "cheng2020-anchor"], ["g_a"]),
         (["--kwargs", "{"], ["--kwargs"]),
+        (["--kwargs", "[" * 30_000], ["--kwargs", "is not JSON"]),
+        (["--kwargs", '{"N": 1%s}' % ("0" * 5000)], ["--kwargs", "is not JSON"]),
         (["--plugin", "nowhere.py"], ["nowhere.py"]),
     ],
 )

@@ -84,9 +84,25 @@ def test_a_network_on_a_file(run, folder) -> None:
     assert (found.shape, found.dtype) == ((40, 60, 4), np.float32)
 
 
+def test_a_region_of_either(run, folder) -> None:
+    """By x, y, width and height."""
+    for name in ("whole", "part"):
+        region = ["--region", "5,7,30,20"] if name == "part" else []
+        network = ["--model", folder / "net.tiled.pt", "--trust", folder / "grey.png"]
+        assert run("run", *network, "-o", folder / f"run-{name}.npy", *region)[0] == 0
+        codec = ["--model", folder / "it.tiled.pt"]
+        assert run("compress", *codec, folder / "in.png", "-o", folder / "it.lic")[0] == 0
+        assert run("decompress", *codec, folder / "it.lic", "-o", folder / f"de-{name}.npy", *region)[0] == 0
+    for kind in ("run", "de"):
+        whole, part = np.load(folder / f"{kind}-whole.npy"), np.load(folder / f"{kind}-part.npy")
+        assert np.array_equal(part, whole[7:27, 5:35])
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["decompress", "{}/in.lic", "--region", "1,2,3"], "--region 1,2,3: is not a rectangle"),
+        (["decompress", "{}/in.lic", "--region", "0,0,9999,1"], "--region 0,0,9999,1: is not inside"),
         (["compress", "{}/none.png"], "no such file"),
         (["compress", "{}/in.png", "-o", "{}/no/it.lic"], "folder that exists"),
         (["compress", "{}/in.png", "--in-memory", "much"], "amount of memory"),

@@ -16,13 +16,14 @@ import tifffile
 import zarr
 from PIL import Image, ImageOps
 from support.confined import confined
-from support.photographs import photograph
+from support.photographs import photograph, rows_of
 
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.formats import outputs
 from overlap_tool.files.formats.outputs import CHUNK, open_output
-from overlap_tool.files.formats.pictures import open_picture, read_rows
-from overlap_tool.files.formats.pixels import channels_read
+from overlap_tool.files.formats.pictures import open_picture, read_window
+from overlap_tool.files.formats.pixels import refuse_channels
+from overlap_tool.geometry import Span
 
 COLOUR = photograph("chelsea", 83, 131)
 GREY = photograph("camera", 83, 131)
@@ -76,14 +77,16 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_any_band_of_any_format(tmp_path, kind) -> None:
+def test_any_rectangle_of_any_format(tmp_path, kind) -> None:
     name, write, values = WRITTEN[kind]
     write(tmp_path / name, values)
     picture = open_picture(tmp_path / name)
     expected = values if values.ndim == 3 else values[..., None]
     assert picture.shape == expected.shape
     for start, stop in ((0, 83), (0, 1), (29, 34), (31, 65), (82, 83)):
-        assert np.array_equal(picture.read(start, stop), expected[start:stop]), (start, stop)
+        for left, right in ((0, 131), (0, 1), (15, 48), (130, 131)):
+            found = picture.read(Span(start, stop), Span(left, right))
+            assert np.array_equal(found, expected[start:stop, left:right]), (start, stop, left, right)
 
 
 def test_planes_that_stand_apart(tmp_path) -> None:
@@ -97,7 +100,7 @@ def test_planes_that_stand_apart(tmp_path) -> None:
         )
         picture = open_picture(tmp_path / "a.tif")
         assert picture.shape == COLOUR.shape
-        assert np.array_equal(picture.read(5, 70), COLOUR[5:70])
+        assert np.array_equal(rows_of(picture, 5, 70), COLOUR[5:70])
 
 
 def test_jpeg_and_the_way_up(tmp_path) -> None:
@@ -109,7 +112,7 @@ def test_jpeg_and_the_way_up(tmp_path) -> None:
         expected = np.asarray(ImageOps.exif_transpose(stored))
     picture = open_picture(tmp_path / "a.jpg")
     assert picture.shape == (131, 83, 3)
-    assert np.array_equal(picture.read(0, 131), expected)
+    assert np.array_equal(rows_of(picture, 0, 131), expected)
 
 
 def _png_of_16_bits(path: Path) -> None:
@@ -196,9 +199,11 @@ def test_an_image_is_turned_as_its_file_says(tmp_path, suffix, orientation, layo
     expected = np.asarray(ImageOps.exif_transpose(tagged))
     found = open_picture(path)
     assert found.shape == expected.shape
-    assert np.array_equal(found.read(0, found.shape[0]), expected)
+    assert np.array_equal(rows_of(found, 0, found.shape[0]), expected)
     for start, stop in pairwise([0, 1, 20, 33, found.shape[0]]):
-        assert np.array_equal(found.read(start, stop), expected[start:stop])
+        for left, right in pairwise([0, 1, 20, 33, found.shape[1]]):
+            window = found.read(Span(start, stop), Span(left, right))
+            assert np.array_equal(window, expected[start:stop, left:right])
 
 
 @pytest.mark.parametrize("compression", [5, 7])  # LZW and JPEG
@@ -254,7 +259,7 @@ def test_tiles_that_were_never_written_are_counted(tmp_path) -> None:
     assert found.missing == "1 of 9 tiles or strips are not there, and are read as 0"
     expected = COLOUR.copy()
     expected[:32, :48] = 0
-    assert np.array_equal(found.read(0, 83), expected)
+    assert np.array_equal(rows_of(found, 0, 83), expected)
 
 
 PROFILE = b"\x00\x00\x01\x00 a profile" + bytes(range(256))
@@ -276,7 +281,7 @@ def test_a_colour_profile_is_kept(tmp_path, suffix) -> None:
     output.write(0, COLOUR)
     found = open_picture(output.finish())
     assert found.profile == PROFILE
-    assert np.array_equal(found.read(0, 83), COLOUR)
+    assert np.array_equal(rows_of(found, 0, 83), COLOUR)
     with Image.open(output.finish()) as seen:
         assert seen.info["icc_profile"] == PROFILE
 
@@ -291,11 +296,11 @@ def test_a_picture_too_large_to_be_decoded_whole(tmp_path, monkeypatch) -> None:
 def test_channels_have_to_fit(tmp_path) -> None:
     np.save(tmp_path / "a.npy", GREY)
     grey = open_picture(tmp_path / "a.npy")
-    assert channels_read("a", grey, 3) is True
-    assert channels_read("a", grey, 1) is False
+    refuse_channels("a", grey, 3)
+    refuse_channels("a", grey, 1)
     np.save(tmp_path / "b.npy", np.dstack([COLOUR, GREY]))
     with pytest.raises(ImageFileError, match=r"4 channels.*alpha"):
-        channels_read("b", open_picture(tmp_path / "b.npy"), 3)
+        refuse_channels("b", open_picture(tmp_path / "b.npy"), 3)
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> None:
@@ -306,7 +311,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> Non
 
 
 def _back(path: Path) -> np.ndarray:
-    return open_picture(path).read(0, open_picture(path).shape[0])
+    return rows_of(open_picture(path), 0, open_picture(path).shape[0])
 
 
 SAMPLES = {"rgb": COLOUR, "l": GREY[..., None], "rgb16": DEEP, "l16": DEEP_GREY[..., None]}
@@ -365,7 +370,7 @@ def test_numpys_files_are_read_in_bands_whatever_lies_together_in_them(tmp_path,
     expected = values if values.ndim == 3 else values[..., None]
     assert picture.shape == expected.shape
     for start, stop in ((0, len(values)), (7, 30), (60, 200)):
-        assert np.array_equal(picture.read(start, stop), expected[start:stop])
+        assert np.array_equal(rows_of(picture, start, stop), expected[start:stop])
 
 
 def test_a_file_of_numpys_that_is_cut_off_while_it_is_read(tmp_path) -> None:
@@ -376,7 +381,7 @@ def test_a_file_of_numpys_that_is_cut_off_while_it_is_read(tmp_path) -> None:
         picture = open_picture(path)
         os.truncate(path, 4096)
         with pytest.raises(ImageFileError, match="its rows from 1000 on cannot be read"):
-            read_rows(str(path), picture, 1000, 1100)
+            read_window(str(path), picture, Span(1000, 1100), Span(0, picture.shape[1]))
 
     ended = confined(work)
     assert ended.code == 0, ended.told

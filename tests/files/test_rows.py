@@ -29,7 +29,7 @@ def test_every_row_is_handed_on_once_and_in_order(rows, columns) -> None:
         assert start == sum(one.shape[-2] for one in taken)
         taken.append(band)
 
-    bands = Bands(10, take)
+    bands = Bands(Span(0, 10), take)
     for top, bottom in rows:
         for left, right in columns:
             bands.write(Span(top, bottom), Span(left, right), WHOLE[..., top:bottom, left:right])

@@ -9,7 +9,7 @@ import torch
 import zarr
 from PIL import Image
 from support.networks import PlainCnn, two_barriers
-from support.photographs import LiveMemory, codec, photograph
+from support.photographs import LiveMemory, codec, photograph, rows_of
 from torch import nn
 
 import overlap_tool
@@ -56,7 +56,7 @@ def test_the_networks_own_pixels(tmp_path, name, options) -> None:
     told = run(wrapped, tmp_path / "in.tif", tmp_path / name)
     expected = _rounded(_expected(model, pixels), np.uint8)
     found = open_picture(tmp_path / name)
-    assert np.array_equal(found.read(0, 146), expected)
+    assert np.array_equal(rows_of(found, 0, 146), expected)
     assert len(np.unique(expected)) > 20
     assert (told.width, told.height, told.bits_per_pixel) == (202, 146, None)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -16,9 +17,9 @@ import tifffile
 import torch
 import zarr
 from safetensors.torch import save_file
-from support.checkpoint_models import small_model
 from support.confined import command, confined
 from support.photographs import codec, photograph
+from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import bounds, checkpoint
@@ -30,6 +31,33 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are those of Linux"),
 ]
+
+
+TELLING = """
+import re, sys
+from pathlib import Path
+from overlap_tool import cli
+try:
+    cli.main()
+finally:
+    print(re.search(r"VmHWM:.*", Path("/proc/self/status").read_text())[0], file=sys.stderr)
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+"""The command line, and then the most memory that it took, and whether it imported torch."""
+
+
+def _refused_at_once(*arguments: object) -> str:
+    """In a process of its own, which takes far less memory than torch does, and time."""
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING, *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    *told, memory, torch_is_there = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert "--large" in done.stderr
+    assert torch_is_there == "False"
+    assert int(memory.split()[1]) < 500 << 10, memory
+    return "\n".join(told)
 
 
 def _refused(work) -> str:
@@ -83,6 +111,14 @@ def _million_records(path: Path) -> None:
     path.write_bytes(entries + ends)
 
 
+def _many_pickles(path: Path) -> None:
+    """Each within bounds, and all in the same place: a megabyte that is read a hundred times."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("it/data.pkl", b"N0" * 500_000)
+        (whole,) = archive.infolist()
+        archive.filelist += [whole] * 99
+
+
 def _million_keys_of_safetensors(path: Path) -> None:
     entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     header = ("{" + ",".join(f'"k{i}":{entry}' for i in range(10**6)) + "}").encode()
@@ -98,12 +134,13 @@ def _million_keys_of_safetensors(path: Path) -> None:
         (_million_keys, "it.pt"),
         (_million_keys_of_old, "it.pt"),
         (_million_records, "it.pt"),
+        (_many_pickles, "it.pt"),
         (_million_keys_of_safetensors, "it.safetensors"),
     ],
 )
 def test_a_checkpoint_that_is_beyond_bounds(tmp_path, make, name) -> None:
     make(tmp_path / name)
-    _refused(command("analyze", tmp_path / name))
+    _refused_at_once("analyze", tmp_path / name)
 
 
 def _tiff(path: Path, tags: dict[int, int], **how) -> None:
@@ -145,7 +182,7 @@ def _zarr_of_one_huge_chunk(path: Path) -> None:
 )
 def test_an_image_that_is_beyond_bounds(tmp_path, wrapped, make, name) -> None:
     make(tmp_path / name)
-    _refused(command("compress", "--model", wrapped, tmp_path / name, "-o", tmp_path / "it.lic"))
+    _refused_at_once("compress", "--model", wrapped, tmp_path / name, "-o", tmp_path / "it.lic")
     assert not (tmp_path / "it.lic").exists()
 
 
@@ -165,9 +202,7 @@ def test_a_few_hundred_bytes_that_claim_to_be_a_large_image(tmp_path, wrapped) -
     inside = json.dumps(head, separators=(",", ":")).encode()
     made = container.OUTSIDE.pack(magic, version, len(inside), 120) + inside + bytes(120)
     (tmp_path / "it.lic").write_bytes(made + hashlib.sha256(made).digest())
-    told = _refused(
-        command("decompress", "--model", wrapped, tmp_path / "it.lic", "-o", tmp_path / "out.npy")
-    )
+    told = _refused_at_once("decompress", "--model", wrapped, tmp_path / "it.lic", "-o", tmp_path / "out.npy")
     assert "claim to be an image of 8192x8192" in told
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 from compressai.entropy_models import EntropyBottleneck, EntropyBottleneckVbr, GaussianConditional
-from support.checkpoint_models import small_model
+from support.small_models import small_model
 from torch import Tensor, nn
 
 from overlap_tool import checkpoint

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 from compressai.entropy_models import EntropyBottleneck
-from test_exactness import photograph
+from support.textures import textured
 from torch import Tensor, nn
 
 from overlap_tool import exact_kernels, unwrap, verify, wrap
@@ -106,7 +106,7 @@ def test_they_are_found_with_their_scales(model) -> None:
 
 @torch.no_grad()
 def test_they_run_in_tiles_and_the_class_keeps_its_forward(model) -> None:
-    image = photograph(72, 56)
+    image = textured(72, 56)
     with exact_kernels():
         expected = model(image)["x_hat"]
     tiled = wrap(model, tile=20)
@@ -133,7 +133,7 @@ def another_part(model: Inline) -> None:
 @pytest.mark.parametrize("change", [another_layer, another_part])
 def test_other_modules_in_a_wrapped_model_are_refused(model, change) -> None:
     """The stage would be computed by the old ones; or twice, where a new part computes its share again."""
-    image = photograph(72, 56)
+    image = textured(72, 56)
     tiled = wrap(model, tile=20)
     change(tiled)
     with pytest.raises(TraceError, match=r"second .*made of other modules"):
@@ -146,7 +146,7 @@ def test_other_modules_in_a_wrapped_model_are_refused(model, change) -> None:
 
 @torch.no_grad()
 def test_other_weights_in_a_wrapped_model_count(model) -> None:
-    image = photograph(72, 56)
+    image = textured(72, 56)
     tiled = wrap(model, tile=20)
     tiled(image)
     for each in (model, tiled):
@@ -166,7 +166,7 @@ def test_verify_holds_them_to_the_class_itself(model) -> None:
 
 @torch.no_grad()
 def test_what_they_get_and_give_is_seen_in_the_class_itself(model) -> None:
-    image = photograph(32, 24)
+    image = textured(32, 24)
     with watched_stages(survey(model).stages) as seen:
         model(image)
     assert torch.equal(seen["analysis"].input, image)

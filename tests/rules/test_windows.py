@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import ways
 from support.swin import SwinAttention
+from support.ways import Planner, stream, tiles
 from torch import Tensor, nn
 
 from overlap_tool import exact_kernels
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import cut, stream, tiles, whole
+from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Settings, Shape, plan_stage
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
-from overlap_tool.runtime.execute import execute
-from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.verification.blame import find_fault
 
 MASKS = (-100.0, -torch.inf)
@@ -54,17 +54,9 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(nn.Sequential(*layers).double().eval(), x, tile)
 
 
-def in_tiles(case: Case, planner: object) -> Tensor:
+def in_tiles(case: Case, planner: Planner) -> Tensor:
     network = trace(case.module, "stage", case.input.shape[1])
-    rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], side))  # type: ignore[operator]
-        for axis, n, side in zip(
-            (network.rows, network.columns), case.input.shape[-2:], case.tile, strict=True
-        )
-    )
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, TensorSource(case.input, case.input.device), sink)
-    return sink.result()
+    return ways.in_tiles(network, case.input, case.tile, planner)
 
 
 @pytest.mark.parametrize("planner", [stream, tiles])
@@ -112,7 +104,7 @@ def test_a_mask_that_leaks_is_blamed_on_the_attention():
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_windows_are_computed_whole_and_once(shift):
     axis = trace(SwinAttention(4, 2, 4, shift), "stage", 4).rows
-    plan = stream(axis, 24, cut(24, 5))
+    plan = stream(axis, 24, 5)
     assert plan.computed == (24, 24)
     inner = [edge for step in plan.steps for edge in step.compute[1] if 0 < edge < 24]
     assert inner

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from support.networks import PlainCnn
 from support.small_models import small_survey
+from support.ways import Planner, in_tiles, plans, stream, tiles
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import AxisPlan, cut, stream, tiles, whole
+from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.trace import trace
 from overlap_tool.models.stages import Stage
@@ -32,23 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 both_schedules = pytest.mark.parametrize("planner", [tiles, stream])
 
-Planner = Callable[..., AxisPlan]
-
-
-def plans(network: Network, x: Tensor, planner: Planner, tile: tuple[int, int]) -> tuple[AxisPlan, AxisPlan]:
-    rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], side))
-        for axis, n, side in zip((network.rows, network.columns), x.shape[-2:], tile, strict=True)
-    )
-    return rows, columns
-
-
-def in_tiles(network: Network, x: Tensor, planner: Planner, tile: tuple[int, int], batch: int = 1) -> Tensor:
-    rows, columns = plans(network, x, planner, tile)
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, TensorSource(x, x.device), sink, batch)
-    return sink.result()
-
 
 def equals_module(
     module: nn.Module, network: Network, x: Tensor, planner: Planner, tile: tuple[int, int], batch: int = 1
@@ -57,7 +41,7 @@ def equals_module(
     before = x.clone()
     with torch.no_grad():
         full = module(x.clone())
-    made = in_tiles(network, x, planner, tile, batch)
+    made = in_tiles(network, x, tile, planner, batch)
     assert torch.equal(x, before), "the executor changed its input"
     assert made.dtype == full.dtype
     assert full.abs().max() > 0
@@ -179,7 +163,7 @@ def test_the_whole_in_one_step(plain):
 def test_tiles_of_rows_in_streams_of_columns(plain):
     module, network = plain
     x = seeded(1, 1, 12, 14)
-    rows, columns = tiles(network.rows, 12, cut(12, 5)), stream(network.columns, 14, cut(14, 3))
+    rows, columns = tiles(network.rows, 12, 5), stream(network.columns, 14, 3)
     sink = TensorSink(12, 14)
     execute(network, rows, columns, TensorSource(x, x.device), sink)
     torch.testing.assert_close(sink.result(), module(x).detach(), rtol=1e-12, atol=1e-12)
@@ -190,11 +174,11 @@ def test_plans_that_cannot_go_together_are_refused(plain):
     _, network = plain
     x = seeded(1, 1, 12, 14)
     source, sink = TensorSource(x, x.device), TensorSink(12, 14)
-    rows, columns = stream(network.rows, 12, cut(12, 5)), tiles(network.columns, 14, cut(14, 3))
+    rows, columns = stream(network.rows, 12, 5), tiles(network.columns, 14, 3)
     with pytest.raises(ValueError, match="kept twice"):
         execute(network, rows, columns, source, sink)
     with pytest.raises(ValueError, match="batches"):
-        execute(network, rows, stream(network.columns, 14, cut(14, 3)), source, sink, batch=2)
+        execute(network, rows, stream(network.columns, 14, 3), source, sink, batch=2)
 
 
 # --- parts that compute nothing in some steps -------------------------------------------------------------
@@ -259,7 +243,7 @@ def test_parts_that_compute_nothing_in_some_steps(kind, tile, planner):
     network = trace(copy.deepcopy(module), "net", 2)
     size = (3, 2) if kind is Upsampled else (17, 14)
     x = seeded(2, 2, *size)
-    rows, columns = plans(network, x, planner, tile)
+    rows, columns = plans(network, x, tile, planner)
     if tile == (1, 1):
         steps = [*rows.steps, *columns.steps]
         idle = any(span.empty for step in steps for span in step.compute)
@@ -317,7 +301,7 @@ def test_between_tiles_nothing_lives_but_what_the_plan_keeps(planner):
     module = PlainCnn().double().eval()
     network = trace(module, "net", 1)
     x = seeded(1, 1, 40, 48)
-    rows, columns = plans(network, x, planner, (8, 8))
+    rows, columns = plans(network, x, (8, 8), planner)
     sink = TensorSink(40, 48)
     order = [(row, column) for row in rows.steps for column in columns.steps]
     channels = [op.channels for op in network.ops]
@@ -368,7 +352,7 @@ def test_a_map_is_dropped_when_its_last_reader_has_run():
 
     sink = TensorSink(32, 32)
     with Peak():
-        execute(network, *plans(network, x, tiles, (32, 32)), Outside(x), sink)
+        execute(network, *plans(network, x, (32, 32), tiles), Outside(x), sink)
     one = x.nelement() * x.element_size()
     assert 2 * one <= most <= 3 * one + x.element_size()
 
@@ -397,6 +381,6 @@ def test_a_rule_that_gives_another_shape_is_named(plain, planner, place):
 
     broken = with_rule(network, place, run=too_few)
     with pytest.raises(RuleError) as caught:
-        in_tiles(broken, seeded(1, 1, 12, 14), planner, (5, 6))
+        in_tiles(broken, seeded(1, 1, 12, 14), (5, 6), planner)
     assert caught.value.where == f"{op.name} ({op.kind})"
     assert "outputs of a piece where" in caught.value.reason

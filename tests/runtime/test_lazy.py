@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime import deferred
 from overlap_tool.runtime.deferred import InMemory
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
@@ -118,7 +119,7 @@ def test_what_keeps_positions_to_itself_is_put_off(name) -> None:
     rows, columns = Span(2, 6), Span(1, 4)
     assert torch.equal(result.read(rows, columns), expected[..., 2:6, 1:4])
     sink = TensorSink(7, 5)
-    deferred.pour(result.numbers, (7, 5), sink)
+    deferred.pour(result.numbers, Area.whole(7, 5), sink)
     assert torch.equal(sink.result(), expected)
     assert told == []
 

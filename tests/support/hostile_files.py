@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.files.formats import container
-from overlap_tool.files.formats.pixels import padding
+from overlap_tool.files.formats.frame import padding
 
 ODD: tuple[Any, ...] = (
     *(0, 1, -1, 2, 63, 64, 65, 255, 4096, 2**16, 2**31 - 1, 2**31, 2**63, 2**64, 10**40),

@@ -17,6 +17,8 @@ from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.files import Codec
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.pictures import Picture
+from overlap_tool.geometry import Span
 from support.small_models import small_model
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -34,6 +36,11 @@ def photograph(name: str, height: int, width: int, at: tuple[int, int] = (40, 60
     """A cut-out of a photograph that comes with scikit-image."""
     pixels = getattr(skimage.data, name)()
     return np.ascontiguousarray(pixels[at[0] : at[0] + height, at[1] : at[1] + width])
+
+
+def rows_of(picture: Picture, start: int, stop: int) -> Pixels:
+    """A band of an open picture, over its whole width."""
+    return picture.read(Span(start, stop), Span(0, picture.shape[1]))
 
 
 @cache

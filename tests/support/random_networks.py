@@ -422,6 +422,8 @@ class Drawing:
         divisor = self.one_of(None, None, 3, 5)
         # multiplied by whatever it may divide by, so that it gives integers
         factor = divisor or prod(lcm(*range(1, k + 1)) for k in kernel)
+        if self.values[source].bound * factor * prod(kernel) > EXACT:  # in between would be no multiple
+            source = self.add_folded(source)
         source = self.add("operator.mul", source, args=(factor,), gain=factor)
         options = {"ceil_mode": self.flag(), "count_include_pad": self.flag(), "divisor_override": divisor}
         name = self.one_of("nn.AvgPool2d", "F.avg_pool2d")

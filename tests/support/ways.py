@@ -34,6 +34,16 @@ WAYS: dict[str, tuple[Planner, int]] = {
 }
 
 
+def plans(
+    network: Network, x: Tensor, tile: tuple[int, int], planner: Planner
+) -> tuple[plan.AxisPlan, plan.AxisPlan]:
+    """For rows and for columns; a tile is so many rows and columns of the output."""
+    return (
+        planner(network.rows, x.shape[-2], tile[0]),
+        planner(network.columns, x.shape[-1], tile[1]),
+    )
+
+
 def in_tiles(
     network: Network,
     x: Tensor,
@@ -43,10 +53,7 @@ def in_tiles(
     device: str = "cpu",
     store: Store = "device",
 ) -> Tensor:
-    rows, columns = (
-        planner(axis, n, side)
-        for axis, n, side in zip((network.rows, network.columns), x.shape[-2:], tile, strict=True)
-    )
+    rows, columns = plans(network, x, tile, planner)
     sink = TensorSink(rows.sizes[-1], columns.sizes[-1], store)
     execute(network, rows, columns, TensorSource(x, torch.device(device)), sink, batch)
     return sink.result()

@@ -20,6 +20,7 @@ import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.errors import CheckpointError, OptionError, UntrustedClassError
 from overlap_tool.files import Codec
+from overlap_tool.files.formats import container
 from overlap_tool.wrapping.retrofit import tiled_stages
 
 
@@ -178,6 +179,9 @@ def foreign(tmp_path, monkeypatch) -> Path:
     torch.save(small_model("mbt2018-mean").state_dict(), tmp_path / "codec.pt")
     (tmp_path / "plugin.py").touch()
     np.save(tmp_path / "grey.npy", np.zeros((32, 32), np.uint8))
+    nothing = container.Head("net", "", 32, 32, 1, (0, 0, 0, 0), "uint8", {}, [], [], ())
+    with (tmp_path / "it.lic").open("wb") as file:
+        container.write(file, nothing, [])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     monkeypatch.delitem(sys.modules, "marking", raising=False)
@@ -189,7 +193,7 @@ def foreign(tmp_path, monkeypatch) -> Path:
     "line",
     ["analyze net.tiled.pt", "verify net.tiled.pt --tile 16", "wrap net.tiled.pt --tile 8 -o again.pt",
      "run grey.npy --model net.tiled.pt -o out.npy", "compress grey.npy --model net.tiled.pt -o out.lic",
-     "decompress net.tiled.pt --model net.tiled.pt -o out.png", "analyze net.tiled.pt --plugin plugin.py",
+     "decompress it.lic --model net.tiled.pt -o out.png", "analyze net.tiled.pt --plugin plugin.py",
      "run grey.npy --model net.tiled.pt -o out.npy --plugin plugin.py"],
 )  # fmt: skip
 def test_no_code_that_a_file_names_runs_untrusted(run, foreign, line) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import ContainerError
+from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.models.range_coding import buffered_encoder, decoder_of, refuse_wild
@@ -28,33 +29,6 @@ SYMBOLS_IN_A_BAND = 1 << 22
 
 BYTES_OF_A_SYMBOL = 16
 """In a band: what is coded, its mean, its table and its number."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """Some rows of a map: how many, the length of their string, and a hash of their symbols."""
-
-    rows: int
-    length: int
-    symbols: str
-
-
-class CodedString(bytes):
-    """The strings of a map's bands, one after another."""
-
-    bands: tuple[Band, ...]
-
-    @staticmethod
-    def of(strings: Sequence[bytes], bands: Sequence[Band]) -> CodedString:
-        made = CodedString(b"".join(strings))
-        made.bands = tuple(bands)
-        return made
-
-    def parts(self) -> Iterator[tuple[Band, bytes]]:
-        start = 0
-        for band in self.bands:
-            yield band, self[start : start + band.length]
-            start += band.length
 
 
 def as_coded(string: bytes, height: int, where: str) -> CodedString:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from overlap_tool import bounds
 from overlap_tool.errors import ContainerError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import Head
-from overlap_tool.files.formats.pixels import padding
+from overlap_tool.files.formats.frame import padding
 from overlap_tool.files.summary import RunNotes
 from overlap_tool.kernels.arithmetic import VERSION
 
@@ -33,15 +32,6 @@ def refuse_another_checkpoint(where: str, head: Head, codec: Codec) -> None:
 
 def refuse_impossible(where: str, head: Head, codec: Codec, payload: int) -> None:
     """A head that does not fit the model, or claims more than its strings can hold."""
-    pixels = head.width * head.height
-    if pixels > bounds.FREE_PIXELS:
-        bounds.refuse_more(
-            ContainerError,
-            where,
-            pixels,
-            8 * payload * bounds.PIXELS_OF_A_BIT,
-            f"its {payload} bytes claim to be an image of {head.width}x{head.height}",
-        )
     channels = codec.channels
     if head.channels != channels and (head.channels, channels) != (1, 3):
         raise ContainerError(where, f"{head.channels} channels, of a model of {channels}", container.AGAIN)

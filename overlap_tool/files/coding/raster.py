@@ -15,7 +15,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.files.coding.entropy import Band, CodedString, as_coded, check_symbols, rows_of_a_band
+from overlap_tool.files.coding.entropy import as_coded, check_symbols, rows_of_a_band
+from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.models.range_coding import reading_at_most

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.formats.pixels import Frame
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.summary import RunNotes
 
 LONG_WAIT = 60.0
@@ -22,7 +22,7 @@ TRIALS_NOT_WORTH_IT = 8
 
 def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
     """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
-    if not any(_one_by_one(module) for module in codec.model.modules()):
+    if not codes_in_order(codec.model):
         return
     side = 2 * codec.multiple
     times = math.prod(frame.padded) / side**2
@@ -41,8 +41,12 @@ def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes
         )
 
 
-def _one_by_one(module: nn.Module) -> bool:
-    return hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"
+def codes_in_order(model: nn.Module) -> bool:
+    """Whether any of its parts codes one position after another."""
+    return any(
+        hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"
+        for module in model.modules()
+    )
 
 
 def _latent_bytes(codec: Codec, frame: Frame) -> Fraction:

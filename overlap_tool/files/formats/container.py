@@ -1,7 +1,7 @@
 """The file format `.lic`: a head, the model's own strings, and a checksum. docs/container.md describes it.
 
 A file is checked from the outside in: sizes against the length of the file, then the checksum over all of it,
-then what the head says. Nothing is allocated for a size that was not checked.
+then what the head says. Nothing is allocated for a size that was not checked. That much needs no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -20,9 +20,7 @@ import numpy as np
 
 from overlap_tool import bounds
 from overlap_tool.errors import ContainerError, why_absent
-from overlap_tool.files.coding.entropy import Band, CodedString
-from overlap_tool.files.formats.pixels import Frame
-from overlap_tool.models.coded import has_strings_and_shape, unpacked
+from overlap_tool.files.formats.frame import Frame
 
 MAGIC = b"\x89LIC\r\n\x1a\n"
 VERSION = 1
@@ -33,6 +31,33 @@ LONGEST_HEAD = 16 << 20
 LARGEST_SIDE = (1 << 31) - 1
 AGAIN = "Copy it again, or compress the image again"
 SAMPLES: dict[str, np.dtype[Any]] = {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of a map: how many, the length of their string, and a hash of their symbols."""
+
+    rows: int
+    length: int
+    symbols: str
+
+
+class CodedString(bytes):
+    """The strings of a map's bands, one after another."""
+
+    bands: tuple[Band, ...]
+
+    @staticmethod
+    def of(strings: Sequence[bytes], bands: Sequence[Band]) -> CodedString:
+        made = CodedString(b"".join(strings))
+        made.bands = tuple(bands)
+        return made
+
+    def parts(self) -> Iterator[tuple[Band, bytes]]:
+        start = 0
+        for band in self.bands:
+            yield band, self[start : start + band.length]
+            start += band.length
 
 
 @dataclass(frozen=True)
@@ -84,7 +109,7 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
 
 
 def read(path: Path) -> tuple[Head, list[CodedString]]:
-    """A container that is whole and makes sense; anything else is refused."""
+    """A container that is whole, makes sense and is within bounds; anything else is refused."""
     where = str(path)
     if absent := why_absent(path):
         raise ContainerError(where, absent, "Check the path")
@@ -98,11 +123,19 @@ def read(path: Path) -> tuple[Head, list[CodedString]]:
         strings = list(_strings(head, payload))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ContainerError(where, f"its head makes no sense ({error})", AGAIN) from error
+    pixels, told = head.width * head.height, f"an image of {head.width}x{head.height}"
+    if pixels > bounds.FREE_PIXELS:
+        most = 8 * len(payload) * bounds.PIXELS_OF_A_BIT
+        bounds.refuse_more(
+            ContainerError, where, pixels, most, f"its {len(payload)} bytes claim to be {told}"
+        )
     return head, strings
 
 
 def told_of(coded: Any, packed: Any, strings: list[bytes]) -> dict[str, Any]:
     """What a head says of what a model's `compress` gave: `shape` and `strings`, or all of it as `given`."""
+    from overlap_tool.models.coded import has_strings_and_shape
+
     if has_strings_and_shape(coded):
         with suppress(TypeError, ValueError):
             return {"shape": plain(coded["shape"]), "strings": _numbered(coded["strings"], count())}
@@ -111,6 +144,8 @@ def told_of(coded: Any, packed: Any, strings: list[bytes]) -> dict[str, Any]:
 
 def coded_of(head: Head, strings: list[CodedString]) -> Any:
     """The way back."""
+    from overlap_tool.models.coded import unpacked
+
     if head.given is not None:
         return unpacked(head.given, strings)
     return {"strings": nested(head.strings, strings), "shape": as_the_model_had(head.shape)}

@@ -8,15 +8,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
+from overlap_tool.geometry import Span
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile as PillowFile
+
+Opened = TypeVar("Opened")
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
 IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
@@ -40,18 +48,33 @@ class Picture(Protocol):
         """Which parts of it are not in its file, and what is read for them; empty if all are there."""
         ...
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """A band of rows: rows, columns, channels."""
+    def read(self, rows: Span, columns: Span) -> NDArray[Any]:
+        """A rectangle of it: rows, columns, channels."""
         ...
 
 
 def open_picture(path: Path) -> Picture:
     """The image of a file or a Zarr folder; samples without transparency, of 8 or 16 bits."""
+    picture = _explained(path, _opener(path))
+    _refuse_strange_samples(str(path), picture)
+    _refuse_huge(str(path), picture)
+    return picture
+
+
+def glance(path: Path) -> None:
+    """Refuse what `open_picture` refuses, as far as that can be told without decoding the image."""
+    if _opener(path) is _pillow:
+        _explained(path, _header).close()
+    else:
+        open_picture(path)
+
+
+def _explained(path: Path, opener: Callable[[Path], Opened]) -> Opened:
     where = str(path)
     if absent := why_absent(path):
         raise ImageFileError(where, absent, "Check the path")
     try:
-        picture = _opener(path)(path)
+        return opener(path)
     except ImageFileError:
         raise
     except MemoryError as error:
@@ -64,19 +87,28 @@ def open_picture(path: Path) -> Picture:
             f"it cannot be read ({_first_line(error)})",
             "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
         ) from error
-    _refuse_strange_samples(where, picture)
-    _refuse_huge(where, picture)
-    return picture
 
 
-def read_rows(where: str, picture: Picture, start: int, stop: int) -> NDArray[Any]:
-    """A band of rows, of a file that may be damaged further down."""
+def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDArray[Any]:
+    """A rectangle of it, of a file that may be damaged further down."""
     try:
-        return picture.read(start, stop)
+        return picture.read(rows, columns)
     except Exception as error:  # whatever a damaged file makes its library raise
         raise ImageFileError(
-            where, f"its rows from {start} on cannot be read ({_first_line(error)})", "Copy the file again"
+            where,
+            f"its rows from {rows.start} on cannot be read ({_first_line(error)})",
+            "Copy the file again",
         ) from error
+
+
+def read_into(file: FileIO, values: NDArray[Any]) -> None:
+    """Read an array from where the file stands."""
+    left = memoryview(values.reshape(-1).view(np.uint8).data)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise EOFError("the file ends before its last row")
+        left = left[count:]
 
 
 class Whole:
@@ -96,8 +128,8 @@ class Decoded(Whole):
         self.piece = 1, 1
         self.dtype = values.dtype
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        return np.ascontiguousarray(self.values[start:stop])
+    def read(self, rows: Span, columns: Span) -> NDArray[Any]:
+        return np.ascontiguousarray(self.values[slice(*rows), slice(*columns)])
 
 
 class NumpyFile(Whole):
@@ -120,25 +152,32 @@ class NumpyFile(Whole):
         if path.stat().st_size < self.begins + prod(self.shape) * self.dtype.itemsize:
             raise ValueError("the file ends before its samples do")
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        rows, columns, channels = self.shape
-        start, stop = min(start, rows), min(stop, rows)
-        with self.path.open("rb") as file:
-            if not self.by_columns:
-                samples = self._samples(file, start * columns * channels, (stop - start) * columns * channels)
-                return samples.reshape(stop - start, columns, channels)
-            one_by_one = [
-                self._samples(file, i * rows + start, stop - start) for i in range(columns * channels)
-            ]
-            band = np.stack(one_by_one, -1).reshape(stop - start, channels, columns)
-            return np.ascontiguousarray(band.swapaxes(1, 2))
+    def read(self, rows: Span, columns: Span) -> NDArray[Any]:
+        height, width, channels = self.shape
+        rows, columns = rows.clip(height), columns.clip(width)
+        # unbuffered: no byte is read but those that are asked for
+        with self.path.open("rb", buffering=0) as file:
+            if self.by_columns:
+                places = [
+                    channel * width + column for channel in range(channels) for column in range(*columns)
+                ]
+                lines = [self._samples(file, place * height + rows.start, rows.length) for place in places]
+                window = np.stack(lines, -1).reshape(rows.length, channels, columns.length)
+                return np.ascontiguousarray(window.swapaxes(1, 2))
+            if columns == (0, width):
+                samples = self._samples(file, rows.start * width * channels, rows.length * width * channels)
+                return samples.reshape(rows.length, width, channels)
+            window = np.empty((rows.length, columns.length, channels), self.dtype)
+            for line, row in zip(window, range(*rows), strict=True):
+                first = (row * width + columns.start) * channels
+                line[:] = self._samples(file, first, columns.length * channels).reshape(line.shape)
+            return window
 
-    def _samples(self, file: BinaryIO, first: int, count: int) -> NDArray[Any]:
+    def _samples(self, file: FileIO, first: int, count: int) -> NDArray[Any]:
+        samples = np.empty(count, self.dtype)
         file.seek(self.begins + first * self.dtype.itemsize)
-        data = file.read(count * self.dtype.itemsize)
-        if len(data) < count * self.dtype.itemsize:
-            raise ValueError("the file ends before its samples do")
-        return np.frombuffer(data, self.dtype)
+        read_into(file, samples)
+        return samples
 
 
 class ZarrArray:
@@ -157,8 +196,9 @@ class ZarrArray:
         filled = f"chunks are not there, and are read as its fill value, {self.array.fill_value}"
         return f"{lacking} of {self.array.nchunks} {filled}" if lacking else ""
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        return np.asarray(self.array[start:stop]).reshape(stop - start, *self.shape[1:])
+    def read(self, rows: Span, columns: Span) -> NDArray[Any]:
+        window = np.asarray(self.array[slice(*rows), slice(*columns)])
+        return window.reshape(rows.length, columns.length, self.shape[2])
 
 
 class TiffPage:
@@ -206,8 +246,8 @@ class TiffPage:
         filled = f"tiles or strips are not there, and are read as {self.page.nodata}"
         return f"{lacking} of {len(counts)} {filled}" if lacking else ""
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        return self.turn.read(self._window, self.stored, start, stop)
+    def read(self, rows: Span, columns: Span) -> NDArray[Any]:
+        return self.turn.read(self._window, self.stored, rows, columns)
 
     def _window(self, rows: range, columns: range) -> NDArray[Any]:
         """Of the image as it is stored; each tile or strip that it meets is decoded once."""
@@ -258,17 +298,15 @@ class Orientation:
         self,
         window: Callable[[range, range], NDArray[Any]],
         stored: tuple[int, int],
-        start: int,
-        stop: int,
+        rows: Span,
+        columns: Span,
     ) -> NDArray[Any]:
-        """Rows of the image as it is shown, from windows of it as it is stored."""
-        height, _ = self.size(*stored)
-        rows = range(height - stop, height - start) if self.upside_down else range(start, stop)
-        if self.exchanged:
-            band = window(range(stored[0]), rows).swapaxes(0, 1)
-        else:
-            band = window(rows, range(stored[1]))
-        return np.ascontiguousarray(band[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
+        """A rectangle of the image as it is shown, from windows of it as it is stored."""
+        height, width = self.size(*stored)
+        down = range(height - rows.stop, height - rows.start) if self.upside_down else range(*rows)
+        across = range(width - columns.stop, width - columns.start) if self.mirrored else range(*columns)
+        found = window(across, down).swapaxes(0, 1) if self.exchanged else window(down, across)
+        return np.ascontiguousarray(found[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1])
 
 
 def _common(wanted: range, start: int, length: int) -> tuple[slice, slice]:
@@ -292,28 +330,35 @@ def _refuse_undecodable(where: str, page: Any, tifffile: Any) -> None:
         ) from error
 
 
-def _pillow(path: Path) -> Picture:
-    from PIL import Image, ImageOps
+def _header(path: Path) -> PillowFile:
+    """What Pillow knows before it decodes an image."""
+    from PIL import Image
 
     where = str(path)
     try:
-        opened = Image.open(path)
+        image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise ImageFileError(
             where, f"it is too large to be decoded whole ({error})", f"Convert it to {IN_BANDS}"
         ) from error
-    with opened:
-        image: Image.Image = opened
-        if getattr(image, "n_frames", 1) > 1:
-            raise ImageFileError(where, "it has several frames", "Save one frame as a file of its own")
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            raise ImageFileError(where, "it has an alpha channel", FLATTEN)
-        if image.mode == "RGB" and any("16" in str(tile[3]) for tile in opened.tile):
-            raise ImageFileError(
-                where,
-                "Pillow reads colours of 16 bits as 8",
-                "Save it as TIFF, Zarr or .npy, which keep 16 bits",
-            )
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageFileError(where, "it has several frames", "Save one frame as a file of its own")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        raise ImageFileError(where, "it has an alpha channel", FLATTEN)
+    if image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
+        raise ImageFileError(
+            where,
+            "Pillow reads colours of 16 bits as 8",
+            "Save it as TIFF, Zarr or .npy, which keep 16 bits",
+        )
+    return image
+
+
+def _pillow(path: Path) -> Picture:
+    from PIL import ImageOps
+
+    with _header(path) as opened:
+        image: PillowImage = opened
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
         profile = image.info.get("icc_profile")
@@ -322,7 +367,7 @@ def _pillow(path: Path) -> Picture:
     if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
         values = values.astype(np.uint16)  # how older Pillows read grey of 16 bits
     elif image.mode not in ("L", "RGB") and not image.mode.startswith("I;16"):
-        raise ImageFileError(where, f"its mode is {image.mode}", "Save it as grey or RGB")
+        raise ImageFileError(str(path), f"its mode is {image.mode}", "Save it as grey or RGB")
     return Decoded(values.astype(values.dtype.newbyteorder("=")), profile or None)
 
 

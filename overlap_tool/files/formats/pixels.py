@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,44 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overlap_tool.errors import ImageFileError
-from overlap_tool.files.formats.pictures import FLATTEN, Picture, read_rows
-from overlap_tool.geometry import Span, brought_up
-
-Margins = tuple[int, int, int, int]
-"""Columns on the left and right, rows on top and at the bottom."""
+from overlap_tool.files.formats.frame import Frame
+from overlap_tool.files.formats.pictures import FLATTEN, Picture, read_window
+from overlap_tool.geometry import Span
 
 
-def padding(height: int, width: int, multiple: int) -> Margins:
-    return *brought_up(width, multiple), *brought_up(height, multiple)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """An image within its padding, and how its samples are told."""
-
-    height: int
-    width: int
-    channels: int
-    dtype: np.dtype[Any]
-    around: Margins = (0, 0, 0, 0)
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        left, right, top, bottom = self.around
-        return self.height + top + bottom, self.width + left + right
-
-    @property
-    def largest(self) -> int:
-        return int(np.iinfo(self.dtype).max)
-
-
-def channels_read(where: str, picture: Picture, wanted: int) -> bool:
-    """Whether a grey picture has to be repeated for a model of `wanted` channels; else it has to fit."""
+def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
+    """What a model of `wanted` channels does not take. A grey picture is repeated for one of three."""
     found = picture.shape[2]
-    if found == wanted:
-        return False
-    if found == 1 and wanted == 3:
-        return True
+    if found == wanted or (found, wanted) == (1, 3):
+        return
     reason = f"it has {found} channels, and the model takes {wanted}"
     if found in (2, 4):
         raise ImageFileError(where, f"{reason}; the last may be an alpha channel", FLATTEN)
@@ -56,14 +27,25 @@ def channels_read(where: str, picture: Picture, wanted: int) -> bool:
 
 
 class PictureNumbers:
-    """A picture as the numbers of a map. The band that was read last stays, as the file holds it."""
+    """A picture as the numbers of a map. The band that was read last stays, as the file holds it.
 
-    def __init__(self, where: str, picture: Picture, frame: Frame, grey: bool, device: torch.device) -> None:
+    Bands have the columns that `across` says, all if left out; only these can be read.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        picture: Picture,
+        frame: Frame,
+        device: torch.device,
+        across: Span | None = None,
+    ) -> None:
         self.where = where
         self.picture = picture
         self.frame = frame
-        self.grey = grey
         self.device = device
+        left = frame.around[0]
+        self.across = Span(0, frame.width) if across is None else across.shift(-left).clip(frame.width)
         self.rows = Span(0, 0)
         self.band: NDArray[Any] | None = None
 
@@ -75,25 +57,25 @@ class PictureNumbers:
         if not (real.empty or across.empty):
             down = real.start + top - rows.start
             aside = across.start + left - columns.start
+            assert across.within(self.across) == across, "columns that were not to be read"
             piece[down : down + real.length, aside : aside + across.length] = self._samples(real)[
-                :, across.start : across.stop
+                :, across.start - self.across.start : across.stop - self.across.start
             ]
         # torch sees these strides as channels last, in which convolutions need not reorder
         return (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)[None].to(self.device)
 
     def _samples(self, rows: Span) -> NDArray[Any]:
         if self.band is None or rows.start < self.rows.start or rows.stop > self.rows.stop:
-            self.rows, self.band = rows, read_rows(self.where, self.picture, rows.start, rows.stop)
+            self.rows, self.band = rows, read_window(self.where, self.picture, rows, self.across)
         return self.band[rows.start - self.rows.start : rows.stop - self.rows.start]
 
 
 def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[Any]:
-    """Rows of a map, padding taken off on the sides, as samples: rows, columns, channels.
+    """A band of a map as samples: rows, columns, channels.
 
     `where` and `way_out` are for the refusal of numbers that are no samples.
     """
-    left = frame.around[0]
-    inside = values[0, :, :, left : left + frame.width]
+    inside = values[0]
     if frame.dtype.kind == "u":
         if torch.isnan(inside).any():
             raise ImageFileError(where, "what the model makes of it is NaN in places, no colour", way_out)
@@ -102,10 +84,3 @@ def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[A
     if frame.channels == 1 and rows.shape[2] == 3:  # grey that was repeated
         return np.rint(rows.astype(np.float64).mean(2, keepdims=True)).astype(frame.dtype)
     return rows.astype(frame.dtype)
-
-
-def inner_rows(start: int, rows: NDArray[Any], frame: Frame) -> tuple[int, NDArray[Any]]:
-    """The rows of a band that lie within the image, and the first one's number there."""
-    top = frame.around[2]
-    inside = Span(start - top, start - top + len(rows)).clip(frame.height)
-    return inside.start, rows[inside.start - (start - top) :][: inside.length]

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from overlap_tool.files.formats.pictures import read_into
 from overlap_tool.geometry import Span
 
 
@@ -36,7 +37,7 @@ class RowsFile:
         values = np.empty((stop - start, *self.shape[1:]), self.dtype)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
-            _fill(file, memoryview(values.reshape(-1).view(np.uint8).data))
+            read_into(file, values)
         return values
 
     def write(self, start: int, rows: NDArray[Any], durable: bool = True) -> None:
@@ -73,23 +74,25 @@ class MapFile:
 
 
 class Bands:
-    """A sink that joins tiles to bands of whole rows, and hands these on.
+    """A sink that joins tiles to bands of rows, over all of the `columns`, and hands these on.
 
     Tiles come in order, and may give again what others gave, as attention windows at their ends make them do.
     No row is handed on twice.
     """
 
-    def __init__(self, width: int, take: Callable[[int, Tensor], None]) -> None:
+    def __init__(self, columns: Span, take: Callable[[int, Tensor], None]) -> None:
         self.take = take
+        self.left = columns.start
         self.band: Tensor | None = None
-        self.missing = np.ones(width, bool)
+        self.missing = np.ones(columns.length, bool)
         self.stop = 0
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         if self.band is None:
             self.band = values.new_empty((*values.shape[:-1], len(self.missing)))
-        self.band[..., columns.start : columns.stop] = values
-        self.missing[columns.start : columns.stop] = False
+        across = slice(columns.start - self.left, columns.stop - self.left)
+        self.band[..., across] = values
+        self.missing[across] = False
         if not self.missing.any():
             band, self.band = self.band, None
             self.missing[:] = True
@@ -97,11 +100,3 @@ class Bands:
             if start < rows.stop:
                 self.stop = rows.stop
                 self.take(start, band[..., start - rows.start :, :])
-
-
-def _fill(file: Any, left: memoryview) -> None:
-    while left:
-        count = file.readinto(left)
-        if not count:
-            raise EOFError("the file ends before its last row")
-        left = left[count:]

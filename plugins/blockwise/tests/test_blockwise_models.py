@@ -18,6 +18,8 @@ from typing import Any
 import overlap_tool_blockwise.architectures  # noqa: F401  (registers them)
 import pytest
 import torch
+from support.small_models import small_model
+from support.textures import textured
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -37,23 +39,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
-def small_model(name: str) -> nn.Module:
-    """Seeded, of small width, read-only."""
-    known = checkpoint.find(name)
-    return checkpoint.seeded_model(known, known.small)
-
-
-@cache
 def stages(name: str) -> tuple[Stage, ...]:
     return survey(small_model(name)).stages
-
-
-def photograph(width: int, height: int) -> Tensor:
-    """Something with flat parts, edges and texture."""
-    generator = torch.Generator().manual_seed(width + height)
-    coarse = torch.rand(1, 3, 6, 8, generator=generator)
-    smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
-    return (smooth + 0.1 * torch.rand(1, 3, height, width, generator=generator)).clamp(0, 1)
 
 
 # --- recognised and built ---------------------------------------------------------------------------------
@@ -102,7 +89,7 @@ def test_without_context_it_is_the_mean_scale_hyperprior() -> None:
     ours = checkpoint.find(OURS[0]).build(**checkpoint.find(OURS[0]).small).eval()
     assert {in_mbt2018s_place(key) for key in ours.state_dict()} == set(weights)
     ours.load_state_dict({key: weights[in_mbt2018s_place(key)] for key in ours.state_dict()})
-    image = photograph(128, 64)
+    image = textured(128, 64)
     with exact_kernels():
         found, expected = ours(image), theirs(image)
     assert torch.equal(found["x_hat"], expected["x_hat"])
@@ -263,7 +250,7 @@ def test_overlaps_are_those_of_the_readme(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_tiles_give_the_bits_of_the_full_image(name: str, schedule: Schedule) -> None:
     model = small_model(name)
-    image = photograph(192, 128)
+    image = textured(192, 128)
     with exact_kernels():
         full = model(image)
     for tile in (64, (128, 80)):
@@ -278,7 +265,7 @@ def test_tiles_give_the_bits_of_the_full_image(name: str, schedule: Schedule) ->
 @pytest.mark.parametrize("name", OURS)
 def test_tiles_write_the_same_bitstream(name: str, schedule: Schedule) -> None:
     model = small_model(name)
-    image = photograph(192, 128)
+    image = textured(192, 128)
     with exact_kernels():
         expected = model.compress(image)
         decoded = model.decompress(expected["strings"], expected["shape"])["x_hat"]
@@ -298,7 +285,7 @@ def test_tiles_write_the_same_bitstream(name: str, schedule: Schedule) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_full_width_too(name: str) -> None:
     model = checkpoint.load_checkpoint(f"zoo:{name}").model
-    image = photograph(256, 192)
+    image = textured(256, 192)
     with exact_kernels():
         full = model(image)
     for schedule in SCHEDULES:

@@ -7,19 +7,15 @@ from fractions import Fraction
 import overlap_tool_cps
 import pytest
 import torch
+from support.dependence import (
+    one_sample_less_on_either_side_loses_a_dependency,
+    static_spans_are_the_brute_force_spans,
+    static_spans_cover_what_gradients_find,
+)
+from support.exactness import bitstreams, stages_of_odd_sizes, whole_models
+from support.probes import COLUMNS, ROWS
 from support.small_models import small_model
-from test_exactness import (  # noqa: F401  (run here on the architecture below)
-    photograph,
-    test_bitstreams,
-    test_stages_of_odd_sizes,
-    test_whole_models,
-    test_whole_models_on_larger_images,
-)
-from test_zoo_dependence import (  # noqa: F401
-    test_one_sample_less_on_either_side_loses_a_dependency,
-    test_static_spans_are_the_brute_force_spans,
-    test_static_spans_cover_what_gradients_find,
-)
+from support.textures import textured
 
 import overlap_tool
 from overlap_tool import checkpoint, exact_kernels, plugins
@@ -27,10 +23,31 @@ from overlap_tool import checkpoint, exact_kernels, plugins
 NAME = overlap_tool_cps.ARCHITECTURE.name
 
 
-@pytest.fixture
-def architecture() -> str:
-    """In place of the built-in ones, for the tests imported above."""
-    return NAME
+def test_whole_models() -> None:
+    whole_models(NAME, 192, 128, [(64, 64), (128, 80), (512, 512)])
+
+
+def test_stages_of_odd_sizes() -> None:
+    stages_of_odd_sizes(NAME)
+
+
+def test_bitstreams() -> None:
+    bitstreams(NAME)
+
+
+@pytest.mark.slow
+def test_larger_images_are_the_same_in_tiles() -> None:
+    whole_models(NAME, 576, 640, [(64, 64), (128, 80), (256, 256), (512, 512)])
+
+
+@pytest.mark.parametrize("dim", [ROWS, COLUMNS], ids=["rows", "columns"])
+def test_spans_are_minimal(dim: int) -> None:
+    static_spans_are_the_brute_force_spans(NAME, dim)
+    one_sample_less_on_either_side_loses_a_dependency(NAME, dim)
+
+
+def test_spans_cover_what_gradients_find() -> None:
+    static_spans_cover_what_gradients_find(NAME)
 
 
 def test_the_figures_of_the_paper() -> None:
@@ -55,7 +72,7 @@ def test_patches_that_overlap_by_64_pixels_stitch_to_the_whole() -> None:
     """The paper's own way: plain patches of 128 pixels, less the two latents on each side out of reach."""
     model, patch, overlap, scale = small_model(NAME), 128, 64, 16
     edge = overlap // scale // 2
-    image = photograph(320, 256)
+    image = textured(320, 256)
     with exact_kernels():
         whole = model.g_a(image)
         stitched = torch.full_like(whole, float("nan"))
@@ -72,7 +89,7 @@ def test_patches_that_overlap_by_64_pixels_stitch_to_the_whole() -> None:
 @torch.no_grad()
 def test_the_seeded_reconstruction_is_not_clipped_away() -> None:
     """Or else the decoded images that other tests compare would be all black or white."""
-    decoded = small_model(NAME)(photograph(128, 64))["x_hat"]
+    decoded = small_model(NAME)(textured(128, 64))["x_hat"]
     assert ((decoded > 0) & (decoded < 1)).float().mean() > 0.25
 
 
@@ -101,7 +118,7 @@ def test_it_is_found_by_its_entry_point() -> None:
 @torch.no_grad()
 def test_full_width() -> None:
     model = checkpoint.load_checkpoint(f"zoo:{NAME}").model
-    image = photograph(256, 192)
+    image = textured(256, 192)
     with exact_kernels():
         full = model(image)
     assert torch.equal(overlap_tool.wrap(model, tile=128, inplace=True)(image)["x_hat"], full["x_hat"])

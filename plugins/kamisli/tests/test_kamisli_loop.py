@@ -12,8 +12,8 @@ from overlap_tool_kamisli.blockwise import BlockByBlock, History
 from overlap_tool_kamisli.causality import Reach, fronts
 from overlap_tool_kamisli.codec import BlockCodec
 from support.small_models import small_model
+from support.textures import textured
 from support.threads import on_threads
-from test_exactness import photograph
 from torch import Tensor
 
 from benchmarks.live_memory import LiveBytes
@@ -64,7 +64,7 @@ def paper(codec: BlockCodec, image: Tensor) -> dict[str, Any]:
 @torch.no_grad()
 @pytest.mark.parametrize(("rows", "columns"), [(4, 5), (3, 2), (1, 4), (3, 1), (1, 1)])
 def test_every_order_gives_the_bits_of_whole_maps(name: str, rows: int, columns: int) -> None:
-    codec, image = small_model(name), photograph(8 * columns, 8 * rows, images=2)
+    codec, image = small_model(name), textured(8 * columns, 8 * rows, images=2)
     with exact_kernels():
         expected = paper(codec, image)
         for run in (codec, BlockByBlock(codec, True), BlockByBlock(codec, False)):
@@ -80,7 +80,7 @@ def test_every_order_gives_the_bits_of_whole_maps(name: str, rows: int, columns:
 @torch.no_grad()
 def test_there_is_something_to_get_wrong(name: str) -> None:
     """Symbols that are not zero, blocks that are not grey, and neighbours that make a difference."""
-    codec, image = small_model(name), photograph(56, 40)
+    codec, image = small_model(name), textured(56, 40)
     with exact_kernels():
         found = paper(codec, image)
         alone = paper(codec, image[..., 8:16, 8:16])
@@ -94,7 +94,7 @@ def test_there_is_something_to_get_wrong(name: str) -> None:
 @orders
 @torch.no_grad()
 def test_larger_images_and_images_of_a_batch(name: str, together: bool) -> None:
-    codec, image = small_model(name), photograph(72, 40, images=2)
+    codec, image = small_model(name), textured(72, 40, images=2)
     run = BlockByBlock(codec, together)
     with exact_kernels():
         expected = codec(image)
@@ -113,7 +113,7 @@ def test_larger_images_and_images_of_a_batch(name: str, together: bool) -> None:
 @torch.no_grad()
 def test_in_double_precision(name: str) -> None:
     codec = seeded_model(find(name), find(name).small).double()
-    image = photograph(40, 32).double()
+    image = textured(40, 32).double()
     run = BlockByBlock(codec, together=True)
     with exact_kernels():
         expected = paper(codec, image)
@@ -128,7 +128,7 @@ def test_in_double_precision(name: str) -> None:
 def test_with_the_librarys_kernels_streams_are_decoded_in_the_order_they_were_made(
     name: str, together: bool
 ) -> None:
-    run, image = BlockByBlock(small_model(name), together), photograph(56, 40)
+    run, image = BlockByBlock(small_model(name), together), textured(56, 40)
     coded = run.compress(image)
     assert torch.equal(run.decompress(**coded)["x_hat"], run.forward(image)["x_hat"])
 
@@ -196,7 +196,7 @@ def test_fronts(name: str, height: int, width: int) -> None:
 @orders
 @torch.no_grad()
 def test_one_block_less_of_the_reach_changes_the_result(name: str, together: bool, monkeypatch) -> None:
-    codec, image = small_model(name), photograph(40, 24)
+    codec, image = small_model(name), textured(40, 24)
     run = BlockByBlock(codec, together)
     with exact_kernels():
         expected = run.forward(image)
@@ -239,7 +239,7 @@ def test_memory_is_that_of_the_reach(name: str) -> None:
     codec = small_model(name)
 
     def peak(together: bool, width: int, height: int) -> int:
-        image = photograph(width, height)
+        image = textured(width, height)
         # the weights, made ready, are there in any case
         BlockByBlock(codec, together).compress(image[..., :8, :8])
         with LiveBytes(image, *codec.parameters(), *codec.buffers()) as live:
@@ -270,7 +270,7 @@ def test_what_cannot_be_coded_is_refused() -> None:
 @torch.no_grad()
 def test_strings_that_were_cut_short_do_not_crash(together: bool) -> None:
     codec = small_model("kamisli")
-    run, image = BlockByBlock(codec, together), photograph(64, 32)
+    run, image = BlockByBlock(codec, together), textured(64, 32)
     coded = run.compress(image)
     for left in (0, 1, 5, 9):
         cut = [[string[:left] for string in row] for row in coded["strings"]]
@@ -312,7 +312,7 @@ def test_blocks_are_put_back_where_they_were() -> None:
 @torch.no_grad()
 def test_full_width(name: str) -> None:
     known = find(name)
-    codec, image = seeded_model(known), photograph(96, 64)
+    codec, image = seeded_model(known), textured(96, 64)
     run = BlockByBlock(codec, True)
     with exact_kernels():
         expected = codec(image)

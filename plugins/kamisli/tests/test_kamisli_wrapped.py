@@ -12,7 +12,7 @@ from overlap_tool_kamisli.blockwise import History
 from overlap_tool_kamisli.causality import Reach
 from overlap_tool_kamisli.codec import BlockCodec
 from support.small_models import small_model
-from test_exactness import photograph
+from support.textures import textured
 from typer.testing import CliRunner
 
 import overlap_tool
@@ -73,7 +73,7 @@ def test_analyze_tells_the_causal_reach(name: str, tmp_path) -> None:
 @orders
 @torch.no_grad()
 def test_a_wrapped_loop_gives_the_bits_of_the_untouched_one(name: str, order: str) -> None:
-    codec, image = small_model(name), photograph(56, 40)
+    codec, image = small_model(name), textured(56, 40)
     tiled = overlap_tool.wrap(codec, schedule=order)
     with exact_kernels():
         expected, coded = codec(image), codec.compress(image)
@@ -93,7 +93,7 @@ def test_a_wrapped_loop_in_a_file(name: str, tmp_path) -> None:
     target = tmp_path / "codec.tiled.pt"
     code, printed = command("wrap", saved(name, tmp_path), "--output", target, "--size", "96x64")
     assert (code, "wavefront" in printed) == (0, True)
-    image = photograph(32, 24)
+    image = textured(32, 24)
     with exact_kernels():
         expected = small_model(name)(image)
     assert torch.equal(overlap_tool.load(target)(image)["x_hat"], expected["x_hat"])
@@ -106,12 +106,13 @@ def test_a_wrapped_loop_in_a_file(name: str, tmp_path) -> None:
 @orders
 @torch.no_grad()
 def test_the_memory_told_is_the_memory_taken(name: str, order: str) -> None:
-    codec, image = small_model(name), photograph(96, 48)
+    codec, image = small_model(name), textured(96, 48)
     tiled = overlap_tool.wrap(codec, schedule=order)
     (plan,) = overlap_tool.plans(tiled, (96, 48)).values()
     assert (plan.schedule, plan.tiles, plan.tile) == (order, 12 * 6, (8, 8))
     layers = sum(stage.full_macs for stage in overlap_tool.analyze(codec, size=(96, 48)).stages)
     assert plan.macs == layers
+    tiled.compress(image[..., :8, :8])  # the first use of a layer's kernel tries it, on maps of its own
     with LiveBytes(image, *tiled.parameters(), *tiled.buffers()) as live:
         tiled.compress(image)
     assert 0.5 * plan.working_bytes < live.peak <= plan.working_bytes

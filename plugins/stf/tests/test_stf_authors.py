@@ -12,7 +12,7 @@ from types import ModuleType
 import overlap_tool_stf
 import pytest
 import torch
-from test_exactness import photograph
+from support.textures import textured
 from torch import nn
 
 from overlap_tool import checkpoint, exact_kernels, unwrap, wrap
@@ -79,7 +79,7 @@ def test_stages_of_their_class_are_those_of_ours(model) -> None:
 @schedules
 @torch.no_grad()
 def test_their_class_in_tiles_gives_its_own_bits_bytes_and_image(schedule, model) -> None:
-    image = photograph(128, 64).repeat(2, 1, 1, 1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    image = textured(128, 64).repeat(2, 1, 1, 1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
     with exact_kernels():
         forward, coded = model(image), model.compress(image)
         decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
@@ -95,7 +95,7 @@ def test_their_class_in_tiles_gives_its_own_bits_bytes_and_image(schedule, model
 @torch.no_grad()
 def test_what_is_wrapped_is_the_users_own_model(model) -> None:
     """No weight is a copy, nothing is added to the state dict, and all can be taken back."""
-    image = photograph(128, 64)
+    image = textured(128, 64)
     keys = list(model.state_dict())
     tiled = wrap(model, tile=64)
     assert list(tiled.state_dict()) == keys

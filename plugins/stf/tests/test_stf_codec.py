@@ -11,7 +11,7 @@ import torch
 from overlap_tool_stf.attention import WindowAttention
 from overlap_tool_stf.swin import SwinBlock
 from support.small_models import small_model, small_survey
-from test_exactness import photograph
+from support.textures import textured
 from torch import nn
 from typer.testing import CliRunner
 
@@ -91,7 +91,7 @@ def test_names_of_stages_are_in_no_key_also_of_copies_and_parts() -> None:
 @schedules
 @torch.no_grad()
 def test_in_tiles_it_gives_the_same_bits_bytes_and_image(name: str, schedule, tmp_path) -> None:
-    model, image = small_model(name), photograph(192, 128)
+    model, image = small_model(name), textured(192, 128)
     with exact_kernels():
         forward, coded = model(image), model.compress(image)
         decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
@@ -108,7 +108,7 @@ def test_in_tiles_it_gives_the_same_bits_bytes_and_image(name: str, schedule, tm
 def test_a_string_that_was_cut_short_goes_on_with_zeros(name: str) -> None:
     """CompressAI's decoder looks for no end, and would read what happens to lie behind."""
     model = small_model(name)
-    written = model.compress(photograph(128, 128))
+    written = model.compress(textured(128, 128))
     [whole], of_z = written["strings"]
     short = whole[: len(whole) // 8 * 4]
     found = model.decompress([[short], of_z], written["shape"])
@@ -131,7 +131,7 @@ def test_the_phase_is_the_larger_window_at_its_scale() -> None:
 def test_analysis_is_exact_for_images_of_any_size_or_left_to_the_model(name: str) -> None:
     stage = small_survey(name).stages[0]
     assert stage.name == "g_a"
-    odd = photograph(75, 101)
+    odd = textured(75, 101)
     if name == "wacnn":
         assert not stage.network.accepts(101, 75)
         with pytest.raises(ValueError, match=r"cannot be computed on 26 rows.*Use 64 or"):
@@ -225,7 +225,7 @@ def test_verify_finds_every_stage_and_the_bitstream_equal(name: str, tmp_path) -
 @both
 @torch.no_grad()
 def test_at_full_width(name: str) -> None:
-    model, image = checkpoint.seeded_model(checkpoint.find(name)), photograph(256, 192)
+    model, image = checkpoint.seeded_model(checkpoint.find(name)), textured(256, 192)
     with exact_kernels():
         forward, coded = model(image), model.compress(image)
     for schedule in ("stream", "tiles"):

@@ -6,7 +6,7 @@ import overlap_tool_tcm
 import pytest
 import torch
 from support.small_models import small_model
-from test_exactness import photograph
+from support.textures import textured
 
 from overlap_tool import checkpoint, exact_kernels, plugins
 
@@ -50,7 +50,7 @@ def test_the_model_loads_a_state_dict_itself_with_cdfs_of_any_size() -> None:
 
 @torch.no_grad()
 def test_what_is_decoded_is_what_forward_gives() -> None:
-    model, image = small_model(NAME), photograph(128, 128, images=2)
+    model, image = small_model(NAME), textured(128, 128, images=2)
     with exact_kernels():
         coded = model.compress(image)
         decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
@@ -65,4 +65,4 @@ def test_what_is_decoded_is_what_forward_gives() -> None:
 @torch.no_grad()
 def test_a_map_that_is_not_whole_windows_is_refused() -> None:
     with pytest.raises(ValueError, match="8 rows and 6 columns are not whole windows of 4"):
-        small_model(NAME)(photograph(192, 256))
+        small_model(NAME)(textured(192, 256))

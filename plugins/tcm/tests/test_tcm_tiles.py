@@ -12,19 +12,18 @@ import overlap_tool_tcm
 import pytest
 import torch
 from overlap_tool_tcm.layers import MixedBlock, TwoSwinBlocks
+from support.exactness import whole_models
 from support.probes import COLUMNS, ROWS, perturbation_dependence
 from support.small_models import small_model, small_survey
-from test_exactness import photograph, whole_models
-from torch import Tensor, nn
+from support.textures import textured
+from support.ways import in_tiles, stream, tiles
+from torch import nn
 
 import overlap_tool
 from overlap_tool import checkpoint, exact_kernels
 from overlap_tool.errors import UnknownOpError
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import cut, stream, tiles
 from overlap_tool.graph.trace import trace
-from overlap_tool.runtime.execute import execute
-from overlap_tool.runtime.stores import TensorSink, TensorSource
 
 NAME = overlap_tool_tcm.ARCHITECTURE.name
 WINDOW = 4
@@ -57,17 +56,6 @@ def block(kind: str, theirs: ModuleType | None) -> nn.Module:
     return MixedBlock(2, 1, WINDOW, 0 if kind == "plain" else WINDOW // 2)
 
 
-def in_tiles(module: nn.Module, x: Tensor, tile: tuple[int, int], planner) -> Tensor:
-    network = trace(module, "stage", x.shape[1])
-    rows, columns = (
-        planner(axis, n, cut(axis.sizes(n)[-1], side))
-        for axis, n, side in zip((network.rows, network.columns), x.shape[-2:], tile, strict=True)
-    )
-    sink = TensorSink(rows.sizes[-1], columns.sizes[-1])
-    execute(network, rows, columns, TensorSource(x, x.device), sink)
-    return sink.result()
-
-
 def beside_convolutions(block: nn.Module) -> nn.Module:
     """With a stride before it and a kernel behind it, so that tiles ask for parts of windows."""
     return randomised(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), block, nn.Conv2d(4, 2, 3, padding=1)))
@@ -78,11 +66,12 @@ def beside_convolutions(block: nn.Module) -> nn.Module:
 def test_blocks_in_tiles_have_the_bits_of_the_whole_map(kind: str, whose: str, theirs) -> None:
     module = beside_convolutions(block(kind, theirs if whose == "authors" else None))
     x = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    network = trace(module, "stage", 3)
     with torch.no_grad(), exact_kernels():
         full = module(x)
         for tile in ((12, 20), (5, 7), (3, 8)):
             for planner in (stream, tiles):
-                assert torch.equal(in_tiles(module, x, tile, planner), full), (tile, planner)
+                assert torch.equal(in_tiles(network, x, tile, planner), full), (tile, planner)
 
 
 @pytest.mark.parametrize("whose", ["ours", "authors"])
@@ -142,7 +131,7 @@ def test_overlaps_of_whole_stages_are_tight(dim: int) -> None:
 @torch.no_grad()
 def test_bitstreams() -> None:
     """The strings are those of the model that was given, and each decodes what the other encodes."""
-    model, image = small_model(NAME), photograph(128, 128)
+    model, image = small_model(NAME), textured(128, 128)
     tiled = overlap_tool.wrap(model, tile=64)
     with exact_kernels():
         expected = model.compress(image)
@@ -162,7 +151,7 @@ def test_whole_models() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_full_width() -> None:
-    model, image = checkpoint.load_checkpoint("zoo:tcm").model, photograph(256, 256)
+    model, image = checkpoint.load_checkpoint("zoo:tcm").model, textured(256, 256)
     with exact_kernels():
         full = model(image)
     for schedule in ("stream", "tiles"):
@@ -184,12 +173,12 @@ def test_their_model_is_the_same_in_tiles(theirs) -> None:
     network = trace(model.h_a, "h_a")
     assert [op.kind for op in network.ops[1:]].count("ConvTransBlock") == 2
     assert network.rows.reaches()[-1] == h_a.network.rows.reaches()[-1]
-    x = photograph(32, 24).repeat(1, 3, 1, 1)[:, :8]
+    x = textured(32, 24).repeat(1, 3, 1, 1)[:, :8]
     with torch.no_grad(), exact_kernels():
         full = model.h_a(x)
         assert torch.equal(small_model(NAME).h_a(x), full)
         for planner in (stream, tiles):
-            assert torch.equal(in_tiles(model.h_a, x, (2, 3), planner), full)
+            assert torch.equal(in_tiles(network, x, (2, 3), planner), full)
 
 
 def test_their_gate_takes_no_map_of_one_window(theirs) -> None:

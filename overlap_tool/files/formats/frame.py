@@ -1,0 +1,37 @@
+"""An image within its padding, and how its samples are told: all that is known of it without its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from overlap_tool.geometry import brought_up
+
+Margins = tuple[int, int, int, int]
+"""Columns on the left and right, rows on top and at the bottom."""
+
+
+def padding(height: int, width: int, multiple: int) -> Margins:
+    return *brought_up(width, multiple), *brought_up(height, multiple)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image within its padding, and how its samples are told."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: np.dtype[Any]
+    around: Margins = (0, 0, 0, 0)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        left, right, top, bottom = self.around
+        return self.height + top + bottom, self.width + left + right
+
+    @property
+    def largest(self) -> int:
+        return int(np.iinfo(self.dtype).max)
