@@ -36,7 +36,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
-from overlap_tool.graph.copying import twin
+from overlap_tool.graph.copying import twin, with_own_forward
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import DRAWN, tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
@@ -232,6 +232,8 @@ class Tracer(fx.Tracer):
         """The numbers that attributes held once the forward had run."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
         """Tensors that are no parameters, as they were when an op first took them."""
+        self.untouched: nn.Module = root
+        """The module with the attributes that it had before it was traced."""
         self.evaluating = False
         self.asked = False
         """Whether code has asked for a size that differs between the trials."""
@@ -375,6 +377,7 @@ class Tracer(fx.Tracer):
         where = f"{self.dotted('')} ({type(root).__name__})"
         self.graph = fx.Graph(tracer_cls=type(self))
         _refuse_what_it_hides(root, lambda: where)
+        self.untouched = with_own_forward(twin(root))
         own = set(vars(root))
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self.tensor_attrs = {
@@ -429,22 +432,16 @@ class Tracer(fx.Tracer):
 
     def own_failure(self) -> Exception | None:
         """What the module raises of a trial map when nothing is traced, if it does so soon."""
-        before = [(part, vars(part).copy()) for part in self.root.modules()]
         self.evaluating = True
         try:
             with self.fake, torch.no_grad(), _without_a_log(), Deadline(monotonic() + PATIENCE):
-                self.root(self.trials[0])
+                self.untouched(self.trials[0])
         except OutOfTime:
             return None
         except Exception as error:  # whatever a third party's module raises
             return error
         finally:
             self.evaluating = False
-            for part, attributes in before:
-                now = vars(part)
-                if list(now) != list(attributes) or any(now[key] is not attributes[key] for key in now):
-                    now.clear()
-                    now.update(attributes)
         return None
 
     def to_bool(self, obj: fx.Proxy) -> bool:

@@ -168,7 +168,7 @@ def test_channels_last_are_no_columns(width: int) -> None:
         (LinearAttention(4), "mixes rows or columns"),
         (WindowAttention(4, shift=2), "mixes rows or columns"),
         (LinearAttentionBetween(4), "several maps"),
-        (PositionsOfTheWholeMap(4), "size of its input"),
+        (PositionsOfTheWholeMap(4), "cannot be traced at"),
         (TurnedChannels(4), "no rule knows this op"),
     ],
     ids=["one map", "unmasked roll", "two maps", "its size", "no rule"],
