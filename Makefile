@@ -44,6 +44,7 @@ test-slow: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m support.every_float
 	OMP_WAIT_POLICY=passive CASES=12000 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal \
 		tests/geometry tests/graph/test_random_networks.py tests/runtime/test_barriers.py
+	OMP_WAIT_POLICY=passive CASES=1000 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests/rules
 
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from support.cases import CASES
 from support.emulated_gpu import can_emulate, emulated_gpu
 
 from overlap_tool import checkpoint, cli, plugins
@@ -20,7 +21,10 @@ from overlap_tool.rules import registry
 # A CI judges one change at a time: there the same cases are drawn every run. New ones are found everywhere
 # else, and by `make test-slow`.
 settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
+settings.register_profile("many", max_examples=CASES or 100, deadline=None)
+if CASES:
+    settings.load_profile("many")
+elif os.environ.get("CI"):
     settings.load_profile("ci")
 
 

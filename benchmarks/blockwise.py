@@ -20,8 +20,9 @@ from torch import nn
 from overlap_tool import checkpoint, plugins
 from overlap_tool.geometry.plan import whole
 from overlap_tool.models.stages import Stage, survey
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.planning.cost import full_bytes, macs, op_costs, peak_macs
+from overlap_tool.settings import Settings
 
 MODELS = (
     "hyperprior-nocontext",

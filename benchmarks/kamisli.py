@@ -18,12 +18,12 @@ from rich.table import Table
 import overlap_tool
 from benchmarks import machine
 from overlap_tool import checkpoint
-from overlap_tool.models.closed_loop import ORDERS, Order
 from overlap_tool.report.tables import count, in_units
+from overlap_tool.settings import ORDERS, Order, Size
 from overlap_tool.verification import images
 
 NAMES = ("kamisli", "kamisli-hps2")
-IMAGE = (768, 512)
+IMAGE = Size(768, 512)
 RUNS = 3
 PUBLISHED = {"kamisli": (27.4, 37.2), "kamisli-hps2": (29.2, 41.4)}
 """Seconds to encode and decode, of table 2 of the paper, on an RTX 3060 Ti."""
@@ -38,12 +38,12 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
 @torch.no_grad()
 def main() -> list[Table]:
     times = Table(
-        title=f"Seconds for an image of {IMAGE[0]}x{IMAGE[1]}, {torch.get_num_threads()} threads; "
+        title=f"Seconds for an image of {IMAGE}, {torch.get_num_threads()} threads; "
         f"median (range) of {RUNS} runs in turn"
     )
     for heading in ("codec", "", "raster", "wavefront", "raster / wavefront", "same result", "published"):
         times.add_column(heading)
-    plans = Table(title=f"What that takes, for an image of {IMAGE[0]}x{IMAGE[1]}")
+    plans = Table(title=f"What that takes, for an image of {IMAGE}")
     for heading in ("codec", "order", "blocks", "working memory", "multiply-accumulates", "bits per pixel"):
         plans.add_column(heading)
     image = images.seeded(IMAGE, channels=3, multiple=8).values
@@ -83,6 +83,6 @@ def main() -> list[Table]:
         length = sum(len(string) for row in coded["raster"]["strings"] for string in row)
         for order, codec in wrapped.items():
             (plan,) = overlap_tool.plans(codec, IMAGE).values()
-            rate = f"{8 * length / (IMAGE[0] * IMAGE[1]):.3f}"
+            rate = f"{8 * length / (IMAGE.width * IMAGE.height):.3f}"
             plans.add_row(name, order, str(plan.tiles), in_units(plan.working_bytes), count(plan.macs), rate)
     return [times, plans]

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import overlap_tool
 from benchmarks.measuring import RUNS, Way, exact, peak_bytes, ratio, seconds_in_turn
 from overlap_tool import checkpoint
-from overlap_tool.planning.choose import Engine, Shape
+from overlap_tool.planning.choose import Shape
+from overlap_tool.settings import Engine
 from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 TILE = 256

@@ -23,8 +23,9 @@ from overlap_tool.checkpoint.architectures import KNOWN
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.network import Op
 from overlap_tool.kernels import cpu
-from overlap_tool.planning.choose import Schedule, Shape, StagePlan
+from overlap_tool.planning.choose import Shape, StagePlan
 from overlap_tool.planning.cost import full_bytes, op_costs
+from overlap_tool.settings import Schedule
 from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 STAGES = ("g_a", "g_s")

@@ -24,16 +24,16 @@ DIRECTORY = 8 << 20
 """Bytes that a checkpoint spends on saying what is in it: the pickle, the list of records, the header."""
 
 STEPS = 1_000_000
-"""Of that pickle; a tensor takes some 25."""
+"""Steps of a checkpoint's pickle; a tensor takes some 25."""
 
 MODEL = 2 << 30
 """Bytes of a model that is built from arguments."""
 
 TENSORS = 200_000
-"""That its constructor makes on the way."""
+"""Tensors that the constructor of a model makes."""
 
 SIDE, PIXELS = 1 << 20, 1 << 34
-"""Of an image."""
+"""The longest side and the most pixels of an image."""
 
 PIECE = 1 << 30
 """Bytes of a tile, a strip or a chunk of an image file: they are decoded whole."""

@@ -40,6 +40,14 @@ def test_it_is_python_and_begins_with_a_title(path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_takes_what_is_public(path) -> None:
+    for cell in _cells(path, "code"):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("overlap_tool"):
+                assert node.module.count(".") < 2, node.module
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_folders_page_names_it(path) -> None:
     assert f"]({path.name})" in (FOLDER / "README.md").read_text()
 

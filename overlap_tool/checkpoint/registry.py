@@ -80,7 +80,7 @@ def _in_text(written: str) -> str:
 
 
 def known_names() -> str:
-    """For the way out of a refusal."""
+    """The known architectures, as the way out of a refusal lists them."""
     return f"Known are {', '.join(_architectures)}; a plugin that is installed adds its own"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +19,7 @@ from overlap_tool.cli.options import (
     refuse_unfit_target,
 )
 from overlap_tool.errors import OptionError
-
-
-class Format(str, Enum):
-    rich = "rich"
-    json = "json"
-    markdown = "markdown"
-    dot = "dot"
-
+from overlap_tool.settings import ReportFormat
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -44,7 +36,7 @@ EXAMPLES = """
 
 @command(EXAMPLES)
 def analyze(
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to print the report.")] = Format.rich,
+    format: Annotated[ReportFormat, typer.Option("--format", "-f", help="How to print the report.")] = "rich",
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="The image for memory and arithmetic.")
     ] = "3840x2160",
@@ -93,10 +85,10 @@ def analyze(
         pages |= _inside(png, report.png_files(analysis)) if png is not None else {}
         for path, content in pages.items():
             write_bytes(path, content)
-    if format is Format.rich:
+    if format == "rich":
         show(analysis, screen(), all_ops)
     else:
-        typer.echo(report.FORMATS[format.value](analysis))
+        typer.echo(report.FORMATS[format](analysis))
 
 
 def _inside(folder: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:

@@ -21,6 +21,8 @@ EXAMPLES = """
   overlap-tool compress --model mbt2018.tiled.pt scene.tif -o scene.lic --check --json
 
   overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --resume
+
+  overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --blocks 1024
 """
 
 
@@ -31,8 +33,17 @@ def compress(
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.lic if left out.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Decode what was written, and tell its PSNR.")
+        bool, typer.Option("--check", help="Decode what was written, and report its PSNR.")
     ] = False,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            "--blocks",
+            metavar="1024",
+            help="Code squares of so many pixels alone, for decompress --region to read.",
+            show_default=False,
+        ),
+    ] = None,
     in_memory: InMemoryOption = "256MiB",
     *,
     files: FileOptions,
@@ -43,9 +54,10 @@ def compress(
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import compress
-        from overlap_tool.planning.choose import parse_bytes
+        from overlap_tool.settings import parse_bytes
 
-        return compress(codec, image, target, in_memory=parse_bytes(in_memory), check=check, **how)
+        size = parse_bytes(in_memory)
+        return compress(codec, image, target, in_memory=size, check=check, blocks=blocks, **how)
 
     glance_at_image(image)
     files.do(target, work)

@@ -51,7 +51,7 @@ def decompress(
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.files import decompress
-        from overlap_tool.planning.choose import parse_bytes
+        from overlap_tool.settings import parse_bytes
 
         size = parse_bytes(in_memory)
         return decompress(
@@ -66,5 +66,5 @@ def decompress(
 
     from overlap_tool.files.formats import container
 
-    container.read(coded)  # before torch is imported, which takes longer
+    container.read(coded, in_parts=region is not None)  # before torch is imported, which takes longer
     files.do(target, work)

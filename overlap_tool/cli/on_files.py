@@ -55,7 +55,7 @@ def glance_at_image(path: Path) -> None:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What each of them is told beside what it reads and writes."""
+    """The options that these commands have beside what they read and write."""
 
     model: Annotated[
         Path,
@@ -64,7 +64,7 @@ class FileOptions:
         ),
     ]
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same.")
+        bool, typer.Option("--resume", help="Resume a run that was stopped; the result is the same.")
     ] = False
     device: Device = "cpu"
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no notes, no summary.")] = (
@@ -91,7 +91,7 @@ class FileOptions:
         try:
             summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
         except KeyboardInterrupt:
-            tell("stopped; --resume goes on from here")
+            tell("stopped; --resume continues from here")
             raise typer.Exit(130) from None
         if self.as_json:
             typer.echo(summary.to_json())

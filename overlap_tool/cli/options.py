@@ -19,6 +19,7 @@ from rich.text import Text
 from overlap_tool import bounds
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
+from overlap_tool.settings import Size
 
 StageOption = Annotated[str | None, typer.Option("--stage", help="Only this part of the model, such as g_a.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -124,24 +125,24 @@ def load_plugins(paths: list[Path] | None) -> None:
         plugins.load_file(path)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`3840x2160` as width and height."""
+def parse_size(text: str) -> Size:
+    """`3840x2160` as a size."""
     match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
     if match is None:
         raise OptionError(
             f"--size {text}", "is not a width and a height", "Write it as WIDTHxHEIGHT, such as 3840x2160"
         )
-    return int(match[1]), int(match[2])
+    return Size(int(match[1]), int(match[2]))
 
 
-def parse_tile(text: str) -> tuple[int, int]:
-    """`256`, or `1024x256` as width and height."""
+def parse_tile(text: str) -> Size:
+    """`256`, or `1024x256`, as a size."""
     match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
     if match is None:
         raise OptionError(
             f"--tile {text}", "is not a whole number of pixels", "Write --tile 256, or --tile 1024x256"
         )
-    return int(match[1]), int(match[2] or match[1])
+    return Size(int(match[1]), int(match[2] or match[1]))
 
 
 def parse_region(text: str | None) -> tuple[int, int, int, int] | None:

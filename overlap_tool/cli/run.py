@@ -10,6 +10,7 @@ import typer
 from overlap_tool.cli.command import command
 from overlap_tool.cli.on_files import FileOptions, ImageFile, RegionOption, glance_at_image
 from overlap_tool.cli.options import parse_region
+from overlap_tool.settings import SampleType
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -32,10 +33,8 @@ def run(
         Path, typer.Option("--output", "-o", help="A .tif, .zarr, .npy or .png to write.", show_default=False)
     ],
     dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype", help="uint8, uint16 or float32; the input's if left out. Integers span 0 to 1."
-        ),
+        SampleType | None,
+        typer.Option("--dtype", help="Of the output; the input's if left out. Integers span 0 to 1."),
     ] = None,
     region: RegionOption = None,
     *,

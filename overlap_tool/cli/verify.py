@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,8 +20,8 @@ from overlap_tool.cli.options import (
     parse_tile,
     refuse_unfit_target,
 )
-from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
+from overlap_tool.settings import SCHEDULES, Order, Schedule
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -54,10 +54,10 @@ def verify(
         ),
     ] = None,
     schedule: Annotated[
-        str | None,
+        Literal[Schedule, Order, "both"] | None,
         typer.Option(
             "--schedule",
-            help="stream, tiles or both; of a closed loop wavefront, raster or both. Both if left out, or a "
+            help="stream, tiles or both; for a closed loop wavefront, raster or both. Both if left out, or a "
             "wrapped model's own.",
         ),
     ] = None,
@@ -123,7 +123,7 @@ def verify(
     certificate = verify_model(
         model.source,
         tiles=sizes,
-        schedules=_schedules(schedule),  # type: ignore[arg-type]
+        schedules=None if schedule is None else SCHEDULES if schedule == "both" else [schedule],
         size=sides,
         images=images or [],
         stage=stage,
@@ -153,15 +153,3 @@ def _told_on_a_terminal() -> Callable[[str], None]:
     if not console.is_terminal:
         return lambda doing: None
     return lambda doing: console.print(Text(legible(doing), "dim"))
-
-
-def _schedules(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    if text not in ("stream", "tiles", "both", "wavefront", "raster"):
-        raise OptionError(
-            f"--schedule {text}",
-            "is not one",
-            "Use stream, tiles or both; for a closed loop, wavefront, raster or both",
-        )
-    return ["stream", "tiles"] if text == "both" else [text]

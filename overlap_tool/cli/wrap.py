@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from overlap_tool.cli.options import (
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
+from overlap_tool.settings import Engine, Order, Schedule, Store
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -45,18 +46,16 @@ def wrap(
         typer.Option("--memory", metavar="2GiB", help="Choose tile and schedule to stay within this."),
     ] = None,
     schedule: Annotated[
-        str | None,
+        Literal[Schedule, Order] | None,
         typer.Option(
             "--schedule",
-            help="stream (nothing is computed twice) or tiles (independent); of a closed loop, wavefront or "
+            help="stream (nothing is computed twice) or tiles (independent); for a closed loop, wavefront or "
             "raster.",
         ),
     ] = None,
-    store: Annotated[
-        str, typer.Option("--store", help="Where whole maps live: auto, device, host or disk.")
-    ] = "auto",
+    store: Annotated[Store, typer.Option("--store", help="Where whole maps live.")] = "auto",
     engine: Annotated[
-        str,
+        Engine,
         typer.Option(
             "--engine", help="exact (the same bits for every tile) or stock (the library's own kernels)."
         ),
@@ -100,9 +99,9 @@ def wrap(
             loaded.model,
             tile=side,
             memory=memory,
-            schedule=schedule,  # type: ignore[arg-type]
-            store=store,  # type: ignore[arg-type]
-            engine=engine,  # type: ignore[arg-type]
+            schedule=schedule,
+            store=store,
+            engine=engine,
             uniform=uniform,
             inplace=True,
         )

@@ -63,12 +63,12 @@ class Codec:
 
     @property
     def channels(self) -> int:
-        """Of the image."""
+        """The channels of the image."""
         return next(stage.network.ops[0].channels for stage in self.stages if stage.input_scale == 1)
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What has a say in the bits: the exact engine's arithmetic, or all that PyTorch's kernels are."""
+        """All that the bits depend on: the exact engine's arithmetic, or what PyTorch's kernels depend on."""
         settings = self.stages[0].settings
         if settings.engine == "exact":
             return {"kernels": "exact", "arithmetic": VERSION}
@@ -77,12 +77,12 @@ class Codec:
             "torch": torch.__version__,
             "processor": torch.backends.cpu.get_cpu_capability(),
             "device": self.device.type,
-            "tile": str(settings.tile),
+            "tile": str(settings.tile and tuple(settings.tile)),
         }
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of it the result of a run depends on."""
+        """All that the result of a run depends on, of the tool and the model."""
         return {
             "tool": __version__,
             "model": [self.architecture, self.weights_sha256],

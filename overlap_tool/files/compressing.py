@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from overlap_tool.errors import CodingError, OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.matching import refuse_impossible
-from overlap_tool.files.coding.waiting import tell_a_long_wait
+from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
 from overlap_tool.files.decompressing import decode
 from overlap_tool.files.formats import container
-from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame, padding
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
 from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
@@ -43,11 +44,16 @@ def compress(
     *,
     in_memory: int = IN_MEMORY,
     check: bool = False,
+    blocks: int | None = None,
     resume: bool = False,
     quiet: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """Code an image file as a `.lic` file. `check` decodes it again, and tells the PSNR."""
+    """Code an image file as a `.lic` file. `check` decodes it again, and reports the PSNR.
+
+    `blocks` codes squares of so many pixels a side as strings of their own, so that `decompress` reads and
+    decodes those under a region alone. The symbols and the decoded image are the same.
+    """
     notes, source, target = RunNotes(tell), Path(image), Path(output)
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
@@ -63,10 +69,13 @@ def compress(
     height, width, _ = picture.shape
     dtype = picture.dtype.newbyteorder("=")
     frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
+    if blocks is not None:
+        _refuse_blocks(codec, blocks)
     tell_a_long_wait(codec, frame, in_memory, notes)
     task = Task("compress", codec, source, target, notes, resume, quiet)
-    with task.job(memory=in_memory) as job:
-        workspace = task.workspace(job, in_memory, "compress")
+    with task.job(memory=in_memory, blocks=blocks) as job:
+        block = tuple(Fraction(min(blocks or side, side), side) for side in frame.padded)
+        workspace = task.workspace(job, in_memory, "compress", block=block)
         numbers = PictureNumbers(str(source), picture, frame, codec.device)
         whole = LazyMap(
             numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
@@ -74,6 +83,12 @@ def compress(
         strings: list[bytes] = []
         with codec.running(workspace, frame):
             given, packed = own_code.compress(codec, whole, strings)
+        if blocks is not None and not all(isinstance(string, CodedString) for string in strings):
+            raise CodingError(
+                f"{codec.architecture} ({codec.where})",
+                "it codes symbols in code of its own, as one string",
+                "Leave `blocks` out",
+            )
         head = Head(
             architecture=codec.architecture,
             weights_sha256=codec.weights_sha256,
@@ -86,7 +101,7 @@ def compress(
             **container.told_of(given, packed, strings),
             bands=tuple(container.bands_of(string) for string in strings),
         )
-        refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+        refuse_impossible(str(source), head, codec, head.payload)
         made = job.folder / "coded"
         with made.open("wb") as file:
             container.write(file, head, strings)
@@ -98,6 +113,17 @@ def compress(
             psnr = _psnr_of(codec, made, picture, frame, task.workspace(job, in_memory, "check"))
         job.finish(made)
     return task.summary(job, head.frame, size, head.most_bands, psnr)
+
+
+def _refuse_blocks(codec: Codec, blocks: int) -> None:
+    if not isinstance(blocks, int) or blocks < 1:
+        raise OptionError(f"blocks={blocks!r}", "is not a number of pixels", "Write `blocks=1024`")
+    if codes_in_order(codec.model):
+        raise OptionError(
+            f"blocks={blocks!r}",
+            f"{codec.architecture} codes one position after another, so that no block decodes alone",
+            "Leave `blocks` out, or take a codec without such a context model",
+        )
 
 
 def _unchecked(codec: Codec, reason: str) -> CodingError:

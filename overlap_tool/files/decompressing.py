@@ -49,24 +49,28 @@ def decompress(
     """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote.
 
     Of a `region`, the column and the row of its upper left pixel, its width and its height, only that
-    rectangle is synthesised and written.
+    rectangle is synthesised and written; of an image that is coded in blocks, only those under it are read.
     """
     notes, source, target = RunNotes(tell), Path(coded), Path(output)
     codec.refuse_if_no_codec()
-    head, strings = container.read(source)
+    serial = codes_in_order(codec.model)
+    head, strings = container.read(source, in_parts=region is not None and not serial)
     refuse_another_checkpoint(str(source), head, codec)
-    refuse_impossible(str(source), head, codec, sum(map(len, strings)))
+    refuse_impossible(str(source), head, codec, head.payload)
     refuse_another_engine(str(source), head, codec, any_engine, notes)
     area = area_of(region, head.height, head.width)
     shape = (area.rows.length, area.columns.length, head.channels)
     refuse_unwritable(target, shape, head.frame.dtype, resume)
-    if region is not None and codes_in_order(codec.model):
+    if region is not None and serial:
         notes.note(f"{codec.architecture} codes one position after another: all of its strings are decoded")
+    elif region is not None and not head.banded:
+        notes.note(f"{source} is not coded in blocks: all of its strings are decoded")
     tell_a_long_wait(codec, head.frame, in_memory, notes)
     task = Task("decompress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory, region=region) as job:
         image = ResumedImage(job, area, head.channels, head.frame.dtype)
-        workspace = task.workspace(job, in_memory, "decompress")
+        alone = region is not None and head.banded and not serial
+        workspace = task.workspace(job, in_memory, "decompress", on_demand=alone)
         decode(codec, str(source), head, strings, workspace, image.take, image.missing)
         image.finish()
     if region is not None:

@@ -1,7 +1,7 @@
-"""A long run that can be killed at any moment and gone on with: a folder beside the output, and a journal.
+"""A long run that can be killed at any moment and resumed: a folder beside the output, and a journal.
 
-The journal says how many rows of which map are on the disk. A row is told after it is there. A lock in the
-folder, which ends with the process, keeps a second one away.
+The journal says how many rows of which map are on the disk. A row is noted after it was written. A lock in
+the folder, which ends with the process, keeps a second process away.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ABOUT = "about.json"
 class Job:
     """The folder in which `target` is made; used as `with Job(...) as job`.
 
-    `identity` is what the result depends on. With `resume`, what an earlier run of the same identity has left
-    is gone on with; without, it is thrown away. The folder goes when the job is finished, and stays with what
-    was done when it is stopped.
+    `identity` is what the result depends on. With `resume`, a run continues what an earlier run of the same
+    identity has left; without, that is thrown away. The folder goes when the job is finished, and stays with
+    what was done when it is stopped.
     """
 
     def __init__(self, target: Path, identity: Mapping[str, Any], resume: bool) -> None:
         self.target = target
         self.folder = target.with_name(f".{target.name}.job")
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
-        """As it comes back from a file."""
+        """The identity as JSON gives it back, so that it compares equal to one that was read."""
         self.resume = resume
         self.done: dict[str, int] = {}
         self.resumed = False
@@ -129,7 +129,7 @@ class Job:
             raise self._unwritten(error) from error
 
     def _journal(self) -> dict[str, int]:
-        """What was told; the line that was being written at the end, if any, is cut off."""
+        """What was noted, without a last line that was only half written."""
         done: dict[str, int] = {}
         try:
             told = (self.folder / "journal").read_bytes()
@@ -201,7 +201,7 @@ def _read(about: Path) -> dict[str, Any]:
 
 
 def stamp(path: Path) -> list[Any]:
-    """Of a file or a folder: what changes when it is changed."""
+    """The path, size and time of a file or a folder, which differ once it is changed."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return [

@@ -1,8 +1,8 @@
 """How the stages of a wrapped model run on maps that are not in memory.
 
-A stage whose output is as fine as the image is put off until somebody takes its rows. Any other output is an
+A stage whose output is as fine as the image is deferred until its rows are read. Any other output is an
 ordinary tensor, unless it is larger than what may be in memory: then one that is smaller than its input is
-computed and put in a file, and one that is larger is computed again, rows by rows, when it is read.
+computed and stored in a file, and one that is larger is computed again, some rows at a time, when it is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import Enum
+from fractions import Fraction
 from functools import partial
+from math import ceil, prod
 from pathlib import Path
 
 import torch
@@ -22,10 +25,11 @@ from torch import Tensor
 from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
 from overlap_tool.runtime import deferred, passes
-from overlap_tool.runtime.deferred import InMemory, Numbers, origins
+from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, origins
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
@@ -36,6 +40,29 @@ BLOCK_BYTES = 64 << 20
 
 BAND = 1024
 """Rows of the image for which a budget of memory chooses the tile: whole maps are not in memory here."""
+
+
+class Placement(Enum):
+    """Where the output of a stage goes."""
+
+    MEMORY = "computed at once, an ordinary tensor"
+    FILE = "computed at once, in a file"
+    READER = "computed when it is read, each time"
+
+
+def placement(*, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool) -> Placement:
+    """The place of a stage's output, which is `deferred` if it is as fine as the image or asked for in parts.
+
+    It `shrinks` if it is no larger than an input that is not in memory, and `fits` if it may be in memory;
+    `barriers` make all of it at once.
+    """
+    if images > 1:
+        return Placement.MEMORY
+    if deferred:
+        return Placement.READER
+    if shrinks or (barriers and not fits):
+        return Placement.FILE
+    return Placement.MEMORY if fits else Placement.READER
 
 
 class Workspace:
@@ -49,6 +76,7 @@ class Workspace:
         tell: Callable[[str], None] = lambda note: None,
         purpose: str = "map",
         on_demand: bool = False,
+        block: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1)),
     ) -> None:
         self.job = job
         self.limit = limit
@@ -57,7 +85,14 @@ class Workspace:
         self.tell = tell
         self.on_demand = on_demand
         """Whether maps are computed where they are read, and not all of them at once: some is not read."""
+        self.block = block
+        """Of a map's height and width, what is coded as a string of its own."""
         self.stores = 0
+
+    def block_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a block of a map of this size."""
+        down, across = self.block
+        return max(1, ceil(height * down)), max(1, ceil(width * across))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -79,22 +114,30 @@ class Workspace:
             if shape.images == 1 and (lazy or as_fine_as_the_image)
             else partial(TensorSink, store=stage.settings.store)
         )
-        numbers = StageNumbers(stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet)
-        size = numbers.channels * numbers.height * numbers.width
-        small = size * whole.element_size() <= self.limit and not (as_fine_as_the_image and lazy)
-        stored_at_once = (lazy and size <= whole.numel()) or (numbers.barriers and not small)
-        if shape.images == 1 and stored_at_once and not (as_fine_as_the_image or self.on_demand):
-            stored = self.store(stage.name, (numbers.channels, numbers.height, numbers.width), whole.dtype)
+        numbers = StageNumbers(
+            stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand
+        )
+        shape_of_map = numbers.channels, numbers.height, numbers.width
+        size = prod(shape_of_map)
+        place = placement(
+            images=shape.images,
+            deferred=as_fine_as_the_image or self.on_demand,
+            shrinks=lazy and size <= whole.numel(),
+            barriers=numbers.barriers,
+            fits=size * whole.element_size() <= self.limit,
+        )
+        if place is Placement.FILE:
+            stored = self.store(stage.name, shape_of_map, whole.dtype)
             numbers.pour(Bands(numbers.area.columns, stored.take), stored.missing)
             return self.map(stored, numbers.channels, numbers, whole)
-        if shape.images > 1 or (small and not as_fine_as_the_image):
+        if place is Placement.MEMORY:
             sink = TensorSink(numbers.height, numbers.width, stage.settings.store)
             numbers.pour(sink, numbers.area)
             return sink.result()
-        return self._lazy(numbers, (1, numbers.channels, numbers.height, numbers.width), whole)
+        return self.lazy(numbers, (1, *shape_of_map), whole)
 
     def store(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Stored:
-        """A file for a map of these channels, rows and columns; the same one when the run is gone on with."""
+        """A file for a map of these channels, rows and columns; the same one when the run is resumed."""
         self.stores += 1
         return Stored(self.job, f"{self.purpose}-{self.stores}-{name}", shape, dtype)
 
@@ -102,7 +145,7 @@ class Workspace:
         """What lies elsewhere as a tensor if it may be in memory, else as a map."""
         shape = (1, channels, size.height, size.width)
         if channels * size.height * size.width * like.element_size() > self.limit:
-            return self._lazy(numbers, shape, like)
+            return self.lazy(numbers, shape, like)
         return numbers.read(*Area.whole(size.height, size.width)).to(like.device)
 
     def _at_rest(self, reader: str, whole: LazyMap) -> LazyMap:
@@ -110,11 +153,15 @@ class Workspace:
         if not any(isinstance(origin, StageNumbers) for origin in origins(whole.numbers)):
             return whole.snapshot()
         _, channels, height, width = whole.shape
+        if self.on_demand:
+            numbers = in_chunks(whole.numbers, height, width, self.limit)
+            return self.lazy(numbers, tuple(whole.shape), whole)
         stored = self.store(f"{reader}-input", (channels, height, width), whole.dtype)
         pour(whole, stored.take, stored.missing)
-        return self._lazy(stored, whole.shape, whole)
+        return self.lazy(stored, whole.shape, whole)
 
-    def _lazy(self, numbers: Numbers, shape: tuple[int, ...], like: Tensor) -> LazyMap:
+    def lazy(self, numbers: Numbers, shape: tuple[int, ...], like: Tensor) -> LazyMap:
+        """A map whose numbers lie elsewhere, or are computed when they are read."""
         return LazyMap(numbers, shape, like.dtype, like.device, self.taken_whole)
 
     def taken_whole(self, one: LazyMap, function: str) -> None:
@@ -137,15 +184,17 @@ class StageNumbers:
         keep: passes.Keep,
         block_bytes: int,
         quiet: bool,
+        on_demand: bool,
     ) -> None:
         self.stage = stage
         self.source = source
         self.shape = shape
         self.keep = keep
         self.quiet = quiet
+        self.on_demand = on_demand
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
-        self.height, self.width = self.plan.output_size
+        self.width, self.height = self.plan.output_size
         self.channels = self.plan.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
@@ -161,6 +210,8 @@ class StageNumbers:
         self._compute(area, sink, self.quiet)
 
     def read(self, rows: Span, columns: Span) -> Tensor:
+        if self.on_demand:
+            return self._area(Area(rows, columns))
         parts = []
         start = rows.start
         for number in range(0, len(self.cuts), self.at_once):
@@ -176,12 +227,14 @@ class StageNumbers:
 
     def _block(self, number: int, cuts: list[Span]) -> Tensor:
         if self.block is None or self.block[0] != number:
-            self.block = None  # let go of it before the next one is made
-            made: list[Tensor] = []
-            area = Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns)
-            self._compute(area, Bands(area.columns, lambda _, band: made.append(band)), quiet=True)
-            self.block = number, torch.cat(made, -2)
+            self.block = None  # freed before the next one is computed
+            self.block = number, self._area(Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns))
         return self.block[1]
+
+    def _area(self, area: Area) -> Tensor:
+        made: list[Tensor] = []
+        self._compute(area, Bands(area.columns, lambda _, band: made.append(band)), quiet=True)
+        return torch.cat(made, -2)
 
     def _compute(self, area: Area, sink: Sink, quiet: bool) -> None:
         if not area.size:
@@ -263,6 +316,15 @@ class BetweenPasses:
 
 Sized = StageNumbers | Stored
 
+CHUNK = 64
+"""Rows and columns of what is kept of a map that is computed where others read it."""
+
+
+def in_chunks(numbers: Numbers, height: int, width: int, limit: int) -> OnDemand:
+    """The same, computed in squares, which stay for whoever reads them again."""
+    areas = [Area(down, across) for down in cut(height, CHUNK) for across in cut(width, CHUNK)]
+    return OnDemand(areas, lambda number: numbers.read(*areas[number]), limit)
+
 
 def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> None:
     """Hand on an area of a map in bands of its rows, each with the number of its first row in the map."""
@@ -270,10 +332,12 @@ def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> Non
     deferred.pour(numbers, area, Bands(area.columns, take))
 
 
-def columns_read(stage: TiledForward, shape: Shape, area: Area) -> Span:
-    """Which columns of its input a stage reads to compute an area of its output."""
+def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
+    """The area of its input that a stage reads to compute an area of its output."""
     first, *more = plan_part(stage.network, stage.input_scale, _plan(stage, shape), area)
-    return Span(0, shape.columns) if more else first.columns.extents[0].clip(shape.columns)
+    if more:
+        return Area.whole(shape.rows, shape.columns)
+    return Area(first.rows.extents[0].clip(shape.rows), first.columns.extents[0].clip(shape.columns))
 
 
 def _plan(stage: TiledForward, shape: Shape) -> StagePlan:

@@ -41,8 +41,8 @@ class Task:
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
-    def workspace(self, job: Job, in_memory: int, purpose: str, on_demand: bool = False) -> Workspace:
-        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, on_demand)
+    def workspace(self, job: Job, in_memory: int, purpose: str, **how: Any) -> Workspace:
+        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, **how)
 
     def summary(
         self,
@@ -86,7 +86,7 @@ class ResumedImage:
 
     @property
     def missing(self) -> Area:
-        """What of the area is not on the disk yet."""
+        """The rest of the area, which is not on the disk yet."""
         return Area(Span(self.area.rows.start + self.done, self.area.rows.stop), self.area.columns)
 
     def take(self, start: int, rows: NDArray[Any]) -> None:

@@ -70,7 +70,7 @@ class _Factors(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the block: groups, outputs of each, rows, columns."""
+        """The shape of the block: groups, outputs of each, rows, columns."""
         return (*self.taps.shape[:2], *self.size)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-"""Of float32 or float64."""
+"""An array of float32 or float64."""
 
 
 def convolution(

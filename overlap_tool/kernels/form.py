@@ -1,4 +1,4 @@
-"""How a convolution without padding reads its input: what every kernel is told beside the weights."""
+"""How a convolution without padding reads its input: the arguments of every kernel beside the weights."""
 
 from __future__ import annotations
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-Order = Literal["wavefront", "raster"]
-"""In which blocks are computed: all that do not wait for one another together, or one by one, row by row."""
-
-ORDERS: tuple[Order, ...] = get_args(Order)
+from overlap_tool.settings import Order
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,14 @@ class ClosedLoop(Protocol):
     blocks: the reconstruction, and behind it as further channels whatever else it reads.
     """
 
+    training: bool
     block: int
     """The side of a block in pixels."""
     colours: int
     networks: Mapping[str, nn.Module]
 
     def causal_reaches(self) -> tuple[CausalReach, ...]:
-        """Those of the networks, in their order."""
+        """How far each network reads the reconstruction, in their order."""
         ...
 
     def in_order(self, order: Order) -> Mapping[str, Callable[..., Any]]:

@@ -19,26 +19,26 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def has_strings_and_shape(coded: Any) -> bool:
-    """Whether it is what CompressAI's models give, beside which some give what a decoder has no use for."""
+    """Whether a result is a dict as CompressAI's models return it; some add what a decoder does not need."""
     return isinstance(coded, Mapping) and {"strings", "shape"} <= coded.keys()
 
 
 def needed(coded: Any) -> Any:
-    """What of it a decoder needs."""
+    """The part of a `compress` result that a decoder needs."""
     return {key: coded[key] for key in ("strings", "shape")} if has_strings_and_shape(coded) else coded
 
 
 def decompressed(model: Any, coded: Any) -> Any:
-    """What the model's `decompress` makes of it."""
+    """The result of the model's `decompress`."""
     if has_strings_and_shape(coded):
         return model.decompress(coded["strings"], coded["shape"])
     return model.decompress(coded)
 
 
 def packed(value: Any, strings: list[bytes]) -> Any:
-    """As JSON holds it, with a number in the place of each string; the strings are added to `strings`.
+    """A `compress` result as JSON, with a number in the place of each string; strings are added to `strings`.
 
-    Raises a TypeError that names what it cannot hold.
+    Raises a TypeError that names what JSON cannot hold.
     """
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:
         value = value.item()
@@ -66,7 +66,7 @@ def packed(value: Any, strings: list[bytes]) -> Any:
 
 
 def unpacked(told: Any, strings: Sequence[bytes]) -> Any:
-    """The way back. A named tuple has the names and the order of the model's own; its class is not imported.
+    """The inverse of `packed`. A named tuple has the names and the order of the model's own, not its class.
 
     Raises a ValueError, KeyError or TypeError for what `packed` does not make.
     """
@@ -99,7 +99,7 @@ def unpacked(told: Any, strings: Sequence[bytes]) -> Any:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether a decoder is told the same. Single real numbers do not count: models note times and rates."""
+    """Whether a decoder gets the same. Single real numbers do not count: models note times and rates."""
     strings: tuple[list[bytes], list[bytes]] = [], []
     told = [
         _without_real_numbers(packed(needed(one), into))

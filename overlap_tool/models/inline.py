@@ -1,9 +1,9 @@
 """Stages that a class computes inline: its forward calls part after part, and no part maps a map to a map.
 
-Swin transformers hand tokens from layer to layer, with a height and a width. A plugin that knows such a class
+Swin transformers pass tokens from layer to layer, with a height and a width. A plugin that knows such a class
 brings each of its stages as one module, on the same weights, and says where the stage begins and ends. When
 it runs in tiles, the class keeps its own methods: one of the parts computes the whole stage, and the others
-hand on what they are given.
+return their input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rounded maps, seen while a model runs: a quantiser known by what it does, whatever its class is called."""
+"""Rounded maps, observed while a model runs: they show a quantiser, whatever its class is called."""
 
 from __future__ import annotations
 

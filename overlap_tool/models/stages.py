@@ -99,6 +99,8 @@ class Survey:
     multiple: int
     channels: int
     untiled: tuple[Untiled, ...] = ()
+    loop: ClosedLoop | None = None
+    """The model, if it is a closed loop: its stages are the networks that it runs for every block."""
 
 
 @dataclass
@@ -108,9 +110,9 @@ class _Observed:
     scales: dict[str, Fraction] = field(default_factory=dict)
     """For each part that is called with one map and returns one: samples of its input per pixel."""
     inputs: dict[str, int] = field(default_factory=dict)
-    """For the same parts, the channels of the input."""
+    """For each part in `scales`, the channels of its input."""
     finest: dict[str, Fraction] = field(default_factory=dict)
-    """For the same parts, the larger of the scales of input and output."""
+    """For each part in `scales`, the larger of the scales of input and output."""
     several: set[str] = field(default_factory=set)
     """The parts that take or return several maps."""
     latent: Fraction = Fraction(0)
@@ -118,7 +120,7 @@ class _Observed:
     rounding: set[str] = field(default_factory=set)
     """The parts in which a map coarser than the image is rounded."""
     channels: int | None = None
-    """Of the image."""
+    """The channels of the image."""
     inline_holds: bool = True
     """Whether the model gives the same bits when its inline stages are computed as one each."""
 
@@ -221,7 +223,7 @@ def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
         for name, network in model.networks.items()
         if only in (None, name)
     )
-    return Survey(tuple(stages), model.block, model.colours)
+    return Survey(tuple(stages), model.block, model.colours, loop=model)
 
 
 def _walk(path: str, module: nn.Module, seen: _Observed) -> Iterator[Stage | Untiled]:
@@ -322,7 +324,7 @@ class _Call:
     given: tuple[torch.Size, ...]
     made: tuple[torch.Size, ...]
     rounded: tuple[torch.Size, ...]
-    """What it rounded to make that."""
+    """The tensors that it rounded meanwhile."""
 
     @property
     def shapes(self) -> tuple[tuple[torch.Size, ...], ...]:

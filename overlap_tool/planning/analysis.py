@@ -1,4 +1,4 @@
-"""What is known of a model before it runs: overlaps, receptive fields, phases, arithmetic and memory."""
+"""The analysis of a model before it runs: overlaps, receptive fields, phases, arithmetic and memory."""
 
 from __future__ import annotations
 
@@ -20,23 +20,17 @@ from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
-from overlap_tool.models.closed_loop import CausalReach, ClosedLoop
+from overlap_tool.models.closed_loop import CausalReach
 from overlap_tool.models.stages import Stage, Untiled, survey
-from overlap_tool.planning.choose import (
-    Schedule,
-    Settings,
-    Shape,
-    parse_bytes,
-    plan_segments,
-    plan_stage,
-)
+from overlap_tool.planning.choose import Shape, plan_segments, plan_stage
 from overlap_tool.planning.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
+from overlap_tool.settings import Schedule, Settings, Size, parse_bytes
 
 SCHEMA = 1
-IMAGE = (3840, 2160)
+IMAGE = Size(3840, 2160)
 TILES = (128, 256, 512, 1024)
-CHOSEN = Settings(tile=(256, 256))
-"""What `wrap` does unless it is told otherwise."""
+CHOSEN = Settings(tile=Size(256, 256))
+"""What `wrap` does by default."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,8 @@ class Edges:
 
 @dataclass(frozen=True)
 class StageOverlap:
-    """The overlap of a stage, and the receptive field of its outputs; nothing of it is finite where barriers
-    make every output depend on all of the input."""
+    """The overlap of a stage, and the receptive field of its outputs. All are None where barriers make every
+    output depend on all of the input."""
 
     left: int | None = None
     right: int | None = None
@@ -87,8 +81,8 @@ class LayerReport:
     name: str
     op: str
     segment: int
-    kernel: tuple[int, int] | None
-    stride: tuple[int, int] | None
+    kernel: Size | None
+    stride: Size | None
     scale: Fraction
     left: int
     right: int
@@ -160,7 +154,7 @@ class SegmentReport:
     store_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StageReport:
     """One stage. Overlaps are in samples of its input, for a tile aligned to `period`.
 
@@ -195,6 +189,10 @@ class StageReport:
     """Tiles in order, which compute nothing twice."""
     chosen: Choice
 
+    def __repr__(self) -> str:
+        overlap = self.overlap or f"{self.passes} passes"
+        return f"StageReport({self.name}, {overlap}, {len(self.layers)} ops, {self.full_macs} MACs)"
+
     @property
     def overlap(self) -> Edges | None:
         """The overlap of a tile, if it is finite."""
@@ -203,26 +201,35 @@ class StageReport:
         return Edges(self.left, self.right, self.top, self.bottom)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """What `overlap-tool analyze` reports. `padded` is the image brought to a size that the model accepts."""
 
     architecture: str
     arguments: Mapping[str, Any]
     weights_sha256: str
-    image: tuple[int, int]
-    padded: tuple[int, int]
+    image: Size
+    padded: Size
     stages: tuple[StageReport, ...]
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
     causal: tuple[CausalReach, ...] = ()
     """Of a closed loop: how far its networks read the reconstruction."""
 
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.stages)
+        return f"Analysis({self.architecture}, image {self.image}, stages {stages})"
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
+
 
 def analyze(
     model: nn.Module | str | os.PathLike[str],
     *,
-    size: tuple[int, int] = IMAGE,
+    size: Size | tuple[int, int] = IMAGE,
     tiles: Sequence[int] = TILES,
     memory: int | str | None = None,
     stage: str | None = None,
@@ -233,23 +240,19 @@ def analyze(
 ) -> Analysis:
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
-    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height, and
-    `tiles` are in pixels of the image. `memory` ("2GiB", or bytes) is what a chosen tile has to stay within.
+    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height;
+    `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
+    chosen tile takes.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
     >>> stage.left, stage.right, stage.receptive_field
     (4, 3, 9)
     """
-    if min(size) < 1:
-        raise OptionError(f"size={size}", "is not the size of an image", "Use two numbers from 1")
+    image = Size.of(size, "size")
     if any(tile < 1 for tile in tiles):
         raise OptionError(f"tiles={list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
-    chosen = (
-        CHOSEN
-        if memory is None
-        else Settings(memory=parse_bytes(memory) if isinstance(memory, str) else memory)
-    )
+    chosen = CHOSEN if memory is None else Settings(memory=parse_bytes(memory))
     if isinstance(model, nn.Module):
         loaded = checkpoint.Loaded.of(model)
     else:
@@ -257,23 +260,21 @@ def analyze(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
-    padded = tuple(ceil(side / found.multiple) * found.multiple for side in size)
+    padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,
         arguments=dict(loaded.arguments),
         weights_sha256=loaded.weights_sha256,
-        image=size,
-        padded=(padded[0], padded[1]),
-        stages=tuple(_stage_report(part, (padded[0], padded[1]), tiles, chosen) for part in found.stages),
+        image=image,
+        padded=padded,
+        stages=tuple(_stage_report(part, padded, tiles, chosen) for part in found.stages),
         untiled=found.untiled,
-        causal=loaded.model.causal_reaches() if isinstance(loaded.model, ClosedLoop) else (),
+        causal=() if found.loop is None else found.loop.causal_reaches(),
     )
 
 
-def _stage_report(
-    stage: Stage, image: tuple[int, int], tile_sides: Sequence[int], chosen: Settings
-) -> StageReport:
-    height, width = (ceil(side * stage.input_scale) for side in (image[1], image[0]))
+def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:
+    height, width = (ceil(side * stage.input_scale) for side in (image.height, image.width))
     network = fitted(stage.network, 1, height, width)
     stage = replace(stage, network=network)
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
@@ -318,11 +319,9 @@ def _stage_report(
 def _tile_report(
     stage: Stage, schedule: Schedule, height: int, width: int, tile: int, full_macs: int
 ) -> TileReport:
-    parts = [
-        part
-        for part in plan_segments(stage.network, stage.input_scale, (height, width), schedule, (tile, tile))
-        if part.segment.computes
-    ]
+    size, side = Size(width, height), Size(tile, tile)
+    planned = plan_segments(stage.network, stage.input_scale, size, schedule, side)
+    parts = [part for part in planned if part.segment.computes]
     costs = [op_costs(part.segment.network) for part in parts]
     total = sum(macs(of_ops, part.rows, part.columns) for of_ops, part in zip(costs, parts, strict=True))
     return TileReport(
@@ -339,7 +338,7 @@ def _tile_report(
 def _choice(stage: Stage, height: int, width: int, full_macs: int, settings: Settings) -> Choice:
     name = stage.name or type(stage.module).__name__
     plan = plan_stage(name, stage.network, stage.input_scale, Shape(1, height, width), settings)
-    cost = _tile_report(stage, plan.schedule, height, width, plan.tile[0], full_macs)
+    cost = _tile_report(stage, plan.schedule, height, width, plan.tile.width, full_macs)
     return Choice(plan.schedule, cost, plan.peak_bytes)
 
 
@@ -384,8 +383,8 @@ def _layer_reports(
                 name=op.name,
                 op=op.kind,
                 segment=number,
-                kernel=op.rule.kernel,
-                stride=op.rule.stride,
+                kernel=_across_and_down(op.rule.kernel),
+                stride=_across_and_down(op.rule.stride),
                 scale=column_reaches[i].scale,
                 left=edges.left,
                 right=edges.right,
@@ -403,3 +402,8 @@ def _layer_reports(
                 pointwise=op.rule.local,
                 inputs=tuple(names[source] for source in op.inputs),
             )
+
+
+def _across_and_down(pair: tuple[int, int] | None) -> Size | None:
+    """A pair of a rule's, which are rows and columns, as PyTorch has them."""
+    return None if pair is None else Size(*pair[::-1])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
-from typing import Literal, get_args
 
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Span
@@ -17,12 +16,8 @@ from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
-from overlap_tool.models.closed_loop import ORDERS, Order
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
-
-Schedule = Literal["stream", "tiles"]
-Store = Literal["auto", "device", "host", "disk"]
-Engine = Literal["exact", "stock"]
+from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
 """The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
@@ -40,60 +35,6 @@ class BudgetError(OptionError):
             f'Give `memory="{ceil(least / 2**20)}MiB"`, or a smaller image',
         )
         self.least = least
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for.
-
-    `tile` is width and height in pixels of the image; with `memory`, in bytes, tile and schedule are chosen
-    for each input. The `engine` is what computes: kernels whose bits no shape changes, or the library's.
-    `uniform` tiles have one shape at every op, those at the border of the image, too.
-    """
-
-    tile: tuple[int, int] | None = None
-    memory: int | None = None
-    schedule: Schedule | Order | None = None
-    store: Store = "auto"
-    batch: int = 1
-    engine: Engine = "exact"
-    uniform: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.tile is None) == (self.memory is None):
-            raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
-        sides = self.tile if isinstance(self.tile, tuple) else (self.tile,)
-        tile = sides[0] if len(set(map(repr, sides))) == 1 else self.tile
-        if self.tile is not None and not (len(sides) == 2 and all(map(_is_count, sides))):
-            raise OptionError(
-                f"tile={tile!r}",
-                "a tile's sides are whole numbers of pixels, at least 1",
-                "Write `tile=256`, or `tile=(1024, 256)` for a width and a height",
-            )
-        if self.memory is not None and not _is_count(self.memory):
-            raise OptionError(f"memory={self.memory!r}", "is not a number of bytes", 'Write `memory="2GiB"`')
-        if self.schedule is not None and self.schedule not in (*get_args(Schedule), *ORDERS):
-            raise OptionError(
-                f"schedule={self.schedule!r}",
-                "is not one",
-                f"Use {' or '.join(get_args(Schedule))}; for a closed loop, {' or '.join(ORDERS)}",
-            )
-        if self.store not in get_args(Store):
-            raise OptionError(f"store={self.store!r}", "is not one", f"Use {', '.join(get_args(Store))}")
-        if self.engine not in get_args(Engine):
-            raise OptionError(f"engine={self.engine!r}", "is not one", f"Use {' or '.join(get_args(Engine))}")
-        if not _is_count(self.batch):
-            raise OptionError(f"batch={self.batch!r}", "is not a number of tiles", "Use a number from 1")
-        if self.batch > 1 and self.schedule != "tiles":
-            raise OptionError(
-                f"batch={self.batch!r}", "tiles of a stream depend on one another", 'Add `schedule="tiles"`'
-            )
-        if self.uniform and self.schedule != "tiles":
-            raise OptionError(
-                "uniform=True",
-                "tiles of a stream differ in shape, since each computes what those before it did not",
-                'Add `schedule="tiles"`, or leave `uniform` out',
-            )
 
 
 @dataclass(frozen=True)
@@ -123,34 +64,54 @@ class SegmentPlan:
         return len(self.rows.steps) * len(self.columns.steps) if self.segment.computes else 0
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """How a stage runs on one size of input, and what that takes: one pass, and one more after every barrier.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a stage or a closed loop runs on one size of input, and what that takes.
 
-    `working_bytes` is what the executor holds at once, with the copy of the weights that the exact engine
-    reads; `store_bytes` the most that lies in stores between segments. `peak_bytes` is the largest sum of
-    these, the stage's whole input, and its output from the last pass on; stores on disk take no memory.
+    `working_bytes` is what is held at once, with the copy of the weights that the exact engine reads;
+    `store_bytes` the most that lies in stores between passes. `peak_bytes` is the largest sum of these, the
+    whole input, and the output from the last pass on; stores on disk take no memory.
     """
 
-    schedule: Schedule
-    tile: tuple[int, int]
-    segments: tuple[SegmentPlan, ...]
+    schedule: Schedule | Order
+    tile: Size
+    tiles: int
+    """In all passes."""
+    passes: int = 1
     macs: int
     working_bytes: int
-    store_bytes: int
+    store_bytes: int = 0
     peak_bytes: int
-    network: Network = field(repr=False)
-    """The stage's, for inputs of this size."""
     uniform: bool = False
 
-    @property
-    def tiles(self) -> int:
-        return sum(part.tiles for part in self.segments)
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan(Plan):
+    """How a stage runs: in one pass, and one more after every barrier."""
+
+    schedule: Schedule
+    segments: tuple[SegmentPlan, ...] = field(repr=False)
+    network: Network = field(repr=False)
+    """The stage's, for inputs of this size."""
 
     @property
-    def output_size(self) -> tuple[int, int]:
-        """The height and width of the stage's output."""
-        return self.segments[-1].rows.sizes[-1], self.segments[-1].columns.sizes[-1]
+    def output_size(self) -> Size:
+        """The size of the stage's output."""
+        return Size(self.segments[-1].columns.sizes[-1], self.segments[-1].rows.sizes[-1])
+
+
+class Plans(dict[str, Plan]):
+    """The plans of a model for images of one size, by the names of its stages."""
+
+    def __init__(self, of: str, size: Size, plans: Mapping[str, Plan]) -> None:
+        super().__init__(plans)
+        self.of = of
+        self.size = size
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
 
 
 @dataclass(frozen=True)
@@ -176,7 +137,7 @@ def plan_stage(
     network = fitted(network, shape.images, shape.rows, shape.columns)
     network.require(shape.rows, shape.columns)
     candidates: tuple[Schedule, ...] = tuple(
-        schedule for schedule in get_args(Schedule) if settings.schedule in (None, schedule)
+        schedule for schedule in SCHEDULES if settings.schedule in (None, schedule)
     )
     if settings.tile is not None:
         return _plan(network, input_scale, shape, candidates[0], settings.tile, settings)
@@ -184,29 +145,12 @@ def plan_stage(
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:
-            plan = _plan(network, input_scale, shape, schedule, (side, side), settings)
+            plan = _plan(network, input_scale, shape, schedule, Size(side, side), settings)
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
     assert least is not None
     raise BudgetError(name, shape, settings.memory, least)
-
-
-def parse_bytes(text: str) -> int:
-    """`2GiB`, `500 MB` or `1048576` as bytes."""
-    number, unit = text.strip(), ""
-    while number and not (number[-1].isdigit() or number[-1] == "."):
-        number, unit = number[:-1], number[-1] + unit
-    factors = {"": 1, "b": 1}
-    for power, letter in enumerate("kmgt", start=1):
-        factors |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
-    try:
-        value = float(number) * factors[unit.strip().lower()]
-    except (ValueError, KeyError) as error:
-        raise OptionError(
-            f"memory={text!r}", "is not an amount of memory", 'Write `memory="2GiB"`'
-        ) from error
-    return int(value)
 
 
 def require_uniform(network: Network) -> None:
@@ -228,18 +172,20 @@ def _plan(
     input_scale: Fraction,
     shape: Shape,
     schedule: Schedule,
-    tile: tuple[int, int],
+    tile: Size,
     settings: Settings,
 ) -> StagePlan:
     if settings.uniform:
         require_uniform(network)
-    size = shape.rows, shape.columns
+    size = Size(shape.columns, shape.rows)
     parts = plan_segments(network, input_scale, size, schedule, tile, settings.uniform)
     costs = [op_costs(part.segment.network) for part in parts]
     memory = _memory(network, parts, costs, shape, schedule, settings)
     return StagePlan(
         schedule=schedule,
         tile=tile,
+        tiles=sum(part.tiles for part in parts),
+        passes=len(parts),
         segments=parts,
         macs=shape.images
         * sum(macs(c, part.rows, part.columns) for c, part in zip(costs, parts, strict=True)),
@@ -257,15 +203,16 @@ def _plan(
 def plan_segments(
     network: Network,
     input_scale: Fraction,
-    size: tuple[int, int],
+    size: Size,
     schedule: Schedule,
-    tile: tuple[int, int],
+    tile: Size,
     one_shape: bool = False,
 ) -> tuple[SegmentPlan, ...]:
-    """The steps of every pass on an input of this height and width, by tiles of one width and height in
-    pixels of the image."""
+    """The steps of every pass on an input of this size, by tiles of one size in pixels of the image."""
     axes = (network.rows, network.columns)
-    sizes = [dict(zip(network.index, axis.sizes(n), strict=True)) for axis, n in zip(axes, size, strict=True)]
+    sizes = [
+        dict(zip(network.index, axis.sizes(n), strict=True)) for axis, n in zip(axes, size[::-1], strict=True)
+    ]
     scales = [[reach.scale for reach in axis.reaches()] for axis in axes] if network.barriers else []
     sides = tile[::-1]
 
@@ -315,14 +262,14 @@ def plan_part(
 
 
 def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:
-    """Of a tile, in samples of what an axis gives."""
+    """The side of a tile in samples of an axis's output."""
     return max(1, int(pixels * input_scale * axis.scale))
 
 
 def _axis_plan(
     axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool, part: Span | None = None
 ) -> AxisPlan:
-    """For all outputs, or `part` of them."""
+    """The plan of one axis, for all outputs or a `part` of them."""
     sizes = axis.sizes(n)
     if one_shape:
         plan = uniform(axis, n, tile)
@@ -378,7 +325,3 @@ def _memory(
                 packed += weights(op)
             values += op.numbers
     return moments
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

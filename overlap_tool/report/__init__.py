@@ -11,7 +11,9 @@ from overlap_tool.report.html import to_html
 from overlap_tool.report.json import certificate_to_json, selftest_to_json, to_json
 from overlap_tool.report.junit import certificate_to_junit
 from overlap_tool.report.markdown import certificate_to_markdown, to_markdown
+from overlap_tool.report.notebook import fragment, picture
 from overlap_tool.report.pictures.files import png_files, svg_files
+from overlap_tool.report.pictures.heat import heat
 
 __all__ = [
     "FORMATS",
@@ -19,6 +21,9 @@ __all__ = [
     "certificate_to_json",
     "certificate_to_junit",
     "certificate_to_markdown",
+    "fragment",
+    "heat",
+    "picture",
     "png_files",
     "selftest_to_json",
     "svg_files",

@@ -18,16 +18,14 @@ TOLD: dict[str, str] = {
     "decoding": "distinct streams: {streams}",
     "same-elsewhere": "{digests} digests as on {machine}",
 }
-"""What a check that passed is told by; one that failed has a message."""
+"""What a table says of a check that passed; one that failed has a message."""
 
 NOTED = {"exact-against-stock": "exact kernels", "stock-tiles-against-stock": "stock kernels"}
 
 
 def headline(certificate: Certificate) -> str:
     images = ", ".join(
-        image.name
-        if image.size == image.padded
-        else f"{image.name} ({_sides(image.size)} padded to {_sides(image.padded)})"
+        image.name if image.size == image.padded else f"{image.name} ({image.size} padded to {image.padded})"
         for image in certificate.images
     )
     return f"{certificate.architecture}, weights {certificate.weights_sha256[:12]}, on {images}"
@@ -71,7 +69,7 @@ def check_table(certificate: Certificate) -> Table:
 
 def kernel_table(certificate: Certificate) -> Table:
     return Table(
-        "What differs from the full image with the library's own kernels (nothing is asked of it)",
+        "What differs from the full image with the library's own kernels (information only)",
         ("run", "largest difference", "symbols", "bitstream", "8-bit image"),
         tuple(
             (
@@ -104,7 +102,7 @@ def ablation_table(certificate: Certificate) -> Table:
             (
                 check.stage,
                 str(check.figures["zeros"]),
-                _sides(check.tile),
+                str(check.tile or ""),
                 _number(check, "bits_per_pixel", ".4f"),
                 _number(check, "change_of_bits_per_pixel", "+.4f"),
                 _number(check, "psnr", ".3f"),
@@ -142,7 +140,7 @@ def plan_table(certificate: Certificate) -> Table:
             (
                 plan.stage,
                 plan.image,
-                _sides(plan.tile),
+                str(plan.tile),
                 plan.schedule,
                 str(plan.tiles),
                 f"{plan.left}/{plan.right}",
@@ -179,7 +177,7 @@ def title(check: Check) -> str:
             if key in check.figures
         ),
     ]
-    parts += [f"tile {_sides(check.tile)}"] if check.tile is not None else []
+    parts += [f"tile {check.tile}"] if check.tile is not None else []
     return ", ".join([*parts, *([check.schedule] if check.schedule is not None else [])])
 
 
@@ -209,7 +207,7 @@ def machine_line(found: Machine) -> str:
 
 
 def _tile(check: Check) -> str:
-    return f"{check.schedule or ''} {_sides(check.tile)}".strip()
+    return f"{check.schedule or ''} {check.tile or ''}".strip()
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -237,7 +235,3 @@ def _identical(check: Check, key: str) -> str:
 
 def _number(check: Check, key: str, form: str) -> str:
     return format(check.figures[key], form) if key in check.figures else ""
-
-
-def _sides(pair: tuple[int, int] | None) -> str:
-    return "" if pair is None else "x".join(map(str, pair))

@@ -7,7 +7,7 @@ from functools import partial
 from overlap_tool import __version__
 from overlap_tool.planning.analysis import Analysis, StageReport
 from overlap_tool.report.maps import NOTHING, maps
-from overlap_tool.report.page import PagePart, element, page, picture, table, titled
+from overlap_tool.report.page import PagePart, element, figure, page, table, titled
 from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
 from overlap_tool.report.pictures.costs import costs
 from overlap_tool.report.pictures.graph import graph
@@ -57,7 +57,7 @@ def _stage(number: int, stage: StageReport, block: int | None) -> list[PagePart]
         None if block is None else element("p", "", _in_a_loop(block)),
         *(part for each in segment_tables(stage) for part in titled(each)),
         element("h3", "", "How the overlap grows, from the output up to the input"),
-        picture(
+        figure(
             partial(graph, stage),
             "One line per map, in the order in which they are computed. Pointwise ops stand with the op that "
             "they follow. Numbers are samples of that map; lengths are to scale at the stage's input. "
@@ -66,7 +66,7 @@ def _stage(number: int, stage: StageReport, block: int | None) -> list[PagePart]
         *_one_tile(stage),
         *_joins(stage),
         element("h3", "", "Memory and arithmetic against the size of a tile"),
-        picture(
+        figure(
             partial(costs, stage),
             f"Marked is {'what wrap does' if block is None else 'one pass over all blocks'}: "
             f"{chosen.schedule}, tile {chosen.cost.tile}. Its maps take "
@@ -110,14 +110,14 @@ def _aligned(stage: StageReport) -> str:
 
 
 def _one_tile(stage: StageReport) -> list[PagePart]:
-    shown = picture(partial(anatomy, stage), "Dashed lines are where tiles meet.")
+    shown = figure(partial(anatomy, stage), "Dashed lines are where tiles meet.")
     if shown is None:
-        shown = picture(partial(passes, stage), "In samples of the map that is read.")
+        shown = figure(partial(passes, stage), "In samples of the map that is read.")
     return [element("h3", "", "One tile"), shown]
 
 
 def _joins(stage: StageReport) -> list[PagePart]:
-    shown = picture(
+    shown = figure(
         partial(joins, stage),
         "A branch is computed for all who read it. What a join does not take of it is cropped: "
         "on each side so many samples.",

@@ -120,7 +120,7 @@ def titled(content: Table) -> tuple[Element, Element]:
     return element("h3", "", content.title), table(content)
 
 
-def picture(draw: Callable[[int], Drawing | None], caption: str) -> Element | None:
+def figure(draw: Callable[[int], Drawing | None], caption: str) -> Element | None:
     """Drawn twice: one fits a laptop, the other a phone, and each shows only where it fits."""
     drawings = draw(WIDE), draw(NARROW)
     shown = [

@@ -9,8 +9,8 @@ from itertools import groupby
 
 from overlap_tool.models.stages import Untiled
 from overlap_tool.planning.analysis import Analysis, Edges, LayerReport, StageReport
-from overlap_tool.planning.choose import StagePlan
-from overlap_tool.wrapping.loops import LoopPlan
+from overlap_tool.planning.choose import Plan
+from overlap_tool.settings import Size
 
 WORDS = {
     *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),
@@ -200,10 +200,10 @@ def tile_table(stage: StageReport) -> Table:
     )
 
 
-def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, StagePlan | LoopPlan]) -> Table:
-    barriers = any(len(plan.segments) > 1 for plan in plans.values())
+def plan_table(architecture: str, image: Size, plans: Mapping[str, Plan]) -> Table:
+    barriers = any(plan.passes > 1 for plan in plans.values())
     return Table(
-        f"{architecture} tile by tile, for an image of {image[0]}x{image[1]}",
+        f"{architecture} tile by tile, for an image of {image}",
         (
             *("stage", "schedule", "tile"),
             *(("passes", "stores") if barriers else ()),
@@ -213,8 +213,8 @@ def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, St
             (
                 name,
                 f"{plan.schedule}, uniform" if plan.uniform else plan.schedule,
-                "x".join(map(str, plan.tile)),
-                *((str(len(plan.segments)), in_units(plan.store_bytes)) if barriers else ()),
+                str(plan.tile),
+                *((str(plan.passes), in_units(plan.store_bytes)) if barriers else ()),
                 str(plan.tiles),
                 in_units(plan.working_bytes),
                 in_units(plan.peak_bytes),
@@ -227,9 +227,8 @@ def plan_table(architecture: str, image: tuple[int, int], plans: Mapping[str, St
 
 def headline(analysis: Analysis) -> str:
     arguments = ", ".join(f"{key}={value}" for key, value in analysis.arguments.items())
-    width, height = analysis.image
-    padded = "" if analysis.padded == analysis.image else f", padded to {'x'.join(map(str, analysis.padded))}"
-    return f"{analysis.architecture}({arguments}), image {width}x{height}{padded}"
+    padded = "" if analysis.padded == analysis.image else f", padded to {analysis.padded}"
+    return f"{analysis.architecture}({arguments}), image {analysis.image}{padded}"
 
 
 def in_units(n: int) -> str:
@@ -249,10 +248,10 @@ def _in_units(n: int, step: int, units: tuple[str, ...]) -> str:
     return f"{n / step**power:.4g}{units[power]}"
 
 
-def _pair(value: tuple[int, int] | None) -> str:
+def _pair(value: Size | None) -> str:
     if value is None:
         return ""
-    return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
+    return str(value.width) if value.width == value.height else str(value)
 
 
 def _edges(edges: Edges) -> str:

@@ -6,7 +6,7 @@ was written, and nothing is computed or copied before somebody reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,7 +43,7 @@ class Poured(Numbers, Protocol):
 
 
 def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
-    """Hand on an area of a map, in order."""
+    """Write an area of a map to a sink, in order."""
     if isinstance(numbers, Computed) and (source := numbers.only_source) is not None:
         pour(source, area, _Through(numbers, sink))
     elif isinstance(numbers, Poured):
@@ -55,7 +55,7 @@ def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
 
 
 def origins(numbers: Numbers) -> Iterator[Numbers]:
-    """Where numbers come from in the end, through all that was put off."""
+    """The sources of numbers, behind all deferred functions."""
     match numbers:
         case Computed():
             for operand in numbers.operands:
@@ -67,6 +67,48 @@ def origins(numbers: Numbers) -> Iterator[Numbers]:
             yield from origins(numbers.written)
         case _:
             yield numbers
+
+
+class OnDemand:
+    """Numbers that are made rectangle by rectangle when they are read. Those read last stay, up to `limit`
+    bytes."""
+
+    def __init__(self, areas: Sequence[Area], make: Callable[[int], Tensor], limit: int) -> None:
+        self.areas = areas
+        self.make = make
+        self.limit = limit
+        self.made: dict[int, Tensor] = {}
+        """By their numbers, the one read last at the end."""
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        whole: Tensor | None = None
+        for number, area in enumerate(self.areas):
+            down, across = rows.within(area.rows), columns.within(area.columns)
+            if down.empty or across.empty:
+                continue
+            made = self._made(number)
+            if whole is None:
+                whole = made.new_empty((*made.shape[:-2], rows.length, columns.length))
+            whole[..., _shifted(down, rows.start), _shifted(across, columns.start)] = made[
+                ..., _shifted(down, area.rows.start), _shifted(across, area.columns.start)
+            ]
+        if whole is None:  # nothing of it is asked for, but its type
+            made = self._made(0)
+            return made.new_empty((*made.shape[:-2], rows.length, columns.length))
+        return whole
+
+    def _made(self, number: int) -> Tensor:
+        made = self.made.pop(number, None)
+        self.made[number] = self.make(number) if made is None else made
+        size = sum(one.numel() * one.element_size() for one in self.made.values())
+        while size > self.limit and len(self.made) > 1:
+            oldest = self.made.pop(next(iter(self.made)))
+            size -= oldest.numel() * oldest.element_size()
+        return self.made[number]
+
+
+def _shifted(span: Span, start: int) -> slice:
+    return slice(span.start - start, span.stop - start)
 
 
 @dataclass(frozen=True)
@@ -108,7 +150,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Computed:
-    """What a function that keeps every position to itself makes of its operands."""
+    """The result of an elementwise function of its operands."""
 
     function: Callable[..., Tensor]
     operands: tuple[Numbers, ...]

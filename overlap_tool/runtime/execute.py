@@ -54,7 +54,7 @@ def execute_pass(
 ) -> None:
     """Compute a network's output, and what else is kept of it, on all of its given maps.
 
-    `sources` and `sinks` are by the ids of the maps, `values` what is no map: weights and summaries.
+    `sources` and `sinks` are by the ids of the maps, `values` are weights and summaries.
 
     Tiles that stand alone and are alike, side by side, can be computed in batches. Rows that are kept serve a
     plan whose columns do not overlap.

@@ -1,8 +1,8 @@
 """Maps that are not in memory: a tensor's shape and type, with numbers that are read piece by piece.
 
-A model's own code can be given one in place of a tensor. What keeps every position to itself, what picks
-rows, columns or channels, and what writes there is put off until a piece is read. Anything else gets the
-whole map: that is right, but takes the memory, so it is told.
+A model's own code can be given one in place of a tensor. Elementwise functions, and those that pick or write
+rows, columns or channels, are deferred until a piece is read. Any other function gets the whole map as a
+tensor: the result is right, but it takes the memory, so that is reported.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class LazyMap(Tensor):
         return self.like(self.numbers, self.shape, self.at, self.dtype)
 
     def each(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> LazyMap:
-        """What a function that keeps every position to itself makes of the map."""
+        """The result of an elementwise function of the map, deferred."""
         return self.like(Computed(function, (self.numbers,), self.behind), self.shape, self.at, dtype)
 
     def whole(self, name: str) -> Tensor:
@@ -122,7 +122,7 @@ class LazyMap(Tensor):
         if name in QUESTIONS or (name == "__get__" and func.__self__.__name__ in ATTRIBUTES):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        found = _put_off_by(name)(func, args, kwargs)
+        found = _deferred_by(name)(func, args, kwargs)
         if found is not NotImplemented:
             return found
         if name.startswith("new_") and isinstance(args[0], LazyMap):
@@ -222,7 +222,7 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def _of_two(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The same for what is a reduction with one operand, or is told an axis."""
+    """Elementwise with two operands; with one operand or an axis, the function is a reduction."""
     if len(args) < 2 or not all(isinstance(one, Tensor) for one in args[:2]):
         return NotImplemented
     return _elementwise(func, args, kwargs)
@@ -391,8 +391,8 @@ _PUT_OFF: dict[str, _PutOff] = {
 """By the name of a function or method, without underscores at its ends."""
 
 
-def _put_off_by(name: str) -> _PutOff:
-    """What knows of a function or method of this name, written into its operand or not."""
+def _deferred_by(name: str) -> _PutOff:
+    """What defers the function or method of this name, in place or not."""
     found = _PUT_OFF.get(name.strip("_"), _not_at_all)
     writes = _in_place(name) and name not in _WRITING
     return _not_at_all if name in _NUMBERS or (writes and found is not _elementwise) else found
@@ -513,6 +513,6 @@ def _maps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LazyMap]:
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Those that are no maps."""
+    """The ordinary tensors among the operands."""
     leaves = tree_flatten((args, kwargs))[0]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, LazyMap)]

@@ -23,8 +23,8 @@ Keep = Callable[[int, int], Kept]
 
 @dataclass(frozen=True)
 class Pass:
-    """A segment that is about to run: the sources of the maps that it is given, and the values of what is no
-    map. Whoever looks on may put other sources in their place."""
+    """A segment that is about to run: the sources of the maps that it reads, and the values of weights and
+    summaries. Whoever looks on may put other sources in their place."""
 
     plan: SegmentPlan
     sources: dict[str, Source]
@@ -58,7 +58,7 @@ def one_by_one(
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> Iterator[Pass]:
-    """The same, with each pass to be seen before it runs."""
+    """The same as `run`, yielding each pass before it runs."""
     first = network.ops[0].id
     values = evaluate_constants(network)
     if network.barriers:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
-from overlap_tool.planning.choose import Store
+from overlap_tool.settings import Size, Store
 
 
 class Source(Protocol):
@@ -115,6 +115,10 @@ class TensorSink:
         self.copies: torch.cuda.Stream | None = None
         self.coming: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
         """A place, the piece that goes there, and when it will have been copied."""
+
+    @staticmethod
+    def of(size: Size, store: Store = "device") -> TensorSink:
+        return TensorSink(size.height, size.width, store)
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         if self.whole is None:

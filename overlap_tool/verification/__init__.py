@@ -1,7 +1,17 @@
 """`verify`: a tiled model against the untouched one, bit for bit, with a certificate of what was found."""
 
 from overlap_tool.verification.certificate import SCHEMA, Certificate, Check, DifferenceMap
+from overlap_tool.verification.observing import difference_map
 from overlap_tool.verification.published import SelfTest, selftest
 from overlap_tool.verification.run import verify
 
-__all__ = ["SCHEMA", "Certificate", "Check", "DifferenceMap", "SelfTest", "selftest", "verify"]
+__all__ = [
+    "SCHEMA",
+    "Certificate",
+    "Check",
+    "DifferenceMap",
+    "SelfTest",
+    "difference_map",
+    "selftest",
+    "verify",
+]

@@ -20,9 +20,10 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.models.stages import Stage
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.settings import Settings
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
 from overlap_tool.verification.observing import differing, largest_difference
@@ -107,7 +108,7 @@ class _ShortForward:
     def __call__(self, whole: Tensor) -> Tensor:
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = plan_stage(self.stage.name, self.stage.network, self.stage.input_scale, shape, self.settings)
-        sink = TensorSink(*plan.output_size)
+        sink = TensorSink.of(plan.output_size)
         for each in passes.one_by_one(plan.network, plan.segments, TensorSource(whole, whole.device), sink):
             part = each.plan
             for map, source in each.sources.items():
@@ -137,6 +138,6 @@ def _bits(run: Run, names: Sequence[str]) -> float:
 
 
 def _psnr(found: Tensor, image: Tensor) -> float:
-    """Of the 8-bit image, in decibels."""
+    """The peak signal-to-noise ratio of the 8-bit image, in decibels."""
     error = ((found.clamp(0, 1) - image).double() * 255).round().square().mean()
     return 10 * math.log10(255**2 / max(float(error), 1e-12))

@@ -83,7 +83,7 @@ def find_fault(plan: StagePlan, given: Tensor) -> Blame:
         "schedule",
         "",
         "",
-        "every op gives the same bits in tiles: the schedule hands on other samples than were computed",
+        "every op gives the same bits in tiles: the schedule passes on other samples than were computed",
     )
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from overlap_tool.kernels import Fallback
-from overlap_tool.models.closed_loop import Order
 from overlap_tool.models.stages import Untiled
-from overlap_tool.planning.choose import Schedule
+from overlap_tool.settings import Order, Schedule, Size
 
 SCHEMA = 1
 
 Status = Literal["passed", "failed", "skipped", "noted"]
-"""`noted` is information that nothing was asked of, such as the difference to other kernels."""
+"""`noted` is information only, such as the difference to other kernels: it neither passes nor fails."""
 
 Figure = int | float | bool | str
 
@@ -37,7 +36,7 @@ class DifferenceMap:
 
 @dataclass(frozen=True)
 class Check:
-    """One question, and its answer on one image. `tile` is width and height in pixels of the image.
+    """One question, and its answer on one image. `tile` is in pixels of the image.
 
     `where` is kept only of maps that differ and should not.
     """
@@ -47,7 +46,7 @@ class Check:
     image: str
     status: Status
     message: str = ""
-    tile: tuple[int, int] | None = None
+    tile: Size | None = None
     schedule: Schedule | Order | None = None
     figures: Mapping[str, Figure] = field(default_factory=dict)
     where: DifferenceMap | None = None
@@ -55,14 +54,14 @@ class Check:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image that was used: width and height, the same as the model got it, and a hash of its pixels.
+    """An image that was used: its size, the size that the model got, and a hash of its pixels.
 
     `digests` are of what the untouched model gave: outputs of its stages, its own, and its strings.
     """
 
     name: str
-    size: tuple[int, int]
-    padded: tuple[int, int]
+    size: Size
+    padded: Size
     sha256: str
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +72,7 @@ class PlanRecord:
 
     stage: str
     image: str
-    tile: tuple[int, int]
+    tile: Size
     schedule: Schedule
     passes: int
     tiles: int
@@ -98,7 +97,7 @@ class Machine:
     libraries: Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """The answer of `overlap-tool verify`. `time` is in UTC; `fallbacks` are layers that ran slowly."""
 
@@ -119,6 +118,15 @@ class Certificate:
     """Ops without an exact kernel, which PyTorch's own computed of whole tensors, between the stages."""
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: no check is made of them by themselves."""
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.of(status))} {status}" for status in get_args(Status))
+        return f"Certificate({self.architecture} {self.verdict}: {counts})"
+
+    def _repr_html_(self) -> str:
+        import overlap_tool
+
+        return overlap_tool.report.fragment(self)
 
     @property
     def holds(self) -> bool:

@@ -14,7 +14,7 @@ from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.verification.certificate import MODEL, Check, Figure, ImageRecord
 
 MOST_BYTES = 64 << 20
-"""Of a certificate."""
+"""The largest certificate that is read, in bytes."""
 
 
 @dataclass(frozen=True)

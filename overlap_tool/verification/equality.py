@@ -13,7 +13,8 @@ from overlap_tool.errors import OverlapToolError, RuleError
 from overlap_tool.kernels import engine
 from overlap_tool.models import coded
 from overlap_tool.models.stages import Stage
-from overlap_tool.planning.choose import Engine, StagePlan
+from overlap_tool.planning.choose import StagePlan
+from overlap_tool.settings import Engine
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.verification.certificate import Check, DifferenceMap, Figure, Status
 from overlap_tool.verification.observing import (
@@ -225,7 +226,7 @@ def check_decoding(
 
 
 def note_difference(name: str, found: tuple[Run, Coded], expected: tuple[Run, Coded], blank: Check) -> Check:
-    """What other kernels change: in the image, the symbols, the bitstream. Nothing is asked of it."""
+    """Note what other kernels change in the image, the symbols and the bitstream. It cannot fail."""
     (run, written), (base, base_written) = found, expected
     output = "x_hat" if "x_hat" in base.outputs else next(iter(base.outputs))
     values, other = base.outputs[output], run.outputs[output]

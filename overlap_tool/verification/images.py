@@ -19,6 +19,7 @@ from overlap_tool.geometry import brought_up
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.graph import segments
 from overlap_tool.models.stages import Stage, Survey
+from overlap_tool.settings import Size
 from overlap_tool.verification.certificate import ImageRecord
 
 BLOCKS = (64, 16, 4, 1)
@@ -33,7 +34,7 @@ class Image:
     values: Tensor
 
 
-def seeded(size: tuple[int, int], channels: int, multiple: int) -> Image:
+def seeded(size: Size, channels: int, multiple: int) -> Image:
     """Made-up pixels, the same on every machine."""
     width, height = size
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +68,7 @@ def _prepared(name: str, pixels: Tensor, multiple: int) -> Image:
     padding = (*brought_up(width, multiple), *brought_up(height, multiple))
     values = F.pad(pixels.unsqueeze(0).float() / 255, padding)
     sha256 = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
-    record = ImageRecord(name, (width, height), (values.shape[3], values.shape[2]), sha256)
+    record = ImageRecord(name, Size(width, height), Size(values.shape[3], values.shape[2]), sha256)
     return Image(record, values)
 
 
@@ -87,8 +88,8 @@ def multiple(found: Survey) -> int:
     return lcm(*(ceil(period) for period in periods))
 
 
-def telling_size(stages: Sequence[Stage], tiles: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """The width and height of an image on which a check has something to find.
+def telling_size(stages: Sequence[Stage], tiles: Sequence[Size], multiple: int) -> Size:
+    """The size of an image on which a check has something to find.
 
     It has at least two tiles on either axis and a rest, and in every stage some tile whose whole overlap, on
     every side, lies in the image.
@@ -97,7 +98,7 @@ def telling_size(stages: Sequence[Stage], tiles: Sequence[tuple[int, int]], mult
     width = max(_telling_side([(s, network.columns) for s, network in networks], tile) for tile, _ in tiles)
     height = max(_telling_side([(s, network.rows) for s, network in networks], tile) for _, tile in tiles)
     # not square, so that rows and columns cannot be mistaken for one another
-    return _raised(width, multiple) + multiple, _raised(height, multiple)
+    return Size(_raised(width, multiple) + multiple, _raised(height, multiple))
 
 
 def _telling_side(axes: Sequence[tuple[Stage, Axis]], tile: int) -> int:

@@ -47,7 +47,7 @@ def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
     checks: list[Check] = []
     with exact_kernels():
         whole = TensorSource(seen.input, seen.input.device)
-        for each in passes.one_by_one(plan.network, plan.segments, whole, TensorSink(*plan.output_size)):
+        for each in passes.one_by_one(plan.network, plan.segments, whole, TensorSink.of(plan.output_size)):
             checks += _check_segment(each, plan, blank)
             if each.plan is plan.segments[-1]:
                 break  # its outputs are of no use here

@@ -25,7 +25,7 @@ def digests() -> dict[str, dict[str, str]]:
 
 
 def _first(function: Any, *call: Any) -> Tensor:
-    """Of several results the map, and not what only a gradient reads."""
+    """The first of several results: the map, where others serve gradients only."""
     names = call[-1] if isinstance(call[-1], dict) else {}
     with torch.no_grad(), exact_kernels():
         result = function(*call[: len(call) - bool(names)], **names)

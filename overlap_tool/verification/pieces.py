@@ -22,13 +22,13 @@ from overlap_tool.runtime.stores import Source, TensorSink, TensorSource
 
 def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
     """The stage's output by the executor."""
-    sink = TensorSink(*plan.output_size)
+    sink = TensorSink.of(plan.output_size)
     passes.run(plan.network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
     return sink.result()
 
 
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:
-    """What one tile of a pass gives: its part of every map that the segment hands on."""
+    """What one tile of a pass gives: its part of every map that the segment outputs."""
     network = each.plan.segment.network
     rows, columns = AxisPlan(each.plan.rows.sizes, (row,)), AxisPlan(each.plan.columns.sizes, (column,))
     caught = {map: _Caught() for map in (*network.kept, network.output)}

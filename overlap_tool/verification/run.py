@@ -19,11 +19,12 @@ from overlap_tool.graph.trace import fitted
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import coded
-from overlap_tool.models.closed_loop import ORDERS, ClosedLoop, Order
+from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.analysis import StageOverlap
-from overlap_tool.planning.choose import Schedule, Settings, Shape, StagePlan, plan_stage
+from overlap_tool.planning.choose import Shape, StagePlan, plan_stage
+from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model
 from overlap_tool.verification.certificate import MODEL, Certificate, Check, PlanRecord
@@ -34,11 +35,10 @@ from overlap_tool.verification.witnesses import map_digests, stream_digest
 from overlap_tool.wrapping.loops import order_of
 from overlap_tool.wrapping.retrofit import rewrap, settings_in, settings_of, wrap
 
-TILE = (256, 256)
-BOTH: tuple[Schedule, ...] = ("stream", "tiles")
-TILE_OF_BLOCKS = (64, 64)
+TILE = 256
+TILE_OF_BLOCKS = 64
 """For the networks of a closed loop. What it is held to goes over the whole image many times, and is slow."""
-LARGEST_CHOSEN = (512, 512)
+LARGEST_CHOSEN = Size(512, 512)
 """No budget of memory chooses a larger tile."""
 
 
@@ -65,9 +65,9 @@ class _Subject:
 def verify(
     model: nn.Module | str | os.PathLike[str],
     *,
-    tiles: Sequence[int | tuple[int, int]] | None = None,
+    tiles: Sequence[int | Size | tuple[int, int]] | None = None,
     schedules: Sequence[Schedule | Order] | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | tuple[int, int] | None = None,
     images: Sequence[str | os.PathLike[str]] = (),
     stage: str | None = None,
     uniform: bool = False,
@@ -83,9 +83,9 @@ def verify(
     """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
 
     `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
-    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, unless told;
-    independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders, and what
-    tiles it has are its networks', of 64.
+    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, if none is
+    given; independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders;
+    its networks alone have tiles, of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted. `against` is the certificate of
     another machine, whose digests are held to those of this one.
@@ -108,8 +108,8 @@ def verify(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     found = survey(loaded.model, only=stage)
-    if isinstance(loaded.model, ClosedLoop):
-        ways = _orders(loaded.model, schedules, settings)
+    if found.loop is not None:
+        ways = _orders(found.loop, schedules, settings)
         stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
     else:
         ways = stage_ways = _ways(tiles, schedules, uniform, settings)
@@ -128,7 +128,7 @@ def verify(
     )
     if all(plan.tiles == 1 for plan in plans):
         raise OptionError(
-            f"tiles={[plan.tile for plan in plans[:1]]}",
+            f"tiles={[tuple(plan.tile) for plan in plans[:1]]}",
             "is the whole image in every stage, so that there is nothing to verify",
             "Give a smaller `tiles`, or a larger `size` or `images`",
         )
@@ -159,12 +159,12 @@ def _orders(
     """The settings of a closed loop, whose tiles are its blocks; "both" schedules are its two orders."""
     if own is not None and schedules is None:
         return (replace(own, schedule=order_of(own)),)
-    orders = ORDERS if schedules is None or tuple(schedules) == BOTH else tuple(schedules)
-    return tuple(Settings(tile=(model.block, model.block), schedule=order) for order in orders)
+    orders = ORDERS if schedules is None or tuple(schedules) == SCHEDULES else tuple(schedules)
+    return tuple(Settings(tile=Size(model.block, model.block), schedule=order) for order in orders)
 
 
 def _ways(
-    tiles: Sequence[int | tuple[int, int]] | None,
+    tiles: Sequence[int | Size | tuple[int, int]] | None,
     schedules: Sequence[Schedule | Order] | None,
     uniform: bool,
     own: Settings | None,
@@ -190,11 +190,10 @@ def _ways(
             )
             for schedule in schedules
         )
-    sides = [(tile, tile) if isinstance(tile, int) else tile for tile in tiles or [TILE]]
     ways = (
-        Settings(tile=side, schedule=schedule, uniform=uniform)
-        for side in sides
-        for schedule in schedules or BOTH
+        Settings(tile=Size.of_tile(tile, "tiles"), schedule=schedule, uniform=uniform)
+        for tile in tiles or [TILE]
+        for schedule in schedules or SCHEDULES
     )
     return tuple(dict.fromkeys(ways))
 
@@ -202,20 +201,20 @@ def _ways(
 def _pictures(
     found: Survey,
     ways: Sequence[Settings],
-    size: tuple[int, int] | None,
+    size: Size | tuple[int, int] | None,
     paths: Sequence[str | os.PathLike[str]],
 ) -> list[Image]:
     multiple = images.multiple(found)
     if paths:
         if size is not None:
-            raise OptionError(f"size={size}", "`images` have sizes of their own", "Give one of the two")
+            raise OptionError(
+                f"size={tuple(size)}", "`images` have sizes of their own", "Give one of the two"
+            )
         return [images.read(path, found.channels, multiple) for path in paths]
     if size is None:
         tiles = [way.tile or LARGEST_CHOSEN for way in ways]
         size = images.telling_size(found.stages, tiles, multiple)
-    elif min(size) < 1:
-        raise OptionError(f"size={size}", "is not the size of an image", "Use numbers from 1")
-    return [images.seeded(size, found.channels, multiple)]
+    return [images.seeded(Size.of(size, "size"), found.channels, multiple)]
 
 
 def _verify_on(
@@ -266,12 +265,12 @@ def _stage_checks(
         yield None, replace(blank, name="stage-equality", message=reason)
         return
     whole = Shape(seen.input.shape[0], seen.input.shape[2], seen.input.shape[3], seen.input.element_size())
-    tiled: dict[tuple[int, int], StagePlan] = {}
+    tiled: dict[Size, StagePlan] = {}
     runs = True
     for way in subject.stage_ways:
         plan = plan_stage(name, stage.network, stage.input_scale, whole, way)
         of_way = replace(blank, tile=plan.tile, schedule=plan.schedule)
-        subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, plan.tile))}, {plan.schedule}")
+        subject.progress(f"{blank.image}: {name}, tile {plan.tile}, {plan.schedule}")
         check = equality.check_stage(plan, seen, way.batch, of_way)
         runs = runs and "differing" in check.figures
         yield _plan_record(of_way, plan), check
@@ -279,7 +278,7 @@ def _stage_checks(
             alone = replace(_independent(way), tile=plan.tile, memory=None)
             tiled[plan.tile] = plan_stage(name, stage.network, stage.input_scale, whole, alone)
     for tile, plan in tiled.items() if runs else ():
-        subject.progress(f"{blank.image}: {name}, tile {'x'.join(map(str, tile))}, is it minimal")
+        subject.progress(f"{blank.image}: {name}, tile {tile}, is it minimal")
         for check in check_minimality(plan, seen, replace(blank, tile=tile)):
             yield None, check
 
@@ -296,7 +295,7 @@ def _plan_record(check: Check, plan: StagePlan) -> PlanRecord:
         image=check.image,
         tile=plan.tile,
         schedule=plan.schedule,
-        passes=len(plan.segments),
+        passes=plan.passes,
         tiles=plan.tiles,
         left=sides.left,
         right=sides.right,
@@ -332,7 +331,7 @@ def _model_checks(
     wrapped = wrap(model)
     for way in subject.ways:
         of_way = replace(blank, tile=way.tile, schedule=way.schedule)
-        progress(f"{blank.image}: the model in {_described(way)}")
+        progress(f"{blank.image}: the model in {way}")
         rewrap(wrapped, way)
         try:
             found = equality.run_model(wrapped, image)
@@ -372,11 +371,5 @@ def _model_checks(
 
 
 def _independent(way: Settings) -> Settings:
-    """The same tiles, each with no more than it needs: those that overlaps are asked of."""
+    """The same tiles, independent of one another, each with exactly the overlap that it needs."""
     return replace(way, schedule="tiles", batch=1, uniform=False)
-
-
-def _described(way: Settings) -> str:
-    tile = "a budget of memory" if way.tile is None else f"tiles of {'x'.join(map(str, way.tile))}"
-    parts = [tile, way.schedule or "", "uniform" if way.uniform else ""]
-    return ", ".join(part for part in parts if part)

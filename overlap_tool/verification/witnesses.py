@@ -29,7 +29,7 @@ def narrow_model(architecture: Architecture) -> nn.Module:
 
 
 def image(channels: int = 3) -> Tensor:
-    """Of 8-bit samples: slopes, edges and grain."""
+    """An image of 8-bit samples, with slopes, edges and grain."""
     c, row, column = torch.meshgrid(*map(torch.arange, (channels, ROWS, COLUMNS)), indexing="ij")
     slope = 3 * row + 2 * column + 40 * c
     edges = 70 * ((row // 24 + column // 40) % 2)

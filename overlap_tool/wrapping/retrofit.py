@@ -37,25 +37,24 @@ from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
-from overlap_tool.models.closed_loop import ClosedLoop, Order
+from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.stages import Untiled, survey
 from overlap_tool.planning.choose import (
     BudgetError,
-    Engine,
-    Schedule,
-    Settings,
+    Plan,
+    Plans,
     Shape,
     StagePlan,
-    Store,
-    parse_bytes,
     plan_stage,
     require_uniform,
 )
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
-from overlap_tool.wrapping import loops
+from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, parse_bytes
+from overlap_tool.wrapping.loops import LoopTiling
 from overlap_tool.wrapping.snapshot import Snapshot, same_items
+from overlap_tool.wrapping.tiling import Tiling, show_settings
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -136,11 +135,7 @@ class TiledForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        network = None if self.module.training else self.network
-        if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
-            raise TrainingModeError(
-                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
-            )
+        network = self.require_inference()
         with engine(self.settings.engine):
             if kwargs or len(args) != 1 or not _takes(network, args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
@@ -150,12 +145,21 @@ class TiledForward:
                 return self._at_odd_size(fitted, args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
 
+    def require_inference(self) -> Network:
+        """The network, of a module that is in no part in training mode."""
+        network = None if self.module.training else self.network
+        if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
+            raise TrainingModeError(
+                self.name, "tiles are for inference, and it is in training mode", "Call model.eval() first"
+            )
+        return network
+
     def tiled(self, whole: Tensor) -> Tensor:
         assert self._network is not None, "a call begins by asking whether it still holds"
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = self._plan(self._network, shape)
         device = next((p.device for p in self.module.parameters()), whole.device)
-        sink = TensorSink(*plan.output_size, self.settings.store)
+        sink = TensorSink.of(plan.output_size, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
             passes.run(
                 plan.network,
@@ -236,7 +240,7 @@ class WrappedMethod:
 def wrap(
     model: Model,
     *,
-    tile: int | tuple[int, int] | None = None,
+    tile: int | Size | tuple[int, int] | None = None,
     memory: int | str | None = None,
     schedule: Schedule | Order | None = None,
     store: Store = "auto",
@@ -264,12 +268,12 @@ def wrap(
     True
     """
     if tile is None and memory is None:
-        tile = model.block if isinstance(model, ClosedLoop) else 256
+        tile = _tiling(model).tile
     return _wrapped(
         model,
         Settings(
-            tile=tile if tile is None or isinstance(tile, tuple) else (tile, tile),
-            memory=parse_bytes(memory) if isinstance(memory, str) else memory,
+            tile=None if tile is None else Size.of_tile(tile, "tile"),
+            memory=None if memory is None else parse_bytes(memory),
             schedule="tiles" if uniform and schedule is None else schedule,
             store=store,
             batch=batch,
@@ -282,7 +286,11 @@ def wrap(
 
 @contextmanager
 def tiled(
-    model: Model, *, tile: int | tuple[int, int] | None = None, memory: int | str | None = None, **how: Any
+    model: Model,
+    *,
+    tile: int | Size | tuple[int, int] | None = None,
+    memory: int | str | None = None,
+    **how: Any,
 ) -> Iterator[Model]:
     """Inside, the model itself runs tile by tile; it takes what `wrap` takes. Nothing is copied.
 
@@ -301,25 +309,15 @@ def tiled(
 def rewrap(model: nn.Module, settings: Settings) -> None:
     """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
     _settings_of_wrapped(model)
-    if isinstance(model, ClosedLoop):
-        loops.wrap(model, settings)
-        return
-    stages = tiled_stages(model).values()
-    _require(settings, (stage.network for stage in stages))
-    for stage in stages:
-        stage.settle(settings)
-    _run_methods_by(model, settings.engine)
+    _tiling(model).settle(settings)
+    show_settings(model, settings)
 
 
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
     model = model if inplace else copied(model)
-    vars(model).pop(WRAPPED, None)  # first: replaced parts do not matter any more
-    for stage in tiled_stages(model).values():
-        del stage.module.forward
-    inline.release(model)
-    _run_methods_by(model, None)
-    loops.unwrap(model)
+    _tiling(model).end()
+    show_settings(model, None)
     return model
 
 
@@ -338,8 +336,7 @@ def untiled(model: nn.Module) -> tuple[Untiled, ...]:
 
 def settings_of(model: nn.Module) -> Settings | None:
     """How a model was wrapped, if it was."""
-    stage = next(iter(tiled_stages(model).values()), None)
-    return loops.settings_of(model) if stage is None else stage.settings
+    return _tiling(model).settings
 
 
 def _settings_of_wrapped(model: nn.Module) -> Settings:
@@ -349,25 +346,11 @@ def _settings_of_wrapped(model: nn.Module) -> Settings:
     return settings
 
 
-def plans(
-    model: nn.Module, size: tuple[int, int], images: int = 1
-) -> Mapping[str, StagePlan | loops.LoopPlan]:
+def plans(model: nn.Module, size: Size | tuple[int, int], images: int = 1) -> Plans:
     """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height."""
-    settings = loops.settings_of(model)
-    if settings is not None and isinstance(model, ClosedLoop):
-        return {"closed loop": loops.plan(model, settings, size, images)}
-    width, height = size
-    made: dict[str, StagePlan] = {}
-    short: list[BudgetError] = []
-    for stage in tiled_stages(model).values():
-        rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
-        try:
-            made[stage.name] = stage.plan(Shape(images, rows, columns))
-        except BudgetError as error:
-            short.append(error)
-    if short:  # the stage that needs most says what is enough for all
-        raise max(short, key=lambda error: error.least)
-    return made
+    _settings_of_wrapped(model)
+    size = Size.of(size, "size")
+    return Plans(type(model).__name__, size, _tiling(model).plans(size, images))
 
 
 def load(
@@ -418,20 +401,11 @@ def save(
     if architecture is not None:
         origin = checkpoint.Origin(architecture, arguments or {})
     origin = _buildable(origin, type(model))
-    overlaps = (
-        dict(loops.overlaps(model))
-        if isinstance(model, ClosedLoop)
-        else {
-            stage.name: [
-                *stage.network.columns.reaches()[-1].overlap,
-                *stage.network.rows.reaches()[-1].overlap,
-            ]
-            for stage in tiled_stages(model).values()
-            if not stage.network.barriers
-        }
-    )
+    overlaps = _tiling(model).overlaps()
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-    Artefact(origin.architecture, dict(origin.arguments), state, asdict(settings), overlaps).write(path)
+    # plain numbers: who loads the file knows no class of ours
+    plain = asdict(settings) | {"tile": settings.tile and tuple(settings.tile)}
+    Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps).write(path)
 
 
 def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> checkpoint.Origin:
@@ -453,19 +427,72 @@ def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
     if settings_of(model) is not None:
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copied(model)
-    if isinstance(model, ClosedLoop):
-        loops.wrap(model, settings)
-        return model
-    found = survey(model)
-    _require(settings, (stage.network for stage in found.stages))
-    for stage in found.stages:
-        forward = TiledForward(stage.module, stage.name or type(model).__name__, stage.input_scale, settings)
-        stage.run_by(forward)
-        forward.is_traced_as(stage.network)
-    parts = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
-    setattr(model, WRAPPED, Wrapped(found.untiled, parts))
-    _run_methods_by(model, settings.engine)
+    _tiling(model).begin(settings)
+    show_settings(model, settings)
     return model
+
+
+def _tiling(model: nn.Module) -> Tiling:
+    return LoopTiling(model) if isinstance(model, ClosedLoop) else StageTiling(model)
+
+
+@dataclass(frozen=True)
+class StageTiling:
+    """The tiles of a model's stages."""
+
+    model: nn.Module
+    tile = Size(256, 256)
+
+    @property
+    def settings(self) -> Settings | None:
+        return next((stage.settings for stage in tiled_stages(self.model).values()), None)
+
+    def begin(self, settings: Settings) -> None:
+        model, found = self.model, survey(self.model)
+        _require(settings, (stage.network for stage in found.stages))
+        for stage in found.stages:
+            name = stage.name or type(model).__name__
+            forward = TiledForward(stage.module, name, stage.input_scale, settings)
+            stage.run_by(forward)
+            forward.is_traced_as(stage.network)
+        made = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
+        setattr(model, WRAPPED, Wrapped(found.untiled, made))
+        _run_methods_by(model, settings.engine)
+
+    def settle(self, settings: Settings) -> None:
+        stages = tiled_stages(self.model).values()
+        _require(settings, (stage.network for stage in stages))
+        for stage in stages:
+            stage.settle(settings)
+        _run_methods_by(self.model, settings.engine)
+
+    def end(self) -> None:
+        vars(self.model).pop(WRAPPED, None)  # first: replaced parts do not matter any more
+        for stage in tiled_stages(self.model).values():
+            del stage.module.forward
+        inline.release(self.model)
+        _run_methods_by(self.model, None)
+
+    def plans(self, size: Size, images: int) -> dict[str, Plan]:
+        made: dict[str, Plan] = {}
+        short: list[BudgetError] = []
+        for stage in tiled_stages(self.model).values():
+            rows, columns = (_scaled(side, stage.input_scale) for side in (size.height, size.width))
+            try:
+                made[stage.name] = stage.plan(Shape(images, rows, columns))
+            except BudgetError as error:
+                short.append(error)
+        if short:  # the stage that needs most says what is enough for all
+            raise max(short, key=lambda error: error.least)
+        return made
+
+    def overlaps(self) -> dict[str, list[int]]:
+        networks = {stage.name: stage.network for stage in tiled_stages(self.model).values()}
+        return {
+            name: [*network.columns.reaches()[-1].overlap, *network.rows.reaches()[-1].overlap]
+            for name, network in networks.items()
+            if not network.barriers
+        }
 
 
 def _require(settings: Settings, networks: Iterable[Network]) -> None:
@@ -523,8 +550,8 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
             setattr(model, name, WrappedMethod(model, name, engine))
 
 
-def brought_up_to_fit(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    """The width and height, or those that it is padded to where a stage cannot compute it as it is."""
+def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
+    """This size, or the one that it is padded to where a stage cannot compute it as it is."""
     stages = tiled_stages(model).values()
     width, height = size
     for stage in stages:
@@ -540,7 +567,7 @@ def brought_up_to_fit(model: nn.Module, size: tuple[int, int]) -> tuple[int, int
             for axis in (stage.network.rows, stage.network.columns)
         )
     )
-    return -(-width // whole) * whole, -(-height // whole) * whole
+    return Size(*(-(-side // whole) * whole for side in size))
 
 
 def _scaled(side: int, scale: Fraction) -> int:

@@ -300,7 +300,12 @@ def _act(folder: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
 def test_the_action_holds(checkpoint_path, tmp_path) -> None:
     picture = _picture(tmp_path / "with a space.png", 130, 100)
     code, told, page = _act(
-        tmp_path, CHECKPOINT=str(checkpoint_path), TILE="64", SCHEDULE="stream", IMAGE=f"{picture}\n"
+        tmp_path,
+        CHECKPOINT=str(checkpoint_path),
+        TILE="64",
+        SCHEDULE="stream",
+        IMAGE=f"{picture}\n",
+        ARGUMENTS="--stage h_s",
     )
     assert (code, told["verdict"]) == (0, "holds")
     report = json.loads(Path(told["report"]).read_text())

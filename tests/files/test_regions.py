@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 import zarr
 from support.networks import two_barriers
 from support.photographs import codec, photograph
+from support.small_models import small_model
 from torch import nn
 
 import overlap_tool
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import ContainerError, OptionError
 from overlap_tool.files import Codec, compress, decompress, run
+from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import StringInFile
 from overlap_tool.files.formats.pictures import NumpyFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,3 +177,122 @@ def test_a_region_that_is_none_is_refused(tmp_path, region, reason) -> None:
     with pytest.raises(OptionError, match=reason):
         run(_wrapped(Doubles()), tmp_path / "in.npy", tmp_path / "out.npy", region=region)
     assert not (tmp_path / "out.npy").exists()
+
+
+# --- blocks: what is not under a region is not read -------------------------------------------------------
+
+
+WITHOUT_CONTEXT = ["bmshj2018-factorized", "mbt2018-mean"]
+IN_BLOCKS = [
+    *WITHOUT_CONTEXT,
+    "cheng2020-anchor-checkerboard",
+    pytest.param("elic2022-official", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module", params=IN_BLOCKS)
+def in_blocks(request, tmp_path_factory) -> tuple[str, Path, np.ndarray]:
+    """A name, a folder with an image that is coded in blocks of 64, and what it decodes to without."""
+    folder = tmp_path_factory.mktemp("blocks")
+    np.save(folder / "in.npy", photograph("coffee", 130, 250))
+    model = codec(request.param)
+    compress(model, folder / "in.npy", folder / "plain.lic")
+    decompress(model, folder / "plain.lic", folder / "whole.npy")
+    compress(model, folder / "in.npy", folder / "it.lic", blocks=64)
+    return request.param, folder, np.load(folder / "whole.npy")
+
+
+def test_blocks_decode_to_the_same_image(tmp_path, in_blocks) -> None:
+    name, folder, whole = in_blocks
+    decompress(codec(name), folder / "it.lic", tmp_path / "out.npy")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), whole)
+    decompress(codec(name), folder / "it.lic", tmp_path / "again.npy", in_memory=1000)
+    assert np.array_equal(np.load(tmp_path / "again.npy"), whole)
+    head, _ = container.read(folder / "it.lic")
+    assert head.most_bands == 3 * 4
+
+
+@pytest.mark.parametrize("in_memory", [4000, 256 << 20])
+def test_a_region_decodes_from_its_blocks_alone(tmp_path, in_blocks, in_memory) -> None:
+    name, folder, whole = in_blocks
+    for region in [*_regions(whole.shape, 2)[:3], (150, 70, 60, 50)]:
+        decompress(codec(name), folder / "it.lic", tmp_path / "o.npy", region=region, in_memory=in_memory)
+        assert np.array_equal(np.load(tmp_path / "o.npy"), _crop(whole, region)), region
+
+
+def test_no_other_blocks_are_read(tmp_path, in_blocks, monkeypatch) -> None:
+    """And none twice. Which blocks of the latent a region is made of, the model's own gradients say."""
+    name, folder, whole = in_blocks
+    read: list[int] = []
+    part = StringInFile.part
+
+    def counting(self, start, stop):
+        read.append(self.offset + start)
+        return part(self, start, stop)
+
+    monkeypatch.setattr(StringInFile, "part", counting)
+    region = x, y, width, height = 40, 10, 20, 30
+    decompress(codec(name), folder / "it.lic", tmp_path / "o.npy", region=region)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), _crop(whole, region))
+    assert len(set(read)) == len(read)
+    if name not in WITHOUT_CONTEXT:
+        return
+    head, _ = container.read(folder / "it.lic")
+    model = small_model(name)
+    latent = torch.rand(1, next(model.g_s.parameters()).shape[0], *(n // 16 for n in head.frame.padded))
+    latent.requires_grad_()
+    left, _, top, _ = head.padding
+    model.g_s(latent)[..., y + top : y + top + height, x + left : x + left + width].sum().backward()
+    assert latent.grad is not None
+    down, across = np.nonzero(latent.grad.abs().sum((0, 1)).numpy())
+    of = {(i // 4) * 4 + j // 4 for i, j in zip(down, across, strict=True)}  # rows of four, 64 pixels each
+    first = (folder / "it.lic").stat().st_size - container.CHECKSUM - head.payload
+    starts = first + np.cumsum([0, *(band.length for band in head.bands[0])])
+    assert sorted(one for one in read if one < starts[-1]) == [starts[i] for i in sorted(of)]
+    assert 1 < len(of) < 12
+
+
+def test_an_altered_block_is_refused_where_it_is_read(tmp_path, in_blocks) -> None:
+    name, folder, whole = in_blocks
+    head, _ = container.read(folder / "it.lic")
+    data = bytearray((folder / "it.lic").read_bytes())
+    end = len(data) - container.CHECKSUM
+    data[end - head.bands[-1][-1].length : end] = bytes(head.bands[-1][-1].length)  # its last block
+    (tmp_path / "bad.lic").write_bytes(data)
+    if name in WITHOUT_CONTEXT:  # else the opposite corner is read as well, of so small an image
+        decompress(codec(name), tmp_path / "bad.lic", tmp_path / "o.npy", region=(0, 0, 20, 20))
+        assert np.array_equal(np.load(tmp_path / "o.npy"), whole[:20, :20])
+    with pytest.raises(ContainerError, match="altered"):
+        decompress(codec(name), tmp_path / "bad.lic", tmp_path / "no.npy", region=(230, 120, 20, 10))
+    with pytest.raises(ContainerError, match="checksum"):
+        decompress(codec(name), tmp_path / "bad.lic", tmp_path / "no.npy")
+
+
+def test_an_altered_head_is_refused_without_the_rest(tmp_path, in_blocks) -> None:
+    name, folder, _ = in_blocks
+    data = bytearray((folder / "it.lic").read_bytes())
+    data[container.OUTSIDE.size + 200] ^= 1
+    (tmp_path / "bad.lic").write_bytes(data)
+    with pytest.raises(ContainerError, match="checksum"):
+        decompress(codec(name), tmp_path / "bad.lic", tmp_path / "no.npy", region=(0, 0, 20, 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "reason"),
+    [
+        ("mbt2018-mean", 0, r"^blocks=0: is not a number of pixels"),
+        ("mbt2018-mean", "1", r"is not a number of pixels"),
+        ("mbt2018", 64, r"^blocks=64: mbt2018 codes one position after another"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(tmp_path, name, blocks, reason) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    with pytest.raises(OptionError, match=reason):
+        compress(codec(name), tmp_path / "in.npy", tmp_path / "it.lic", blocks=blocks)
+
+
+def test_a_region_of_an_image_that_is_not_in_blocks(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", PIXELS)
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
+    told = decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / "o.npy", region=(0, 0, 2, 2))
+    assert told.notes == [f"{tmp_path / 'it.lic'} is not coded in blocks: all of its strings are decoded"]

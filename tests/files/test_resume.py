@@ -191,7 +191,7 @@ def test_a_journal_that_was_cut_off_in_a_line(tmp_path) -> None:
 def test_killed_at_random_moments(tmp_path, command, kills) -> None:
     """By SIGKILL, in another process: at the end the file is that of a run that was left alone."""
     known = checkpoint.find("mbt2018-mean")
-    arguments = {"N": 24, "M": 32}
+    arguments = {"N": 12, "M": 16}
     tiled = overlap_tool.wrap(checkpoint.seeded_model(known, arguments), tile=64)
     overlap_tool.save(tiled, tmp_path / "it.tiled.pt", known.name, arguments)
     np.save(tmp_path / "in.npy", np.tile(PIXELS, (3, 2, 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from fractions import Fraction
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_model_that_fails_on_a_trial_image_is_refused_with_its_own_words() -> 
 
 
 def test_a_survey_changes_nothing_in_the_model() -> None:
-    model = small_model("mbt2018")
+    model = copy.deepcopy(small_model("mbt2018"))
     masked = model.get_submodule("context_prediction")
     with torch.no_grad():
         masked.weight.fill_(1.0)  # unmasked: the model's own forward would mask it in place

@@ -70,6 +70,16 @@ def test_published_and_exact_overlaps_differ_for_even_kernels() -> None:
     assert (layer.exact.left, layer.exact.right) == (3, 3)
 
 
+def test_a_kernel_is_as_wide_and_as_high_as_its_field() -> None:
+    """Tables print kernels, fields and images alike: width, then height."""
+    network = torch.nn.Conv2d(1, 1, (3, 5), (1, 2), (1, 2)).eval()
+    stage = overlap_tool.analyze(network, size=(64, 32), tiles=[16]).stages[0]
+    layer = stage.layers[0]
+    assert layer.kernel == (layer.receptive_field, layer.receptive_field_rows) == (5, 3)
+    assert (layer.stride.width, layer.stride.height) == (2, 1)
+    assert "| 5x3 | 2x1 |" in report.FORMATS["markdown"](overlap_tool.analyze(network))
+
+
 def test_the_image_is_padded_to_what_the_model_accepts(analysis) -> None:
     assert analysis.image == (3840, 2160)
     assert analysis.padded == (3840, 2176)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 from overlap_tool.report.certificate_tables import check_table
@@ -31,9 +28,8 @@ def test_a_reason_is_given_once_for_all_sides() -> None:
     assert row[-1] == "left, top: no overlap; right: too small"
 
 
-def test_no_cell_is_folded_where_no_terminal_is() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    command = [sys.executable, "-m", "overlap_tool", "analyze", "zoo:bmshj2018-factorized", "--stage", "g_a"]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+def test_no_cell_is_folded_where_no_terminal_is(run, monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    _, told, _ = run("analyze", "zoo:bmshj2018-factorized", "--stage", "g_a")
     assert "receptive field" in told
     assert max(map(len, told.splitlines())) > 80

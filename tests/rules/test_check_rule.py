@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import tries
 from torch import Tensor, nn
 
 import overlap_tool
@@ -55,7 +56,7 @@ def right(call: Any, module: Largest, input: Any) -> Rule:
     return Rule.windowed(Largest.of, kernel=module.kernel, stride=module.stride, padding=module.mode)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(12)
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.integers(1, 3),

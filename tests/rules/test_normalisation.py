@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import tries
 from support.random_networks import Case, cases
 from torch import Tensor, nn
 
@@ -116,7 +117,7 @@ class Normalised(nn.Module):
         return x + self.second(self.mix(self.first(x)))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@tries(12, derandomize=True)
 @given(cases(), st.data())
 def test_random_networks_with_norms_give_the_full_images_bits(case: Case, data: st.DataObject):
     x = case.image().float() * 0.37

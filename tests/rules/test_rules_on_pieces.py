@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from compressai.layers import GDN, GDN1, CheckerboardMaskedConv2d, MaskedConv2d
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support.cases import tries
 from support.pieces_of import Functional, Plan, run_on_pieces
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ TOLERANCE = 1e-12
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 PAD_MODES = ["constant", "reflect", "replicate", "circular"]
 
-thorough = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = tries(25, suppress_health_check=[HealthCheck.too_slow])
 brief = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import ways
+from support.cases import tries
 from support.swin import SwinAttention
 from support.ways import Planner, stream, tiles
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from overlap_tool import exact_kernels
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
+from overlap_tool.settings import Settings
 from overlap_tool.verification.blame import find_fault
 
 MASKS = (-100.0, -torch.inf)
@@ -61,7 +63,7 @@ def in_tiles(case: Case, planner: Planner) -> Tensor:
 
 @pytest.mark.parametrize("planner", [stream, tiles])
 @given(case=cases())
-@settings(max_examples=80, deadline=None)
+@tries(25)
 def test_pieces_give_what_roll_and_mask_give_on_the_whole_map(planner, case):
     with torch.no_grad():
         torch.testing.assert_close(in_tiles(case, planner), case.module(case.input), rtol=0, atol=1e-12)
@@ -69,7 +71,7 @@ def test_pieces_give_what_roll_and_mask_give_on_the_whole_map(planner, case):
 
 @pytest.mark.parametrize("planner", [stream, tiles])
 @given(case=cases(), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=40, deadline=None)
+@tries(12)
 def test_pieces_give_the_bits_of_the_whole_map_under_the_exact_engine(planner, case, dtype):
     case = case._replace(module=case.module.to(dtype), input=case.input.to(dtype))
     with torch.no_grad(), exact_kernels():
@@ -77,7 +79,7 @@ def test_pieces_give_the_bits_of_the_whole_map_under_the_exact_engine(planner, c
 
 
 @given(case=cases(), far=st.floats(0, 40))
-@settings(max_examples=40, deadline=None)
+@tries(12)
 def test_keys_that_a_mask_of_minus_100_takes_away_leave_no_trace(case, far):
     """Similarities that differ by up to 40 between keys that are seen and keys that are masked."""
     module = case.module[0].float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.exactness import bitstreams, stages_of_odd_sizes, whole_models
+from support.exactness import SCHEDULES, bitstreams, stages_of_odd_sizes, whole_models
 from support.small_models import small_model
 from support.textures import textured
 
@@ -14,7 +14,7 @@ from overlap_tool import checkpoint, exact_kernels
 
 
 def test_whole_models(architecture: str) -> None:
-    whole_models(architecture, 192, 128, [(64, 64), (128, 80), (512, 512)])
+    whole_models(architecture, 128, 64, [(48, 48), (80, 32), (512, 512)])
 
 
 @pytest.mark.slow
@@ -24,6 +24,11 @@ def test_whole_models_on_larger_images(architecture: str) -> None:
 
 def test_bitstreams(architecture: str) -> None:
     bitstreams(architecture)
+
+
+@pytest.mark.slow
+def test_bitstreams_by_every_schedule(architecture: str) -> None:
+    bitstreams(architecture, [(tile, schedule) for tile in ((64, 64), (48, 48)) for schedule in SCHEDULES])
 
 
 def test_stages_of_odd_sizes(architecture: str) -> None:

@@ -110,7 +110,7 @@ def _after(map_: Tensor, change) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_what_keeps_positions_to_itself_is_put_off(name) -> None:
+def test_elementwise_functions_are_deferred(name) -> None:
     told: list[str] = []
     result = LOCAL[name](lazy(told))
     expected = LOCAL[name](VALUES.clone())

@@ -22,9 +22,10 @@ from overlap_tool.geometry.plan import stream, stream_cuts, together
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import trace
-from overlap_tool.planning.choose import Settings, Shape, plan_part, plan_stage
+from overlap_tool.planning.choose import Shape, plan_part, plan_stage
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import TensorSink, TensorSource, Within
+from overlap_tool.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +45,7 @@ class Watched(TensorSource):
 def part_of(network: Network, x: Tensor, settings: Settings, area: Area) -> tuple[Tensor, Watched]:
     shape = Shape(x.shape[0], x.shape[2], x.shape[3], x.element_size())
     plan = plan_stage("net", network, Fraction(1), shape, settings)
-    sink, source = TensorSink(*plan.output_size), Watched(x)
+    sink, source = TensorSink.of(plan.output_size), Watched(x)
     parts = plan_part(network, Fraction(1), plan, area)
     passes.run(network, parts, source, Within(sink, area), partial(TensorSink), settings.batch)
     result = sink.result()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.exactness import tiled_model
 from support.networks import PlainCnn
 from support.small_models import small_model
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Shape
 from overlap_tool.rules import Operand, Patches, Rule, extend, register_rule
 from overlap_tool.runtime import execute
+from overlap_tool.settings import Settings
 from overlap_tool.verification.blame import find_fault
-from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
+from overlap_tool.wrapping.retrofit import TiledForward, rewrap, tiled_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +71,8 @@ def largest(of: TiledForward) -> int:
 @torch.no_grad()
 def test_every_stage_of_every_architecture_has_one_shape_whatever_the_image(architecture, shapes) -> None:
     """Odd sizes, remainders, and images smaller than a tile."""
-    tiled = overlap_tool.wrap(small_model(architecture), tile=64, uniform=True)
+    tiled = tiled_model(architecture)
+    rewrap(tiled, Settings(tile=(64, 64), schedule="tiles", uniform=True))
     for stage in tiled_stages(tiled).values():
         shapes.clear()
         side = largest(stage)

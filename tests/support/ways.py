@@ -10,9 +10,9 @@ from torch import Tensor
 from overlap_tool.geometry import plan
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.graph.network import Network
-from overlap_tool.planning.choose import Store
 from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.settings import Store
 
 Planner = Callable[[Axis, int, int], plan.AxisPlan]
 

@@ -12,7 +12,7 @@ from benchmarks.ablation import losses
 from benchmarks.training import held_out, trained
 from overlap_tool import Certificate, exact_kernels
 from overlap_tool.models.stages import Stage
-from overlap_tool.planning.choose import Settings
+from overlap_tool.settings import Settings
 from overlap_tool.verification.ablation import short_of_overlap
 
 TILE = 64

@@ -32,10 +32,11 @@ from overlap_tool.geometry import Padding, Window
 from overlap_tool.geometry.walk import Turn
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
-from overlap_tool.planning.choose import Settings, Shape, plan_stage
+from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 from overlap_tool.runtime.execute import _Run
+from overlap_tool.settings import Settings
 from overlap_tool.verification import Check, equality
 from overlap_tool.verification.images import seeded, telling_size
 from overlap_tool.verification.pieces import halo
@@ -189,7 +190,7 @@ def test_networks_that_code_nothing(model) -> None:
 
 
 def test_a_codec_whose_compress_gives_more_than_strings() -> None:
-    certificate = overlap_tool.verify(small_model("elic2022-official"), tiles=[64], schedules=["tiles"])
+    certificate = overlap_tool.verify(small_model("elic2022-official"), tiles=[32], schedules=["tiles"])
     assert certificate.holds, certificate.of("failed")
     assert {check.status for check in _of(certificate, "decoding")} == {"passed"}
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.exactness import tiled_model
 from support.small_models import small_model
 from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.errors import TraceError, TrainingModeError
-from overlap_tool.wrapping.retrofit import tiled_stages
+from overlap_tool.settings import Settings
+from overlap_tool.wrapping.retrofit import rewrap, tiled_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -182,7 +184,8 @@ def test_a_head_that_takes_other_channels() -> None:
 
 def test_nothing_is_traced_again_while_nothing_is_changed(architecture) -> None:
     """Nor does a model's own code change anything of itself, whatever of it is called."""
-    tiled = overlap_tool.wrap(small_model(architecture), tile=32)
+    tiled = tiled_model(architecture)
+    rewrap(tiled, Settings(tile=(32, 32)))
     networks = {name: stage.network for name, stage in tiled_stages(tiled).items()}
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,27 +19,60 @@ from overlap_tool.errors import ContainerError
 from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.plan import cut
+from overlap_tool.geometry.walk import Area
 from overlap_tool.models.range_coding import buffered_encoder, decoder_of, refuse_wild
+from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
 
 SYMBOLS_AT_ONCE = 1 << 18
-"""As Python's integers, in lists, on their way to the coder."""
+"""How many symbols go to the coder at once, as lists of Python's integers."""
 
 SYMBOLS_IN_A_BAND = 1 << 22
-"""At most; fewer where little may be in memory."""
+"""The most symbols of one band; fewer where little may be in memory."""
 
 BYTES_OF_A_SYMBOL = 16
 """In a band: what is coded, its mean, its table and its number."""
 
 
-def as_coded(string: bytes, height: int, where: str) -> CodedString:
-    """A string for a map of this height; one that knows of no bands is one band."""
-    bands = string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
+@dataclass(frozen=True)
+class CodedBand:
+    """A band in its place: the rectangle of its map, and where its string begins among those of the map."""
+
+    string: CodedString
+    area: Area
+    start: int
+    band: Band
+
+    def read(self) -> bytes:
+        """Its string."""
+        return self.string.part(self.start, self.start + self.band.length)
+
+
+def coded_bands(string: bytes, height: int, width: int, where: str) -> list[CodedBand]:
+    """The bands of a map of this size; a string that knows of none is one."""
+    if not isinstance(string, CodedString):
+        string = CodedString.of([string], [Band(0, len(string), "")])
+    bands = string.bands
     if len(bands) == 1 and bands[0].rows == 0:
         bands = (replace(bands[0], rows=height),)
-    if sum(band.rows for band in bands) != height or sum(band.length for band in bands) != len(string):
-        raise ContainerError(where, "its bands are not those of this map", "Compress the image again")
-    return CodedString.of([string], bands)
+    found: list[CodedBand] = []
+    top = left = start = 0
+    for band in bands:
+        right = left + (band.columns or width)
+        beside = left > 0 and band.rows != found[-1].area.rows.length
+        if beside or right > width or top + band.rows > height:
+            break
+        found.append(CodedBand(string, Area(Span(top, top + band.rows), Span(left, right)), start, band))
+        left, start = right % width, start + band.length
+        top += 0 if left else band.rows
+    if len(found) < len(bands) or (top, left) != (height, 0):
+        raise other_bands(where)
+    return found
+
+
+def other_bands(where: str) -> ContainerError:
+    return ContainerError(where, "its bands are not those of this map", "Compress the image again")
 
 
 def check_symbols(band: Band, found: str, where: str) -> None:
@@ -54,6 +88,16 @@ def rows_of_a_band(limit: int, channels: int, width: int) -> int:
     """Of a map with so many channels and columns, where so many bytes may be in memory."""
     symbols = min(SYMBOLS_IN_A_BAND, limit // BYTES_OF_A_SYMBOL)
     return max(1, symbols // max(1, channels * width))
+
+
+def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> list[Area]:
+    """The bands that a map is coded in: the blocks that are asked for, and no more rows of them at once than
+    may be in memory."""
+    height, width = _lines(shape)
+    rows, columns = workspace.block_of(height, width)
+    if lazy:
+        rows = min(rows, rows_of_a_band(workspace.limit, shape[1], columns))
+    return [Area(down, across) for down in cut(height, rows) for across in cut(width, columns)]
 
 
 @contextmanager
@@ -111,22 +155,18 @@ class _Coder:
         self.model._check_offsets_size()
         if inputs.shape != indexes.shape:
             raise ValueError("`inputs` and `indexes` should have the same size.")
-        height = inputs.shape[2] if inputs.ndim > 2 else 1
         lazy = any(isinstance(one, LazyMap) for one in (inputs, indexes, means))
-        rows = rows_of_a_band(self.workspace.limit, inputs.shape[1], inputs.shape[-1]) if lazy else height
+        areas = areas_to_code(self.workspace, inputs.shape, lazy)
         strings = []
         for image in range(inputs.shape[0]):
             parts, bands = [], []
-            for start in range(0, height, rows):
-                span = Span(start, min(start + rows, height))
-                values, offsets = (
-                    _rows(inputs, image, span),
-                    None if means is None else _rows(means, image, span),
-                )
-                symbols = self.model.quantize(values, "symbols", offsets)[0]
-                string, digest = self._encode(symbols, _rows(indexes, image, span)[0])
+            for area in areas:
+                offsets = None if means is None else _piece(means, image, area)
+                symbols = self.model.quantize(_piece(inputs, image, area), "symbols", offsets)[0]
+                string, digest = self._encode(symbols, _piece(indexes, image, area)[0])
+                columns = 0 if area.columns == areas[-1].columns == areas[0].columns else area.columns.length
                 parts.append(string)
-                bands.append(Band(span.length, len(string), digest))
+                bands.append(Band(area.rows.length, len(string), digest, columns))
             strings.append(CodedString.of(parts, bands))
         return strings
 
@@ -150,39 +190,33 @@ class _Coder:
     def _decode_string(
         self, string: bytes, image: int, indexes: Tensor, means: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        height = indexes.shape[2] if indexes.ndim > 2 else 1
-        coded = as_coded(string, height, self.where)
-        if len(coded.bands) == 1:
-            return self._decode_rows(
-                coded.bands[0], bytes(coded), image, Span(0, height), indexes, means, dtype
-            )
-        channels, width = indexes.shape[1], indexes.shape[3]
-        stored = self.workspace.store("decoded", (channels, height, width), dtype)
-        start = 0
-        for band, part in coded.parts():
-            rows = Span(start, start + band.rows)
-            if rows.stop > stored.done:
-                stored.take(start, self._decode_rows(band, part, image, rows, indexes, means, dtype))
-            start = rows.stop
+        channels, height, width = indexes.shape[1], *_lines(indexes.shape)
+        coded = coded_bands(string, height, width, self.where)
+
+        def decode(band: CodedBand) -> Tensor:
+            return self._decode_band(band, image, indexes, means, dtype)
+
+        if len(coded) == 1:
+            return decode(coded[0])
         like = torch.empty(0, dtype=dtype, device=indexes.device)
+        if self.workspace.on_demand:
+            areas = [band.area for band in coded]
+            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit)
+            return self.workspace.lazy(numbers, (1, channels, height, width), like)
+        stored = self.workspace.store("decoded", (channels, height, width), dtype)
+        for rows, beside in groupby(coded, lambda band: band.area.rows):
+            if rows.stop > stored.done:
+                stored.take(rows.start, torch.cat([decode(band) for band in beside], -1))
         return self.workspace.map(stored, channels, stored, like)
 
-    def _decode_rows(
-        self,
-        band: Band,
-        string: bytes,
-        image: int,
-        rows: Span,
-        indexes: Tensor,
-        means: Tensor | None,
-        dtype: torch.dtype,
+    def _decode_band(
+        self, band: CodedBand, image: int, indexes: Tensor, means: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        symbols, digest = self._decode(string, _rows(indexes, image, rows)[0])
-        check_symbols(band, digest, self.where)
-        offsets = None if means is None else _rows(means, image, rows)
-        if offsets is None:  # an older CompressAI takes no type
+        symbols, digest = self._decode(band.read(), _piece(indexes, image, band.area)[0])
+        check_symbols(band.band, digest, self.where)
+        if means is None:  # an older CompressAI takes no type
             return symbols[None].to(dtype)
-        return self.model.dequantize(symbols[None], offsets)
+        return self.model.dequantize(symbols[None], _piece(means, image, band.area))
 
     def _encode(self, symbols: Tensor, indexes: Tensor) -> tuple[bytes, str]:
         refuse_wild(symbols, read=False)
@@ -219,14 +253,19 @@ class _Coder:
         return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
 
 
-def _rows(values: Tensor, image: int, rows: Span) -> Tensor:
+def _lines(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a map, 1 where it has no such axis."""
+    return shape[2] if len(shape) > 2 else 1, shape[3] if len(shape) > 3 else 1
+
+
+def _piece(values: Tensor, image: int, area: Area) -> Tensor:
     if isinstance(values, LazyMap):
-        return values.read(rows, Span(0, values.shape[3]))
-    if values.ndim <= 2:
-        return values[image : image + 1]
-    if values.shape[2] == 1:
-        return values[image : image + 1]  # one row, or means that are spread over all
-    return values[image : image + 1, :, rows.start : rows.stop]
+        return values.read(*area)
+    piece = values[image : image + 1]
+    for axis, span in zip(range(2, values.ndim), area, strict=False):
+        if values.shape[axis] > 1:  # else it is spread over all
+            piece = piece.narrow(axis, span.start, span.length)
+    return piece
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:

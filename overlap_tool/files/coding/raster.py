@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.files.coding.entropy import as_coded, check_symbols, rows_of_a_band
+from overlap_tool.files.coding.entropy import check_symbols, coded_bands, other_bands, rows_of_a_band
 from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
@@ -92,23 +92,22 @@ class _Loops:
         *more: Any,
     ) -> None:
         loop: Callable[..., None] = type(self.model)._decompress_ar
-        coded = as_coded(y_string, height, self.where)
         channels = y_hat.shape[1]
         stored = self.workspace.store("decoded", (channels, height, width), y_hat.dtype)
-        start = 0
-        for band, string in coded.parts():
-            span = Span(start, start + band.rows)
+        for coded in coded_bands(y_string, height, width, self.where):
+            span = coded.area.rows
+            if coded.band.columns:
+                raise other_bands(self.where)
             if span.stop > stored.done:
-                above = _above(stored, start, padding).to(params.device)
+                above = _above(stored, span.start, padding).to(params.device)
                 rest = padding - above.shape[2], span.length + padding
                 padded = F.pad(above, (padding, padding, *rest))
                 part = _read(params, span)
                 with reading_at_most(channels * span.length * width):
-                    loop(self.model, bytes(string), padded, part, span.length, width, kernel, padding, *more)
+                    loop(self.model, coded.read(), padded, part, span.length, width, kernel, padding, *more)
                 made = _inner(padded, padding)
-                check_symbols(band, _digest(made), self.where)
-                stored.take(start, made)
-            start = span.stop
+                check_symbols(coded.band, _digest(made), self.where)
+                stored.take(span.start, made)
         _inner(y_hat, padding)[:] = self.workspace.map(stored, channels, stored, params)
 
 

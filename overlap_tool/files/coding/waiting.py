@@ -1,4 +1,4 @@
-"""How long a model takes that codes one position after another: told before it begins."""
+"""How long a model takes that codes one position after another, estimated before it begins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ TRIALS_NOT_WORTH_IT = 8
 
 
 def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
-    """How long, a small image shows. Only a latent that is coded in bands can be resumed."""
+    """Estimate the time from a small image, and report it if it is long.
+
+    Only a latent that is coded in bands can be resumed.
+    """
     if not codes_in_order(codec.model):
         return
     side = 2 * codec.multiple
@@ -50,7 +53,7 @@ def codes_in_order(model: nn.Module) -> bool:
 
 
 def _latent_bytes(codec: Codec, frame: Frame) -> Fraction:
-    """Of what the first stage makes of the image, as 32-bit floats."""
+    """The size of the first stage's output, in 32-bit floats."""
     network = next(stage for stage in codec.stages if stage.input_scale == 1).network
     return network.ops[-1].channels * math.prod(frame.padded) * network.rows.scale * network.columns.scale * 4
 

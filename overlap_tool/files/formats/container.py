@@ -12,7 +12,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import count
+from io import FileIO
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,8 @@ from overlap_tool.errors import ContainerError, why_absent
 from overlap_tool.files.formats.frame import Frame
 
 MAGIC = b"\x89LIC\r\n\x1a\n"
-VERSION = 1
+VERSION, IN_PARTS = 1, 2
+"""The second has a checksum after its head, too: its bands can be read alone."""
 OUTSIDE = struct.Struct("<8sIIQ")
 """Magic, version, length of the head, length of the strings."""
 CHECKSUM = hashlib.sha256().digest_size
@@ -35,11 +37,15 @@ SAMPLES: dict[str, np.dtype[Any]] = {"uint8": np.dtype(np.uint8), "uint16": np.d
 
 @dataclass(frozen=True)
 class Band:
-    """Some rows of a map: how many, the length of their string, and a hash of their symbols."""
+    """A rectangle of a map: its rows, the length of its string, a hash of its symbols, and its columns.
+
+    Bands follow one another from left to right and from the top down; most have all columns, which is 0.
+    """
 
     rows: int
     length: int
     symbols: str
+    columns: int = 0
 
 
 class CodedString(bytes):
@@ -53,11 +59,30 @@ class CodedString(bytes):
         made.bands = tuple(bands)
         return made
 
-    def parts(self) -> Iterator[tuple[Band, bytes]]:
-        start = 0
-        for band in self.bands:
-            yield band, self[start : start + band.length]
-            start += band.length
+    def part(self, start: int, stop: int) -> bytes:
+        return self[start:stop]
+
+
+class StringInFile(CodedString):
+    """One that stays in its file, of which only parts are read. As bytes it has none."""
+
+    path: Path
+    offset: int
+
+    @staticmethod
+    def at(path: Path, offset: int, bands: Sequence[Band]) -> StringInFile:
+        made = StringInFile()
+        made.path, made.offset, made.bands = path, offset, tuple(bands)
+        return made
+
+    def part(self, start: int, stop: int) -> bytes:
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset + start)
+                return file.read(stop - start)
+        except OSError as error:
+            where, reason = str(self.path), f"it cannot be read ({error.strerror})"
+            raise ContainerError(where, reason, "Check the path") from error
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,11 @@ class Head:
         return max((len(bands) for bands in self.bands), default=1)
 
     @property
+    def payload(self) -> int:
+        """The length of all strings."""
+        return sum(band.length for bands in self.bands for band in bands)
+
+    @property
     def frame(self) -> Frame:
         return Frame(self.height, self.width, self.channels, SAMPLES[self.dtype], self.padding)
 
@@ -99,35 +129,49 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
     told = {**asdict(head), "banded": head.banded}
     if head.given is None:
         del told["given"]
-    told["bands"] = [[[band.rows, band.length, band.symbols] for band in bands] for bands in head.bands]
+    told["bands"] = [[_plain_band(band) for band in bands] for bands in head.bands]
     inside = json.dumps(told, separators=(",", ":")).encode()
+    version = IN_PARTS if head.banded else VERSION
+    outside = OUTSIDE.pack(MAGIC, version, len(inside), sum(map(len, strings)))
+    sealed = hashlib.sha256(outside + inside).digest() if version == IN_PARTS else b""
     digest = hashlib.sha256()
-    for part in (OUTSIDE.pack(MAGIC, VERSION, len(inside), sum(map(len, strings))), inside, *strings):
+    for part in (outside, inside, sealed, *strings):
         digest.update(part)
         file.write(part)
     file.write(digest.digest())
 
 
-def read(path: Path) -> tuple[Head, list[CodedString]]:
-    """A container that is whole, makes sense and is within bounds; anything else is refused."""
+def read(path: Path, in_parts: bool = False) -> tuple[Head, list[CodedString]]:
+    """A container that is whole, makes sense and is within bounds; anything else is refused.
+
+    `in_parts` leaves the strings in the file where their bands can be read alone: then lengths and head are
+    looked at, and whoever decodes a band holds its symbols to their hash.
+    """
     where = str(path)
     if absent := why_absent(path):
         raise ContainerError(where, absent, "Check the path")
     try:
-        with path.open("rb") as file:
-            inside, payload = _checked(file, path.stat().st_size, where)
+        with path.open("rb", buffering=0) as file:
+            outside, inside, sealed = _opened(file, path.stat().st_size, where)
+            alone = in_parts and bool(sealed)
+            payload = b"" if alone else _payload(file, outside + inside + sealed, where)
     except OSError as error:
         raise ContainerError(where, f"it cannot be read ({error.strerror})", "Check the path") from error
     try:
         head = _head(json.loads(inside))
-        strings = list(_strings(head, payload))
+        if alone and all(band.rows for bands in head.bands for band in bands):
+            strings = _left_in(path, head, len(outside + inside + sealed))
+        elif alone:
+            return read(path)
+        else:
+            strings = list(_strings(head, payload))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ContainerError(where, f"its head makes no sense ({error})", AGAIN) from error
     pixels, told = head.width * head.height, f"an image of {head.width}x{head.height}"
     if pixels > bounds.FREE_PIXELS:
-        most = 8 * len(payload) * bounds.PIXELS_OF_A_BIT
+        most = 8 * head.payload * bounds.PIXELS_OF_A_BIT
         bounds.refuse_more(
-            ContainerError, where, pixels, most, f"its {len(payload)} bytes claim to be {told}"
+            ContainerError, where, pixels, most, f"its {head.payload} bytes claim to be {told}"
         )
     return head, strings
 
@@ -166,7 +210,7 @@ def nested(numbers: Any, strings: list[CodedString]) -> Any:
 
 
 def bands_of(string: bytes) -> tuple[Band, ...]:
-    """As one band, for a string of which nothing else is known."""
+    """The bands of a string; one for all of it if none are known."""
     return string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
 
 
@@ -186,29 +230,49 @@ def as_the_model_had(shape: Any) -> Any:
     return shape
 
 
-def _checked(file: BinaryIO, size: int, where: str) -> tuple[bytes, bytes]:
-    """Head and strings of a file whose lengths and checksum are right."""
+def _opened(file: FileIO, size: int, where: str) -> tuple[bytes, bytes, bytes]:
+    """What stands before the strings, of a file whose lengths are right: the outside, the head, and the
+    checksum of both, which is right where there is one."""
     outside = file.read(OUTSIDE.size)
     if len(outside) < OUTSIDE.size or outside[: len(MAGIC)] != MAGIC:
         raise ContainerError(where, "it is no .lic file", "Give a file that overlap-tool compress wrote")
     _, version, head, payload = OUTSIDE.unpack(outside)
-    if version != VERSION:
-        raise ContainerError(
-            where, f"its format has version {version}, and this tool knows {VERSION}", "Update overlap-tool"
-        )
-    expected = OUTSIDE.size + head + payload + CHECKSUM
+    if version not in (VERSION, IN_PARTS):
+        reason = f"its format has version {version}, and this tool knows {VERSION} and {IN_PARTS}"
+        raise ContainerError(where, reason, "Update overlap-tool")
+    seal = CHECKSUM if version == IN_PARTS else 0
+    expected = OUTSIDE.size + head + seal + payload + CHECKSUM
     if size != expected:
         raise ContainerError(where, f"it has {size} bytes, and says that it has {expected}", AGAIN)
     bounds.refuse_more(ContainerError, where, size, bounds.FILE, f"it has {size} bytes")
     if head > LONGEST_HEAD:
         raise ContainerError(where, f"its head has {head} bytes, which is too long", AGAIN)
-    inside, strings = file.read(head), file.read(payload)
-    digest = hashlib.sha256(outside)
-    digest.update(inside)
-    digest.update(strings)
-    if file.read() != digest.digest():
-        raise ContainerError(where, "its checksum is wrong: it was altered, or is damaged", AGAIN)
-    return inside, strings
+    inside, sealed = file.read(head), file.read(seal)
+    if sealed and sealed != hashlib.sha256(outside + inside).digest():
+        raise _altered(where)
+    return outside, inside, sealed
+
+
+def _payload(file: FileIO, before: bytes, where: str) -> bytes:
+    """The strings, of a file whose checksum is right."""
+    rest = file.readall()
+    payload, checksum = rest[:-CHECKSUM], rest[-CHECKSUM:]
+    digest = hashlib.sha256(before)
+    digest.update(payload)
+    if checksum != digest.digest():
+        raise _altered(where)
+    return payload
+
+
+def _altered(where: str) -> ContainerError:
+    return ContainerError(where, "its checksum is wrong: it was altered, or is damaged", AGAIN)
+
+
+def _left_in(path: Path, head: Head, start: int) -> list[CodedString]:
+    """The strings, as ones that stay in the file."""
+    lengths = [sum(band.length for band in bands) for bands in head.bands]
+    starts = accumulate(lengths, initial=start)
+    return [StringInFile.at(path, offset, bands) for offset, bands in zip(starts, head.bands, strict=False)]
 
 
 def _head(told: Any) -> Head:
@@ -254,8 +318,14 @@ def _numbers(strings: Any) -> Iterator[int]:
 
 
 def _band(told: Any) -> Band:
-    rows, length, symbols = told
-    return Band(_count(rows, 0, LARGEST_SIDE), _count(length, 0, 1 << 62), _text(symbols))
+    rows, length, symbols, *columns = told
+    (columns,) = columns or [0]
+    sides = _count(rows, 0, LARGEST_SIDE), _count(columns, 0, LARGEST_SIDE)
+    return Band(sides[0], _count(length, 0, 1 << 62), _text(symbols), sides[1])
+
+
+def _plain_band(band: Band) -> list[Any]:
+    return [band.rows, band.length, band.symbols, *([band.columns] if band.columns else [])]
 
 
 def _padding(told: Any) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""An image within its padding, and how its samples are told: all that is known of it without its pixels."""
+"""An image within its padding, and how its samples are stored: all that is known of it without its pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def padding(height: int, width: int, multiple: int) -> Margins:
 
 @dataclass(frozen=True)
 class Frame:
-    """An image within its padding, and how its samples are told."""
+    """An image within its padding, and how its samples are stored."""
 
     height: int
     width: int

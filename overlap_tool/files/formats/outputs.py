@@ -1,4 +1,4 @@
-"""Image files that are written in bands, and can be gone on with after the process was killed.
+"""Image files that are written in bands, and can be resumed after the process was killed.
 
 Everything is written beside the file that was asked for, and moved there when it is whole. Formats that only
 take whole images get theirs from rows that were collected in a file.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.formats.pictures import ICC_PROFILE, library
 from overlap_tool.files.formats.rows import RowsFile
+from overlap_tool.geometry.walk import Area
 
 CHUNK = (256, 1024)
 """Rows and columns of a chunk of a Zarr array."""
@@ -70,7 +71,7 @@ def open_output(
 def refuse_unwritable(
     target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], resume: bool = False
 ) -> None:
-    """Before the work is done, and not after. What is resumed has taken a part of its room already."""
+    """Refuse an output before any work is done. What is resumed has taken a part of its room already."""
     where, kind = str(target), target.suffix.lower()
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")
@@ -125,36 +126,47 @@ class _Pillow(_Rows):
         return self.path
 
 
-class _Zarr:
-    """Only whole chunks are written, so that none is ever read back and changed."""
+class WholeChunks:
+    """An area of a Zarr array, filled in bands. Only whole chunks are written, so that none is ever read back
+    and changed: the area begins at a chunk, and ends at one or with the array."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool) -> None:
-        zarr = library("zarr")
-        self.path = path
-        self.shape = shape
-        self.high = min(CHUNK[0], shape[0])
-        if begun:
-            self.array = zarr.open_array(store=str(path), mode="r+")
-        else:
-            chunks = (self.high, min(CHUNK[1], shape[1]), shape[2])
-            self.array = zarr.open_array(store=str(path), mode="w", shape=shape, chunks=chunks, dtype=dtype)
+    def __init__(self, array: Any, area: Area) -> None:
+        self.array = array
+        self.area = area
+        self.high = array.chunks[0]
         self.waiting: list[NDArray[Any]] = []
         self.written: int | None = None
 
     def write(self, start: int, rows: NDArray[Any]) -> int:
+        """Add a band, by its first row in the array; and how far the area is written."""
         if self.written is None:
             self.written = -(-start // self.high) * self.high
         rows = rows[max(0, self.written - start) :] if not self.waiting else rows
         self.waiting.append(rows)
         together = np.concatenate(self.waiting)
         ready = len(together) // self.high * self.high
-        if self.written + len(together) == self.shape[0]:
+        if self.written + len(together) == self.area.rows.stop:
             ready = len(together)
         if ready:
-            self.array[self.written : self.written + ready] = together[:ready]
+            self.array[self.written : self.written + ready, slice(*self.area.columns)] = together[:ready]
         self.written += ready
         self.waiting = [together[ready:]] if len(together) > ready else []
         return self.written
+
+
+class _Zarr:
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool) -> None:
+        zarr = library("zarr")
+        self.path = path
+        if begun:
+            array = zarr.open_array(store=str(path), mode="r+")
+        else:
+            chunks = (min(CHUNK[0], shape[0]), min(CHUNK[1], shape[1]), shape[2])
+            array = zarr.open_array(store=str(path), mode="w", shape=shape, chunks=chunks, dtype=dtype)
+        self.chunks = WholeChunks(array, Area.whole(*shape[:2]))
+
+    def write(self, start: int, rows: NDArray[Any]) -> int:
+        return self.chunks.write(start, rows)
 
     def finish(self) -> Path:
         return self.path

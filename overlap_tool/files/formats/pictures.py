@@ -41,7 +41,7 @@ class Picture(Protocol):
     piece: tuple[int, int]
     """Rows and columns of what is decoded at once."""
     profile: bytes | None
-    """Of its colours, as ICC defines them."""
+    """The ICC profile of its colours."""
 
     @property
     def missing(self) -> str:

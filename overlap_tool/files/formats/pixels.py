@@ -64,6 +64,9 @@ class PictureNumbers:
         # torch sees these strides as channels last, in which convolutions need not reorder
         return (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)[None].to(self.device)
 
+    def expect(self, rows: Span, columns: Span) -> None:
+        """As a source of the executor: nothing is fetched ahead."""
+
     def _samples(self, rows: Span) -> NDArray[Any]:
         if self.band is None or rows.start < self.rows.start or rows.stop > self.rows.stop:
             self.rows, self.band = rows, read_window(self.where, self.picture, rows, self.across)

@@ -86,7 +86,7 @@ def exp2(o: Any, x: Number) -> Number:
 
 
 def _expm1(o: Any, x: Number) -> Number:
-    """Of numbers between -40 and 710; the sign of zero may be lost."""
+    """expm1 of numbers between -40 and 710; the sign of zero may be lost."""
     n, bits = nearest(o, x, c.LOG2_E)
     r = o.fma(n, -c.LN2_LOW, o.fma(n, -c.LN2_HIGH, x))
     s = o.fma(r * r, polynomial(o, c.EXP, r), r)

@@ -73,7 +73,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 class Drawing:
-    """Shapes on a sheet of a width; its height is told when all is drawn."""
+    """Shapes on a sheet of a width; its height is set when all is drawn."""
 
     def __init__(self, width: float, title: str) -> None:
         self.width = width
@@ -115,19 +115,23 @@ class Drawing:
             element.text = legible(text)
 
     def element(self) -> Element:
-        """For a page that has the colours: as wide as its place allows."""
+        """The SVG as an element of a page, which brings the colours."""
         self.root.set("viewBox", f"0 0 {_px(self.width)} {_px(self.height)}")
         self.root.set("width", _px(self.width))
         self.root.set("height", _px(self.height))
         return self.root
 
     def alone(self) -> str:
-        """A file of its own."""
+        """The SVG as a file of its own, with its colours."""
         root = Element(self.element().tag, self.root.attrib)
         dark = f"@media (prefers-color-scheme: dark) {{{DARK}}}"
         SubElement(root, "style").text = f"{LIGHT}{dark}\n"
         root.extend(self.root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _repr_svg_(self) -> str:
+        """The picture in a notebook."""
+        return self.alone()
 
     def _add(self, tag: str, title: str, **attributes: str) -> Element:
         element = SubElement(self.root, tag, attributes)

@@ -8,10 +8,8 @@ from types import ModuleType
 
 from overlap_tool.errors import OptionError
 from overlap_tool.planning.analysis import Analysis
-from overlap_tool.report.pictures.anatomy import anatomy, joins, passes
-from overlap_tool.report.pictures.costs import costs
-from overlap_tool.report.pictures.drawing import PAPER, Drawing
-from overlap_tool.report.pictures.graph import graph
+from overlap_tool.report.notebook import PICTURES
+from overlap_tool.report.pictures.drawing import PAPER
 
 ZOOM = 3
 """A PNG has so many pixels for each of the SVG's: about 300 per inch over the width of a page."""
@@ -19,11 +17,10 @@ ZOOM = 3
 
 def svg_files(analysis: Analysis) -> dict[str, bytes]:
     """The pictures of every stage by their file names."""
-    drawings = {"graph": graph, "tile": anatomy, "passes": passes, "joins": joins, "costs": costs}
     files: dict[str, bytes] = {}
     for stage in analysis.stages:
-        for kind, draw in drawings.items():
-            drawing: Drawing | None = draw(stage)
+        for kind, draw in PICTURES.items():
+            drawing = draw(stage)
             if drawing is not None:
                 files[_file_name(f"{stage.name}-{kind}", files)] = drawing.alone().encode()
     return files

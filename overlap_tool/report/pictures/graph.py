@@ -68,7 +68,7 @@ class _Sheet:
 
     @property
     def height(self) -> float:
-        """Of one line."""
+        """The height of one line."""
         return (20 if self.beside else 36) + (12 if self.two_axes else 0)
 
     def top(self, number: int) -> float:

@@ -27,7 +27,7 @@ import overlap_tool
 from overlap_tool import checkpoint, cli, exact_kernels, plugins
 from overlap_tool.geometry import Span
 from overlap_tool.models.stages import Stage, survey
-from overlap_tool.planning.choose import Schedule
+from overlap_tool.settings import Schedule
 
 OURS = ["hyperprior-nocontext", "hyperprior-checkerboard"]
 MODELS = [*OURS, "cheng2020-anchor-checkerboard", "elic2022-official"]

@@ -24,7 +24,7 @@ NAME = overlap_tool_cps.ARCHITECTURE.name
 
 
 def test_whole_models() -> None:
-    whole_models(NAME, 192, 128, [(64, 64), (128, 80), (512, 512)])
+    whole_models(NAME, 128, 64, [(48, 48), (80, 32), (512, 512)])
 
 
 def test_stages_of_odd_sizes() -> None:

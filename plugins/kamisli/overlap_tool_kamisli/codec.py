@@ -15,7 +15,8 @@ from compressai.layers import GDN, MaskedConv2d
 from compressai.models import CompressionModel
 from torch import Tensor, nn
 
-from overlap_tool.models.closed_loop import CausalReach, Order
+from overlap_tool.models.closed_loop import CausalReach
+from overlap_tool.settings import Order
 from overlap_tool_kamisli import blocks
 from overlap_tool_kamisli.blockwise import BlockByBlock
 from overlap_tool_kamisli.causality import Reach

@@ -19,7 +19,8 @@ import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import cli, exact_kernels
 from overlap_tool.errors import OptionError, TrainingModeError
-from overlap_tool.models.closed_loop import ORDERS, CausalReach
+from overlap_tool.models.closed_loop import CausalReach
+from overlap_tool.settings import ORDERS
 
 NAMES = ["kamisli", "kamisli-hps2"]
 names = pytest.mark.parametrize("name", NAMES)

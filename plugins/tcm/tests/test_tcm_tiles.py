@@ -145,7 +145,7 @@ def test_bitstreams() -> None:
 
 @pytest.mark.slow
 def test_whole_models() -> None:
-    whole_models(NAME, 384, 256, [64, (128, 80), 512])
+    whole_models(NAME, 384, 256, [(64, 64), (128, 80), (512, 512)])
 
 
 @pytest.mark.slow

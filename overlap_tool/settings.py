@@ -1,0 +1,147 @@
+"""What may be chosen: sizes, schedules, stores, engines. Free of torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from overlap_tool.errors import OptionError
+
+Schedule = Literal["stream", "tiles"]
+"""Tiles in order, which compute nothing twice, or tiles that are independent of one another."""
+
+Order = Literal["wavefront", "raster"]
+"""In which a closed loop computes blocks: all that do not wait for one another at once, or row by row."""
+
+Store = Literal["auto", "device", "host", "disk"]
+"""Where whole maps live."""
+
+Engine = Literal["exact", "stock"]
+"""Kernels whose bits no shape changes, or the library's own."""
+
+SampleType = Literal["uint8", "uint16", "float32"]
+"""Of an image file that is written; integers span 0 to 1."""
+
+ReportFormat = Literal["rich", "json", "markdown", "dot"]
+
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+
+class Size(NamedTuple):
+    """Pixels or samples. A plain `(width, height)` is taken wherever a size is."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @staticmethod
+    def of(given: tuple[int, int], parameter: str) -> Size:
+        """An image's size, or a refusal that names the parameter."""
+        if not _is_size(given):
+            raise OptionError(
+                f"{parameter}={_plain(given)!r}", "is not the size of an image", "Use two numbers from 1"
+            )
+        return Size(*given)
+
+    @staticmethod
+    def of_tile(given: int | tuple[int, ...], parameter: str) -> Size:
+        """A tile's size: one number is both sides."""
+        sides = given if isinstance(given, tuple | list) else (given, given)
+        if not _is_size(sides):
+            raise OptionError(
+                f"{parameter}={_plain(given)!r}",
+                "a tile's sides are whole numbers of pixels, at least 1",
+                f"Write `{parameter}=256`, or `{parameter}=(1024, 256)` for a width and a height",
+            )
+        return Size(*sides)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is wrapped.
+
+    `tile` is in pixels of the image; with `memory`, in bytes, tile and schedule are chosen for each input.
+    `uniform` tiles have one shape at every op, those at the border of the image, too.
+    """
+
+    tile: Size | None = None
+    memory: int | None = None
+    schedule: Schedule | Order | None = None
+    store: Store = "auto"
+    batch: int = 1
+    engine: Engine = "exact"
+    uniform: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.tile is None) == (self.memory is None):
+            raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
+        if self.tile is not None:
+            # two numbers, as they are in a file; that one number is both sides, `wrap` says
+            sides = self.tile if isinstance(self.tile, tuple | list) else (self.tile,)
+            object.__setattr__(self, "tile", Size.of_tile(tuple(sides), "tile"))
+        if self.memory is not None and not _is_count(self.memory):
+            raise OptionError(f"memory={self.memory!r}", "is not a number of bytes", 'Write `memory="2GiB"`')
+        if self.schedule is not None and self.schedule not in (*SCHEDULES, *ORDERS):
+            raise OptionError(
+                f"schedule={self.schedule!r}",
+                "is not one",
+                f"Use {' or '.join(SCHEDULES)}; for a closed loop, {' or '.join(ORDERS)}",
+            )
+        if self.store not in get_args(Store):
+            raise OptionError(f"store={self.store!r}", "is not one", f"Use {', '.join(get_args(Store))}")
+        if self.engine not in get_args(Engine):
+            raise OptionError(f"engine={self.engine!r}", "is not one", f"Use {' or '.join(get_args(Engine))}")
+        if not _is_count(self.batch):
+            raise OptionError(f"batch={self.batch!r}", "is not a number of tiles", "Use a number from 1")
+        if self.batch > 1 and self.schedule != "tiles":
+            raise OptionError(
+                f"batch={self.batch!r}", "tiles of a stream depend on one another", 'Add `schedule="tiles"`'
+            )
+        if self.uniform and self.schedule != "tiles":
+            raise OptionError(
+                "uniform=True",
+                "tiles of a stream differ in shape, since each computes what those before it did not",
+                'Add `schedule="tiles"`, or leave `uniform` out',
+            )
+
+    def __str__(self) -> str:
+        tiles = f"tiles of {self.tile}" if self.tile else f"tiles within {self.memory} bytes"
+        uniform = "uniform" if self.uniform else ""
+        stock = "stock kernels" if self.engine == "stock" else ""
+        return ", ".join(part for part in (tiles, self.schedule, uniform, stock) if part)
+
+
+def parse_bytes(memory: int | str) -> int:
+    """`2GiB`, `500 MB` or `1048576` as bytes."""
+    if not isinstance(memory, str):
+        return memory
+    number, unit = memory.strip(), ""
+    while number and not (number[-1].isdigit() or number[-1] == "."):
+        number, unit = number[:-1], number[-1] + unit
+    factors = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        factors |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    try:
+        value = float(number) * factors[unit.strip().lower()]
+    except (ValueError, KeyError) as error:
+        raise OptionError(
+            f"memory={memory!r}", "is not an amount of memory", 'Write `memory="2GiB"`'
+        ) from error
+    return int(value)
+
+
+def _is_size(given: object) -> bool:
+    return isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_count, given))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _plain(given: object) -> object:
+    """As somebody writes it: one number where both sides are it."""
+    sides = tuple(given) if isinstance(given, tuple | list) else (given,)
+    return sides[0] if len(set(map(repr, sides))) == 1 else sides
