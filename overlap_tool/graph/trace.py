@@ -24,7 +24,7 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, Size, TooLargeError, Tracer, TrialError
+from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, MapSize, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 
 APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
@@ -100,7 +100,7 @@ def _of_any_size(tracer: Tracer) -> Network:
     return network
 
 
-def _of_one_size(module: nn.Module, name: str, channels: int, size: Size) -> Network:
+def _of_one_size(module: nn.Module, name: str, channels: int, size: MapSize) -> Network:
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
@@ -130,7 +130,7 @@ def _of_one_size(module: nn.Module, name: str, channels: int, size: Size) -> Net
     raise explained(refusals[0], first) from refusals[0]
 
 
-def _traced_at(size: Size, module: nn.Module, name: str, channels: int) -> Tracer | None:
+def _traced_at(size: MapSize, module: nn.Module, name: str, channels: int) -> Tracer | None:
     tracer = Tracer(name, module, channels, (size,))
     if _recorded(tracer) is not None:
         return None

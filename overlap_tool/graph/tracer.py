@@ -46,10 +46,10 @@ from overlap_tool.rules.registry import qualified_name
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
 
-Size = tuple[int, int, int]
+MapSize = tuple[int, int, int]
 """Batch, height and width of a map."""
 
-Sizes = tuple[Size, ...]
+Sizes = tuple[MapSize, ...]
 
 TRIALS: Sizes = ((2, FITTING, 2 * FITTING), (3, 4 * FITTING, 9 * FITTING))
 """Batch, height and width of the trials. All differ, and so do their differences and ratios: what is the same

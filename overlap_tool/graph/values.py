@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 from overlap_tool.errors import CopyError, TraceError
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
-from overlap_tool.graph.tracer import REGISTER, Size, Tracer
+from overlap_tool.graph.tracer import REGISTER, MapSize, Tracer
 
 SIDE = 16
 """The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
 
 
 @torch.no_grad()
-def check_values(network: Network, tracer: Tracer, traced_at: Callable[[Size], Tracer | None]) -> None:
+def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tracer | None]) -> None:
     """Refuse a module that computes something else when it is traced. `traced_at` gives the trace that holds
     for a map of this size.
 
