@@ -13,7 +13,7 @@ from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
 from overlap_tool.cli.compress import compress
 from overlap_tool.cli.decompress import decompress
-from overlap_tool.cli.messages import tell
+from overlap_tool.cli.messages import say
 from overlap_tool.cli.run import run
 from overlap_tool.cli.selftest import selftest
 from overlap_tool.cli.spelling import as_typed
@@ -65,5 +65,5 @@ def main() -> None:
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise
-        tell(as_typed(error, app), "error")
+        say(as_typed(error, app), "error")
         sys.exit(2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from overlap_tool.cli.messages import tell
+from overlap_tool.cli.messages import say
 from overlap_tool.cli.options import (
     Debug,
     Device,
@@ -89,15 +89,15 @@ class FileOptions:
             load_plugins(self.plugin)
             codec = Codec.load(self.model, self.device, trust=self.trust)
         try:
-            summary = work(codec, resume=self.resume, quiet=self.quiet, tell=self._tell)
+            summary = work(codec, resume=self.resume, quiet=self.quiet, notify=self._notify)
         except KeyboardInterrupt:
-            tell("stopped; --resume continues from here")
+            say("stopped; --resume continues from here")
             raise typer.Exit(130) from None
         if self.as_json:
             typer.echo(summary.to_json())
         elif not self.quiet:
             typer.echo(legible(summary.to_text()))
 
-    def _tell(self, note: str) -> None:
+    def _notify(self, note: str) -> None:
         if not self.quiet:
-            tell(note, "note", "yellow")
+            say(note, "note", "yellow")

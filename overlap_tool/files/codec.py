@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import lcm
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from overlap_tool.kernels import engine, pieces
 from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import range_coding
 from overlap_tool.models.coding_tables import complete_tables, entropy_models, refuse_broken_tables
+from overlap_tool.models.stages import fitting_multiple
 from overlap_tool.verification import machine
 from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 
@@ -56,10 +57,11 @@ class Codec:
     def device(self) -> torch.device:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    @property
+    @cached_property
     def multiple(self) -> int:
         """What the sides of an image are brought up to a multiple of."""
-        return lcm(*(scale.denominator for scale in _scales(self.stages)))
+        stages = ((stage.network, stage.input_scale) for stage in self.stages)
+        return fitting_multiple(_scales(self.stages), stages)
 
     @property
     def channels(self) -> int:

@@ -22,7 +22,7 @@ from overlap_tool.errors import CodingError, OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding import own_code
 from overlap_tool.files.coding.matching import refuse_impossible
-from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
+from overlap_tool.files.coding.waiting import codes_in_order, note_a_long_wait
 from overlap_tool.files.decompressing import decode
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import CodedString, Head
@@ -47,14 +47,14 @@ def compress(
     blocks: int | None = None,
     resume: bool = False,
     quiet: bool = True,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
     """Code an image file as a `.lic` file. `check` decodes it again, and reports the PSNR.
 
     `blocks` codes squares of so many pixels a side as strings of their own, so that `decompress` reads and
     decodes those under a region alone. The symbols and the decoded image are the same.
     """
-    notes, source, target = RunNotes(tell), Path(image), Path(output)
+    notes, source, target = RunNotes(notify), Path(image), Path(output)
     codec.refuse_if_no_codec()
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
@@ -71,7 +71,7 @@ def compress(
     frame = Frame(height, width, codec.channels, dtype, padding(height, width, codec.multiple))
     if blocks is not None:
         _refuse_blocks(codec, blocks)
-    tell_a_long_wait(codec, frame, in_memory, notes)
+    note_a_long_wait(codec, frame, in_memory, notes)
     task = Task("compress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory, blocks=blocks) as job:
         block = tuple(Fraction(min(blocks or side, side), side) for side in frame.padded)

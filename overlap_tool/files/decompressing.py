@@ -21,7 +21,7 @@ from overlap_tool.files.coding.matching import (
     refuse_another_engine,
     refuse_impossible,
 )
-from overlap_tool.files.coding.waiting import codes_in_order, tell_a_long_wait
+from overlap_tool.files.coding.waiting import codes_in_order, note_a_long_wait
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame
@@ -42,7 +42,7 @@ def decompress(
     in_memory: int = IN_MEMORY,
     resume: bool = False,
     quiet: bool = True,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     any_engine: bool = False,
     region: Rectangle | None = None,
 ) -> RunSummary:
@@ -51,7 +51,7 @@ def decompress(
     Of a `region`, the column and the row of its upper left pixel, its width and its height, only that
     rectangle is synthesised and written; of an image that is coded in blocks, only those under it are read.
     """
-    notes, source, target = RunNotes(tell), Path(coded), Path(output)
+    notes, source, target = RunNotes(notify), Path(coded), Path(output)
     codec.refuse_if_no_codec()
     serial = codes_in_order(codec.model)
     head, strings = container.read(source, in_parts=region is not None and not serial)
@@ -65,7 +65,7 @@ def decompress(
         notes.note(f"{codec.architecture} codes one position after another: all of its strings are decoded")
     elif region is not None and not head.banded:
         notes.note(f"{source} is not coded in blocks: all of its strings are decoded")
-    tell_a_long_wait(codec, head.frame, in_memory, notes)
+    note_a_long_wait(codec, head.frame, in_memory, notes)
     task = Task("decompress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory, region=region) as job:
         image = ResumedImage(job, area, head.channels, head.frame.dtype)

@@ -45,7 +45,7 @@ def run(
     region: Rectangle | None = None,
     resume: bool = False,
     quiet: bool = True,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
     """Put an image file through a network that gives one map, and write that as an image file.
 
@@ -53,7 +53,7 @@ def run(
     keeps the network's numbers as they are. Of a `region` of the output, the column and the row of its upper
     left pixel, its width and its height, only that rectangle is computed and written.
     """
-    notes, source, target = RunNotes(tell), Path(image), Path(output)
+    notes, source, target = RunNotes(notify), Path(image), Path(output)
     work = NetworkOnImage.opened(codec, source, dtype)
     area = area_of(region, *work.size)
     made = Frame(area.rows.length, area.columns.length, work.channels, work.dtype)

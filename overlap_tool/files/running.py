@@ -73,7 +73,7 @@ class Workspace:
         job: Job,
         limit: int,
         quiet: bool = True,
-        tell: Callable[[str], None] = lambda note: None,
+        notify: Callable[[str], None] = lambda note: None,
         purpose: str = "map",
         on_demand: bool = False,
         block: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1)),
@@ -82,7 +82,7 @@ class Workspace:
         self.limit = limit
         self.purpose = purpose
         self.quiet = quiet
-        self.tell = tell
+        self.notify = notify
         self.on_demand = on_demand
         """Whether maps are computed where they are read, and not all of them at once: some is not read."""
         self.block = block
@@ -166,7 +166,7 @@ class Workspace:
 
     def taken_whole(self, one: LazyMap, function: str) -> None:
         if one.bytes > self.limit:
-            self.tell(
+            self.notify(
                 f"the model's own code needs a whole map of {one.bytes / 2**20:.0f} MiB ({function}): "
                 "memory is not bounded"
             )

@@ -50,16 +50,16 @@ class RunSummary:
 class RunNotes:
     """Seconds since it was made, and the notes of a run."""
 
-    def __init__(self, tell: Callable[[str], None] | None) -> None:
+    def __init__(self, notify: Callable[[str], None] | None) -> None:
         self.started = time.monotonic()
         self.notes: list[str] = []
-        self.tell = tell
+        self.notify = notify
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-            if self.tell is not None:
-                self.tell(text)
+            if self.notify is not None:
+                self.notify(text)
 
     @property
     def seconds(self) -> float:

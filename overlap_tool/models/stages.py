@@ -8,7 +8,7 @@ static.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -165,7 +165,8 @@ def survey(model: nn.Module, only: str | None = None) -> Survey:
             "has no part with spatial context outside its quantisers",
             "Give the module that holds the transforms, or its class as `model_class`",
         )
-    multiple = _multiple(seen.scales, stages) if coded else 1
+    placed = ((stage.network, stage.input_scale) for stage in stages)
+    multiple = fitting_multiple(seen.scales.values(), placed) if coded else 1
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
 
 
@@ -200,15 +201,17 @@ def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage |
     return Stage(path, module, trace(module, path, seen.inputs.get(path)), seen.scales[path], inlined)
 
 
-def _multiple(scales: dict[str, Fraction], stages: tuple[Stage, ...]) -> int:
-    """Sides of which every part gets whole samples, and every stage whole patterns: strides, and windows."""
+def fitting_multiple(scales: Iterable[Fraction], stages: Iterable[tuple[Network, Fraction]]) -> int:
+    """Sides of which every part gets whole samples, and every stage whole patterns: strides, and windows.
+
+    `scales` are of what parts read and give, in samples per pixel of the image; each stage has its input's.
+    """
     patterns = (
-        axis.reaches()[-1].period.input / stage.input_scale
-        for stage in stages
-        for axis in (stage.network.rows, stage.network.columns)
+        axis.reaches()[-1].period.input / scale
+        for network, scale in stages
+        for axis in (network.rows, network.columns)
     )
-    samples = (scale.denominator for scale in scales.values())
-    return lcm(*samples, *(pattern.numerator for pattern in patterns))
+    return lcm(*(scale.denominator for scale in scales), *(pattern.numerator for pattern in patterns))
 
 
 def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:

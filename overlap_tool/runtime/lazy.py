@@ -22,7 +22,7 @@ from overlap_tool.errors import ExactnessError
 from overlap_tool.geometry import Span
 from overlap_tool.runtime.deferred import Argument, Computed, InMemory, Numbers, Overwritten, Region, part
 
-Tell = Callable[["LazyMap", str], None]
+Notify = Callable[["LazyMap", str], None]
 """Called with a map, and the name of the function that needs all of it."""
 
 ATTRIBUTES = frozenset("shape dtype device ndim is_cuda is_meta is_sparse layout requires_grad".split())
@@ -37,7 +37,7 @@ class LazyMap(Tensor):
     """
 
     at: int
-    tell: Tell
+    notify: Notify
     _numbers: Numbers | View
 
     @staticmethod
@@ -47,12 +47,12 @@ class LazyMap(Tensor):
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
-        tell: Tell,
+        notify: Notify,
         at: int | None = None,
     ) -> LazyMap:
         made: LazyMap = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made.at = len(shape) - 2 if at is None else at
-        made.tell = tell
+        made.notify = notify
         made._numbers = numbers
         return made
 
@@ -92,7 +92,7 @@ class LazyMap(Tensor):
 
     def like(self, numbers: Numbers | View, shape: Sequence[int], at: int, dtype: torch.dtype) -> LazyMap:
         """Another map, on the same device."""
-        return LazyMap(numbers, shape, dtype, self.device, self.tell, at)
+        return LazyMap(numbers, shape, dtype, self.device, self.notify, at)
 
     def snapshot(self) -> LazyMap:
         """The map as it is now, whatever is written to this one."""
@@ -106,7 +106,7 @@ class LazyMap(Tensor):
         """All of it, in memory from now on, for the function of this name."""
         numbers = self.numbers
         if not isinstance(numbers, InMemory):
-            self.tell(self, name)
+            self.notify(self, name)
             height, width = self.lines
             numbers = InMemory(numbers.read(Span(0, height), Span(0, width)).clone(), self.behind)
             if not isinstance(self._numbers, View):
@@ -144,10 +144,10 @@ class LazyMap(Tensor):
 class LazyZeros(TorchFunctionMode):
     """Inside, `torch.zeros` makes a map where a tensor would take more than `limit` bytes."""
 
-    def __init__(self, limit: int, tell: Tell) -> None:
+    def __init__(self, limit: int, notify: Notify) -> None:
         super().__init__()
         self.limit = limit
-        self.tell = tell
+        self.notify = notify
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -155,7 +155,7 @@ class LazyZeros(TorchFunctionMode):
             asked = func(*args, **{**kwargs, "device": "meta"})
             if asked.ndim >= 4 and asked.numel() * asked.element_size() > self.limit:
                 device = torch.device(kwargs.get("device") or torch.get_default_device())
-                return LazyMap(_nothing(asked, device), asked.shape, asked.dtype, device, self.tell)
+                return LazyMap(_nothing(asked, device), asked.shape, asked.dtype, device, self.notify)
         return func(*args, **kwargs)
 
 

@@ -69,7 +69,7 @@ def test_maps_that_do_not_fit_in_memory(tmp_path, architecture) -> None:
     _, _, expected = untouched(architecture, pixels)
     notes: list[str] = []
     memory = 300 if "elic" in architecture else 1000
-    found = _round_trip(tmp_path, architecture, pixels, in_memory=memory, tell=notes.append)
+    found = _round_trip(tmp_path, architecture, pixels, in_memory=memory, notify=notes.append)
     head, strings = container.read(tmp_path / "it.lic")
     assert head.banded
     assert json.loads(_head_of(tmp_path / "it.lic"))["banded"] is True
@@ -88,7 +88,7 @@ def test_some_maps_fit_in_memory_and_others_do_not(tmp_path, architecture) -> No
         next(stage for stage in codec(architecture).stages if stage.name == "g_s").network.ops[0].channels
     )
     notes: list[str] = []
-    found = _round_trip(tmp_path, architecture, pixels, in_memory=latent * 8 * 4 * 4, tell=notes.append)
+    found = _round_trip(tmp_path, architecture, pixels, in_memory=latent * 8 * 4 * 4, notify=notes.append)
     assert np.array_equal(found, expected)
     assert notes == []
 
@@ -166,7 +166,7 @@ def test_code_that_moves_positions_gets_whole_maps_and_that_is_told(tmp_path) ->
     compress(flipping, tmp_path / "in.npy", tmp_path / "small.lic")
     assert strings_in(tmp_path / "small.lic") == strings
     notes: list[str] = []
-    compress(flipping, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=1000, tell=notes.append)
+    compress(flipping, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=1000, notify=notes.append)
     assert any("(flip): memory is not bounded" in note for note in notes)
     decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / "out.npy")
     assert np.array_equal(np.load(tmp_path / "out.npy"), untouched("mbt2018-mean", pixels)[2])
@@ -238,9 +238,9 @@ def test_an_autoregressive_model_tells_how_long_it_takes(tmp_path, monkeypatch) 
     monkeypatch.setattr(waiting, "TRIALS_NOT_WORTH_IT", 0)
     np.save(tmp_path / "in.npy", photograph("chelsea", 60, 60))
     notes: list[str] = []
-    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", tell=notes.append)
+    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", notify=notes.append)
     assert any("takes about" in note and note.endswith("and cannot be resumed") for note in notes)
-    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", in_memory=500, tell=notes.append)
+    compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", in_memory=500, notify=notes.append)
     assert any(note.endswith("and can be resumed") for note in notes)
 
 
@@ -277,7 +277,7 @@ def test_another_engine_is_refused_unless_it_is_asked_for(way_out, tmp_path, mon
     assert error.value.way_out.endswith("or give `any_engine=True`")
     assert not (tmp_path / "out.npy").exists()
     notes: list[str] = []
-    decompress(*files, any_engine=True, tell=notes.append)
+    decompress(*files, any_engine=True, notify=notes.append)
     assert "another engine wrote it" in notes[0]
     assert (tmp_path / "out.npy").exists()
 
@@ -305,7 +305,7 @@ def test_lost_symbols_are_an_error(tmp_path) -> None:
     )
     notes: list[str] = []
     with pytest.raises(ContainerError, match=r"not those that were written|it was altered"):
-        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", tell=notes.append, any_engine=True)
+        decompress(off, tmp_path / "it.lic", tmp_path / "out.npy", notify=notes.append, any_engine=True)
     assert "kernels exact then and stock now" in notes[0]
     assert not (tmp_path / "out.npy").exists()
 

@@ -132,7 +132,7 @@ def test_stopping_by_hand_tells_how_to_go_on(run, folder, monkeypatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compressing, "tell_a_long_wait", interrupted)
+    monkeypatch.setattr(compressing, "note_a_long_wait", interrupted)
     code, _, err = run(
         "compress", "--model", folder / "it.tiled.pt", folder / "in.png", "-o", folder / "b.lic"
     )

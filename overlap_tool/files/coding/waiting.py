@@ -20,7 +20,7 @@ TRIALS_NOT_WORTH_IT = 8
 """An image of at most so many trial images is simply coded."""
 
 
-def tell_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
+def note_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
     """Estimate the time from a small image, and report it if it is long.
 
     Only a latent that is coded in bands can be resumed.

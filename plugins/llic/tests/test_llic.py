@@ -177,8 +177,8 @@ def test_files_with_nothing_in_memory_but_a_band(tmp_path):
         decoded = model.decompress(**model.compress(image))["x_hat"]
     wrapped = Codec(overlap_tool.wrap(model, tile=32), "llic-elic", "", "llic")
     notes: list[str] = []
-    told = compress(wrapped, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=200, tell=notes.append)
-    decompress(wrapped, tmp_path / "it.lic", tmp_path / "out.npy", in_memory=200, tell=notes.append)
+    told = compress(wrapped, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=200, notify=notes.append)
+    decompress(wrapped, tmp_path / "it.lic", tmp_path / "out.npy", in_memory=200, notify=notes.append)
     expected = torch.round(decoded[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
     assert (told.bands or 0) > 1

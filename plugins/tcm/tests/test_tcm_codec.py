@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import overlap_tool_tcm
 import pytest
 import torch
+import torch.nn.functional as F
+from compressai.ops import compute_padding
+from support.photographs import as_samples, codec, photograph
 from support.small_models import small_model
 from support.textures import textured
 
 from overlap_tool import checkpoint, exact_kernels, plugins
+from overlap_tool.files import compress, decompress
 
 NAME = overlap_tool_tcm.ARCHITECTURE.name
 
@@ -60,6 +65,22 @@ def test_what_is_decoded_is_what_forward_gives() -> None:
     # one string for y and one for z of every image, which its neighbours in the batch do not touch
     assert [string[0] for string in second["strings"]] == [strings[1] for strings in coded["strings"]]
     assert sum(len(string) for strings in coded["strings"] for string in strings) > 64
+
+
+@torch.no_grad()
+def test_an_image_file_is_brought_up_to_whole_windows(tmp_path) -> None:
+    """A hyper-latent of one window takes 128 pixels: files were brought up to 64 only, and refused."""
+    coder, pixels = codec(NAME), photograph("chelsea", 50, 70)
+    assert coder.multiple == 128
+    np.save(tmp_path / "in.npy", pixels)
+    compress(coder, tmp_path / "in.npy", tmp_path / "it.lic")
+    decompress(coder, tmp_path / "it.lic", tmp_path / "out.npy")
+    image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    around, inside = compute_padding(50, 70, min_div=128)
+    with exact_kernels():
+        decoded = small_model(NAME).decompress(**small_model(NAME).compress(F.pad(image, around)))["x_hat"]
+    expected = as_samples(F.pad(decoded, inside), pixels.dtype)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
 @torch.no_grad()
