@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from compressai.ans import RansEncoder
 from compressai.entropy_models import GaussianConditional
 
 from overlap_tool.errors import CheckpointError, OptionError
-from overlap_tool.models.range_coding import decoder_of
+from overlap_tool.models.range_coding import decoder_of, refuse_wild
 
 Numbers: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -61,10 +62,9 @@ class RowEncoder:
         self.indexes.append(indexes.copy())
 
     def string(self) -> bytes:
-        indexes = np.concatenate(self.indexes)
-        return RansEncoder().encode_with_indexes(
-            np.concatenate(self.symbols).tolist(), *self.tables.used_by(indexes)
-        )
+        symbols, indexes = np.concatenate(self.symbols), np.concatenate(self.indexes)
+        refuse_wild(torch.from_numpy(symbols), read=False)
+        return RansEncoder().encode_with_indexes(symbols.tolist(), *self.tables.used_by(indexes))
 
 
 class RowDecoder:

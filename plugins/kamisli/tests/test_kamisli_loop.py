@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -248,6 +249,16 @@ def test_memory_is_that_of_the_reach(name: str) -> None:
 
     assert peak(False, 32, 160) == peak(False, 32, 64)
     assert peak(True, 192, 32) == peak(True, 128, 32)
+
+
+@torch.no_grad()
+def test_symbols_past_what_the_coder_can_code_are_refused() -> None:
+    """It went on for ever: masks come with the weights, and these made latents of ten digits."""
+    codec = copy.deepcopy(small_model("kamisli"))
+    codec.prtr_inverse3[3].mask.fill_(65536)
+    for run in (codec, BlockByBlock(codec, True)):
+        with pytest.raises(WeightsError, match="symbol"):
+            run.compress(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
 
 
 @torch.no_grad()
