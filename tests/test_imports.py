@@ -40,7 +40,14 @@ LAYERS = (
 FACADES = {""}
 """The package itself, which imports only when something of it is first used."""
 
-INTEGERS_ONLY = {"geometry", "geometry.ops", "geometry.axis", "geometry.plan", "geometry.walk"}
+INTEGERS_ONLY = {
+    "geometry",
+    "geometry.ops",
+    "geometry.axis",
+    "geometry.listed",
+    "geometry.plan",
+    "geometry.walk",
+}
 
 
 def _name(path: Path) -> str:

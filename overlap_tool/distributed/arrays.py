@@ -43,9 +43,9 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     dask, dask_array = dask_library("dask"), dask_library("dask.array")
     tiled = wrap(model) if settings_of(model) is None else model
     stage = only_stage(tiled)
+    shape = _shape_of(stage, array)
     refuse_whole_maps(stage)
     refuse_other_bits(stage)
-    shape = _shape_of(stage, array)
     axes = stage.network.rows, stage.network.columns
     sizes = [axis.sizes(n)[-1] for axis, n in zip(axes, array.shape[-2:], strict=True)]
     places = [
@@ -73,6 +73,7 @@ def compute_piece_of_array(
 ) -> NDArray[Any]:
     """On a worker: an area of the output, from the window of the input that it reads."""
     stage = only_stage(model)
+    stage.fitted(shape.images, shape.rows, shape.columns)
     given = torch.from_numpy(np.array(window)).reshape(shape.images, -1, *window.shape[-2:])
     source = _Window(given, read)
     numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)
@@ -127,5 +128,5 @@ def _shape_of(stage: TiledForward, array: Any) -> Shape:
             where, f"its numbers are {array.dtype}, and the network's {wanted}", f'Use .astype("{wanted}")'
         )
     rows, columns = array.shape[-2:]
-    stage.network.require(rows, columns)
+    stage.fitted(prod(array.shape[:-3]), rows, columns).require(rows, columns)
     return Shape(prod(array.shape[:-3]), rows, columns, wanted.itemsize)

@@ -26,6 +26,7 @@ from overlap_tool.files.running import BetweenPasses, StageNumbers, area_read
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.geometry.walk import Area
+from overlap_tool.graph.network import Network
 from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape
 from overlap_tool.runtime import passes
@@ -67,8 +68,8 @@ def run(
         notes.note(f"the colour profile of {source} is not kept in {target}")
     if region is not None and work.stage.settings.engine != "exact":
         notes.note("by the library's kernels, its last bits may differ from those of the whole output")
-    if region is not None and work.stage.network.barriers:
-        whole_map = work.stage.network.barriers[0].name
+    if region is not None and work.network.barriers:
+        whole_map = work.network.barriers[0].name
         notes.note(f"{whole_map} needs the whole map: all of {source} is read for it")
     task = Task("run", codec, source, target, notes, resume, quiet)
     with task.job(dtype=str(work.dtype), region=region) as job:
@@ -83,6 +84,8 @@ class NetworkOnImage:
     """A network and an image file that it takes; what it makes of it has this type of samples."""
 
     stage: TiledForward
+    network: Network
+    """The stage's, for images of this size."""
     device: torch.device
     where: str
     picture: Picture
@@ -105,12 +108,13 @@ class NetworkOnImage:
         refuse_channels(where, picture, stage.network.ops[0].channels)
         height, width, _ = picture.shape
         try:
-            stage.network.require(height, width)
+            network = stage.fitted(1, height, width)
+            network.require(height, width)
         except SizeError as error:
             reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
             raise ImageFileError(where, reason, error.way_out) from error
         kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
-        return NetworkOnImage(stage, codec.device, where, picture, kept)
+        return NetworkOnImage(stage, network, codec.device, where, picture, kept)
 
     @property
     def shape(self) -> Shape:
@@ -120,14 +124,14 @@ class NetworkOnImage:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's output."""
-        axes = self.stage.network.rows, self.stage.network.columns
+        axes = self.network.rows, self.network.columns
         height, width = (axis.sizes(n)[-1] for axis, n in zip(axes, self.picture.shape[:2], strict=True))
         return height, width
 
     @property
     def channels(self) -> int:
         """The channels of the network's output."""
-        return self.stage.network.ops[-1].channels
+        return self.network.ops[-1].channels
 
     def pour(
         self, area: Area, take: Callable[[int, NDArray[Any]], object], keep: passes.Keep, quiet: bool = True
@@ -135,7 +139,7 @@ class NetworkOnImage:
         """Compute an area of the output, and give it to `take` in bands, with their first rows."""
         if not area.size:
             return
-        given = self.stage.network.ops[0].channels
+        given = self.network.ops[0].channels
         read = Frame(self.shape.rows, self.shape.columns, given, self.picture.dtype.newbyteorder("="))
         across = area_read(self.stage, self.shape, area).columns
         source = PictureNumbers(self.where, self.picture, read, self.device, across)

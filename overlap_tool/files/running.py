@@ -195,7 +195,7 @@ class StageNumbers:
         self.plan = _plan(stage, shape)
         self.barriers = len(self.plan.segments) > 1
         self.width, self.height = self.plan.output_size
-        self.channels = stage.network.ops[-1].channels
+        self.channels = self.plan.network.ops[-1].channels
         steps = self.plan.segments[-1].rows.steps
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
         band_bytes = self.channels * self.width * shape.itemsize * max(cut.length for cut in self.cuts)
@@ -244,7 +244,7 @@ class StageNumbers:
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
             # what a rule computes with are tensors, however many zeros they hold
             passes.run(
-                self.stage.network,
+                self.plan.network,
                 segments,
                 self.source,
                 Within(sink, area),
@@ -345,7 +345,8 @@ def _plan(stage: TiledForward, shape: Shape) -> StagePlan:
     if settings.memory is None:
         return stage.plan(shape)
     rows = min(shape.rows, max(1, int(BAND * stage.input_scale)))
-    part = replace(shape, rows=rows) if stage.network.accepts(rows, shape.columns) else shape
+    banded = not stage.network.asks and stage.network.accepts(rows, shape.columns)
+    part = replace(shape, rows=rows) if banded else shape
     chosen = stage.plan(part)
     settings = replace(settings, tile=chosen.tile, memory=None, schedule=chosen.schedule)
     return plan_stage(stage.name, stage.network, stage.input_scale, shape, settings)

@@ -1,5 +1,6 @@
 """Integers only: what single ops read (`ops`), a stage on one axis (`axis`), plans (`plan`)."""
 
+from overlap_tool.geometry.listed import Listed, ratio_between
 from overlap_tool.geometry.ops import (
     FAR,
     POINTWISE,
@@ -32,6 +33,7 @@ __all__ = [
     "Geometry",
     "Global",
     "Linear",
+    "Listed",
     "Overlap",
     "Pad",
     "Padding",
@@ -47,5 +49,6 @@ __all__ = [
     "padding_free_overlap",
     "patch",
     "published_overlap",
+    "ratio_between",
     "roll",
 ]

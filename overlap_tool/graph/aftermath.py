@@ -31,6 +31,15 @@ class Aftermath:
             if isinstance(value, dict | list | set)
         ]
 
+    def numbers(self) -> dict[str, list[int | float]]:
+        """What attributes hold of plain numbers now, by their dotted names."""
+        return {
+            f"{path}.{key}".strip("."): [each for each in _inside(value) if isinstance(each, int | float)]
+            for path, part in self.module.named_modules()
+            for key, value in vars(part).items()
+            if not isinstance(value, Tensor)
+        }
+
     def undo(self, from_input: Callable[[fx.Proxy], bool]) -> list[str]:
         """The dotted names of tensors that changed, and of attributes that hold what was made of the input.
 

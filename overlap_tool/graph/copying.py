@@ -59,6 +59,15 @@ def twin(module: nn.Module) -> nn.Module:
     return of(module)
 
 
+def with_own_forward(module: Model) -> Model:
+    """The same module, on the same parts and weights, but with the forward of its class: its own may be one
+    in tiles."""
+    made: Model = object.__new__(type(module))
+    vars(made).update(vars(module))
+    vars(made).pop("forward", None)
+    return made
+
+
 def modes(module: nn.Module) -> dict[str, bool]:
     """Which of its parts are in training mode, by name."""
     return {name: part.training for name, part in module.named_modules()}

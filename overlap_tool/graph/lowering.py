@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -20,8 +19,19 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.geometry.axis import MisalignedJoin
+from overlap_tool.graph.copying import with_own_forward
 from overlap_tool.graph.functional import in_type_of_first, on_copies, out_of_place, works_in_place
-from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, leaves, operands
+from overlap_tool.graph.network import (
+    Barrier,
+    Constant,
+    Input,
+    Network,
+    Op,
+    Summary,
+    leaves,
+    operands,
+    substituted,
+)
 from overlap_tool.graph.tracer import REGISTER, Sizes, Tracer, tensors
 from overlap_tool.rules import (
     Call,
@@ -97,7 +107,7 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     for id in reversed(list(result)):
         if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
             result.remove_node(id)  # a number of images, which only ops on maps asked for
-    return Network(tracer.name, result, output.name, tracer.root)
+    return Network(tracer.name, result, output.name, tracer.root, asks=tracer.of_one_size)
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
@@ -133,7 +143,7 @@ def _constant(node: fx.Node, tracer: Tracer) -> Constant:
         return Constant(node.name, None, lambda value: value, (tracer.made[node.target],))
     if node.op == "get_attr":
         return Constant(node.name, source=str(node.target))
-    args, kwargs = _arguments(node, _Origins())
+    args, kwargs = _at_this_size(_arguments(node, _Origins()))
     return Constant(node.name, None, _callable(node, tracer), args, kwargs)
 
 
@@ -158,7 +168,7 @@ def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
     def described(source: fx.Node) -> Any:
         return _operand(source, origins)
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), described)
+    args, kwargs = _at_this_size(fx.node.map_arg((node.args, node.kwargs), described))
     numbers = sum(tensor[:1].numel() for tensor in tensors(node.meta["values"][0]))
     target = _callable(node, tracer)
     if works_in_place(node, tracer):
@@ -181,6 +191,11 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
         return _operand(source, origins)
 
     return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
+
+
+def _at_this_size(argument: Any) -> Any:
+    """Nested arguments with the numbers that a trace at one size was made with."""
+    return substituted(argument, SizeArgument, lambda size: size.values[0])
 
 
 def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer) -> Op | Barrier:
@@ -211,7 +226,11 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
             f"Make it of the values of the map, or {REGISTER[0].lower()}{REGISTER[1:]} that makes the whole "
             "module one op",
         )
-    call = Call(name, kind, plain, _shapes(node), _shapes(tracer.nodes[inputs[0].id]))
+    shapes = _shapes(node), _shapes(tracer.nodes[inputs[0].id])
+    call = Call(name, kind, plain, *shapes, of_one_size=tracer.of_one_size)
+    for operand in operands((args, kwargs)):
+        if not (operand.spatial or operand.summary) and len(set(_shapes(tracer.nodes[operand.id]))) > 1:
+            call.refuse_size("takes a tensor that is made by the size of its input alone")
     for operand in _summaries(args, kwargs):
         if not _fixed_per_image(tracer.nodes[operand.id], tracer.sizes):
             call.refuse("takes a value of the whole map that mixes the images of a batch")
@@ -220,6 +239,8 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
         rule = replace(rule, run=in_type_of_first(rule.run))
     if pick is not None:
         target, rule = _picked(call, rule, pick)
+    if tracer.of_one_size:
+        args, kwargs = _at_this_size((args, kwargs))
     sources = tuple(operand.id for operand in inputs)
     shape = tuple(node.meta["values"][0].shape)
     if isinstance(rule, Reduction):
@@ -237,10 +258,7 @@ def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
     """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
     back here: a twin with the same weights runs by that of its class."""
     module = tracer.submodule(str(node.target))
-    if module is tracer.root:
-        module = copy.copy(module)
-        vars(module).pop("forward", None)
-    return module
+    return with_own_forward(module) if module is tracer.root else module
 
 
 def _summaries(args: Any, kwargs: Any) -> list[Operand]:
@@ -304,10 +322,11 @@ def _rule(
     where = f"{call.name} ({call.kind})"
     if registered is None:
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
-    if not registered.accepts_sizes and any(
-        isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))
-    ):
-        call.refuse_size("takes an argument that follows the size of its input")
+    if not registered.accepts_sizes:
+        if call.of_one_size:
+            args, kwargs = _at_this_size((args, kwargs))
+        elif any(isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))):
+            call.refuse_size("takes an argument that follows the size of its input")
     layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
     if len(layouts) > 1:
         call.refuse("takes maps whose rows and columns are not the same dimensions")
@@ -335,7 +354,7 @@ def check_sizes(network: Network, tracer: Tracer) -> None:
                 f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
-        for trial, extents in enumerate(tracer.sizes):
+        for trial, extents in enumerate(tracer.sizes[:1] if tracer.of_one_size else tracer.sizes):
             for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
                 node = tracer.nodes[op.id]
                 at = node.meta.get("at", ROWS_AT)

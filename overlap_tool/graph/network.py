@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -119,6 +119,21 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def substituted(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
+    """Nested arguments with what `by` makes of everything of this kind in its place."""
+    if isinstance(value, kind):
+        return by(value)
+    if isinstance(value, tuple):
+        return tuple(substituted(item, kind, by) for item in value)
+    if isinstance(value, list):
+        return [substituted(item, kind, by) for item in value]
+    if isinstance(value, dict):
+        return {key: substituted(item, kind, by) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(substituted(end, kind, by) for end in (value.start, value.stop, value.step)))
+    return value
+
+
 def operands(value: Any) -> Iterator[Operand]:
     """All operands in nested arguments, in order."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, Operand))
@@ -134,6 +149,10 @@ class Network:
     output: str
     root: nn.Module
     kept: tuple[str, ...] = ()
+    asks: bool = False
+    """Whether the code asks for the size of its input, so that this is the network of images of one size."""
+    of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
+    """Those of images of other sizes, as far as they were traced."""
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

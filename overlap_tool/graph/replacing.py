@@ -28,14 +28,19 @@ _call, _getattr = nn.Module.__call__, nn.Module.__getattr__
 
 _MISSING = object()
 
-OF_BARE_SIZES = tuple(vars(torch)[name] for name in ("zeros", "ones", "empty", "rand", "randn"))
-"""What makes tensors of sizes that are given one by one: `torch.zeros(rows, columns)` refuses traced ones."""
+DRAWN = (torch.rand, torch.randn, torch.randint, torch.randperm)
+
+MAKERS = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.linspace, torch.eye, *DRAWN)
+"""What makes tensors of numbers alone. `torch.zeros(rows, columns)` refuses traced sizes, and of plain ones
+it would make a tensor as large as the trial map."""
+
+EINOPS = ("rearrange", "reduce", "repeat", "einsum")
 
 
 class _Tracing(threading.local):
     """What the current thread traces with, if it does."""
 
-    tracer: fx.Tracer | None = None
+    tracer: Any = None
     parameters: dict[str, Any]
 
 
@@ -48,6 +53,8 @@ def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
     into a traced value are recorded as they stand."""
     before = vars(_tracing).copy()
     with ExitStack() as stack:
+        for function in MAKERS:
+            stack.enter_context(_replaced(vars(torch), function.__name__, _recorded(function, always=True)))
         for frame, name, function in _functions_around(root):
             stack.enter_context(_replaced(frame, name, _recorded(function)))
         for name, method in (("__call__", _traced_call), ("__getattr__", _traced_getattr)):
@@ -75,9 +82,14 @@ def _traced_getattr(module: nn.Module, name: str) -> Any:
     return _tracing.tracer.getattr(name, value, _tracing.parameters)
 
 
-def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
+    """What records a call of a traced value; `always` any call, in a trace of which sizes are numbers."""
+
     @wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracing.tracer
+        if always and tracer is not None and tracer.of_one_size and not tracer.evaluating:
+            return tracer.create_proxy("call_function", function, args, kwargs)
         traced = next((leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
         if traced is None:
             return function(*args, **kwargs)
@@ -90,11 +102,10 @@ def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Ca
     """Where the model's code finds functions that are recorded as they stand: those of `math`, which take
     plain numbers, as some of PyTorch's do; einops', which look at the type of what they are given; and what
     was given to `torch.fx.wrap`."""
-    for function in OF_BARE_SIZES:
-        yield vars(torch), function.__name__, function
-    as_they_stand = {id(function) for function in (*_public(math), *_einops_functions(), *OF_BARE_SIZES)}
+    as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
     forwards = [type(root).forward, *(part.forward for part in root.modules())]
     frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
+    frames += _holders_of_einops()
     for frame in {id(frame): frame for frame in frames}.values():
         for name, value in frame.copy().items():
             if not name.startswith("_") and id(value) in as_they_stand:
@@ -110,7 +121,16 @@ def _public(module: Any) -> list[Callable[..., Any]]:
 def _einops_functions() -> tuple[Callable[..., Any], ...]:
     """einops' functions, if the model has imported it."""
     einops = sys.modules.get("einops")
-    return (einops.rearrange, einops.reduce, einops.repeat, einops.einsum) if einops is not None else ()
+    return () if einops is None else tuple(getattr(einops, name) for name in EINOPS)
+
+
+def _holders_of_einops() -> Iterator[dict[str, Any]]:
+    """The namespaces of all modules that have one of them by its own name: einops itself, and helpers."""
+    functions = dict(zip(EINOPS, _einops_functions(), strict=False))
+    for module in list(sys.modules.values()):
+        frame = getattr(module, "__dict__", {})
+        if any(frame.get(name) is function for name, function in functions.items()):
+            yield frame
 
 
 @contextmanager

@@ -1,23 +1,39 @@
-"""`trace`: from a module to a network."""
+"""`trace`: from a module to a network.
+
+Most code computes alike on images of any size. Its network is traced once, at two sizes together. Code that
+asks for the size of its input, to pad to a multiple or to assert something, is traced with plain numbers
+instead: what comes of that holds for images of one size, and `fitted` traces it anew for others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from operator import add
 
 from torch import fx, nn
 
-from overlap_tool.errors import TraceError
+from overlap_tool.errors import SizeDependenceError, TraceError
 from overlap_tool.graph.aftermath import Aftermath
-from overlap_tool.graph.copying import modes, put_in_modes
+from overlap_tool.graph.copying import modes, put_in_modes, with_own_forward
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.tracer import SMALLER, TRIALS, Sizes, TooLargeError, Tracer, TrialError
+from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, MapSize, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
+
+APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
+"""By how many images, rows and columns others differ that are tried, to see what follows an image's size.
+First by multiples of many numbers, since code pads and asserts by remainders; then by little, since it
+compares, too."""
+
+KEPT = 32
+"""For so many sizes of images a network is kept."""
 
 
 def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
@@ -26,67 +42,150 @@ def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
     `channels` is the number of input channels; left out, it is read from the module's layers. Of several
     threads, one traces at a time.
     """
-    with ONE_AT_A_TIME, OwnRandomness():
-        return _trace_with(module, name, channels)
+    with ONE_AT_A_TIME, OwnRandomness(), _in_eval_mode(module):
+        if channels is not None:
+            return _trace(module, name, channels)
+        refusals: list[TrialError] = []
+        for candidate in input_channels(module):
+            try:
+                return _trace(module, name, candidate)
+            except TrialError as refusal:
+                refusals.append(refusal)
+        first = refusals[0]
+        raise TraceError(first.where, first.reason, first.way_out) from first
 
 
-def _trace_with(module: nn.Module, name: str, channels: int | None) -> Network:
-    if channels is not None:
-        return _trace(module, name, channels)
-    refusals: list[TrialError] = []
-    for candidate in input_channels(module):
-        try:
-            return _trace(module, name, candidate)
-        except TrialError as refusal:
-            refusals.append(refusal)
-    first = refusals[0]
-    raise TraceError(first.where, first.reason, first.way_out) from first
+def fitted(network: Network, images: int, height: int, width: int) -> Network:
+    """The network for images of this size: the same one, unless its code asks for the size."""
+    if not network.asks:
+        return network
+    size = images, height, width
+    with ONE_AT_A_TIME:
+        if size not in network.of_sizes:
+            root = with_own_forward(network.root)
+            with OwnRandomness(), _in_eval_mode(root):
+                found = _of_one_size(root, network.name, network.ops[0].channels, size)
+            while len(network.of_sizes) >= KEPT:
+                del network.of_sizes[next(iter(network.of_sizes))]
+            network.of_sizes[size] = replace(found, of_sizes=network.of_sizes)
+        return network.of_sizes[size]
 
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
+    """For images of any size or, of code that asks for it, for one as large as a trial."""
+    tracer = Tracer(name, module, channels, TRIALS)
     try:
-        return _trace_at(TRIALS, module, name, channels)
+        try:
+            return _of_any_size(tracer)
+        except TooLargeError:
+            tracer = Tracer(name, module, channels, SMALLER)
+            return _of_any_size(tracer)
+    except TraceError as refusal:
+        if not (tracer.asked or isinstance(refusal, SizeDependenceError)):
+            raise explained(refusal, tracer) from refusal
+    try:
+        network = _of_one_size(module, name, channels, TRIALS[0])
     except TooLargeError:
-        return _trace_at(SMALLER, module, name, channels)
+        network = _of_one_size(module, name, channels, SMALLER[0])
+    check_values(network, tracer, lambda size: _traced_at(size, module, name, channels))
+    return network
 
 
-def _trace_at(sizes: Sizes, module: nn.Module, name: str, channels: int) -> Network:
-    tracer = Tracer(name, module, channels, sizes)
-    with _in_eval_mode(module):
-        aftermath = Aftermath(module)
+def _of_any_size(tracer: Tracer) -> Network:
+    error = _recorded(tracer)
+    if error is not None:
+        raise error
+    network = _lowered(tracer)
+    check_values(network, tracer, lambda size: tracer)
+    return network
+
+
+def _of_one_size(module: nn.Module, name: str, channels: int, size: MapSize) -> Network:
+    """The network for images of this size, by its trace there and by another, at a size from which it does
+    not differ but in numbers."""
+    refusals: list[TraceError] = []
+    for apart in APART:
+        images, height, width = map(add, size, apart)
+        other = images, height, width
+        first, second = (Tracer(name, module, channels, (each,)) for each in (size, other))
+        error = _recorded(first)
         try:
-            graph = tracer.trace(module)
-        except TraceError as error:
-            if isinstance(error, TooLargeError) and sizes != SMALLER:
-                raise
-            first = _obstacle_before(tracer) or error
-            raise explained(first, tracer) from error
-        finally:
-            changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
-        if changed:
-            raise TraceError(
-                tracer.dotted(changed[0]),
-                "changes while the module runs, which tiles could not do alike",
-                "Do not change it in eval mode",
-            )
+            beside = _recorded(second)
+            pair_traces(first, second)
+        except (TooLargeError, SizeDependenceError) as refusal:
+            refusals.append(refusal)
+            continue
+        if error is None and beside is not None:
+            refusals.append(beside)
+            continue
+        following = [name for name in first.left if first.left[name] != second.left.get(name)]
+        if following and error is None:
+            raise _changes(following[0], first)
         try:
-            functionalise(graph, tracer)
-            network = lowered(graph, tracer)
-        except TraceError as error:
-            raise explained(error, tracer) from error
-        check_sizes(network, tracer)
-        check_values(graph, network, tracer)
-        return network
+            if error is not None:
+                raise _obstacle_before(first) or error
+            return _lowered(first)
+        except TraceError as refusal:
+            raise explained(refusal, first) from refusal
+    raise explained(refusals[0], first) from refusals[0]
 
 
-def _obstacle_before(tracer: Tracer) -> TraceError | None:
-    """The first refusal among the ops that were recorded before tracing stopped."""
-    stopped_in = tracer.stopped_in
+def _traced_at(size: MapSize, module: nn.Module, name: str, channels: int) -> Tracer | None:
+    tracer = Tracer(name, module, channels, (size,))
+    if _recorded(tracer) is not None:
+        return None
+    functionalise(tracer.graph, tracer)
+    return tracer
+
+
+def _recorded(tracer: Tracer) -> TraceError | None:
+    """Trace the tracer's module; what keeps it from being traced to its end, if anything does.
+
+    Raises `TooLargeError` alone.
+    """
+    aftermath = Aftermath(tracer.root)
+    error: TraceError | None = None
+    try:
+        tracer.trace(tracer.root)
+    except TooLargeError:
+        raise
+    except TraceError as refusal:
+        error = refusal
+    finally:
+        tracer.left = aftermath.numbers()
+        changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
+    if error is not None:
+        _drop_what_failed(tracer)
+        return error if tracer.of_one_size else _obstacle_before(tracer) or error
+    return _changes(changed[0], tracer) if changed else None
+
+
+def _changes(attribute: str, tracer: Tracer) -> TraceError:
+    return TraceError(
+        tracer.dotted(attribute),
+        "changes while the module runs, which tiles could not do alike",
+        "Do not change it in eval mode",
+    )
+
+
+def _lowered(tracer: Tracer) -> Network:
+    functionalise(tracer.graph, tracer)
+    network = lowered(tracer.graph, tracer)
+    check_sizes(network, tracer)
+    return network
+
+
+def _drop_what_failed(tracer: Tracer) -> None:
     if tracer.decision is not None:
         _erase_unread(tracer.decision)
     for node in reversed(tracer.graph.nodes):
         if "values" not in node.meta:  # it failed, so nothing reads it
             tracer.graph.erase_node(node)
+
+
+def _obstacle_before(tracer: Tracer) -> TraceError | None:
+    """The first refusal among the ops that were recorded before tracing stopped."""
+    stopped_in = tracer.stopped_in
     try:
         functionalise(tracer.graph, tracer)
         lowered(tracer.graph, tracer)

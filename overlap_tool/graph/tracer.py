@@ -1,8 +1,9 @@
 """A torch.fx tracer that knows the rules, and refuses what it cannot follow.
 
-Every traced op is evaluated at two trial sizes on fake tensors, which hold shapes but no data. What is the
-same at both is a constant (channels), what differs follows the size of the image: so `x.size(1)` is a plain
-number while tracing, and a condition on `x.size(2)` is caught.
+Every traced op is evaluated on fake tensors, which hold shapes but no data, at each of the tracer's sizes.
+With two of them, what is the same at both is a constant (channels), and what differs follows the size of the
+image: `x.size(1)` is a plain number while tracing, and a condition on `x.size(2)` is refused. With one, every
+size is a plain number, and the trace holds for images of that size.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.graph.aftermath import same_values
-from overlap_tool.graph.copying import twin
+from overlap_tool.graph.copying import twin, with_own_forward
 from overlap_tool.graph.randomness import OwnRandomness
-from overlap_tool.graph.replacing import tracing_with
+from overlap_tool.graph.replacing import DRAWN, tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.registry import qualified_name
@@ -45,7 +46,10 @@ from overlap_tool.rules.registry import qualified_name
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
 
-Sizes = tuple[tuple[int, int, int], tuple[int, int, int]]
+MapSize = tuple[int, int, int]
+"""Batch, height and width of a map."""
+
+Sizes = tuple[MapSize, ...]
 
 TRIALS: Sizes = ((2, FITTING, 2 * FITTING), (3, 4 * FITTING, 9 * FITTING))
 """Batch, height and width of the trials. All differ, and so do their differences and ratios: what is the same
@@ -87,6 +91,9 @@ ONE_ANSWER = frozenset(
 VALUES_ARE_READ = (DataDependentOutputException, DynamicOutputShapeException)
 """What stand-ins of maps raise where a number, or a size, would have to be known by value."""
 
+MOST_OPS = 10_000
+"""So many are traced, and no more: a loop over the pixels of a trial map would go on for hours."""
+
 PATIENCE = 0.5
 """Seconds for which the module may run on a trial map, to see whether it fails where its trace did."""
 
@@ -101,7 +108,12 @@ class TooLargeError(TraceError):
 
 
 class TrialError(TraceError):
-    """An op refused the trial input; perhaps the number of channels was wrong."""
+    """An op refused the trial input; perhaps the number of channels was wrong.
+
+    `own` is what the module itself raises of such an input, if it is the module that does.
+    """
+
+    own: Exception | None = None
 
 
 class Proxy(fx.Proxy):
@@ -133,6 +145,9 @@ class Proxy(fx.Proxy):
 
     @property
     def shape(self) -> tuple[Any, ...]:
+        value = self.node.meta["values"][0]
+        if self.tracer.of_one_size and isinstance(value, Tensor):
+            return value.shape
         return tuple(self._dimension(i) for i in range(self.ndim))
 
     @property
@@ -162,6 +177,7 @@ class Proxy(fx.Proxy):
         values = {int(value.shape[dim]) for value in self.node.meta["values"]}
         if len(values) == 1:
             return values.pop()
+        self.tracer.asked = True
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
     def __iter__(self) -> Iterator[Any]:
@@ -203,6 +219,8 @@ class Tracer(fx.Tracer):
         self.name = name
         self.channels = channels
         self.sizes = sizes
+        self.of_one_size = len(sizes) == 1
+        """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
         self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
@@ -210,9 +228,15 @@ class Tracer(fx.Tracer):
         """The modules that the forward makes, by the names under which the graph has them."""
         self.made: dict[str, Tensor] = {}
         """The tensors that the forward makes of nothing, by the names under which the graph has them."""
+        self.left: dict[str, list[int | float]] = {}
+        """The numbers that attributes held once the forward had run."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
         """Tensors that are no parameters, as they were when an op first took them."""
+        self.untouched: nn.Module = root
+        """The module with the attributes that it had before it was traced."""
         self.evaluating = False
+        self.asked = False
+        """Whether code has asked for a size that differs between the trials."""
         self.found_barrier = False
         self.parts: dict[str, int] = {"": channels}
         """The parts that were called with one map, and its channels."""
@@ -351,7 +375,9 @@ class Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """As `fx.Tracer` does, but nothing that is replaced meanwhile is felt by another thread."""
         where = f"{self.dotted('')} ({type(root).__name__})"
+        self.graph = fx.Graph(tracer_cls=type(self))
         _refuse_what_it_hides(root, lambda: where)
+        self.untouched = with_own_forward(twin(root))
         own = set(vars(root))
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self.tensor_attrs = {
@@ -360,7 +386,6 @@ class Tracer(fx.Tracer):
             for key, value in vars(module).items()
             if isinstance(value, Tensor)
         }
-        self.graph = fx.Graph(tracer_cls=type(self))
         try:
             with tracing_with(self, root), OwnRandomness() as random:
                 forward, args = self.create_args_for_root(type(root).forward, True)
@@ -370,9 +395,7 @@ class Tracer(fx.Tracer):
         except Exception as error:
             raise self.failure(error, self.dotted(""), type(root)) from error
         if random.drawn:
-            raise TraceError(
-                where, "draws random numbers in eval mode, too", "Draw them in training mode only"
-            )
+            raise self.draws(where)
         if not all(same_values(tensor, before) for tensor, before in self.used.values()):
             reason = "changes a tensor in place that an op took before, which the trace would not tell apart"
             raise TraceError(where, reason, "Make a new tensor of it")
@@ -387,16 +410,21 @@ class Tracer(fx.Tracer):
             return self.reads_values(where)
         if own is not None:
             shape = "x".join(map(str, self.trials[0].shape))
-            return TrialError(
+            failure = TrialError(
                 where if type(own) is type(error) else self.dotted(""),
                 f"fails by itself, given one map of {shape}: {type(own).__name__}: {_first_line(own)}",
                 "Name a stage that takes one map, with `stage`, or correct the module",
             )
+            failure.own = own
+            return failure
         return TraceError(
             where,
             f"cannot be traced{_source_line(error)}: {_first_line(error)}",
             f"{REGISTER} that makes it one op",
         )
+
+    def draws(self, where: str) -> TraceError:
+        return TraceError(where, "draws random numbers in eval mode, too", "Draw them in training mode only")
 
     def reads_values(self, where: str) -> DataDependenceError:
         reason = "reads the values of its input, so that what it computes cannot be known in advance"
@@ -404,22 +432,16 @@ class Tracer(fx.Tracer):
 
     def own_failure(self) -> Exception | None:
         """What the module raises of a trial map when nothing is traced, if it does so soon."""
-        before = [(part, vars(part).copy()) for part in self.root.modules()]
         self.evaluating = True
         try:
             with self.fake, torch.no_grad(), _without_a_log(), Deadline(monotonic() + PATIENCE):
-                self.root(self.trials[0])
+                self.untouched(self.trials[0])
         except OutOfTime:
             return None
         except Exception as error:  # whatever a third party's module raises
             return error
         finally:
             self.evaluating = False
-            for part, attributes in before:
-                now = vars(part)
-                if list(now) != list(attributes) or any(now[key] is not attributes[key] for key in now):
-                    now.clear()
-                    now.update(attributes)
         return None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -489,6 +511,14 @@ class Tracer(fx.Tracer):
             reason = "computes in lower precision, by autocast, which the trace would not have"
             raise TraceError(
                 self.where(), reason, "Analyze it outside of torch.autocast, and call none inside"
+            )
+        if args[0] in DRAWN:
+            raise self.draws(self.where())
+        if len(self.nodes) == MOST_OPS:
+            raise TraceError(
+                self.where(),
+                f"computes more than {MOST_OPS} ops, perhaps in a loop over positions",
+                f"{REGISTER} that makes the loop one op",
             )
         node = super().create_node(kind, *args, **kwargs)
         self.nodes[node.name] = node

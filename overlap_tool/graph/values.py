@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -11,15 +12,16 @@ from torch import Tensor, fx, nn
 from overlap_tool.errors import CopyError, TraceError
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
-from overlap_tool.graph.tracer import REGISTER, Tracer
+from overlap_tool.graph.tracer import REGISTER, MapSize, Tracer
 
 SIDE = 16
 """The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
 
 
 @torch.no_grad()
-def check_values(graph: fx.Graph, network: Network, tracer: Tracer) -> None:
-    """Refuse a module that computes something else when it is traced.
+def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tracer | None]) -> None:
+    """Refuse a module that computes something else when it is traced. `traced_at` gives the trace that holds
+    for a map of this size.
 
     Its code may ask what no trace answers as the module itself would, such as whether its input is a tensor.
     It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
@@ -34,7 +36,10 @@ def check_values(graph: fx.Graph, network: Network, tracer: Tracer) -> None:
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
     if x is None or own is None:
         return
-    traced: Tensor = _AsTraced(module, graph, tracer).run(x)
+    recorded = traced_at((1, *x.shape[2:]))
+    if recorded is None:
+        return
+    traced: Tensor = _AsTraced(module, recorded).run(x)
     if traced.shape != own.shape or not _nearly_equal(traced, own):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
@@ -69,8 +74,8 @@ def _own_result(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 class _AsTraced(fx.Interpreter):
-    def __init__(self, module: nn.Module, graph: fx.Graph, tracer: Tracer) -> None:
-        super().__init__(module, graph=graph)
+    def __init__(self, module: nn.Module, tracer: Tracer) -> None:
+        super().__init__(module, graph=tracer.graph)
         self.made, self.made_modules = tracer.made, tracer.made_modules
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -258,21 +258,61 @@ def upsample_bilinear2d(
     scale_rows: float | None = None,
     scale_columns: float | None = None,
 ) -> Tensor:
-    """Along rows, then along columns: a + t * (b - a), which is a where a and b are the same."""
+    """Along rows, then along columns."""
     for dim, new, scale in zip((-2, -1), size, (scale_rows, scale_columns), strict=True):
-        old = x.shape[dim]
-        if align_corners:
-            step = (old - 1) / (new - 1) if new > 1 else 0.0
-            at = torch.arange(new, device=x.device, dtype=torch.float64) * step
-        else:
-            step = 1 / scale if scale else old / new
-            at = ((torch.arange(new, device=x.device, dtype=torch.float64) + 0.5) * step - 0.5).clamp(min=0)
-        low = at.floor().long().clamp(max=old - 1)
-        a = x.index_select(dim, low)
-        b = x.index_select(dim, (low + 1).clamp(max=old - 1))
-        t = (at - low).to(x.dtype)
-        x = a + (t[:, None] if dim == -2 else t) * (b - a)
+        low, high, part = linear_positions(x.shape[dim], new, align_corners, scale)
+        x = between(x, dim, low, high, part)
     return x
+
+
+def upsample_nearest2d(
+    x: Tensor, size: Sequence[int], scale_rows: float | None = None, scale_columns: float | None = None
+) -> Tensor:
+    return _nearest(torch._C._nn.upsample_nearest2d, False, x, size, scale_rows, scale_columns)
+
+
+def upsample_nearest_exact2d(
+    x: Tensor, size: Sequence[int], scale_rows: float | None = None, scale_columns: float | None = None
+) -> Tensor:
+    return _nearest(torch._C._nn._upsample_nearest_exact2d, True, x, size, scale_rows, scale_columns)
+
+
+def _nearest(own: Any, centred: bool, x: Tensor, size: Sequence[int], *scales: float | None) -> Tensor:
+    """The library's own where that is by float32. Else its bits depend on how the map lies in memory."""
+    if x.dtype == torch.float32:
+        result: Tensor = own(x, size, *scales)
+        return result
+    for dim, new, scale in zip((-2, -1), size, scales, strict=True):
+        x = x.index_select(dim, nearest_positions(x.shape[dim], new, scale, centred).to(x.device))
+    return x
+
+
+def nearest_positions(old: int, new: int, scale: float | None, centred: bool = False) -> Tensor:
+    """Which of `old` samples each of `new` outputs is, by float32: that at its start, or at its centre."""
+    step = np.float32(1 / scale) if scale else np.float32(old) / np.float32(new)
+    at = np.arange(new, dtype=np.float32) + np.float32(0.5 if centred else 0)
+    return torch.from_numpy(np.floor(at * step).astype(np.int64)).clamp_(max=old - 1)
+
+
+def linear_positions(
+    old: int, new: int, align_corners: bool, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each of `new` outputs stands among `old` samples: the one below it, the one above, and which part
+    of the way to that, in float64."""
+    at = torch.arange(new, dtype=torch.float64)
+    if align_corners:
+        at *= (old - 1) / (new - 1) if new > 1 else 0.0
+    else:
+        at = ((at + 0.5) * (1 / scale if scale else old / new) - 0.5).clamp_(min=0)
+    low = at.floor().long().clamp(max=old - 1)
+    return low, (low + 1).clamp(max=old - 1), at - low
+
+
+def between(x: Tensor, dim: int, low: Tensor, high: Tensor, part: Tensor) -> Tensor:
+    """a + t * (b - a), which is a where a and b are the same."""
+    a, b = (x.index_select(dim, place.to(x.device)) for place in (low, high))
+    t = part.to(x.device, x.dtype)
+    return a + (t[:, None] if dim == -2 else t) * (b - a)
 
 
 def _in_place(program: str, x: Tensor) -> Tensor:

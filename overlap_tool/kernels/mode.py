@@ -29,14 +29,14 @@ from overlap_tool.kernels import chain, compositions, whole
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
 
 MOVES = """
-    _local_scalar_dense _pin_memory _to_copy _unsafe_view _upsample_nearest_exact2d alias as_strided
+    _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided
     cat channel_shuffle clone constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted
     empty_strided equal expand eye fill flip full full_like gather im2col index index_fill index_select
     is_nonzero is_pinned item lift lift_fresh masked_fill masked_scatter masked_select
     native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros one_hot ones ones_like
     permute pin_memory pixel_shuffle pixel_unshuffle record_stream reflection_pad1d reflection_pad2d repeat
     repeat_interleave replication_pad1d replication_pad2d resize roll scalar_tensor scatter select_scatter set
-    slice_scatter split_with_sizes_copy stack tril triu unbind unfold upsample_nearest2d view where zero zeros
+    slice_scatter split_with_sizes_copy stack tril triu unbind unfold view where zero zeros
     zeros_like
 """
 """Move numbers, or make them of none."""
@@ -112,6 +112,8 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "avg_pool2d": compositions.avg_pool2d,
     "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
     "upsample_bilinear2d": compositions.upsample_bilinear2d,
+    "upsample_nearest2d": compositions.upsample_nearest2d,
+    "_upsample_nearest_exact2d": compositions.upsample_nearest_exact2d,
     "col2im": compositions.fold,
     "mm": chain.matmul,
     "bmm": chain.batched_matmul,

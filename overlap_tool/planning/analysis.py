@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -19,6 +19,7 @@ from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
+from overlap_tool.graph.trace import fitted
 from overlap_tool.models.closed_loop import CausalReach
 from overlap_tool.models.stages import Stage, Untiled, survey
 from overlap_tool.planning.choose import Shape, plan_segments, plan_stage
@@ -178,6 +179,8 @@ class StageReport:
     full_peak_bytes: int
     passes: int
     store_bytes: int
+    holds_for: str
+    """The inputs for which this holds: "any size", or one width and height if the code asks for them."""
     segments: tuple[SegmentReport, ...]
     layers: tuple[LayerReport, ...]
     tiles: tuple[TileReport, ...]
@@ -271,10 +274,11 @@ def analyze(
 
 
 def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:
-    network = stage.network
+    height, width = (ceil(side * stage.input_scale) for side in (image.height, image.width))
+    network = fitted(stage.network, 1, height, width)
+    stage = replace(stage, network=network)
     rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
     overlap = StageOverlap.of(network)
-    height, width = (ceil(side * stage.input_scale) for side in (image.height, image.width))
     network.require(height, width)
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
@@ -303,6 +307,7 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
         full_peak_bytes=full_bytes(costs, *full),
         passes=len(parts),
         store_bytes=max(part.store_bytes for part in passes),
+        holds_for=f"{width}x{height}" if network.asks else "any size",
         segments=passes,
         layers=tuple(_layer_reports(network, parts, full[0].sizes, full[1].sizes)),
         tiles=tuple(_tile_report(stage, "tiles", height, width, tile, full_macs) for tile in tile_sides),

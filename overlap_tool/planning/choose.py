@@ -15,6 +15,7 @@ from overlap_tool.geometry.walk import Area
 from overlap_tool.graph import segments
 from overlap_tool.graph.network import Barrier, Input, Network
 from overlap_tool.graph.segments import Segment
+from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
 from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 
@@ -90,6 +91,8 @@ class StagePlan(Plan):
 
     schedule: Schedule
     segments: tuple[SegmentPlan, ...] = field(repr=False)
+    network: Network = field(repr=False)
+    """The stage's, for inputs of this size."""
 
     @property
     def output_size(self) -> Size:
@@ -131,6 +134,7 @@ def plan_stage(
             f"is for codecs that are closed loops, and {name} is part of none",
             "Use stream or tiles",
         )
+    network = fitted(network, shape.images, shape.rows, shape.columns)
     network.require(shape.rows, shape.columns)
     candidates: tuple[Schedule, ...] = tuple(
         schedule for schedule in SCHEDULES if settings.schedule in (None, schedule)
@@ -191,6 +195,7 @@ def _plan(
             moment.working + moment.ends + (moment.stores if settings.store != "disk" else 0)
             for moment in memory
         ),
+        network=network,
         uniform=settings.uniform,
     )
 

@@ -84,7 +84,7 @@ def stage_table(analysis: Analysis) -> Table:
                 _field(stage),
                 str(stage.period),
                 "-" if stage.padding_free_overlap is None else str(stage.padding_free_overlap),
-                stage.status,
+                stage.status if stage.holds_for == "any size" else f"{stage.status} for {stage.holds_for}",
             )
             for stage in analysis.stages
         ),

@@ -71,7 +71,8 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
     channels, spatial = full[:-2], full[-2:]
     if full[0] != WHOLE or not all(isinstance(item, slice) for item in channels):
         call.refuse("picks images, or drops a dimension, by its index")
-    rows, columns = (_slice_geometry(call, item) for item in spatial)
+    sizes = call.input_shapes[0][-2:]
+    rows, columns = (_slice_geometry(call, item, n) for item, n in zip(spatial, sizes, strict=True))
     strides = rows.period.input, columns.period.input
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -97,7 +98,10 @@ def _full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
     return (*before, *[WHOLE] * (ndim - len(before) - len(after)), *after)
 
 
-def _slice_geometry(call: Call, item: Any) -> Geometry:
+def _slice_geometry(call: Call, item: Any, n: int) -> Geometry:
+    if call.of_one_size and isinstance(item, slice) and (item.step or 1) > 0:
+        start, stop, step = item.indices(n)
+        return cut_out(call, start, stop, n, step)
     if not isinstance(item, slice) or not all(
         bound is None or isinstance(bound, int) for bound in (item.start, item.stop, item.step)
     ):
@@ -107,9 +111,19 @@ def _slice_geometry(call: Call, item: Any) -> Geometry:
         call.refuse_size("is cut at a fixed distance from one border, counted from the other")
     if start == 0 and stop is None and step == 1:
         return POINTWISE
-    if step == 1:
-        return Pad(-start, stop or 0)
-    return Window(1, step, -start, stop or 0)
+    return _cropped(start, stop or 0, step)
+
+
+def cut_out(call: Call, start: int, stop: int, n: int, step: int = 1) -> Geometry:
+    """What lies from `start` on, and before `stop`, on an axis of `n` samples."""
+    if stop <= start:
+        call.refuse("takes nothing of a map")
+    return _cropped(start, stop - n, step)
+
+
+def _cropped(start: int, after: int, step: int) -> Geometry:
+    """All but the first `start` samples and the last `-after`; of those, every `step`-th."""
+    return Pad(-start, after) if step == 1 else Window(1, step, -start, after)
 
 
 def _sequence(value: Any) -> tuple[Any, ...]:

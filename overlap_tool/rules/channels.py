@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import barriers, pointwise
+from overlap_tool.rules import barriers, borders, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.pieces import Patches
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, SizeArgument, register_rule
@@ -58,7 +58,11 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     dims = dims_of(dim, len(input.shape))
     _no_images(call, dims, "cuts a map")
     if along_the_map(dims, len(input.shape)):
-        call.refuse_size("cuts rows or columns at a place counted from one border")
+        if not call.of_one_size:
+            call.refuse_size("cuts rows or columns at a place counted from one border")
+        index = [slice(None)] * len(input.shape)
+        index[dims[0]] = slice(start, start + length)
+        return borders.crop(call, input, tuple(index))
     return Rule(lambda patches, input, dim, start, length: input.narrow(dim, start, length))
 
 

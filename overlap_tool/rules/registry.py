@@ -55,9 +55,9 @@ class Operand:
 
 @dataclass(frozen=True)
 class SizeArgument:
-    """An integer argument that follows the size of the input: its values at the trial sizes."""
+    """A number among the arguments that follows the size of the input: its values at the trial sizes."""
 
-    values: tuple[int, ...]
+    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Call:
     """The shape of the output at each trial size."""
     input_shapes: tuple[tuple[int, ...], ...]
     """The shape of the first spatial input at each trial size."""
+    of_one_size: bool = False
+    """Whether the rule is for inputs of the first trial size alone, and so may count on it."""
 
     def refuse_global(self, reason: str) -> NoReturn:
         raise GlobalOpError(

@@ -1,15 +1,16 @@
-"""Pixel shuffles and interpolation by a fixed factor."""
+"""Pixel shuffles and interpolation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry import Expand, Geometry, Linear, Padding, Shrink, Window
+from overlap_tool.geometry import Expand, Geometry, Linear, Listed, Padding, Shrink, Window, ratio_between
+from overlap_tool.kernels.compositions import between, linear_positions, nearest_positions
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -56,15 +57,18 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Rule:
-    if size is not None:
-        call.refuse_size("interpolates to a given size, not by a given factor")
-    if align_corners or recompute_scale_factor:
-        call.refuse_size("derives its sampling positions from the size of its input")
-    if antialias or mode not in ("nearest", "bilinear"):
+    if antialias or mode not in ("nearest", "nearest-exact", "bilinear"):
         call.refuse(f"interpolates in the mode {mode!r}{' with antialias' if antialias else ''}")
+    by_size = size is not None or recompute_scale_factor
     factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    ratios = [_ratio(call, float(factor), mode) for factor in factors]
-    return (_nearest if mode == "nearest" else _bilinear)(ratios)
+    if mode != "nearest-exact" and not align_corners:
+        wanted = [_factor(call, dim) for dim in (-2, -1)] if by_size else map(float, factors)
+        ratios = [ratio for factor in wanted if (ratio := _ratio(factor, mode)) is not None]
+        if len(ratios) == 2:
+            return (_nearest if mode == "nearest" else _bilinear)(ratios)
+    if not call.of_one_size:
+        call.refuse_size("has sampling positions that follow the size of its input")
+    return _listed(call, mode, bool(align_corners), (None, None) if by_size else factors)
 
 
 @register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
@@ -80,21 +84,26 @@ def upsample_module(call: Call, module: nn.Upsample, input: Operand) -> Rule:
     ).of_module
 
 
-def _ratio(call: Call, factor: float, mode: str) -> tuple[int, int]:
-    """The factor as `up/down`, one of them 1; refused where torch's float arithmetic is not that ratio."""
+def _factor(call: Call, dim: int) -> float:
+    """How many outputs come of one input, if that is the same whatever the size; else 0."""
+    shapes = zip(call.input_shapes, call.output_shapes, strict=True)
+    found = {new[dim] / old[dim] for old, new in shapes}
+    return found.pop() if call.of_one_size and len(found) == 1 else 0.0
+
+
+def _ratio(factor: float, mode: str) -> tuple[int, int] | None:
+    """The factor as `up/down`, one of them 1, unless torch's float arithmetic is not that ratio."""
+    if not factor:
+        return None
     up, down = (round(factor), 1) if factor >= 1 else (1, round(1 / factor))
     exact = abs(up / down - factor) < 1e-9
     if mode == "bilinear":
         # other factors put samples that fall on a pixel a rounding error beside it, on some sides only
         exact = exact and (up * down) & (up * down - 1) == 0
     elif exact:
-        positions = np.arange(1 << 16, dtype=np.float32)
-        exact = bool(np.all(positions * np.float32(1 / factor) // 1 == np.arange(1 << 16) * down // up))
-    if not exact:
-        call.refuse(
-            f"interpolates in the mode {mode!r} by {factor:g}, which float arithmetic does not place exactly"
-        )
-    return up, down
+        outputs = torch.arange(1 << 16)
+        exact = torch.equal(nearest_positions(down << 16, 1 << 16, factor), outputs * down // up)
+    return (up, down) if exact else None
 
 
 def _nearest(ratios: list[tuple[int, int]]) -> Rule:
@@ -134,6 +143,35 @@ def _bilinear(ratios: list[tuple[int, int]]) -> Rule:
         return place(piece, begins, patches)
 
     return Rule(run, rows, columns, uniform=True)
+
+
+def _listed(call: Call, mode: str, align_corners: bool, scales: Sequence[float | None]) -> Rule:
+    """By the positions of every output, as they are at this size."""
+    tables, geometries = [], []
+    for dim, scale in zip((-2, -1), scales, strict=True):
+        olds, news = ([shape[dim] for shape in shapes] for shapes in (call.input_shapes, call.output_shapes))
+        if mode == "bilinear":
+            low, high, part = linear_positions(olds[0], news[0], align_corners, scale)
+            high = torch.where(part == 0, low, high)
+        else:
+            low = high = nearest_positions(olds[0], news[0], scale, centred=mode == "nearest-exact")
+            part = torch.zeros(len(low))
+        tables.append((low, high, part))
+        ratio = ratio_between(olds, news)
+        geometries.append(Listed(olds[0], tuple(low.tolist()), tuple(high.tolist()), ratio))
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        for dim, patch, (low, high, part) in zip((-2, -1), patches, tables, strict=True):
+            wanted = slice(*patch.out)
+            below, above = low[wanted] - patch.have.start, high[wanted] - patch.have.start
+            if mode == "bilinear":
+                input = between(input, dim, below, above, part[wanted])
+            else:
+                input = input.index_select(dim, below.to(input.device))
+        return input
+
+    rows, columns = geometries
+    return Rule(run, rows, columns)
 
 
 def _begins(patches: Patches, rows: Geometry, columns: Geometry | None = None) -> tuple[int, int]:

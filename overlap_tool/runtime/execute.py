@@ -19,7 +19,7 @@ from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, Step, alike
 from overlap_tool.geometry.walk import Turn, walk
-from overlap_tool.graph.network import Input, Network, Op
+from overlap_tool.graph.network import Input, Network, Op, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.registry import ROWS_AT
@@ -259,7 +259,7 @@ class _Run:
 def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
-    args, kwargs = (substituted(each, as_the_model_has_it(value)) for each in (op.args, op.kwargs))
+    args, kwargs = substituted((op.args, op.kwargs), Operand, as_the_model_has_it(value))
     with pieces():
         result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
     lengths = tuple(patch.out.length for patch in patches)
@@ -300,22 +300,9 @@ def evaluate_constants(network: Network) -> dict[str, Any]:
         if constant.source is not None:
             values[constant.id] = operator.attrgetter(constant.source)(network.root)
         else:
-            args, kwargs = substituted(constant.args, value), substituted(constant.kwargs, value)
+            args, kwargs = substituted((constant.args, constant.kwargs), Operand, value)
             values[constant.id] = constant.target(*args, **kwargs)
     return values
-
-
-def substituted(argument: Any, value: Callable[[Operand], Any]) -> Any:
-    """Nested arguments with every operand replaced by its value."""
-    if isinstance(argument, Operand):
-        return value(argument)
-    if isinstance(argument, tuple):
-        return tuple(substituted(item, value) for item in argument)
-    if isinstance(argument, list):
-        return [substituted(item, value) for item in argument]
-    if isinstance(argument, dict):
-        return {key: substituted(item, value) for key, item in argument.items()}
-    return argument
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:

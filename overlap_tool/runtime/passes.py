@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from overlap_tool.geometry import Span
-from overlap_tool.graph.network import Barrier, Network, Summary
+from overlap_tool.graph.network import Barrier, Network, Summary, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import BarrierBands, SegmentPlan
 from overlap_tool.rules import Operand
-from overlap_tool.runtime.execute import evaluate_constants, execute_pass, substituted
+from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink
 
 Keep = Callable[[int, int], Kept]
@@ -110,7 +110,7 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
 
     for node in part.segment.reduced:
         if isinstance(node, Summary):
-            args, kwargs = substituted(node.args, value), substituted(node.kwargs, value)
+            args, kwargs = substituted((node.args, node.kwargs), Operand, value)
             values[node.id] = node.target(*args, **kwargs)
         else:
             values[node.id] = reduced(node, values, sources[node.source], part.bands[node.id])
@@ -124,7 +124,7 @@ def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: 
         return whole if operand.spatial else values[operand.id]
 
     module = () if barrier.module is None else (barrier.module,)
-    args, kwargs = substituted(barrier.args, value), substituted(barrier.kwargs, value)
+    args, kwargs = substituted((barrier.args, barrier.kwargs), Operand, value)
     with pieces():
         result: Tensor = barrier.rule.run(*module, *args, **kwargs)
     return result

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan
-from overlap_tool.graph.network import Network
 from overlap_tool.models.stages import Stage
 from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.runtime import passes
@@ -107,11 +106,10 @@ class _ShortForward:
         self.fill = 0.0 if zeros == "input" else math.nan
 
     def __call__(self, whole: Tensor) -> Tensor:
-        network: Network = self.stage.network
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
-        plan = plan_stage(self.stage.name, network, self.stage.input_scale, shape, self.settings)
+        plan = plan_stage(self.stage.name, self.stage.network, self.stage.input_scale, shape, self.settings)
         sink = TensorSink.of(plan.output_size)
-        for each in passes.one_by_one(network, plan.segments, TensorSource(whole, whole.device), sink):
+        for each in passes.one_by_one(plan.network, plan.segments, TensorSource(whole, whole.device), sink):
             part = each.plan
             for map, source in each.sources.items():
                 given = part.segment.network.index[map]

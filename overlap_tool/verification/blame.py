@@ -13,7 +13,7 @@ from torch import Tensor
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, whole
-from overlap_tool.graph.network import Barrier, Network, Op, Summary, leaves, maps_read
+from overlap_tool.graph.network import Barrier, Op, Summary, leaves, maps_read, substituted
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import SegmentPlan, StagePlan
 from overlap_tool.rules import Operand, Patches, SizeArgument
@@ -24,7 +24,6 @@ from overlap_tool.runtime.execute import (
     compute_piece,
     evaluate_constants,
     rows_and_columns_last,
-    substituted,
 )
 from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
@@ -43,7 +42,7 @@ class Blame:
 
 
 @torch.no_grad()
-def find_fault(network: Network, plan: StagePlan, given: Tensor) -> Blame:
+def find_fault(plan: StagePlan, given: Tensor) -> Blame:
     """The first op, in the order in which they run, whose tiles differ from what the model's own op gives.
 
     Every op is computed twice from the same numbers: whole, by what the model itself calls, and tile by tile,
@@ -53,6 +52,7 @@ def find_fault(network: Network, plan: StagePlan, given: Tensor) -> Blame:
     the tile's outputs change, they depend on what the rule does not name, and the overlap is too small. If
     they do not, the piece held all that counts, and the kernel gave other bits for its shape.
     """
+    network = plan.network
     plans = whole(network.rows, given.shape[-2]), whole(network.columns, given.shape[-1])
     values: dict[str, Any] = {**evaluate_constants(network), network.ops[0].id: given}
     parts = {op.id: part for part in plan.segments for op in part.segment.network.ops if isinstance(op, Op)}
@@ -195,8 +195,8 @@ def _given(
         given = value(operand)
         return given.clone() if operand.spatial and isinstance(given, Tensor) else given
 
-    args: tuple[Any, ...] = substituted(op.args, own)
-    return args, substituted(op.kwargs, own)
+    args, kwargs = substituted((op.args, op.kwargs), Operand, own)
+    return args, kwargs
 
 
 def _called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, RuleError
-from overlap_tool.graph.network import Network
 from overlap_tool.kernels import engine
 from overlap_tool.models import coded
 from overlap_tool.models.stages import Stage
@@ -100,12 +99,12 @@ def why_not_decoded(error: Exception) -> str:
     return f"its decompress refuses: {_first_line(error)}"
 
 
-def check_stage(network: Network, plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
+def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
     """Tiled against full on the stage's real input; where they differ, the op to blame."""
     blank = replace(blank, name="stage-equality")
     try:
         with engine("exact"):
-            found = run_stage(network, plan, seen.input, batch)
+            found = run_stage(plan, seen.input, batch)
     except RuleError as error:
         return replace(
             blank, status="failed", message=str(error), figures={"op": error.where, "fault": "overlap"}
@@ -120,7 +119,7 @@ def check_stage(network: Network, plan: StagePlan, seen: Seen, batch: int, blank
     }
     if torch.equal(found, seen.output):
         return replace(blank, status="passed", figures=figures)
-    blame = find_fault(network, plan, seen.input)
+    blame = find_fault(plan, seen.input)
     return replace(
         blank,
         status="failed",

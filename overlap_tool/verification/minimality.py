@@ -10,7 +10,7 @@ from torch import Tensor
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step
-from overlap_tool.graph.network import Input, Network
+from overlap_tool.graph.network import Input
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import StagePlan
 from overlap_tool.runtime import passes
@@ -29,7 +29,7 @@ EDGES = {
 """The axis that each side is an end of, and whether it is the end where counting begins."""
 
 
-def check_minimality(network: Network, plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
+def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
     """One check per side of every map that a segment is given; without barriers that is the stage's input.
     `plan` is one of independent tiles; `blank` is what all checks have in common.
 
@@ -47,7 +47,7 @@ def check_minimality(network: Network, plan: StagePlan, seen: Seen, blank: Check
     checks: list[Check] = []
     with exact_kernels():
         whole = TensorSource(seen.input, seen.input.device)
-        for each in passes.one_by_one(network, plan.segments, whole, TensorSink.of(plan.output_size)):
+        for each in passes.one_by_one(plan.network, plan.segments, whole, TensorSink.of(plan.output_size)):
             checks += _check_segment(each, plan, blank)
             if each.plan is plan.segments[-1]:
                 break  # its outputs are of no use here

@@ -13,7 +13,6 @@ from torch import Tensor
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step
-from overlap_tool.graph.network import Network
 from overlap_tool.planning.choose import StagePlan
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import execute_pass
@@ -21,10 +20,10 @@ from overlap_tool.runtime.passes import Pass
 from overlap_tool.runtime.stores import Source, TensorSink, TensorSource
 
 
-def run_stage(network: Network, plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
+def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
     """The stage's output by the executor."""
     sink = TensorSink.of(plan.output_size)
-    passes.run(network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
+    passes.run(plan.network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
     return sink.result()
 
 

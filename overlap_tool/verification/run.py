@@ -15,6 +15,7 @@ from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
 from overlap_tool.graph.copying import copied
+from overlap_tool.graph.trace import fitted
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import coded
@@ -258,7 +259,7 @@ def _stage_checks(
     reason = ""
     if seen is None:
         reason = "the model's forward does not call it"
-    elif not stage.network.accepts(seen.input.shape[2], seen.input.shape[3]):
+    elif not _tiles_take(stage, seen.input):
         reason = "its input is too small for tiles: the model's own code runs"
     if seen is None or reason:
         yield None, replace(blank, name="stage-equality", message=reason)
@@ -270,20 +271,25 @@ def _stage_checks(
         plan = plan_stage(name, stage.network, stage.input_scale, whole, way)
         of_way = replace(blank, tile=plan.tile, schedule=plan.schedule)
         subject.progress(f"{blank.image}: {name}, tile {plan.tile}, {plan.schedule}")
-        check = equality.check_stage(stage.network, plan, seen, way.batch, of_way)
+        check = equality.check_stage(plan, seen, way.batch, of_way)
         runs = runs and "differing" in check.figures
-        yield _plan_record(stage, of_way, plan), check
+        yield _plan_record(of_way, plan), check
         if plan.tile not in tiled:
             alone = replace(_independent(way), tile=plan.tile, memory=None)
             tiled[plan.tile] = plan_stage(name, stage.network, stage.input_scale, whole, alone)
     for tile, plan in tiled.items() if runs else ():
         subject.progress(f"{blank.image}: {name}, tile {tile}, is it minimal")
-        for check in check_minimality(stage.network, plan, seen, replace(blank, tile=tile)):
+        for check in check_minimality(plan, seen, replace(blank, tile=tile)):
             yield None, check
 
 
-def _plan_record(stage: Stage, check: Check, plan: StagePlan) -> PlanRecord:
-    sides = StageOverlap.of(stage.network)
+def _tiles_take(stage: Stage, given: Tensor) -> bool:
+    images, _, rows, columns = given.shape
+    return fitted(stage.network, images, rows, columns).accepts(rows, columns)
+
+
+def _plan_record(check: Check, plan: StagePlan) -> PlanRecord:
+    sides = StageOverlap.of(plan.network)
     return PlanRecord(
         stage=check.stage,
         image=check.image,

@@ -8,7 +8,6 @@ same bits as in the model that was not wrapped.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,10 +30,10 @@ from overlap_tool.errors import (
     TraceError,
     TrainingModeError,
 )
-from overlap_tool.graph.copying import copied
+from overlap_tool.graph.copying import copied, with_own_forward
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.trace import trace
+from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
@@ -114,6 +113,13 @@ class TiledForward:
         self.settings = settings
         self._plans.clear()
 
+    def fitted(self, images: int, rows: int, columns: int) -> Network:
+        """The network for inputs of this size. If the module refuses them, its own error is raised."""
+        try:
+            return fitted(self.network, images, rows, columns)
+        except TrialError as refusal:
+            raise refusal.own or refusal from None
+
     def plan(self, shape: Shape) -> StagePlan:
         return self._plan(self.network, shape)
 
@@ -134,8 +140,9 @@ class TiledForward:
             if kwargs or len(args) != 1 or not _takes(network, args[0]):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
-            if not network.accepts(*args[0].shape[2:]):
-                return self._at_odd_size(network, args[0])
+            images, _, rows, columns = args[0].shape
+            if not (fitted := self.fitted(images, rows, columns)).accepts(rows, columns):
+                return self._at_odd_size(fitted, args[0])
             return (_runner.get() or TiledForward.tiled)(self, args[0])
 
     def require_inference(self) -> Network:
@@ -148,16 +155,14 @@ class TiledForward:
         return network
 
     def tiled(self, whole: Tensor) -> Tensor:
-        network = self._network
-        assert network is not None, "a call begins by asking whether it still holds"
-        plan = self._plan(
-            network, Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
-        )
+        assert self._network is not None, "a call begins by asking whether it still holds"
+        shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
+        plan = self._plan(self._network, shape)
         device = next((p.device for p in self.module.parameters()), whole.device)
         sink = TensorSink.of(plan.output_size, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
             passes.run(
-                network,
+                plan.network,
                 plan.segments,
                 TensorSource(whole, device),
                 sink,
@@ -193,9 +198,8 @@ def _takes(network: Network, whole: Any) -> bool:
 
 def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
     """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
-    # a twin, on the same weights and parts, has the forward of its class: other threads run the module itself
-    twin = copy.copy(module)
-    vars(twin).pop("forward", None)
+    # other threads run the module itself
+    twin = with_own_forward(module)
     if before is not None:
         try:
             return trace(twin, name, before.ops[0].channels)
@@ -549,10 +553,12 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
 def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
     """This size, or the one that it is padded to where a stage cannot compute it as it is."""
     stages = tiled_stages(model).values()
-    if all(
-        stage.network.accepts(_scaled(size.height, stage.input_scale), _scaled(size.width, stage.input_scale))
-        for stage in stages
-    ):
+    width, height = size
+    for stage in stages:
+        rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
+        if not stage.fitted(1, rows, columns).accepts(rows, columns):
+            break
+    else:
         return size
     whole = lcm(
         *(

@@ -92,7 +92,7 @@ def test_every_op_gives_in_tiles_what_the_models_own_op_gives() -> None:
     """Which is how a difference is blamed on one of them: by what the model calls, in its own layout."""
     (forward,) = tiled_stages(overlap_tool.wrap(backbone(), tile=16)).values()
     image = torch.rand(1, 3, 48, 64)
-    blame = find_fault(forward.network, forward.plan(Shape(1, 48, 64)), image)
+    blame = find_fault(forward.plan(Shape(1, 48, 64)), image)
     assert (blame.fault, blame.op) == ("schedule", "")
 
 

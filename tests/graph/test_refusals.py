@@ -41,7 +41,7 @@ from overlap_tool.geometry import Span
 from overlap_tool.graph import explaining
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.spread import Extent, spread
-from overlap_tool.graph.trace import trace
+from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import Tracer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -390,7 +390,7 @@ GLOBAL = {
 
 KNOWN = {
     "linear attention, einsum", "fft of the map", "inverse fft", "cumsum", "logcumsumexp", "largest number",
-    "figures of the batch", "mean", "maximum of rows", "maximum",
+    "figures of the batch", "mean", "maximum of rows", "maximum", "LayerNorm of the map",
 }  # fmt: skip
 """Those whose op a rule knows, and refuses for that. Of the others, a trial sees how far they read."""
 
@@ -442,7 +442,8 @@ OTHERS = {
 ANALYSED = {
     "roll", "roll, masked by hand", "rolled there and back", "prefix sums", "heads", "heads moved",
     "cumsum of channels", "strided", "cropped", "maximum of channels", "LayerNorm of channels last",
-    "linear of channels last", "channels last, einops", "heads behind the map",
+    "linear of channels last", "channels last, einops", "heads behind the map", "interpolation to a size",
+    "roll by half",
 }  # fmt: skip
 
 CHANGE_CHANNELS = {"heads", "space to depth", "space to depth, einops"}
@@ -471,8 +472,10 @@ def test_other_ways_to_mix_positions_are_refused_or_right(name) -> None:
         assert type(caught.value) in (telling if TRACED_NUMBERS else (*telling, TraceError))
         return
     network = trace(stage, "stage", 3)
-    for dim, axis, n in ((ROWS, network.rows, 41), (COLUMNS, network.columns, 77)):
+    for dim, n in ((ROWS, 41), (COLUMNS, 77)):
         shape = (n, 18) if dim == ROWS else (18, n)
+        of_size = fitted(network, 1, *shape)
+        axis = of_size.rows if dim == ROWS else of_size.columns
         real = perturbation_dependence(stage, torch.rand(1, 3, *shape, dtype=torch.float64), dim)
         assert len(real) == axis.sizes(n)[-1]
         for output, inputs in enumerate(real):
@@ -509,6 +512,9 @@ def test_chains_drawn_at_random_are_refused_or_right(seed) -> None:
             trace(stage, "stage", 3)
 
 
+MADE = "zeros", "ones", "empty"
+
+
 class Beside(nn.Module):
     """A map, and something made beside it."""
 
@@ -521,11 +527,18 @@ class Beside(nn.Module):
         return self.make(self.conv(x))
 
 
-@pytest.mark.parametrize("name", ["zeros", "ones", "empty", "rand", "randn"])
-def test_sizes_given_one_by_one_are_no_wrong_number_of_arguments(name) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "takes a tensor that is made by the size of its input alone") for name in MADE),
+        ("rand", "draws random numbers"),
+        ("randn", "draws random numbers"),
+    ],
+)
+def test_sizes_given_one_by_one_are_no_wrong_number_of_arguments(name, reason) -> None:
     """The reason was "zeros() takes 1 positional argument but 2 were given"."""
     make = getattr(torch, name)
-    with pytest.raises(SizeDependenceError, match="makes a tensor by the size of its input alone"):
+    with pytest.raises(TraceError, match=reason):
         trace(Beside(lambda x: x + getattr(torch, name)(x.shape[2], x.shape[3])).eval(), "it", 3)
     assert getattr(torch, name) is make
 

@@ -16,13 +16,11 @@ from overlap_tool.errors import (
     DataDependenceError,
     GlobalOpError,
     PluginError,
-    SizeDependenceError,
     TraceError,
     UnknownOpError,
 )
-from overlap_tool.geometry import POINTWISE
-from overlap_tool.graph.trace import trace
-from overlap_tool.rules import Rule, register_rule, registry, rule_for_function, rule_for_module
+from overlap_tool.graph.trace import fitted, trace
+from overlap_tool.rules import Rule, SizeArgument, register_rule, registry, rule_for_function, rule_for_module
 
 pytestmark = pytest.mark.usefixtures("own_rules")
 
@@ -169,13 +167,20 @@ def test_a_function_can_be_registered_by_name():
 
 
 def test_only_a_rule_that_accepts_sizes_is_given_them():
+    """Any other is given numbers, in a trace that holds for one size."""
     module = Functional(lambda m, x: torch.special.xlogy(x, x.shape[2]))
-    register_rule(torch.special.xlogy)(lambda call, x, size: Rule(lambda patches, x, size: x))
-    assert "xlogy" in refusal(module, SizeDependenceError).where
-    register_rule(torch.special.xlogy, accepts_sizes=True, override=True)(
-        lambda call, x, size: Rule(lambda patches, x, size: x * len(size.values))
-    )
-    assert trace(module, "stage", 4).ops[-1].rule.rows == POINTWISE
+    given: list[Any] = []
+
+    def rule(call: Any, x: Any, size: Any) -> Rule:
+        given.append(size)
+        return Rule(lambda patches, x, size: x)
+
+    register_rule(torch.special.xlogy)(rule)
+    assert trace(module, "stage", 4).asks
+    assert type(given[-1]) is int
+    register_rule(torch.special.xlogy, accepts_sizes=True, override=True)(rule)
+    assert not trace(module, "stage", 4).asks
+    assert type(given[-1]) is SizeArgument
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ def test_only_a_rule_that_accepts_sizes_is_given_them():
         (Functional(lambda m, x: torch.special.i0(x)), "g_a.block.1.special_i0 (special_i0)"),
         (Functional(lambda m, x: x.erfinv()), "g_a.block.1.erfinv (erfinv)"),
         (nn.Upsample(scale_factor=2, mode="bicubic"), "g_a.block.1 (Upsample)"),
-        (nn.Upsample(scale_factor=0.4), "g_a.block.1 (Upsample)"),
+        (nn.Upsample(scale_factor=0.4, mode="area"), "g_a.block.1 (Upsample)"),
         (Functional(lambda m, x: F.conv2d(x, x.mean(0, keepdim=True))), "g_a.block.1.mean (mean)"),
         (Functional(lambda m, x: torch.roll(x, 1, 1)), "g_a.block.1.roll (roll)"),
         (Functional(lambda m, x: F.pad(x, (1, 1, 0, 0, 1, 1))), "g_a.block.1.pad (pad)"),
@@ -226,12 +231,26 @@ def test_ops_that_need_the_whole_map_are_refused_by_name(module, where):
 @pytest.mark.parametrize(
     "compute",
     [
+        lambda m, x: x[:, :, 3],
+        lambda m, x: torch.cat([x, x], dim=2),
+        lambda m, x: x + torch.ones(x.shape[2], 1),
+        lambda m, x: x[:, :, : x.shape[2] * 0],
+    ],
+)
+def test_what_depends_on_the_size_is_refused(compute):
+    with pytest.raises(TraceError) as caught:
+        trace(Nested(Functional(compute)), "g_a", 4)
+    assert caught.value.where.startswith("g_a.block.1")
+    assert "register" in caught.value.way_out.lower()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
         lambda m, x: x[:, :, : x.shape[2] // 2],
         lambda m, x: x[:, :, :5],
         lambda m, x: x[..., -5:],
-        lambda m, x: x[:, :, 3],
         lambda m, x: x.narrow(2, 0, 5),
-        lambda m, x: torch.cat([x, x], dim=2),
         lambda m, x: F.interpolate(x, size=(8, 8)),
         lambda m, x: F.interpolate(x, size=x.shape[2:]),
         lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
@@ -241,14 +260,17 @@ def test_ops_that_need_the_whole_map_are_refused_by_name(module, where):
         lambda m, x: x if x.shape[2] % 2 else x + 1,
         lambda m, x: x + 1 if x.size(-1) > 100 else x,
         lambda m, x: x + 1 if x.shape[2] == x.shape[3] else x,
-        lambda m, x: sum(x for _ in range(x.shape[2])),
         lambda m, x: x * float(x.shape[2]),
         lambda m, x: m.up(x),
     ],
 )
-def test_what_depends_on_the_size_is_refused(compute):
+def test_what_depends_on_the_size_is_traced_for_each(compute):
     module = Functional(compute, up=nn.UpsamplingBilinear2d(scale_factor=2))
-    assert refusal(module, SizeDependenceError).where.startswith("g_a.block.1")
+    network = trace(Nested(module).double().eval(), "g_a", 4)
+    assert network.asks
+    x = torch.randn(2, 4, 12, 16, dtype=torch.float64)
+    made = run_whole(fitted(network, *x[:, 0].shape), x.clone())
+    torch.testing.assert_close(made, network.root(x.clone()), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

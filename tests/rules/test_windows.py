@@ -96,10 +96,10 @@ def test_a_mask_that_leaks_is_blamed_on_the_attention():
     module.bias.data[:, :, 0] += 200
     network, x = trace(module, "stage", 4), torch.randn(1, 4, 16, 16)
     shape, settings = Shape(1, 16, 16), Settings(tile=(8, 8))
-    blame = find_fault(network, plan_stage("stage", network, Fraction(1), shape, settings), x)
+    blame = find_fault(plan_stage("stage", network, Fraction(1), shape, settings), x)
     assert (blame.fault, blame.kind) == ("overlap", "SwinAttention")
     module.bias.data[:, :, 0] -= 200
-    blame = find_fault(network, plan_stage("stage", network, Fraction(1), shape, settings), x)
+    blame = find_fault(plan_stage("stage", network, Fraction(1), shape, settings), x)
     assert blame.fault == "schedule", "no op differs"
 
 

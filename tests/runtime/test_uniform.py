@@ -255,11 +255,10 @@ def test_a_fault_is_found_in_uniform_tiles_too(own_rules) -> None:
         return Rule(run, rows=Window(1), columns=Window(1), uniform=True)
 
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), Own()).eval()
-    network = trace(model, "net", 1)
     given = image(40, 40, channels=1)
     plan = tiled_stages(overlap_tool.wrap(model, tile=16, uniform=True))[""].plan(Shape(1, 40, 40))
     with torch.no_grad():
-        blame = find_fault(network, plan, given)
+        blame = find_fault(plan, given)
     assert (blame.fault, blame.op) == ("overlap", "net.1")
 
 
