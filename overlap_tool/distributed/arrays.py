@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from overlap_tool.distributed.cluster import dask_library
-from overlap_tool.distributed.pieces import grid, refuse_other_bits, refuse_whole_maps
+from overlap_tool.distributed.pieces import grid, refuse_other_bits, refuse_other_networks, refuse_whole_maps
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import StageNumbers, area_read
 from overlap_tool.geometry import Span
@@ -44,6 +44,7 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     tiled = wrap(model) if settings_of(model) is None else model
     stage = only_stage(tiled)
     shape = _shape_of(stage, array)
+    refuse_other_networks(stage, shape)
     refuse_whole_maps(stage)
     refuse_other_bits(stage)
     axes = stage.network.rows, stage.network.columns
@@ -73,7 +74,6 @@ def compute_piece_of_array(
 ) -> NDArray[Any]:
     """On a worker: an area of the output, from the window of the input that it reads."""
     stage = only_stage(model)
-    stage.fitted(shape.images, shape.rows, shape.columns)
     given = torch.from_numpy(np.array(window)).reshape(shape.images, -1, *window.shape[-2:])
     source = _Window(given, read)
     numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)

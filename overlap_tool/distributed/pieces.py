@@ -30,6 +30,14 @@ def refuse_whole_maps(stage: TiledForward) -> None:
         )
 
 
+def refuse_other_networks(stage: TiledForward, shape: Shape) -> None:
+    """A network whose ops follow the size of the image, which a piece does not show."""
+    if stage.fitted(shape.images, shape.rows, shape.columns) is not stage.network:
+        raise OptionError(
+            stage.name, "its ops follow the size of the image", "Run the network in one process"
+        )
+
+
 def refuse_other_bits(stage: TiledForward) -> None:
     """The library's kernels, whose last bits would follow the pieces."""
     if stage.settings.engine != "exact":

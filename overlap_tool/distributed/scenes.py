@@ -15,7 +15,13 @@ from uuid import uuid4
 
 from overlap_tool import bounds, plugins
 from overlap_tool.distributed.cluster import connected, each_finished
-from overlap_tool.distributed.pieces import cut_scene, recomputed, refuse_other_bits, refuse_whole_maps
+from overlap_tool.distributed.pieces import (
+    cut_scene,
+    recomputed,
+    refuse_other_bits,
+    refuse_other_networks,
+    refuse_whole_maps,
+)
 from overlap_tool.errors import ClusterError, OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.frame import Frame
@@ -56,6 +62,7 @@ def run(
     """
     notes, source, target = RunNotes(notify), Path(image).absolute(), Path(output).absolute()
     work = NetworkOnImage.opened(codec, source, dtype)
+    refuse_other_networks(work.stage, work.shape)
     refuse_whole_maps(work.stage)
     refuse_other_bits(work.stage)
     if target.suffix.lower() != ".zarr":
