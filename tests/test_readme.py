@@ -52,6 +52,7 @@ NOT_RUN = {
     "overlap-tool analyze zoo:mbt2018": "run by test_the_demo_checkpoint_is_the_one_analyzed",
     "overlap-tool analyze zoo:mbt2018@3": "downloads; pretrained models have tests of their own",
     "overlap-tool run --model net.tiled.pt --trust photo.tif -o out.zarr": "run by test_files_commands.py",
+    "overlap-tool run --model net.tiled.pt --trust photo.tif -o crop.png --region 100,50,320,240": "likewise",
 }
 
 
