@@ -350,7 +350,7 @@ def test_written_in_bands_and_gone_on_with(tmp_path, monkeypatch, name, kind) ->
 
 def test_chunks_are_tiles_of_the_array(tmp_path) -> None:
     output = open_output(tmp_path / "a.zarr", tmp_path, (2000, 3000, 3), np.dtype(np.uint8), begun=False)
-    assert output.array.chunks == (*CHUNK, 3)
+    assert zarr.open_array(store=str(output.finish()), mode="r").chunks == (*CHUNK, 3)
 
 
 def test_a_full_disk_is_seen_before(tmp_path) -> None:
