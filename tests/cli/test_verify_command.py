@@ -200,7 +200,6 @@ def test_a_budget_of_memory_is_verified(run, checkpoint_path, tmp_path) -> None:
         (["--tile", "0"], "--tile 0:"),
         (["--tile", "64,,32"], "--tile"),
         (["--tile", "4096", "--size", "64x64"], "smaller --tile"),
-        (["--schedule", "spiral"], "stream, tiles or both"),
         (["--size", "0x64"], "--size 0x64"),
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--image", __file__], "PNG or JPEG"),
@@ -221,6 +220,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(err.strip().splitlines()) == 1
     assert named in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_that_is_none_is_refused_with_those_that_there_are(run, checkpoint_path) -> None:
+    code, out, err = run("verify", checkpoint_path, "--schedule", "spiral")
+    assert (code, out) == (2, "")
+    assert "'spiral' is not one of 'stream', 'tiles'" in err
+    assert "'both'" in err
 
 
 # --- the GitHub Action ------------------------------------------------------------------------------------

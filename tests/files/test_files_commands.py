@@ -15,7 +15,7 @@ from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint
-from overlap_tool.files import compressing
+from overlap_tool.files import Codec, compress, compressing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +36,7 @@ def folder(tmp_path_factory) -> Path:
     )
     Image.fromarray(PIXELS).save(folder / "in.png")
     Image.fromarray(photograph("camera", 40, 60)).save(folder / "grey.png")
+    compress(Codec.load(folder / "it.tiled.pt"), folder / "in.png", folder / "made.lic")
     return folder
 
 
@@ -101,14 +102,13 @@ def test_a_region_of_either(run, folder) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["decompress", "{}/in.lic", "--region", "1,2,3"], "--region 1,2,3: is not a rectangle"),
-        (["decompress", "{}/in.lic", "--region", "0,0,9999,1"], "--region 0,0,9999,1: is not inside"),
+        (["decompress", "{}/made.lic", "--region", "1,2,3"], "--region 1,2,3: is not a rectangle"),
+        (["decompress", "{}/made.lic", "--region", "0,0,9999,1"], "--region 0,0,9999,1: is not inside"),
         (["compress", "{}/none.png"], "no such file"),
         (["compress", "{}/in.png", "-o", "{}/no/it.lic"], "folder that exists"),
         (["compress", "{}/in.png", "--in-memory", "much"], "amount of memory"),
         (["decompress", "{}/in.png"], "no .lic file"),
         (["run", "{}/in.png", "-o", "{}/a.png"], "overlap-tool compress"),
-        (["run", "{}/in.png", "-o", "{}/a.png", "--dtype", "int64"], "--dtype int64"),
     ],
 )
 def test_refusals_are_one_line(run, folder, arguments, reason) -> None:
@@ -117,6 +117,13 @@ def test_refusals_are_one_line(run, folder, arguments, reason) -> None:
     assert reason in err
     assert len(err.splitlines()) == 1
     assert [path for path in folder.iterdir() if path.name.endswith(".job")] == []
+
+
+def test_a_type_that_is_none_is_refused_with_those_that_there_are(run, folder) -> None:
+    image, model = folder / "in.png", folder / "net.tiled.pt"
+    code, out, err = run("run", image, "-o", folder / "a.png", "--model", model, "--dtype", "int64")
+    assert (code, out) == (2, "")
+    assert "'int64' is not one of 'uint8'" in err
 
 
 def test_a_checkpoint_that_is_not_wrapped_is_refused_with_the_command(run, folder) -> None:
