@@ -77,5 +77,5 @@ def recomputed(stage: TiledForward, shape: Shape, areas: Sequence[Area]) -> floa
     """The share of the arithmetic of one process that pieces add to it by their halos."""
     plan = stage.plan(shape)
     costs = op_costs(stage.network)
-    parts = [plan_part(stage.network, stage.input_scale, plan, area)[0] for area in areas]
+    parts = [plan_part(stage.input_scale, plan, area)[0] for area in areas]
     return sum(macs(costs, part.rows, part.columns) for part in parts) / max(1, plan.macs) - 1

@@ -239,7 +239,7 @@ class StageNumbers:
     def _compute(self, area: Area, sink: Sink, quiet: bool) -> None:
         if not area.size:
             return
-        segments = plan_part(self.stage.network, self.stage.input_scale, self.plan, area)
+        segments = plan_part(self.stage.input_scale, self.plan, area)
         tiles = sum(part.tiles for part in segments)
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
             # what a rule computes with are tensors, however many zeros they hold
@@ -334,7 +334,7 @@ def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> Non
 
 def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
     """The area of its input that a stage reads to compute an area of its output."""
-    first, *more = plan_part(stage.network, stage.input_scale, _plan(stage, shape), area)
+    first, *more = plan_part(stage.input_scale, _plan(stage, shape), area)
     if more:
         return Area.whole(shape.rows, shape.columns)
     return Area(first.rows.extents[0].clip(shape.rows), first.columns.extents[0].clip(shape.columns))

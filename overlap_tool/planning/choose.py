@@ -241,9 +241,7 @@ def plan_segments(
     )
 
 
-def plan_part(
-    network: Network, input_scale: Fraction, plan: StagePlan, area: Area
-) -> tuple[SegmentPlan, ...]:
+def plan_part(input_scale: Fraction, plan: StagePlan, area: Area) -> tuple[SegmentPlan, ...]:
     """The passes of a plan, the last one for a rectangle of the stage's output alone. Those before it are for
     summaries of whole maps, and compute these."""
     *before, last = plan.segments

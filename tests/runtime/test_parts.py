@@ -46,7 +46,7 @@ def part_of(network: Network, x: Tensor, settings: Settings, area: Area) -> tupl
     shape = Shape(x.shape[0], x.shape[2], x.shape[3], x.element_size())
     plan = plan_stage("net", network, Fraction(1), shape, settings)
     sink, source = TensorSink.of(plan.output_size), Watched(x)
-    parts = plan_part(network, Fraction(1), plan, area)
+    parts = plan_part(Fraction(1), plan, area)
     passes.run(network, parts, source, Within(sink, area), partial(TensorSink), settings.batch)
     result = sink.result()
     return result[..., area.rows.start : area.rows.stop, area.columns.start : area.columns.stop], source
@@ -120,5 +120,5 @@ def test_rows_that_are_kept_take_the_columns_of_the_part_alone() -> None:
     network = trace(PlainCnn().eval(), "net", 1)
     settings = Settings((16, 16), schedule="stream")
     plan = plan_stage("net", network, Fraction(1), Shape(1, 64, 4096), settings)
-    (part,) = plan_part(network, Fraction(1), plan, Area(Span(8, 64), Span(1000, 1032)))
+    (part,) = plan_part(Fraction(1), plan, Area(Span(8, 64), Span(1000, 1032)))
     assert all(extent.length <= 32 + 2 * 8 for extent in part.columns.extents)
