@@ -29,6 +29,20 @@ class Upscaler(nn.Module):
         return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
 
 
+class PadsToAMultiple(nn.Module):
+    """Asks for the size of its input: its network is another one for every size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 16, 5, stride=4, padding=2)
+        self.up = nn.Conv2d(16, 48, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        padded = nn.functional.pad(x, (0, -width % 16, 0, -height % 16), mode="reflect")
+        return torch.pixel_shuffle(self.up(self.down(padded).relu()), 4)[..., :height, :width] + x * 0.5
+
+
 def _wrapped(model: nn.Module, **options) -> tuple[nn.Module, Codec]:
     torch.manual_seed(0)
     model = model.eval()
@@ -59,6 +73,18 @@ def test_the_networks_own_pixels(tmp_path, name, options) -> None:
     assert np.array_equal(rows_of(found, 0, 146), expected)
     assert len(np.unique(expected)) > 20
     assert (told.width, told.height, told.bits_per_pixel) == (202, 146, None)
+
+
+@pytest.mark.parametrize("options", [{"tile": 32}, {"tile": 24, "schedule": "tiles"}, {"memory": "4MiB"}])
+def test_a_network_that_asks_for_the_size(tmp_path, options) -> None:
+    model, wrapped = _wrapped(PadsToAMultiple(), **options)
+    pixels = photograph("chelsea", 173, 103)
+    np.save(tmp_path / "in.npy", pixels)
+    expected = _expected(model, pixels)[0].permute(1, 2, 0).numpy()
+    run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy", dtype="float32")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    run(wrapped, tmp_path / "in.npy", tmp_path / "part.npy", dtype="float32", region=(17, 90, 60, 83))
+    assert np.array_equal(np.load(tmp_path / "part.npy"), expected[90:173, 17:77])
 
 
 def test_floats_are_the_networks_numbers(tmp_path) -> None:
