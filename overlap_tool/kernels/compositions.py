@@ -311,7 +311,7 @@ def linear_positions(
 def between(x: Tensor, dim: int, low: Tensor, high: Tensor, part: Tensor) -> Tensor:
     """a + t * (b - a), which is a where a and b are the same."""
     a, b = (x.index_select(dim, place.to(x.device)) for place in (low, high))
-    t = part.to(x.device, x.dtype)
+    t = part.to(x.dtype).to(x.device)
     return a + (t[:, None] if dim == -2 else t) * (b - a)
 
 

@@ -199,6 +199,8 @@ NEUTRAL: dict[str, list[tuple]] = {
     "avg_pool2d": [(ALL_ONES,), (ALL_ONES, ALL_ONES, [0, 0], True, False, 1)],
     "_adaptive_avg_pool2d": [(ALL_ONES,)],
     "upsample_bilinear2d": [(ALL_ONES, True), (ALL_ONES, False)],
+    "upsample_nearest2d": [(ALL_ONES,)],
+    "_upsample_nearest_exact2d": [(ALL_ONES,)],
     "col2im": [(ALL_ONES, ALL_ONES, ALL_ONES, [0, 0], ALL_ONES)],
     "convolution": [
         (torch.ones(1, 1, 1, 1), None, ALL_ONES, [0, 0], ALL_ONES, transposed, [0, 0], 1)

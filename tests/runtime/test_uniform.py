@@ -259,7 +259,7 @@ def test_a_fault_is_found_in_uniform_tiles_too(own_rules) -> None:
     plan = tiled_stages(overlap_tool.wrap(model, tile=16, uniform=True))[""].plan(Shape(1, 40, 40))
     with torch.no_grad():
         blame = find_fault(plan, given)
-    assert (blame.fault, blame.op) == ("overlap", "net.1")
+    assert (blame.fault, blame.op) == ("overlap", "1")
 
 
 # --- what one shape is for --------------------------------------------------------------------------------
