@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from support.networks import PlainCnn, two_barriers
+from support.networks import Doubles, PlainCnn, two_barriers
 from support.photographs import codec, photograph
 from torch import nn
 
@@ -28,15 +28,6 @@ from overlap_tool.distributed import cluster, map_tiles, scenes  # noqa: E402
 from overlap_tool.distributed.pieces import cut_scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Doubles(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
 
 
 # --- Dask arrays ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 import zarr
-from support.networks import two_barriers
+from support.networks import Doubles, two_barriers
 from support.photographs import codec, photograph
 from support.small_models import small_model
 from torch import nn
@@ -36,15 +36,6 @@ class Halves(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x) + 0.3
-
-
-class Doubles(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
 
 
 def _wrapped(model: nn.Module, **options) -> Codec:

@@ -8,7 +8,7 @@ import tifffile
 import torch
 import zarr
 from PIL import Image
-from support.networks import PlainCnn, two_barriers
+from support.networks import Doubles, PlainCnn, two_barriers
 from support.photographs import LiveMemory, codec, photograph, rows_of
 from torch import nn
 
@@ -18,15 +18,6 @@ from overlap_tool.files import Codec, run
 from overlap_tool.files.formats.pictures import open_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Upscaler(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.pixel_shuffle(self.body(x), 2) * 0.5 + 0.4
 
 
 class PadsToAMultiple(nn.Module):
@@ -64,7 +55,7 @@ def _rounded(values: torch.Tensor, dtype) -> np.ndarray:
 @pytest.mark.parametrize("name", ["out.tif", "out.npy", "out.zarr", "out.png"])
 @pytest.mark.parametrize("options", [{}, {"tile": 32, "schedule": "tiles", "batch": 2}, {"memory": "4MiB"}])
 def test_the_networks_own_pixels(tmp_path, name, options) -> None:
-    model, wrapped = _wrapped(Upscaler(), **options)
+    model, wrapped = _wrapped(Doubles(), **options)
     pixels = photograph("chelsea", 73, 101)
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", tile=(32, 32))
     told = run(wrapped, tmp_path / "in.tif", tmp_path / name)
@@ -124,7 +115,7 @@ def test_memory_does_not_grow_with_the_image_whatever_lies_between_passes(tmp_pa
 
 
 def test_grey_goes_into_a_network_for_colours(tmp_path) -> None:
-    model, wrapped = _wrapped(Upscaler())
+    model, wrapped = _wrapped(Doubles())
     grey = photograph("camera", 40, 50)
     np.save(tmp_path / "in.npy", grey)
     run(wrapped, tmp_path / "in.npy", tmp_path / "out.npy")
@@ -166,10 +157,10 @@ def test_numbers_that_are_no_colours_are_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("network", "suffix", "kept"),
     [
-        (Upscaler(), "png", True),
-        (Upscaler(), "tif", True),
-        (Upscaler(), "npy", False),
-        (Upscaler(), "zarr", False),
+        (Doubles(), "png", True),
+        (Doubles(), "tif", True),
+        (Doubles(), "npy", False),
+        (Doubles(), "zarr", False),
         (nn.Conv2d(3, 1, 3, padding=1), "png", False),  # of colours, and there are none any more
     ],
 )
@@ -183,7 +174,7 @@ def test_a_colour_profile_is_kept_or_a_note_says_that_it_is_not(tmp_path, networ
 
 
 def test_what_is_missing_of_an_image_is_noted(tmp_path) -> None:
-    _, wrapped = _wrapped(Upscaler())
+    _, wrapped = _wrapped(Doubles())
     shape = (40, 50, 3)
     array = zarr.open_array(str(tmp_path / "in.zarr"), mode="w", shape=shape, chunks=(20, 50, 3), dtype="u1")
     array[:20] = 7
