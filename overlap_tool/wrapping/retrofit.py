@@ -36,7 +36,7 @@ from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
-from overlap_tool.models import inline
+from overlap_tool.models import inline, raster
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.stages import Untiled, survey
 from overlap_tool.planning.choose import (
@@ -221,6 +221,17 @@ def stages_run_by(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _runner.reset(token)
+
+
+class WrappedLoop:
+    """A loop of a wrapped model that codes position by position."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, *args: Any) -> Any:
+        return raster.LOOPS[self.name](self.model, *args)
 
 
 class WrappedMethod:
@@ -548,6 +559,11 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
             delattr(model, name)
         if engine is not None and name not in vars(model) and hasattr(model, name):
             setattr(model, name, WrappedMethod(model, name, engine))
+    for name in raster.LOOPS:
+        if isinstance(vars(model).get(name), WrappedLoop):
+            delattr(model, name)
+        if engine is not None and name not in vars(model) and raster.is_raster(model):
+            setattr(model, name, WrappedLoop(model, name))
 
 
 def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
