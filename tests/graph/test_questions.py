@@ -153,11 +153,11 @@ def test_what_the_module_itself_cannot_do_is_not_for_a_rule(module, reason) -> N
 
 
 def test_what_only_a_trace_cannot_do_is_shown_in_the_code() -> None:
-    def counts(m: Any, x: Tensor) -> Tensor:
-        return x / x.shape.numel()
+    def chooses(m: Any, x: Tensor) -> Tensor:
+        return {Tensor: x}[type(x)]
 
-    error = refusal(counts)
-    assert 'cannot be traced at "return x / x.shape.numel()"' in error.reason
+    error = refusal(chooses)
+    assert 'cannot be traced at "return {Tensor: x}[type(x)]"' in error.reason
     assert "register_rule" in error.way_out
 
 
