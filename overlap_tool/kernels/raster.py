@@ -19,8 +19,8 @@ from overlap_tool.kernels.codegen import I32, I64, compiled, counted, processor,
 VECTORS = 8
 """Of outputs that go through their chains together: enough to hide how long a step takes."""
 
-MOST_NIBBLES = 8
-"""Of a symbol past its table, in 4 bits each: the coder computes in 32."""
+MOST_NIBBLES = 7
+"""Of a symbol past its table, in 4 bits each. CompressAI's encoder never ends on more."""
 
 PRECISION, NIBBLE, WORD = 16, 4, 32
 """Bits of a probability, of a part of a symbol past its table, and of what the decoder reads at once."""

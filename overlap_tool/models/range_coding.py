@@ -19,8 +19,9 @@ from torch import Tensor
 
 from overlap_tool.errors import ContainerError, WeightsError
 
-MOST = 1 << 27
-"""The largest symbol, of either sign: the coder's arithmetic is of 32 bits, and doubles what it is given."""
+MOST = 1 << 26
+"""The largest symbol, of either sign. The encoder doubles how far it lies past its table, and never ends on
+more than 28 bits."""
 
 _expected: ContextVar[int | None] = ContextVar("expected", default=None)
 _installing = Lock()

@@ -34,7 +34,7 @@ from overlap_tool.models.range_coding import MOST, altered, encoded
 ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
 """Of both, the string aside; a variable-rate model's come after them."""
 
-CORNER = (3, 5)
+CORNER = (3, 3)
 """Rows and columns that a model's own loop codes first, for the other to be held to them."""
 
 

@@ -23,7 +23,7 @@ import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ContainerError, SlowKernelWarning, WeightsError
 from overlap_tool.models import raster
-from overlap_tool.models.range_coding import MOST, decoder_of
+from overlap_tool.models.range_coding import MOST, decoder_of, guard
 from overlap_tool.models.raster import Dense, Loops
 
 RASTER = ("mbt2018", "cheng2020-anchor", "cheng2020-attn")
@@ -346,6 +346,18 @@ def test_a_string_that_was_altered_is_refused() -> None:
     params = torch.cat((torch.ones(1, CHANNELS, 1, 4), torch.zeros(1, CHANNELS, 1, 4)), 1)
     with torch.no_grad(), exact_kernels(), pytest.raises(ContainerError, match="it was altered"):
         _plain(tables, offsets).decompress(string, torch.zeros(1, CHANNELS, 5, 8), params)
+
+
+@pytest.mark.parametrize("symbol", [MOST, -MOST])
+@pytest.mark.parametrize("offset", [0, -1, -2])
+def test_the_largest_symbols_are_coded_whatever_their_table(symbol: int, offset: int) -> None:
+    """At 2^27 CompressAI's encoder never ended, where a table lay wholly below 0."""
+    guard()
+    table = [[0, 1, 65536]], [3], [offset]
+    string = ans.RansEncoder().encode_with_indexes([symbol], [0], *table)
+    assert ans.RansDecoder().decode_with_indexes(string, [0], *table) == [symbol]
+    with pytest.raises(WeightsError, match="which the coder cannot write"):
+        ans.RansEncoder().encode_with_indexes([2 * symbol], [0], *table)
 
 
 def test_nothing_warns_of_ordinary_models(model: Any) -> None:
