@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -92,9 +93,9 @@ def _rows(case: Case) -> Iterator[tuple[str, ...]]:
     taken: dict[tuple[str, str], list[Seconds]] = {}
     for _ in range(ROUNDS):
         for name, way in (("untouched", model), ("wrapped", wrapped)):
-            seconds, coded = _timed(way, lambda way=way: way.compress(image))
+            seconds, coded = _timed(way, partial(way.compress, image))
             taken.setdefault((name, "compress"), []).append(seconds)
-            seconds, decoded = _timed(way, lambda way=way, coded=coded: way.decompress(**coded))
+            seconds, decoded = _timed(way, partial(way.decompress, **coded))
             taken.setdefault((name, "decompress"), []).append(seconds)
     with exact_kernels():
         y_hat = model.decompress(**expected)["x_hat"]
