@@ -51,8 +51,9 @@ class CodedRow(ctypes.Structure):
     A symbol past `most` in magnitude that is read makes the row `wild`.
 
     Tables are looked up by a scale times `gain`. A symbol is what a number is above its mean, times
-    `stretch`; it is decoded to the mean and `step` times itself. Where there is a `net`, of layers with 2, `hidden`,
-    `hidden` and 1 numbers, what it makes of scale and gain first brings a symbol that is not 0 nearer to 0.
+    `stretch`; it is decoded to the mean and `step` times itself. Where there is a `net`, of layers with 2,
+    `hidden`, `hidden` and 1 numbers, what it makes of scale and gain first brings a symbol that is not 0
+    nearer to 0.
     """
 
     _fields_ = (
