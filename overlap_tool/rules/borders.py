@@ -80,7 +80,8 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         every = slice(None, None, strides[0]), slice(None, None, strides[1])
-        return input[(*full[:at], *every, *full[at + 2 :])]
+        index = (*full[:at], *every, *full[at + 2 :])
+        return input[index]
 
     behind = sum(isinstance(item, int) for item in full[at + 2 :])
     return Rule(run, rows, columns, uniform=True, at=input.at + behind)
