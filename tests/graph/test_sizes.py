@@ -21,6 +21,7 @@ import overlap_tool
 from overlap_tool.errors import SizeDependenceError, TraceError
 from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import fitted, trace
+from overlap_tool.verification.observing import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,7 +235,9 @@ def assert_tiles_are_right(module: nn.Module, sizes: Any = SIZES, images: int = 
                         tiled(image.clone())
                 continue
             for schedule, tiled in wrapped.items():
-                assert torch.equal(tiled(image.clone()), whole), (height, width, schedule)
+                found, expected = tensors_in(tiled(image.clone())), tensors_in(whole)
+                assert list(found) == list(expected)
+                assert all(map(torch.equal, found.values(), expected.values())), (height, width, schedule)
 
 
 @pytest.mark.parametrize("compute", TRACED, ids=lambda compute: compute.__name__)
@@ -383,7 +386,8 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
     pool = draw.choice(
         [lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: x[..., ::2, ::2]]
     )
-    both_sides, ahead = draw.random() < 0.5, draw.random() < 0.5
+    both_sides, ahead, several = (draw.random() < 0.5 for _ in range(3))
+    touch = draw.choice([as_it_is, writing_a_part, adding_coordinates, spreading_a_value, pooling_by_size])
 
     def compute(m: Any, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -399,6 +403,7 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
         skips = []
         y = x
         for _ in range(depth):
+            y = touch(m, y)
             skips.append(y)
             y = pool(m.wide(y) if ahead else y.relu())
         for skip in reversed(skips):
@@ -408,9 +413,36 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
             else:
                 y = F.interpolate(y, size=skip.shape[2:], **interpolation)
             y = m.wide(y) + skip
-        return y[:, :, :h, :w]
+        y = y[:, :, :h, :w]
+        return {"out": y, "skips": skips[1:]} if several else y
 
     return compute
+
+
+def as_it_is(m: Any, x: Tensor) -> Tensor:
+    return x
+
+
+def writing_a_part(m: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 1:3] = m.wide(x)[:, :2]
+    y[:, 0] += x[:, 3]
+    return y
+
+
+def adding_coordinates(m: Any, x: Tensor) -> Tensor:
+    rows = torch.arange(x.shape[2]) / x.shape[2]
+    return x + rows[:, None] * torch.linspace(-1, 1, x.shape[3])
+
+
+def spreading_a_value(m: Any, x: Tensor) -> Tensor:
+    whole = F.interpolate(x.mean((2, 3), keepdim=True), size=x.shape[2:])
+    return torch.cat([x[:, :2], whole[:, 2:]], 1)
+
+
+def pooling_by_size(m: Any, x: Tensor) -> Tensor:
+    small = F.adaptive_max_pool2d(x, (max(1, x.shape[2] // 2), max(1, x.shape[3] // 3)))
+    return x * F.interpolate(small, size=x.shape[2:]).sigmoid()
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("CASES", 600)) // 60))
