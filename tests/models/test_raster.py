@@ -22,6 +22,8 @@ from torch import Tensor, nn
 import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ContainerError, SlowKernelWarning, WeightsError
+from overlap_tool.kernels import raster as generated
+from overlap_tool.kernels.codegen import Processor
 from overlap_tool.models import raster
 from overlap_tool.models.range_coding import MOST, decoder_of, guard
 from overlap_tool.models.raster import Dense, Loops, Rate
@@ -63,6 +65,16 @@ def _agree(model: Any, y_hat: Tensor, params: Tensor, *more: Any) -> None:
 @pytest.mark.parametrize("size", [(5, 7), (1, 12), (9, 1), (6, 6)])
 def test_strings_and_maps_are_those_of_the_models_own_loops(model: Any, size: tuple[int, int]) -> None:
     _agree(model, *_maps(model, *size))
+
+
+@pytest.mark.parametrize("vector_bytes", [16, 32])
+def test_code_for_shorter_vectors(vector_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "processor", lambda: Processor(vector_bytes, 16))
+    generated.coder.cache_clear()
+    try:
+        _agree(small_model("mbt2018"), *_maps(small_model("mbt2018"), 4, 5))
+    finally:
+        generated.coder.cache_clear()
 
 
 def test_symbols_far_past_their_tables(model: Any) -> None:
