@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from overlap_tool import checkpoint
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CopyError, OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.geometry.axis import exact_overlap
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
@@ -259,7 +260,7 @@ def analyze(
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
-    found = survey(loaded.model, only=stage)
+    found = survey(_apart(model) if isinstance(model, nn.Module) else loaded.model, only=stage)
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,
@@ -271,6 +272,15 @@ def analyze(
         untiled=found.untiled,
         causal=() if found.loop is None else found.loop.causal_reaches(),
     )
+
+
+def _apart(model: nn.Module) -> nn.Module:
+    """A copy, if there can be one: a survey puts a model in eval mode and runs it, and who gave it may be
+    using it meanwhile."""
+    try:
+        return copied(model)
+    except CopyError:
+        return model
 
 
 def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:
