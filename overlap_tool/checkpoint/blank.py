@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
 
@@ -42,32 +45,65 @@ class _Blank(TorchFunctionMode):
 
 
 class _Counted(TorchDispatchMode):
-    """Sees every tensor that is made from nothing, whoever makes it, and how."""
+    """Counts every tensor before it is made, whoever makes it, and how. Those of more than `most` bytes, and
+    what is made of them, are on the meta device, where they have sizes alone."""
 
-    def __init__(self, budget: int, tensors: int) -> None:
+    def __init__(self, budget: int, tensors: int, most: float) -> None:
         super().__init__()
         self.budget = budget
         self.tensors = tensors
+        self.most = most
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Or PyTorch imports its compiler, which takes more time and memory than most models."""
+        return False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if any(argument.name == "device" for argument in func._schema.arguments) and not any(
-            isinstance(argument, torch.Tensor) for argument in args
-        ):
-            request = func(*args, **{**kwargs, "device": "meta", "pin_memory": None})
-            self.budget -= request.numel() * request.element_size()
-            self.tensors -= 1
-            if self.budget < 0 or self.tensors < 0:
-                raise OverBudgetError
-        return func(*args, **kwargs)
+        real = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
+        if real and all(returned.alias_info is not None for returned in func._schema.returns):
+            return func(*args, **kwargs)
+        asked = dict(kwargs)
+        if any(argument.name == "device" for argument in func._schema.arguments):
+            asked.update(device="meta", pin_memory=None)
+        try:
+            request = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
+        except (RuntimeError, NotImplementedError):
+            if not real:
+                raise
+            request = func(*args, **kwargs)  # how large it is follows from numbers
+            self._count(func, request)
+            return request
+        size = self._count(func, request)
+        return func(*args, **kwargs) if real and size <= self.most else request
+
+    def _count(self, func: Any, made: Any) -> int:
+        """The bytes that are new."""
+        results = made if isinstance(made, tuple) else (made,)
+        new = [
+            result.numel() * result.element_size()
+            for result, returned in zip(results, func._schema.returns, strict=False)
+            if returned.alias_info is None and isinstance(result, Tensor)
+        ]
+        self.budget -= sum(new)
+        self.tensors -= len(new)
+        if self.budget < 0 or self.tensors < 0:
+            raise OverBudgetError
+        return sum(new)
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 @contextmanager
-def counted_weights(budget: int, tensors: int) -> Iterator[None]:
-    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most."""
-    with _Counted(budget, tensors):
+def counted_weights(budget: int, tensors: int, most: float = inf) -> Iterator[None]:
+    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most. Of
+    tensors of more than `most` bytes, there are the sizes alone."""
+    with _Counted(budget, tensors, most):
         yield
 
 
