@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from overlap_tool.errors import TraceError
 from overlap_tool.graph.tracer import INPLACE_OPERATORS, Tracer, tensors
 from overlap_tool.rules import Patches
+from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.pointwise import inplace_position
 
 
@@ -29,12 +30,20 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
             if alias.op == "get_attr":
                 _refuse_mutation(tracer, node, "changes its weights in place while it runs")
             later = [user for user in alias.users if order[user] > order[node]]
-            if alias.op == "placeholder":
+            if alias.op == "placeholder" and tracer.name:
                 _refuse_mutation(tracer, node, "changes the stage's own input in place")
+            if later and _puts_back(min(later, key=order.__getitem__), node, changed):
+                continue  # `x[:, :8] *= 2` writes the part into x, and what is read later is what that gives
             if later and alias is not changed and order[alias] < order[node]:
                 _refuse_mutation(tracer, node, "changes a tensor in place of which a view is read later")
         for user in [user for user in changed.users if order[user] > order[node]]:
             user.replace_input_with(changed, node)
+
+
+def _puts_back(user: fx.Node, node: fx.Node, part: fx.Node) -> bool:
+    """Whether it writes what a node made of a part to where that part was taken from."""
+    taken = part.target is operator.getitem and user.target is assign
+    return taken and (user.args[0], user.args[1], user.args[2]) == (*part.args, node)
 
 
 def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
@@ -42,11 +51,11 @@ def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
         return bool(getattr(tracer.submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
-        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        return name.endswith("_") and not name.endswith("__")
     if node.op != "call_function":
         return False
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
-    if node.target in INPLACE_OPERATORS or node.kwargs.get("out") is not None:
+    if node.target in (*INPLACE_OPERATORS, assign) or node.kwargs.get("out") is not None:
         return True
     if name.endswith("_") and not name.endswith("__") and home != operator.add.__module__:
         return True  # torch.clamp_, but not operator.and_

@@ -41,6 +41,7 @@ from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import DRAWN, tracing_with
 from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
+from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.registry import qualified_name
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
@@ -135,6 +136,8 @@ class Proxy(fx.Proxy):
         value = self.node.meta["values"][0]
         if name in ONE_ANSWER or isinstance(value, torch.device):
             return getattr(value, name)
+        if name == "type":
+            return self._type
         if name.startswith("__array"):
             self.tracer.refuse_use(self.node, "hands to numpy")
         if isinstance(value, tuple) and hasattr(value, name):  # x.max(1).values
@@ -142,6 +145,12 @@ class Proxy(fx.Proxy):
             if fields:
                 return operator.getitem(self, fields[0])
         return super().__getattr__(name)
+
+    def _type(self, dtype: Any = None, *args: Any, **named: Any) -> Any:
+        """Which type a map is of; with arguments, the map in another."""
+        if dtype is None and not named:
+            return self.node.meta["values"][0].type()
+        return self.tracer.create_proxy("call_method", "type", (self, dtype, *args), named)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -179,6 +188,9 @@ class Proxy(fx.Proxy):
             return values.pop()
         self.tracer.asked = True
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", assign, (self, key, value), {})
 
     def __iter__(self) -> Iterator[Any]:
         return iter([operator.getitem(self, i) for i in range(len(self))])

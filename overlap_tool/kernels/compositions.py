@@ -449,7 +449,7 @@ def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulat
         raise ExactnessError(
             "torch.index_put that accumulates", "it adds up in no fixed order", f"Use {ExactnessError.STOCK}"
         )
-    return torch.index_put(x, indices, values)
+    return torch.ops.aten.index_put(x, indices, values)  # which takes None for a whole dimension
 
 
 def fold(

@@ -2,6 +2,7 @@
 
 from overlap_tool.geometry import Patch
 from overlap_tool.rules import (
+    assigning,
     barriers,
     borders,
     channels,
@@ -46,6 +47,7 @@ __all__ = [
     "Rule",
     "SizeArgument",
     "WholeMap",
+    "assigning",
     "attend",
     "attention_in_windows",
     "barriers",

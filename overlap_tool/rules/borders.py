@@ -66,11 +66,13 @@ def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
 
 
 def crop(call: Call, input: Operand, index: Any) -> Rule:
-    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by constant bounds."""
-    full = _full_index(call, index, len(input.shape))
+    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant."""
+    full = full_index(call, index, len(input.shape))
     channels, spatial = full[:-2], full[-2:]
-    if full[0] != WHOLE or not all(isinstance(item, slice) for item in channels):
-        call.refuse("picks images, or drops a dimension, by its index")
+    if full[0] != WHOLE:
+        call.refuse("picks images by its index")
+    if not all(isinstance(item, slice | int) for item in channels) and not _one_list_of_numbers(channels):
+        call.refuse("picks channels by what is no number, slice or single list of numbers")
     sizes = call.input_shapes[0][-2:]
     rows, columns = (_slice_geometry(call, item, n) for item, n in zip(spatial, sizes, strict=True))
     strides = rows.period.input, columns.period.input
@@ -87,7 +89,12 @@ def indexed(call: Call, input: Operand, index: Any) -> Rule:
     return crop(call, input, index)
 
 
-def _full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
+def _one_list_of_numbers(channels: tuple[Any, ...]) -> bool:
+    others = [item for item in channels if not isinstance(item, slice)]
+    return len(others) == 1 and isinstance(others[0], list) and all(isinstance(n, int) for n in others[0])
+
+
+def full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
     items = index if isinstance(index, tuple) else (index,)
     if any(item is None for item in items) or items.count(Ellipsis) > 1:
         call.refuse("adds a dimension by its index")

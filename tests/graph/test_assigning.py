@@ -1,0 +1,149 @@
+"""Values that code writes into a map in place are exact in tiles, held to the module on the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import overlap_tool
+from overlap_tool.errors import OverlapToolError
+from overlap_tool.graph.trace import trace
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Writing(nn.Module):
+    def __init__(self, write: Callable[[Any, Tensor], Any], first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1) if first is None else first
+        self.wide = nn.Conv2d(3, 3, 5, padding=2)
+        self.write = write
+
+    def forward(self, x: Tensor) -> Any:
+        return self.write(self, self.first(x))
+
+
+def writing(write: Callable[[Any, Tensor], Any], first: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return Writing(write, first).eval()
+
+
+def a_part(m: Any, x: Tensor) -> Tensor:
+    x[:, :3] = m.wide(x[:, :3])
+    return x
+
+
+def both_halves_of_another(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out[:, 0::2] = m.wide(x[:, :3])
+    out[:, 1::2, ...] = x[:, 3:]
+    return out
+
+
+def one_channel(m: Any, x: Tensor) -> Tensor:
+    x[:, -1] = m.wide(x[:, 1:4])[:, 0] + x[:, -1]
+    return x
+
+
+def a_number(m: Any, x: Tensor) -> Tensor:
+    x[:, [0, 2]] = 0.5
+    return m.wide(x[:, :3])
+
+
+def where_a_condition_holds(m: Any, x: Tensor) -> Tensor:
+    x[x < 0] = -1.5
+    return m.wide(x[:, 3:])
+
+
+def added_to_a_part(m: Any, x: Tensor) -> Tensor:
+    x[:, 2:5] += m.wide(x[:, :3])
+    return x * 2
+
+
+def a_value_of_the_whole_map(m: Any, x: Tensor) -> Tensor:
+    x[:, :3] = x.mean((2, 3), keepdim=True)[:, 3:]
+    return m.wide(x[:, 1:4])
+
+
+def all_rows_by_their_number(m: Any, x: Tensor) -> Tensor:
+    x[:, :3, : x.shape[2], 0 : x.shape[3]] = m.wide(x[:, 3:])
+    return x
+
+
+EXACT = (
+    a_part,
+    both_halves_of_another,
+    one_channel,
+    a_number,
+    where_a_condition_holds,
+    added_to_a_part,
+    a_value_of_the_whole_map,
+    all_rows_by_their_number,
+)
+
+
+def holds(model: nn.Module, *sizes: tuple[int, int]) -> None:
+    for schedule in ("stream", "tiles"):
+        tiled = overlap_tool.wrap(model, tile=(13, 11), schedule=schedule)
+        for size in sizes:
+            image = torch.rand(1, 3, *size)
+            with torch.no_grad(), overlap_tool.exact_kernels():
+                expected = model(image.clone())
+                assert torch.equal(tiled(image.clone()), expected)
+
+
+@pytest.mark.parametrize("write", EXACT, ids=lambda write: write.__name__)
+def test_written_values_are_exact_in_tiles(write: Callable[[Any, Tensor], Any]) -> None:
+    holds(writing(write), (40, 33), (21, 47))
+
+
+def test_a_model_that_changes_its_image_in_place_leaves_it_as_it_was_in_tiles() -> None:
+    class Scaling(nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            x *= 255
+            return x.repeat(1, 2, 1, 1)
+
+    model = writing(a_part, Scaling())
+    holds(model, (40, 33))
+    image = torch.rand(1, 3, 40, 33)
+    before = image.clone()
+    with torch.no_grad():
+        overlap_tool.wrap(model, tile=16)(image)
+    assert torch.equal(image, before)
+
+
+def test_a_stage_that_changes_the_map_that_it_is_given_is_refused_inside_a_model() -> None:
+    with pytest.raises(OverlapToolError, match="changes the stage's own input in place"):
+        trace(nn.Sequential(nn.ReLU(inplace=True)), "part", 3)
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "rows": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(1), slice(None)), 0)), "some rows"),
+    "columns": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(0, None, 2)), 1.0)), "some rows"),
+    "images": (lambda m, x: _after(x, lambda: x.__setitem__(0, 1.0)), "some images"),
+    "a view": (lambda m, x: _after(x, lambda: x[:, :3].relu_()), "of which a view is read later"),
+}
+
+
+def _after(x: Tensor, write: Callable[[], Any]) -> Tensor:
+    write()
+    return x
+
+
+@pytest.mark.parametrize(("write", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_written_to_channels_is_refused_by_name(
+    write: Callable[[Any, Tensor], Any], reason: str
+) -> None:
+    with pytest.raises(OverlapToolError, match=reason):
+        overlap_tool.analyze(writing(write))
+
+
+def test_code_may_ask_for_the_type_of_a_map() -> None:
+    def in_half_or_not(m: Any, x: Tensor) -> Tensor:
+        return m.wide(x[:, :3]) if "Half" in x.type() or x.type() != "torch.FloatTensor" else x
+
+    holds(writing(in_half_or_not), (32, 40))
