@@ -32,7 +32,7 @@ MODEL = 2 << 30
 TENSORS = 5_000
 """Tensors that the constructor of a model makes."""
 
-SMALL_MODEL, FEW_TENSORS = 256 << 20, 1_000
+SMALL_MODEL, FEW_TENSORS = 128 << 20, 1_000
 """A model within these is built before it is known how large it is."""
 
 SMALL_TENSOR = 4096
