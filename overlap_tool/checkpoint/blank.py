@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -45,14 +46,16 @@ class _Blank(TorchFunctionMode):
 
 
 class _Counted(TorchDispatchMode):
-    """Counts every tensor before it is made, whoever makes it, and how. Those of more than `most` bytes, and
-    what is made of them, are on the meta device, where they have sizes alone."""
+    """Counts the tensors that are there, whoever made them, and how. Those of more than `most`
+    bytes, and what is made of them, are on the meta device, where they have sizes alone."""
 
     def __init__(self, budget: int, tensors: int, most: float) -> None:
         super().__init__()
         self.budget = budget
         self.tensors = tensors
         self.most = most
+        self.made: list[tuple[StorageWeakRef, int]] = []
+        self.bytes = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,29 +73,43 @@ class _Counted(TorchDispatchMode):
         if any(argument.name == "device" for argument in func._schema.arguments):
             asked.update(device="meta", pin_memory=None)
         try:
-            request = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
+            made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
         except (RuntimeError, NotImplementedError):
             if not real:
                 raise
-            request = func(*args, **kwargs)  # how large it is follows from numbers
-            self._count(func, request)
-            return request
-        size = self._count(func, request)
-        return func(*args, **kwargs) if real and size <= self.most else request
+            made = func(*args, **kwargs)  # how large it is follows from numbers
+        else:
+            size = sum(map(_bytes, _new(func, made)))
+            self._make_room(size)
+            if real and size <= self.most:
+                made = func(*args, **kwargs)
+        for tensor in _new(func, made):
+            self.made.append((StorageWeakRef(tensor.untyped_storage()), _bytes(tensor)))
+            self.bytes += _bytes(tensor)
+        self._make_room(0)
+        return made
 
-    def _count(self, func: Any, made: Any) -> int:
-        """The bytes that are new."""
-        results = made if isinstance(made, tuple) else (made,)
-        new = [
-            result.numel() * result.element_size()
-            for result, returned in zip(results, func._schema.returns, strict=False)
-            if returned.alias_info is None and isinstance(result, Tensor)
-        ]
-        self.budget -= sum(new)
-        self.tensors -= len(new)
-        if self.budget < 0 or self.tensors < 0:
-            raise OverBudgetError
-        return sum(new)
+    def _make_room(self, size: int) -> None:
+        """For so many bytes more, if there is room when what is gone does not count."""
+        if self.bytes + size > self.budget or len(self.made) > self.tensors:
+            self.made = [(storage, bytes) for storage, bytes in self.made if not storage.expired()]
+            self.bytes = sum(bytes for _, bytes in self.made)
+            if self.bytes + size > self.budget or len(self.made) > self.tensors:
+                raise OverBudgetError
+
+
+def _new(func: Any, made: Any) -> list[Tensor]:
+    """The tensors that an op returns and that are no views of others."""
+    results = made if isinstance(made, tuple) else (made,)
+    return [
+        result
+        for result, returned in zip(results, func._schema.returns, strict=False)
+        if returned.alias_info is None and isinstance(result, Tensor)
+    ]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _on_meta(value: Any) -> Any:
