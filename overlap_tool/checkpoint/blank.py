@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import inf
+from dataclasses import dataclass
+from functools import cache
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
+
+_SMALL = 1 << 20
+"""As many numbers are made before it is asked how many there will be."""
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
@@ -66,24 +71,24 @@ class _Counted(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        real = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
-        if real and all(returned.alias_info is not None for returned in func._schema.returns):
+        form = _form(func)
+        real = self.most == inf or not any(tensor.is_meta for tensor in _tensors(*args, *kwargs.values()))
+        if real and not any(form.new):
             return func(*args, **kwargs)
-        asked = dict(kwargs)
-        if any(argument.name == "device" for argument in func._schema.arguments):
-            asked.update(device="meta", pin_memory=None)
-        try:
-            made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
-        except (RuntimeError, NotImplementedError):
-            if not real:
-                raise
-            made = func(*args, **kwargs)  # how large it is follows from numbers
-        else:
-            size = sum(map(_bytes, _new(func, made)))
-            self._make_room(size)
-            if real and size <= self.most:
-                made = func(*args, **kwargs)
-        for tensor in _new(func, made):
+        if not (real and form.follows_inputs and prod(map(Tensor.numel, _tensors(*args))) <= _SMALL):
+            asked = {**kwargs, "device": "meta", "pin_memory": None} if form.on_device else kwargs
+            try:
+                made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
+            except (RuntimeError, NotImplementedError):
+                if not real:
+                    raise  # else how large it is follows from numbers
+            else:
+                self._make_room(sum(map(_bytes, form.tensors(made))))
+        if real:
+            made = func(*args, **kwargs)
+            if sum(map(_bytes, form.tensors(made))) > self.most:
+                made = tree_map(_on_meta, made)
+        for tensor in form.tensors(made):
             self.made.append((StorageWeakRef(tensor.untyped_storage()), _bytes(tensor)))
             self.bytes += _bytes(tensor)
         self._make_room(0)
@@ -98,14 +103,42 @@ class _Counted(TorchDispatchMode):
                 raise OverBudgetError
 
 
-def _new(func: Any, made: Any) -> list[Tensor]:
-    """The tensors that an op returns and that are no views of others."""
-    results = made if isinstance(made, tuple) else (made,)
-    return [
-        result
-        for result, returned in zip(results, func._schema.returns, strict=False)
-        if returned.alias_info is None and isinstance(result, Tensor)
-    ]
+@dataclass(frozen=True)
+class _Form:
+    """What the schema of an op says of what it makes."""
+
+    new: tuple[bool, ...]
+    """Of each result, whether it is no view of a tensor that was there."""
+    on_device: bool
+    """Whether it is told a device."""
+    follows_inputs: bool
+    """Whether no result has more numbers than all its inputs multiplied: it is told no size."""
+
+    def tensors(self, made: Any) -> list[Tensor]:
+        """Those that are new."""
+        results = made if isinstance(made, tuple) else (made,)
+        return [
+            result
+            for result, new in zip(results, self.new, strict=False)
+            if new and isinstance(result, Tensor)
+        ]
+
+
+@cache
+def _form(func: Any) -> _Form:
+    names = {argument.name for argument in func._schema.arguments}
+    sizes = any("int" in str(argument.type).lower() for argument in func._schema.arguments)
+    new = tuple(returned.alias_info is None for returned in func._schema.returns)
+    return _Form(new, "device" in names, not ("device" in names or sizes))
+
+
+def _tensors(*arguments: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an op, and in lists there."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(*argument)
 
 
 def _bytes(tensor: Tensor) -> int:
