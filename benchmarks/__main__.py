@@ -20,7 +20,17 @@ from benchmarks import machine
 from benchmarks.markdown import as_markdown, quoted
 
 ON_A_GPU = ("tiling", "zoo", "zoo:1K", "zoo:2K", "zoo:4K")
-NAMES = ("command_line", *ON_A_GPU, "alternatives", "blockwise", "ablation", "kamisli", "files", "functions")
+NAMES = (
+    "command_line",
+    *ON_A_GPU,
+    "alternatives",
+    "blockwise",
+    "ablation",
+    "kamisli",
+    "files",
+    "functions",
+    "raster",
+)
 ROOT = Path(__file__).parents[1]
 QUOTING = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "exactness.md")
 

@@ -89,7 +89,7 @@ def only_stage(model: nn.Module) -> TiledForward:
         raise OptionError(
             type(model).__name__, "is not one network from map to map", "Give one of its stages, such as g_a"
         )
-    stages[0].require_inference()
+    stages[0].require_inference().require_one_map(type(model).__name__)
     return stages[0]
 
 

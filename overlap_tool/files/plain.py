@@ -103,6 +103,7 @@ class NetworkOnImage:
                 f"{codec.architecture} is not one network from map to map",
                 "Use overlap-tool compress for a codec",
             )
+        stages[0].network.require_one_map(codec.where)
         stage, where, picture = stages[0], str(source), open_picture(source)
         stage.require_inference()
         refuse_channels(where, picture, stage.network.ops[0].channels)

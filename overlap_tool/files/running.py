@@ -247,7 +247,7 @@ class StageNumbers:
                 self.plan.network,
                 segments,
                 self.source,
-                Within(sink, area),
+                {self.plan.network.output: Within(sink, area)},
                 self.keep,
                 self.stage.settings.batch,
                 progress.advance,

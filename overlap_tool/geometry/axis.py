@@ -131,6 +131,25 @@ class Axis:
         return tuple(reaches)
 
     @cached_property
+    def period(self) -> int:
+        """The inputs after which everything that is wanted repeats."""
+        reaches = self.reaches()
+        return lcm(*(reaches[end].period.input for end in self.ends))
+
+    @property
+    def overlap(self) -> Overlap:
+        """How far a tile made of whole periods reads beyond its own inputs, for everything that is wanted."""
+        reaches = self.reaches()
+        overlaps = [reaches[end].overlap for end in self.ends]
+        return Overlap(max(each.before for each in overlaps), max(each.after for each in overlaps))
+
+    @property
+    def receptive_field(self) -> int:
+        """The most inputs, end to end, that any one output reads of what is wanted."""
+        reaches = self.reaches()
+        return max(reaches[end].receptive_field for end in self.ends)
+
+    @cached_property
     def scale(self) -> Fraction:
         """Samples of the output per sample of the stage's input."""
         return self.reaches()[-1].scale
@@ -192,7 +211,7 @@ MOST_PERIODS = 3
 
 def fitting(axis: Axis, n: int) -> tuple[int, ...]:
     """The lengths next to `n`, below and above, that the axis can be computed on; few may have none."""
-    far = MOST_PERIODS * max(axis.reaches()[-1].period.input, n)
+    far = MOST_PERIODS * max(axis.period, n)
     below = (length for length in range(n - 1, 0, -1) if fault(axis, length) is None)
     above = (length for length in range(n + 1, n + far + 1) if fault(axis, length) is None)
     return tuple(length for length in (next(below, None), next(above, None)) if length is not None)

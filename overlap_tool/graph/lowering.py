@@ -32,6 +32,7 @@ from overlap_tool.graph.network import (
     operands,
     substituted,
 )
+from overlap_tool.graph.returned import paths
 from overlap_tool.graph.tracer import REGISTER, Sizes, Tracer, tensors
 from overlap_tool.rules import (
     Call,
@@ -56,13 +57,17 @@ class _Origins:
     """Those that depend on the stage's input in any way."""
     summaries: set[fx.Node] = field(default_factory=set)
     """Those of them that do so through barriers alone, or through the number of images."""
+    per_image: set[fx.Node] = field(default_factory=set)
+    """Those that depend on the number of images alone, as it is in a trace at one size."""
 
-    def note(self, node: fx.Node) -> None:
+    def note(self, node: fx.Node, sizes: Sizes) -> None:
         sources = [source for source in node.all_input_nodes if source in self.input]
         if node.op == "placeholder" or sources:
             self.input.add(node)
         if sources and (all(source in self.summaries for source in sources) or _counts_images(node)):
             self.summaries.add(node)
+        if node not in self.input and len(set(_shapes(node))) > 1 and _fixed_per_image(node, sizes):
+            self.per_image.add(node)
 
     def is_map(self, node: fx.Node) -> bool:
         return node in self.input and node not in self.summaries
@@ -77,13 +82,13 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     result = nx.DiGraph()
     origins = _Origins()
     names: dict[str, int] = {}
-    output: fx.Node | None = None
+    returned: list[fx.Node] | None = None
     for node in _live(graph):
         tracer.stopped_in = node.meta["scope"]
         if node.op == "output":
-            output = _single_output(node, origins, tracer)
+            returned = _returned_maps(node, origins, tracer)
             continue
-        origins.note(node)
+        origins.note(node, tracer.sizes)
         if node.op == "placeholder":
             result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
             continue
@@ -102,12 +107,18 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         result.add_node(node.name, op=op)
         for operand in operands((op.args, op.kwargs)):
             result.add_edge(operand.id, node.name)
-    if output is None:
+    if returned is None:
         return Network(tracer.name, result, "", tracer.root)
     for id in reversed(list(result)):
         if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
             result.remove_node(id)  # a number of images, which only ops on maps asked for
-    return Network(tracer.name, result, output.name, tracer.root, asks=tracer.of_one_size)
+    results = tuple(node.name for node in returned)
+    ops = [id for id, op in result.nodes(data="op") if isinstance(op, Op)]
+    # of a network that returns summaries alone, the last map is what they are made of
+    *kept, output = [id for id in ops if id in results] or ops[-1:]
+    return Network(
+        tracer.name, result, output, tracer.root, tuple(kept), results, tracer.returns, tracer.of_one_size
+    )
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
@@ -121,21 +132,31 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in live]
 
 
-def _single_output(node: fx.Node, origins: _Origins, tracer: Tracer) -> fx.Node:
-    returned = node.args[0]
-    reason = "does not return one map that depends on its input"
-    if isinstance(returned, fx.Node) and isinstance(returned.meta["values"][0], Tensor):
-        if origins.is_map(returned):
-            if returned.meta.get("at", ROWS_AT) == ROWS_AT:
-                return returned
-            reason = "returns a map whose rows and columns are not its last two dimensions"
-        elif tracer.depends_on_input(returned):
-            reason = "returns what is made of the whole map, as large for every image, and no map"
-    raise TraceError(
-        f"{tracer.dotted('')} ({type(tracer.root).__name__})",
-        reason,
-        "Name a part of it that returns one, with `stage`",
-    )
+def _returned_maps(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.Node]:
+    """What the forward returns: maps, and summaries of them."""
+    returned: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    reasons = [_why_no_map(each, origins, tracer) for each in returned]
+    reason = next(filter(None, reasons), "")
+    if not reason and all(each.op == "placeholder" for each in returned):
+        reason = "does not return a map that depends on its input"
+    if reason:
+        place = f" at {paths(tracer.returns)[reasons.index(reason)]}" if len(returned) > 1 else ""
+        raise TraceError(
+            f"{tracer.dotted('')} ({type(tracer.root).__name__})",
+            f"{reason}{place}",
+            "Name a part of it that returns maps, with `stage`",
+        )
+    return returned
+
+
+def _why_no_map(returned: fx.Node, origins: _Origins, tracer: Tracer) -> str:
+    if not tracer.depends_on_input(returned):
+        return "returns what does not depend on its input"
+    if not isinstance(returned.meta["values"][0], Tensor):
+        return "returns a number that follows the size of its input"
+    if origins.is_map(returned) and returned.meta.get("at", ROWS_AT) != ROWS_AT:
+        return "returns a map whose rows and columns are not its last two dimensions"
+    return ""
 
 
 def _constant(node: fx.Node, tracer: Tracer) -> Constant:
@@ -180,7 +201,8 @@ def _operand(node: fx.Node, origins: _Origins) -> Operand:
     value = node.meta["values"][0]
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
     at = node.meta.get("at", ROWS_AT)
-    return Operand(node.name, shape, origins.is_map(node), node in origins.summaries, at)
+    summary = node in origins.summaries or node in origins.per_image
+    return Operand(node.name, shape, origins.is_map(node), summary, at)
 
 
 def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -274,7 +296,7 @@ def _fixed_per_image(node: fx.Node, sizes: Sizes) -> bool:
 
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(value.shape) for value in node.meta["values"])
+    return tuple(tuple(getattr(value, "shape", ())) for value in node.meta["values"])
 
 
 def _part_of_several(

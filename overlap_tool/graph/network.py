@@ -11,10 +11,11 @@ from typing import Any
 import networkx as nx
 from torch import nn
 
-from overlap_tool.errors import SizeError
+from overlap_tool.errors import OptionError, SizeError
 from overlap_tool.geometry import Geometry
 from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
 from overlap_tool.geometry.walk import Reads
+from overlap_tool.graph.returned import ALONE, paths
 from overlap_tool.rules import Operand, Reduction, Rule
 from overlap_tool.rules.registry import ROWS_AT
 
@@ -142,13 +143,17 @@ def operands(value: Any) -> Iterator[Operand]:
 @dataclass(frozen=True)
 class Network:
     """A stage as a graph: nodes are ids with a `Node` as their attribute `op`, in the order in which they can
-    be computed; edges say what feeds what. Of a segment, maps beside the output are `kept` for later ones."""
+    be computed; edges say what feeds what. `kept` are maps beside the output that are wanted: of a stage they
+    are returned, too, of a segment they may be for later ones."""
 
     name: str
     graph: nx.DiGraph
     output: str
     root: nn.Module
     kept: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    """Of a stage, the maps and summaries that it returns, in the order of their places in `returns`."""
+    returns: Any = ALONE
     asks: bool = False
     """Whether the code asks for the size of its input, so that this is the network of images of one size."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
@@ -178,6 +183,11 @@ class Network:
             last.update(dict.fromkeys(maps_read(node), latest))
         return tuple(Reads(tuple(self.index[i] for i in maps_read(op)), last.get(op.id)) for op in self.ops)
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The maps that it is computed for, the output being the last."""
+        return (*self.kept, self.output)
+
     @cached_property
     def constants(self) -> tuple[Constant, ...]:
         return tuple(op for op in self.nodes.values() if isinstance(op, Constant))
@@ -185,6 +195,20 @@ class Network:
     @cached_property
     def barriers(self) -> tuple[Barrier, ...]:
         return tuple(op for op in self.nodes.values() if isinstance(op, Barrier))
+
+    @cached_property
+    def beforehand(self) -> tuple[Summary, ...]:
+        """The summaries that need no barrier, since they are made of the number of images alone."""
+        later: set[str] = set()
+        for id, node in self.nodes.items():
+            read = (
+                {operand.id for operand in operands((node.args, node.kwargs))}
+                if isinstance(node, Summary)
+                else set()
+            )
+            if isinstance(node, Barrier) or not later.isdisjoint(read):
+                later.add(id)
+        return tuple(node for id, node in self.nodes.items() if isinstance(node, Summary) and id not in later)
 
     @cached_property
     def rows(self) -> Axis:
@@ -216,6 +240,16 @@ class Network:
                 f"Use {' or '.join(map(str, instead))} {lines}"
                 if instead
                 else f"No number of {lines} near {n} works: use another stage",
+            )
+
+    def require_one_map(self, where: str) -> None:
+        """Refuse a stage that returns anything but one map, where that is to be written."""
+        if set(self.results) != {self.output}:
+            named = ", ".join(filter(None, paths(self.returns))) or "no map"
+            raise OptionError(
+                where,
+                f"returns {named}, and one map is to be written",
+                "Wrap a module that returns one map",
             )
 
     @property

@@ -25,6 +25,9 @@ def pair_traces(first: Tracer, second: Tracer) -> None:
     up to there is paired, and the rest is dropped.
     """
     counterparts: dict[fx.Node, fx.Node] = {}
+    outputs = [node for tracer in (first, second) for node in tracer.graph.nodes if node.op == "output"]
+    if len(outputs) == 2 and first.returns != second.returns:
+        raise refusal(outputs[0], first)
     others = iter(second.graph.nodes)
     for node in list(first.graph.nodes):
         other = next(others, None)

@@ -40,7 +40,7 @@ def cut(network: Network) -> tuple[Segment, ...]:
     for id, node in network.nodes.items():
         for map in maps_read(node):
             last_read[map] = max(last_read.get(map, 0), at[id])
-    passes = range(at[network.output] + 1)
+    passes = range(max(at[id] for id in (*network.wanted, *network.results)) + 1)
     given = _given(network)
     segments = [_segment(network, given, at, number) for number in passes]
     stored = {map: number for number in passes for map in segments[number].stored}
@@ -63,7 +63,7 @@ def _passes(network: Network) -> dict[str, int]:
     input lies in a store, and need not be joined there by its output.
     """
     earliest = _earliest(network)
-    latest = dict.fromkeys(network.nodes, earliest[network.output])
+    latest = dict.fromkeys(network.nodes, max(earliest[map] for map in network.wanted))
     for id, node in reversed(network.nodes.items()):
         by = earliest[id] if isinstance(node, Barrier) else latest[id]
         for map in maps_read(node):
@@ -86,7 +86,8 @@ def _earliest(network: Network) -> dict[str, int]:
         values = [earliest[value.id] for value in operands((node.args, node.kwargs)) if not value.spatial]
         if isinstance(node, Op):
             values = [value + 1 for value in values]
-        earliest[id] = max([0, *maps, *values])
+        # a summary of the number of images alone is there beforehand
+        earliest[id] = max([-1 if isinstance(node, Summary) else 0, *maps, *values])
     return earliest
 
 
@@ -123,7 +124,7 @@ def _segment(network: Network, given: dict[str, Input], at: dict[str, int], numb
         )
     )
     output = ops[-1].id
-    kept = tuple(map for map in stored if map != output)
+    kept = tuple(op.id for op in ops if (op.id in stored or op.id in network.wanted) and op.id != output)
     return Segment(Network(network.name, graph, output, network.root, kept), stored, tuple(reduced))
 
 

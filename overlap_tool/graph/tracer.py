@@ -39,6 +39,7 @@ from overlap_tool.graph.aftermath import same_values
 from overlap_tool.graph.copying import twin, with_own_forward
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import DRAWN, tracing_with
+from overlap_tool.graph.returned import ALONE, taken_apart
 from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.assigning import assign
@@ -240,6 +241,8 @@ class Tracer(fx.Tracer):
         """The modules that the forward makes, by the names under which the graph has them."""
         self.made: dict[str, Tensor] = {}
         """The tensors that the forward makes of nothing, by the names under which the graph has them."""
+        self.returns: Any = ALONE
+        """What the forward returns, with places instead of what was traced."""
         self.left: dict[str, list[int | float]] = {}
         """The numbers that attributes held once the forward had run."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
@@ -286,6 +289,9 @@ class Tracer(fx.Tracer):
         if node.op == "call_module":
             return type(self.submodule(str(node.target))).__name__
         return str(node.target) if isinstance(node.target, str) else node.target.__name__
+
+    def is_traced(self, value: Any) -> bool:
+        return isinstance(value, fx.Proxy | Tensor)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -401,7 +407,8 @@ class Tracer(fx.Tracer):
         try:
             with tracing_with(self, root), OwnRandomness() as random:
                 forward, args = self.create_args_for_root(type(root).forward, True)
-                self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+                results, self.returns = taken_apart(forward(*args), self.is_traced)
+                self.create_node("output", "output", (self.create_arg(tuple(results)),), {})
         except OverlapToolError:
             raise
         except Exception as error:
@@ -481,16 +488,19 @@ class Tracer(fx.Tracer):
         if target in (torch._assert, torch._assert_async):
             bool(args[0])  # refused like any other question, or the trace would not ask it any more
             return None
+        if target == "__setitem__":  # into a tensor that is not traced
+            kind, target = "call_function", assign
         if target in ("to", "type_as") and self.takes_after_a_map(args):
             args = (args[0], args[1].device, args[1].dtype)
             target = "to"
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if getattr(target, "__name__", target) in ONE_ANSWER:
             return proxy.node.meta["values"][0]
-        if kind in ("call_function", "call_method") and not self.depends_on_input(proxy.node):
+        if kind in ("call_function", "call_method"):
             value = proxy.node.meta["values"][0]
-            if isinstance(value, bool | int | float | str | torch.dtype):
-                return value  # of weights alone, so the code may decide something by it
+            known = self.of_one_size or not self.depends_on_input(proxy.node)
+            if known and isinstance(value, bool | int | float | str | torch.dtype):
+                return value  # of weights alone, or of this size, so the code may decide something by it
         return proxy
 
     def takes_after_a_map(self, args: Any) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from overlap_tool.errors import CopyError, TraceError
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.returned import taken_apart
 from overlap_tool.graph.tracer import REGISTER, MapSize, Tracer
 
 SIDE = 16
@@ -39,8 +41,9 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
     recorded = traced_at((1, *x.shape[2:]))
     if recorded is None:
         return
-    traced: Tensor = _AsTraced(module, recorded).run(x)
-    if traced.shape != own.shape or not _nearly_equal(traced, own):
+    results, structure = taken_apart(own, lambda value: isinstance(value, Tensor))
+    traced = _AsTraced(module, recorded).run(x)
+    if structure != recorded.returns or not all(map(_nearly_equal, traced, results)):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
             "computes something else when it is traced, perhaps since its code asks whether its input is a "
@@ -52,6 +55,8 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
 def _nearly_equal(first: Tensor, second: Tensor) -> bool:
     """In operations that the exact engine has, too, since a trace may be made while it is on."""
     near = 1e-3 * float(second.nan_to_num(0, 0, 0).abs().max())
+    if first.shape != second.shape:
+        return False
     same = (first == second) | (first.isnan() & second.isnan())
     return bool((same | ((first - second).abs() <= near)).all())
 
@@ -62,7 +67,7 @@ def _small_map(tracer: Tracer, side: int) -> Tensor:
     return x.to(like.device, like.dtype)
 
 
-def _own_result(module: nn.Module, x: Tensor) -> Tensor | None:
+def _own_result(module: nn.Module, x: Tensor) -> Any:
     """What the module makes of a map, if it takes one of this size."""
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         return None
@@ -70,7 +75,8 @@ def _own_result(module: nn.Module, x: Tensor) -> Tensor | None:
         result = module(x.clone())
     except Exception:
         return None
-    return result if isinstance(result, Tensor) and result.numel() > 0 else None
+    maps = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    return result if maps and all(map.numel() > 0 for map in maps) else None
 
 
 class _AsTraced(fx.Interpreter):

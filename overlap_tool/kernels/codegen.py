@@ -192,11 +192,11 @@ class _Generator:
                     b.store(read(outputs[m], v), accumulators[m, v])
         weights = b.alloca(numbers)
         b.store(w, weights)
-        with _loop(b, outer) as o, _loop(b, inner) as n:
+        with counted(b, outer) as o, counted(b, inner) as n:
             start = b.gep(x, [b.add(b.mul(o, outer_stride), b.mul(n, inner_stride))])
             samples = [b.gep(start, [b.mul(I64(m), x_pixel)]) for m in range(pixels)]
             taps = b.load(weights)
-            with _loop(b, run) as k:
+            with counted(b, run) as k:
                 tap = b.gep(taps, [b.mul(k, I64(vectors * self.lanes))])
                 panel = [whole(tap, v) for v in range(vectors)]
                 for m in range(pixels):
@@ -238,7 +238,7 @@ class _Generator:
             b.call(tiles[pixels], [*place, *taps])
 
         whole = b.mul(b.udiv(count, I64(most)), I64(most))
-        with _loop(b, whole, step=most) as at:
+        with counted(b, whole, step=most) as at:
             tile(most, at)
         done = function.append_basic_block()
         rest = b.switch(b.sub(count, whole), done)
@@ -297,7 +297,7 @@ class _Generator:
         lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
         w_outer = b.mul(task["w_outer"], vectors)
         # the weights in portions that fit the cache, the accumulators waiting in the output
-        with _loop(b, task["outer"], step=task["outer_at_once"]) as o:
+        with counted(b, task["outer"], step=task["outer_at_once"]) as o:
             left = b.sub(task["outer"], o)
             last = b.icmp_signed("<=", left, task["outer_at_once"])
             outer = b.select(last, left, task["outer_at_once"])
@@ -326,7 +326,7 @@ class _Generator:
 
 
 @contextmanager
-def _loop(b: ir.IRBuilder, stop: ir.Value, step: int | ir.Value = 1) -> Iterator[ir.Value]:
+def counted(b: ir.IRBuilder, stop: ir.Value, step: int | ir.Value = 1) -> Iterator[ir.Value]:
     """for i in range(0, stop, step)"""
     head, body, end = (b.append_basic_block() for _ in range(3))
     before = b.block

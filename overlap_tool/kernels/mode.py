@@ -221,7 +221,7 @@ def exact_kernels() -> Iterator[None]:
         with overlap_tool.exact_kernels():
             full = model(x)
     """
-    if getattr(_active, "on", False):
+    if is_exact():
         yield
         return
     _active.on = True
@@ -231,6 +231,11 @@ def exact_kernels() -> Iterator[None]:
     finally:
         _active.on = False
         mode.prepared.clear()
+
+
+def is_exact() -> bool:
+    """Whether this thread computes by the exact engine."""
+    return getattr(_active, "on", False)
 
 
 def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from overlap_tool.errors import ContainerError, WeightsError
 
-MOST = 1 << 27
-"""The largest symbol, of either sign: the coder's arithmetic is of 32 bits, and doubles what it is given."""
+MOST = 1 << 26
+"""The largest symbol, of either sign. The encoder doubles how far it lies past its table, and never ends on
+more than 28 bits."""
 
 _expected: ContextVar[int | None] = ContextVar("expected", default=None)
 _installing = Lock()
@@ -55,6 +56,20 @@ def guarded(string: bytes, symbols: int) -> bytes:
     whose length the string tells: 15 * 4 bits for each 4 of it.
     """
     return string + bytes(4 * symbols + 16 * len(string) + 64)
+
+
+SYMBOLS_AT_ONCE = 1 << 18
+"""How many symbols go to the coder at once, as lists of Python's integers."""
+
+
+def encoded(symbols: Tensor, indexes: Tensor, *tables: Tensor) -> bytes:
+    """The string of symbols in a row, each with the number of its table; `tables` as the encoder has them."""
+    refuse_wild(symbols, read=False)
+    encoder, listed = buffered_encoder(), [table.tolist() for table in tables]
+    for part, where in zip(symbols.split(SYMBOLS_AT_ONCE), indexes.split(SYMBOLS_AT_ONCE), strict=True):
+        encoder.encode_with_indexes(part.tolist(), where.tolist(), *listed)
+    string: bytes = encoder.flush()
+    return string
 
 
 def refuse_wild(symbols: Tensor, read: bool) -> None:
@@ -154,11 +169,16 @@ def _refuse_wild(least: int, most: int, read: bool) -> None:
         return
     told = f"a symbol of {most if most > MOST else least}, past {MOST}"
     if read:
-        raise ContainerError(
-            "a string", f"it holds {told}: it was altered", "Copy the file again, or compress the image again"
-        )
+        raise altered(told)
     raise WeightsError(
         "the latents",
         f"they have {told}, which the coder cannot write",
         "The weights are damaged, or their training diverged: use another checkpoint",
+    )
+
+
+def altered(holds: str) -> ContainerError:
+    """The refusal of a string that holds what no encoder wrote."""
+    return ContainerError(
+        "a string", f"it holds {holds}: it was altered", "Copy the file again, or compress the image again"
     )

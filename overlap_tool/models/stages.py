@@ -61,11 +61,11 @@ class Stage:
         return (self.module, _itself) if self.inline is None else self.inline.begins
 
     @property
-    def ends(self) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    def ends(self) -> tuple[nn.Module, Callable[[Any], Any]]:
         """The part whose call ends it, and what makes its output of what that returns."""
         return (self.module, _itself) if self.inline is None else self.inline.ends
 
-    def run_by(self, forward: Callable[..., Tensor]) -> None:
+    def run_by(self, forward: Callable[..., Any]) -> None:
         """From now on, the model computes it by this function."""
         self.module.forward = forward
         if self.inline is not None:
@@ -78,8 +78,8 @@ class Stage:
             self.inline.release()
 
 
-def _itself(map: Tensor) -> Tensor:
-    return map
+def _itself(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,7 @@ def fitting_multiple(scales: Iterable[Fraction], stages: Iterable[tuple[Network,
 
     `scales` are of what parts read and give, in samples per pixel of the image; each stage has its input's.
     """
-    patterns = (
-        axis.reaches()[-1].period.input / scale
-        for network, scale in stages
-        for axis in (network.rows, network.columns)
-    )
+    patterns = (axis.period / scale for network, scale in stages for axis in (network.rows, network.columns))
     return lcm(*(scale.denominator for scale in scales), *(pattern.numerator for pattern in patterns))
 
 

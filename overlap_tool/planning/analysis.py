@@ -64,9 +64,8 @@ class StageOverlap:
     def of(network: Network) -> StageOverlap:
         if network.barriers:
             return StageOverlap()
-        rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
-        edges = Edges.of(rows.overlap, columns.overlap)
-        fields = columns.receptive_field, rows.receptive_field
+        edges = Edges.of(network.rows.overlap, network.columns.overlap)
+        fields = network.columns.receptive_field, network.rows.receptive_field
         return StageOverlap(edges.left, edges.right, edges.top, edges.bottom, *fields)
 
 
@@ -287,28 +286,28 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
     height, width = (ceil(side * stage.input_scale) for side in (image.height, image.width))
     network = fitted(stage.network, 1, height, width)
     stage = replace(stage, network=network)
-    rows, columns = network.rows.reaches()[-1], network.columns.reaches()[-1]
+    scale = network.columns.scale
     overlap = StageOverlap.of(network)
     network.require(height, width)
     costs = op_costs(network)
     full = whole(network.rows, height), whole(network.columns, width)
     full_macs = macs(costs, *full)
-    down = 1 / columns.scale
+    down = 1 / scale
     field = overlap.receptive_field
     parts = segments.cut(network)
     passes = tuple(_segment_reports(network, parts, full[0].sizes, full[1].sizes))
     return StageReport(
         name=stage.name or type(stage.module).__name__,
         input_scale=stage.input_scale,
-        scale=columns.scale,
+        scale=scale,
         left=overlap.left,
         right=overlap.right,
         top=overlap.top,
         bottom=overlap.bottom,
         receptive_field=field,
         receptive_field_rows=overlap.receptive_field_rows,
-        period=columns.period.input,
-        period_rows=rows.period.input,
+        period=network.columns.period,
+        period_rows=network.rows.period,
         padding_free_overlap=(
             padding_free_overlap(field, int(down)) if field is not None and down.denominator == 1 else None
         ),

@@ -13,7 +13,7 @@ from overlap_tool.geometry.axis import Axis, Lengths
 from overlap_tool.geometry.plan import AxisPlan, cut, stream, stream_cuts, tiles, together, uniform
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph import segments
-from overlap_tool.graph.network import Barrier, Input, Network
+from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
@@ -97,7 +97,13 @@ class StagePlan(Plan):
     @property
     def output_size(self) -> Size:
         """The size of the stage's output."""
-        return Size(self.segments[-1].columns.sizes[-1], self.segments[-1].rows.sizes[-1])
+        return self.size_of(self.network.output)
+
+    def size_of(self, map: str) -> Size:
+        """The size of a map that the stage computes."""
+        part = next(part for part in self.segments if map in part.segment.network.index)
+        place = part.segment.network.index[map]
+        return Size(part.columns.sizes[place], part.rows.sizes[place])
 
 
 class Plans(dict[str, Plan]):
@@ -301,13 +307,18 @@ def _memory(
     heights, widths = network.rows.sizes(shape.rows), network.columns.sizes(shape.columns)
     areas = [height * width for height, width in zip(heights, widths, strict=True)]
     stored = store_sizes(network, [part.segment for part in parts], areas)
-    given, output = (network.ops[place].channels * areas[place] for place in (0, -1))
+    sizes = {op.id: op.channels * area for op, area in zip(network.ops, areas, strict=True)}
+    given = sizes[network.ops[0].id]
+    returned = 0
     values = packed = 0
     moments = []
     for number, (part, of_ops) in enumerate(zip(parts, costs, strict=True)):
         segment = part.segment
         stores = item * sum(stored[number].values())
-        ends = item * (given + (output if number == len(parts) - 1 else 0))
+        returned += sum(
+            sizes[map] for map in network.wanted if isinstance(segment.network.nodes.get(map), Op)
+        )
+        ends = item * (given + returned)
         if segment.computes:
             at_once = shape.images * (min(settings.batch, part.tiles) if schedule == "tiles" else 1)
             working = working_bytes(of_ops, part.rows, part.columns, shape.itemsize, at_once, exact)

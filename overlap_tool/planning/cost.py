@@ -80,8 +80,9 @@ def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[i
     found = []
     for segment in segments:
         for map in segment.stored:
-            place = network.index[map]
-            alive[map] = network.ops[place].channels * areas[place]
+            if map not in network.wanted:  # else it lies where it is returned to
+                place = network.index[map]
+                alive[map] = network.ops[place].channels * areas[place]
         found.append(dict(alive))
         for map in segment.dropped:
             alive.pop(map, None)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.kernels.compositions import bins
-from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, register_rule
+from overlap_tool.rules import pooling
+from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap, register_rule
 
 
 def reduction(call: Call, kind: str, dims: Sequence[int], *args: Any, **kwargs: Any) -> Reduction:
@@ -66,10 +67,12 @@ def norm(dims: Sequence[int], keepdim: bool = False) -> Reduction:
 
 
 @register_rule(F.adaptive_avg_pool2d)
-def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Reduction:
+def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | Reduction:
+    if _follows_the_map(call):
+        return pooling.in_bins(call, lambda window: window.mean((-2, -1)))
     rows, columns = _fixed_size(call, output_size)
 
-    def run(whole: WholeMap, output_size: Any) -> Tensor:
+    def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         height, width = whole.shape[-2:]
         across = bins(width, columns)
 
@@ -95,12 +98,14 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Reducti
 @register_rule(F.adaptive_max_pool2d)
 def adaptive_max_pool2d(
     call: Call, input: Operand, output_size: Any, return_indices: bool = False
-) -> Reduction:
+) -> Rule | Reduction:
     if return_indices:
         call.refuse_global("returns positions in the whole map")
+    if _follows_the_map(call):
+        return pooling.in_bins(call, lambda window: window.amax((-2, -1)))
     rows, columns = _fixed_size(call, output_size)
 
-    def run(whole: WholeMap, output_size: Any, return_indices: bool = False) -> Tensor:
+    def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         across = bins(whole.shape[-1], columns)
         profile = whole.by_rows(
             lambda band: torch.stack([band[..., left:right].amax(-1) for left, right in across], -1)
@@ -112,15 +117,19 @@ def adaptive_max_pool2d(
 
 
 @register_rule(nn.AdaptiveAvgPool2d)
-def adaptive_avg_pool2d_module(call: Call, module: nn.AdaptiveAvgPool2d, input: Operand) -> Reduction:
-    rule = adaptive_avg_pool2d(call, input, module.output_size)
-    return Reduction(lambda module, whole: rule.run(whole, module.output_size), rule.profile, rule.scratch)
+def adaptive_avg_pool2d_module(call: Call, module: nn.AdaptiveAvgPool2d, input: Operand) -> Rule | Reduction:
+    return adaptive_avg_pool2d(call, input, module.output_size).of_module
 
 
 @register_rule(nn.AdaptiveMaxPool2d)
-def adaptive_max_pool2d_module(call: Call, module: nn.AdaptiveMaxPool2d, input: Operand) -> Reduction:
-    rule = adaptive_max_pool2d(call, input, module.output_size, module.return_indices)
-    return Reduction(lambda module, whole: rule.run(whole, module.output_size), rule.profile, rule.scratch)
+def adaptive_max_pool2d_module(call: Call, module: nn.AdaptiveMaxPool2d, input: Operand) -> Rule | Reduction:
+    return adaptive_max_pool2d(call, input, module.output_size, module.return_indices).of_module
+
+
+def _follows_the_map(call: Call) -> bool:
+    """Whether the result is a map itself, at this size of the image."""
+    first, second = call.output_shapes
+    return call.of_one_size and first[-2] != second[-2] and first[-1] != second[-1]
 
 
 def _fixed_size(call: Call, size: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Span, Window
+from overlap_tool.geometry.listed import Listed, ratio_between
+from overlap_tool.kernels.compositions import bins
 from overlap_tool.rules.padding import pair
 from overlap_tool.rules.pieces import Patches, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -109,3 +112,25 @@ def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:
         max(0, min(need.stop, high) - max(need.start, low))
         for need in (window.need(Span(output, output + 1)) for output in range(*patch.out))
     ]
+
+
+def in_bins(call: Call, reduce: Callable[[Tensor], Tensor]) -> Rule:
+    """An adaptive pool to a size that follows the image: each output is made of a bin of inputs."""
+    across_axes, geometries = [], []
+    for dim in (-2, -1):
+        olds, news = ([shape[dim] for shape in shapes] for shapes in (call.input_shapes, call.output_shapes))
+        of_axis = bins(olds[0], news[0])
+        starts, lasts = (tuple(values) for values in zip(*((a, b - 1) for a, b in of_axis), strict=True))
+        across_axes.append(of_axis)
+        geometries.append(Listed(olds[0], starts, lasts, ratio_between(olds, news)))
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        down, across = (
+            [(a - patch.have.start, b - patch.have.start) for a, b in of_axis[slice(*patch.out)]]
+            for of_axis, patch in zip(across_axes, patches, strict=True)
+        )
+        rows = [torch.stack([reduce(input[..., a:b, c:d]) for c, d in across], -1) for a, b in down]
+        return torch.stack(rows, -2)
+
+    rows, columns = geometries
+    return Rule(run, rows, columns)

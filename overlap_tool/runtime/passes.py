@@ -11,11 +11,13 @@ from torch import Tensor
 
 from overlap_tool.geometry import Span
 from overlap_tool.graph.network import Barrier, Network, Summary, substituted
+from overlap_tool.graph.returned import put_together
 from overlap_tool.kernels import pieces
-from overlap_tool.planning.choose import BarrierBands, SegmentPlan
+from overlap_tool.planning.choose import BarrierBands, SegmentPlan, StagePlan
 from overlap_tool.rules import Operand
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink
+from overlap_tool.settings import Store
 
 Keep = Callable[[int, int], Kept]
 """From the height and width of a map between passes to what keeps it."""
@@ -31,21 +33,41 @@ class Pass:
     values: Mapping[str, Any]
 
 
+class Results:
+    """The maps that a stage is computed for, put together in tensors, and what it returns of them."""
+
+    def __init__(self, plan: StagePlan, store: Store = "device") -> None:
+        self.network = plan.network
+        self.sinks = {map: TensorSink.of(plan.size_of(map), store) for map in plan.network.wanted}
+
+    def maps(self) -> tuple[Tensor, ...]:
+        return tuple(sink.result() for sink in self.sinks.values())
+
+    def returned(self, whole: Tensor, values: Mapping[str, Any]) -> Any:
+        """As the stage's own forward returns them, of this input and with these summaries of it."""
+        maps = dict(zip(self.sinks, self.maps(), strict=True))
+        made = {**values, self.network.ops[0].id: whole, **maps}
+        return put_together(self.network.returns, [made[map] for map in self.network.results])
+
+
 def run(
     network: Network,
     parts: Sequence[SegmentPlan],
     source: Source,
-    sink: Sink,
+    sinks: Mapping[str, Sink],
     keep: Keep = TensorSink,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
-) -> None:
-    """Compute the stage on all of `source` into `sink`; in between, maps lie in what `keep` makes for them.
+) -> Mapping[str, Any]:
+    """Compute the stage on all of `source` into `sinks`, by the ids of the maps that it is computed for; in
+    between, maps lie in what `keep` makes for them.
 
-    Every map is computed in one pass only.
+    Every map is computed in one pass only. Returns the values of weights and summaries.
     """
-    for _ in one_by_one(network, parts, source, sink, keep, batch, after_tile):
-        pass
+    values: Mapping[str, Any] = {}
+    for each in one_by_one(network, parts, source, sinks, keep, batch, after_tile):
+        values = each.values
+    return values
 
 
 @torch.no_grad()
@@ -53,7 +75,7 @@ def one_by_one(
     network: Network,
     parts: Sequence[SegmentPlan],
     source: Source,
-    sink: Sink,
+    sinks: Mapping[str, Sink],
     keep: Keep = TensorSink,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
@@ -61,15 +83,17 @@ def one_by_one(
     """The same as `run`, yielding each pass before it runs."""
     first = network.ops[0].id
     values = evaluate_constants(network)
-    if network.barriers:
+    if any(isinstance(node, Summary) for node in network.nodes.values()):
         # of the input itself, a summary may ask how many images there are, and no more
         values[first] = source.read(Span(0, 1), Span(0, 1)).to("meta")
+    for summary in network.beforehand:
+        values[summary.id] = _of_values(summary, values)
     stored: dict[str, Source] = {}
     for part in parts:
         at_hand = {first: source, **stored}
         given = {map: at_hand[map] for map in at_hand if map in part.segment.network.index}
         yield Pass(part, given, values)
-        stored |= _run_segment(network.output, part, given, values, sink, keep, batch, after_tile)
+        stored |= _run_segment(part, given, values, sinks, keep, batch, after_tile)
         _reduce(part, {first: source, **stored}, values)
         for map in part.segment.dropped:
             stored.pop(map, None)
@@ -77,11 +101,10 @@ def one_by_one(
 
 
 def _run_segment(
-    output: str,
     part: SegmentPlan,
     given: dict[str, Source],
     values: dict[str, Any],
-    sink: Sink,
+    sinks: Mapping[str, Sink],
     keep: Keep,
     batch: int,
     after_tile: Callable[[], None],
@@ -90,12 +113,13 @@ def _run_segment(
     network = part.segment.network
     if not part.segment.computes:
         return {}
-    made = {
-        map: keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
+    # one that is returned and read later, too, is read from where it is returned to
+    made: dict[str, Any] = {
+        map: sinks.get(map)
+        or keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
         for map in part.segment.stored
     }
-    sinks: dict[str, Sink] = {output: sink, **made}
-    execute_pass(network, part.rows, part.columns, given, sinks, values, batch, after_tile)
+    execute_pass(network, part.rows, part.columns, given, {**made, **sinks}, values, batch, after_tile)
     if not made:
         return {}
     device = next(iter(given.values())).read(Span(0, 1), Span(0, 1)).device
@@ -105,15 +129,16 @@ def _run_segment(
 def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> None:
     """Add the values that can be made after a segment."""
 
-    def value(operand: Operand) -> Any:
-        return values[operand.id]
-
     for node in part.segment.reduced:
         if isinstance(node, Summary):
-            args, kwargs = substituted((node.args, node.kwargs), Operand, value)
-            values[node.id] = node.target(*args, **kwargs)
+            values[node.id] = _of_values(node, values)
         else:
             values[node.id] = reduced(node, values, sources[node.source], part.bands[node.id])
+
+
+def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:
+    args, kwargs = substituted((summary.args, summary.kwargs), Operand, lambda operand: values[operand.id])
+    return summary.target(*args, **kwargs)
 
 
 def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands) -> Tensor:

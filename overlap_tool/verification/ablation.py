@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.models.stages import Stage
 from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.runtime import passes
-from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.settings import Settings
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
@@ -105,19 +105,21 @@ class _ShortForward:
         # NaN makes NaN of every output that reads it
         self.fill = 0.0 if zeros == "input" else math.nan
 
-    def __call__(self, whole: Tensor) -> Tensor:
+    def __call__(self, whole: Tensor) -> Any:
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = plan_stage(self.stage.name, self.stage.network, self.stage.input_scale, shape, self.settings)
-        sink = TensorSink.of(plan.output_size)
-        for each in passes.one_by_one(plan.network, plan.segments, TensorSource(whole, whole.device), sink):
+        results, input = passes.Results(plan), TensorSource(whole, whole.device)
+        for each in passes.one_by_one(plan.network, plan.segments, input, results.sinks):
             part = each.plan
             for map, source in each.sources.items():
                 given = part.segment.network.index[map]
                 rows = _shortened(part.segment.network.rows, part.rows, given)
                 columns = _shortened(part.segment.network.columns, part.columns, given)
                 each.sources[map] = ShortSource(source, rows, columns, self.fill)
-        found = sink.result()
-        return found.nan_to_num(nan=0.0) if math.isnan(self.fill) else found
+        if math.isnan(self.fill):
+            for found in results.maps():
+                found.nan_to_num_(nan=0.0)
+        return results.returned(whole, each.values)
 
 
 def _shortened(axis: Axis, plan: AxisPlan, given: int) -> dict[Span, Span]:

@@ -104,20 +104,22 @@ def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
     blank = replace(blank, name="stage-equality")
     try:
         with engine("exact"):
-            found = run_stage(plan, seen.input, batch)
+            found = tensors_in(run_stage(plan, seen.input, batch))
     except RuleError as error:
         return replace(
             blank, status="failed", message=str(error), figures={"op": error.where, "fault": "overlap"}
         )
     except Exception as error:  # a wrong rule may raise whatever it likes
         return raised(blank, error)
+    both = [(found[name], values) for name, values in seen.outputs.items()]
     figures: dict[str, Figure] = {
         "tiles": plan.tiles,
-        "outputs": seen.output.numel(),
-        "differing": differing(found, seen.output),
-        "largest_difference": largest_difference(found, seen.output),
+        "outputs": sum(values.numel() for values in seen.outputs.values()),
+        "differing": sum(differing(*pair) for pair in both),
+        "largest_difference": max(largest_difference(*pair) for pair in both),
     }
-    if torch.equal(found, seen.output):
+    unlike = next((pair for pair in both if not torch.equal(*pair)), None)
+    if unlike is None:
         return replace(blank, status="passed", figures=figures)
     blame = find_fault(plan, seen.input)
     return replace(
@@ -125,7 +127,7 @@ def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
         status="failed",
         message=f"first to differ: {blame.message}" if blame.op else blame.message,
         figures={**figures, "op": blame.op, "fault": blame.fault},
-        where=difference_map(found, seen.output),
+        where=difference_map(*unlike),
     )
 
 

@@ -81,7 +81,7 @@ def multiple(found: Survey) -> int:
     if found.multiple > 1:
         return found.multiple
     periods = (
-        Fraction(axis.reaches()[-1].period.input) / stage.input_scale
+        Fraction(axis.period) / stage.input_scale
         for stage in found.stages
         for axis in (stage.network.rows, stage.network.columns)
     )

@@ -15,7 +15,7 @@ from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import StagePlan
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.passes import Pass
-from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.certificate import Check, Figure
 from overlap_tool.verification.observing import Seen, differing
 from overlap_tool.verification.pieces import ShortSource, halo, run_tile
@@ -47,7 +47,8 @@ def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
     checks: list[Check] = []
     with exact_kernels():
         whole = TensorSource(seen.input, seen.input.device)
-        for each in passes.one_by_one(plan.network, plan.segments, whole, TensorSink.of(plan.output_size)):
+        sinks = passes.Results(plan).sinks
+        for each in passes.one_by_one(plan.network, plan.segments, whole, sinks):
             checks += _check_segment(each, plan, blank)
             if each.plan is plan.segments[-1]:
                 break  # its outputs are of no use here

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.graph.returned import paths, taken_apart
 from overlap_tool.models.stages import Stage
 from overlap_tool.rules import is_quantiser
 from overlap_tool.verification.certificate import DifferenceMap
@@ -19,13 +20,17 @@ from overlap_tool.verification.certificate import DifferenceMap
 CELLS = 32
 """The most cells of a coarse map on either axis: a certificate stays small, whatever the image."""
 
+ALONE = "output"
+"""The name of a tensor that is all of an output."""
+
 
 @dataclass(frozen=True)
 class Seen:
     """What one call of a stage got and gave, computed by the model's own code."""
 
     input: Tensor
-    output: Tensor
+    outputs: dict[str, Tensor]
+    """By their dotted names in what it returned."""
 
 
 @contextmanager
@@ -43,10 +48,11 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
 
         return note
 
-    def after(name: str, read: Callable[[Any], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def after(name: str, read: Callable[[Any], Any]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # copies, since whoever comes next may work in place
-            seen[name] = Seen(inputs[name], read(output).clone())
+            outputs = {path: map.clone() for path, map in tensors_in(read(output)).items()}
+            seen[name] = Seen(inputs[name], outputs)
 
         return note
 
@@ -111,22 +117,10 @@ def watched_symbols(model: nn.Module) -> Iterator[list[Tensor]]:
             delattr(module, name)
 
 
-def tensors_in(value: Any, name: str = "") -> dict[str, Tensor]:
+def tensors_in(value: Any) -> dict[str, Tensor]:
     """Every tensor of a model's nested output, by its dotted name."""
-    if isinstance(value, Tensor):
-        return {name or "output": value}
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    return {
-        path: tensor
-        for key, item in items
-        for path, tensor in tensors_in(item, f"{name}.{key}" if name else str(key)).items()
-    }
+    tensors, structure = taken_apart(value, lambda inner: isinstance(inner, Tensor))
+    return {path or ALONE: tensor for path, tensor in zip(paths(structure), tensors, strict=True)}
 
 
 def differing(found: Tensor, expected: Tensor) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,15 @@ from overlap_tool.planning.choose import StagePlan
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import execute_pass
 from overlap_tool.runtime.passes import Pass
-from overlap_tool.runtime.stores import Source, TensorSink, TensorSource
+from overlap_tool.runtime.stores import Source, TensorSource
 
 
-def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Tensor:
-    """The stage's output by the executor."""
-    sink = TensorSink.of(plan.output_size)
-    passes.run(plan.network, plan.segments, TensorSource(whole, whole.device), sink, batch=batch)
-    return sink.result()
+def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Any:
+    """What the stage returns, by the executor."""
+    results = passes.Results(plan)
+    source = TensorSource(whole, whole.device)
+    values = passes.run(plan.network, plan.segments, source, results.sinks, batch=batch)
+    return results.returned(whole, values)
 
 
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ from overlap_tool.verification.certificate import MODEL, Certificate, Check, Pla
 from overlap_tool.verification.elsewhere import Elsewhere
 from overlap_tool.verification.images import Image
 from overlap_tool.verification.minimality import check_minimality
+from overlap_tool.verification.observing import ALONE
 from overlap_tool.verification.witnesses import map_digests, stream_digest
 from overlap_tool.wrapping.loops import order_of
 from overlap_tool.wrapping.retrofit import rewrap, settings_in, settings_of, wrap
@@ -226,7 +227,12 @@ def _verify_on(
     subject.progress(f"{blank.image}: the untouched model")
     exact = equality.run_model(subject.model, image, subject.found.stages)
     digests = map_digests(
-        {subject.name_of(s): exact.seen[s.name].output for s in subject.found.stages if s.name in exact.seen}
+        {
+            subject.name_of(stage) if name == ALONE else f"{subject.name_of(stage)}.{name}": values
+            for stage in subject.found.stages
+            if stage.name in exact.seen
+            for name, values in exact.seen[stage.name].outputs.items()
+        }
     )
     plans: list[PlanRecord] = []
     checks: list[Check] = []

@@ -36,7 +36,7 @@ from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
-from overlap_tool.models import inline
+from overlap_tool.models import inline, raster
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.stages import Untiled, survey
 from overlap_tool.planning.choose import (
@@ -154,23 +154,23 @@ class TiledForward:
             )
         return network
 
-    def tiled(self, whole: Tensor) -> Tensor:
+    def tiled(self, whole: Tensor) -> Any:
         assert self._network is not None, "a call begins by asking whether it still holds"
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = self._plan(self._network, shape)
         device = next((p.device for p in self.module.parameters()), whole.device)
-        sink = TensorSink.of(plan.output_size, self.settings.store)
+        results = passes.Results(plan, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
-            passes.run(
+            values = passes.run(
                 plan.network,
                 plan.segments,
                 TensorSource(whole, device),
-                sink,
+                results.sinks,
                 partial(TensorSink, store=self.settings.store),
                 self.settings.batch,
                 progress.advance,
             )
-        return sink.result()
+        return results.returned(whole, values)
 
     def _at_odd_size(self, network: Network, whole: Tensor) -> Any:
         """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
@@ -208,7 +208,7 @@ def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Networ
     return trace(twin, name)
 
 
-Runner = Callable[[TiledForward, Tensor], Tensor]
+Runner = Callable[[TiledForward, Tensor], Any]
 
 _runner: ContextVar[Runner | None] = ContextVar("runner", default=None)
 
@@ -221,6 +221,17 @@ def stages_run_by(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _runner.reset(token)
+
+
+class WrappedLoop:
+    """A loop of a wrapped model that codes position by position."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, *args: Any) -> Any:
+        return raster.LOOPS[self.name](self.model, *args)
 
 
 class WrappedMethod:
@@ -489,7 +500,7 @@ class StageTiling:
     def overlaps(self) -> dict[str, list[int]]:
         networks = {stage.name: stage.network for stage in tiled_stages(self.model).values()}
         return {
-            name: [*network.columns.reaches()[-1].overlap, *network.rows.reaches()[-1].overlap]
+            name: [*network.columns.overlap, *network.rows.overlap]
             for name, network in networks.items()
             if not network.barriers
         }
@@ -546,8 +557,13 @@ def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
     for name in METHODS:
         if isinstance(vars(model).get(name), WrappedMethod):
             delattr(model, name)
-        if engine is not None and name not in vars(model) and hasattr(model, name):
+        if engine is not None and name not in vars(model) and hasattr(type(model), name):
             setattr(model, name, WrappedMethod(model, name, engine))
+    for name in raster.LOOPS:
+        if isinstance(vars(model).get(name), WrappedLoop):
+            delattr(model, name)
+        if engine is not None and name not in vars(model) and raster.is_raster(model):
+            setattr(model, name, WrappedLoop(model, name))
 
 
 def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
@@ -562,7 +578,7 @@ def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
         return size
     whole = lcm(
         *(
-            (axis.reaches()[-1].period.input / stage.input_scale).numerator
+            (axis.period / stage.input_scale).numerator
             for stage in stages
             for axis in (stage.network.rows, stage.network.columns)
         )

@@ -234,7 +234,7 @@ def test_the_multiple_is_the_surveys(architecture) -> None:
 
 
 def test_an_autoregressive_model_tells_how_long_it_takes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(waiting, "LONG_WAIT", 0.0)
+    monkeypatch.setattr(waiting, "LONG_WAIT", -1.0)
     monkeypatch.setattr(waiting, "TRIALS_NOT_WORTH_IT", 0)
     np.save(tmp_path / "in.npy", photograph("chelsea", 60, 60))
     notes: list[str] = []

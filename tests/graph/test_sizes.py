@@ -143,6 +143,23 @@ def narrowed(m: Any, x: Tensor) -> Tensor:
     return m.wide(x.narrow(2, 3, x.shape[2] - 5))
 
 
+def pooled_by_size(m: Any, x: Tensor) -> Tensor:
+    h, w = x.shape[-2:]
+    y = F.adaptive_max_pool2d(m.wide(x), (h // 4, w // 4))
+    z = F.adaptive_avg_pool2d(x, (h // 3, w // 5))
+    return F.interpolate(y, size=(h, w)) * F.interpolate(z, size=(h, w)) + x
+
+
+def by_the_time_of_each_image(m: Any, x: Tensor) -> Tensor:
+    """As networks for diffusion do: what is made for each image does not follow its size."""
+    steps = 0.3 * torch.ones(x.shape[0])
+    return m.wide(x) + torch.sin(steps[:, None] * torch.arange(4))[:, :, None, None]
+
+
+def deciding_by_how_many_numbers_there_are(m: Any, x: Tensor) -> Tensor:
+    return m.wide(x.contiguous() if x.numel() * 2 > 1000 else x) * (x.shape[0] >= 64 or 0.5)
+
+
 def by_a_number(m: Any, x: Tensor) -> Tensor:
     return m.wide(x) * (x.shape[2] / x.shape[3]) + x.shape[0]
 
@@ -165,7 +182,8 @@ TRACED = [
     padded_to_a_multiple, padded_on_both_sides, same_as_tensorflow, joined_by_size, joined_by_linear,
     joined_by_corners, up_by_corners, unet_that_pads_its_skips, cropped_in_the_middle, asserting, deciding,
     upscaling_by_less_than_two, shrinking_between, nearest_exact, halves, chunks, narrowed, by_a_number,
-    with_a_summary, without_its_last_column, far_less_than_the_map,
+    with_a_summary, without_its_last_column, far_less_than_the_map, pooled_by_size, by_the_time_of_each_image,
+    deciding_by_how_many_numbers_there_are,
 ]  # fmt: skip
 
 
@@ -195,7 +213,9 @@ def test_tiles_give_the_bits_of_the_module(compute) -> None:
     assert_tiles_are_right(doing(compute))
 
 
-@pytest.mark.parametrize("compute", [with_a_summary, padded_to_a_multiple, by_a_number])
+@pytest.mark.parametrize(
+    "compute", [with_a_summary, padded_to_a_multiple, by_a_number, by_the_time_of_each_image]
+)
 def test_of_several_images_too(compute) -> None:
     assert_tiles_are_right(doing(compute), SIZES[:2], images=3)
 

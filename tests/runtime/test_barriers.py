@@ -54,7 +54,7 @@ def in_passes(
     )
     sink = TensorSink(parts[-1].rows.sizes[-1], parts[-1].columns.sizes[-1])
     keep = partial(TensorSink, store=store)
-    passes.run(network, parts, TensorSource(x, x.device), sink, keep, batch)
+    passes.run(network, parts, TensorSource(x, x.device), {network.output: sink}, keep, batch)
     return sink.result()
 
 

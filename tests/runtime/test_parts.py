@@ -47,7 +47,8 @@ def part_of(network: Network, x: Tensor, settings: Settings, area: Area) -> tupl
     plan = plan_stage("net", network, Fraction(1), shape, settings)
     sink, source = TensorSink.of(plan.output_size), Watched(x)
     parts = plan_part(Fraction(1), plan, area)
-    passes.run(network, parts, source, Within(sink, area), partial(TensorSink), settings.batch)
+    sinks = {network.output: Within(sink, area)}
+    passes.run(network, parts, source, sinks, partial(TensorSink), settings.batch)
     result = sink.result()
     return result[..., area.rows.start : area.rows.stop, area.columns.start : area.columns.stop], source
 

@@ -1,14 +1,14 @@
 """CompressAI's coding position by position, of maps that are not in memory: in bands, a string for each.
 
-The models' own loops run, on one band after another. Above a band stand the last rows of the one before, as
-they came out, in the place of the padding: a masked convolution reads no further up, and nothing below.
+One band is coded after another, as `models/raster.py` does it. Above a band stand the last rows of the one
+before, as they came out, in the place of the padding: a masked convolution reads no further up, and nothing
+below.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,33 +19,28 @@ from overlap_tool.files.coding.entropy import check_symbols, coded_bands, other_
 from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Stored, Workspace
 from overlap_tool.geometry import Span
+from overlap_tool.models import raster
 from overlap_tool.models.range_coding import reading_at_most
 from overlap_tool.runtime.lazy import LazyMap
-
-METHODS = ("_compress_ar", "_decompress_ar")
-ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
-"""Of both, the string aside; a variable-rate model's come after them."""
-
-
-def is_raster(module: nn.Module) -> bool:
-    """Whether a model codes position by position in loops of these names and arguments."""
-    return all(_arguments(getattr(type(module), name, None))[:6] == ARGUMENTS for name in METHODS)
 
 
 @contextmanager
 def raster_in_bands(model: nn.Module, workspace: Workspace, where: str) -> Iterator[None]:
     """Inside, a model that codes position by position takes maps that are not in memory."""
-    if not is_raster(model):
+    if not raster.is_raster(model):
         yield
         return
     loops = _Loops(model, workspace, f"{where}, symbols of y")
+    before = {name: vars(model).get(name) for name in raster.LOOPS}
     try:
-        for name, loop in zip(METHODS, (loops.compress, loops.decompress), strict=True):
+        for name, loop in zip(raster.LOOPS, (loops.compress, loops.decompress), strict=True):
             setattr(model, name, loop)
         yield
     finally:
-        for name in METHODS:
+        for name, method in before.items():
             vars(model).pop(name, None)
+            if method is not None:
+                setattr(model, name, method)
 
 
 class _Loops:
@@ -59,7 +54,6 @@ class _Loops:
     def compress(
         self, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
     ) -> CodedString:
-        loop: Callable[..., bytes] = type(self.model)._compress_ar
         channels, job = y_hat.shape[1], self.workspace.job
         lazy = isinstance(y_hat, LazyMap) or isinstance(params, LazyMap)
         rows = rows_of_a_band(self.workspace.limit, channels, width) if lazy else height
@@ -73,7 +67,8 @@ class _Loops:
                 above = _above(stored, start, padding)
                 padded[..., padding - above.shape[2] : padding, padding:-padding] = above
                 part = _read(params, span)
-                job.keep(kept, loop(self.model, padded, part, span.length, width, kernel, padding, *more))
+                size = span.length, width
+                job.keep(kept, raster.compress(self.model, padded, part, *size, kernel, padding, *more))
                 stored.take(start, _inner(padded, padding))
             strings.append(job.kept(kept))
             decoded = stored.read(span, Span(0, width))
@@ -91,7 +86,6 @@ class _Loops:
         padding: int,
         *more: Any,
     ) -> None:
-        loop: Callable[..., None] = type(self.model)._decompress_ar
         channels = y_hat.shape[1]
         stored = self.workspace.store("decoded", (channels, height, width), y_hat.dtype)
         for coded in coded_bands(y_string, height, width, self.where):
@@ -103,8 +97,9 @@ class _Loops:
                 rest = padding - above.shape[2], span.length + padding
                 padded = F.pad(above, (padding, padding, *rest))
                 part = _read(params, span)
+                size = span.length, width
                 with reading_at_most(channels * span.length * width):
-                    loop(self.model, coded.read(), padded, part, span.length, width, kernel, padding, *more)
+                    raster.decompress(self.model, coded.read(), padded, part, *size, kernel, padding, *more)
                 made = _inner(padded, padding)
                 check_symbols(coded.band, _digest(made), self.where)
                 stored.take(span.start, made)
@@ -123,12 +118,6 @@ def _inner(padded: Tensor, padding: int) -> Tensor:
 def _digest(decoded: Tensor) -> str:
     """Of decoded numbers: they follow from the symbols, which are not to be seen here. 0 has but one sign."""
     return hashlib.sha256((decoded + 0.0).contiguous().cpu().numpy().data).hexdigest()
-
-
-def _arguments(method: Callable[..., Any] | None) -> list[str]:
-    if method is None:
-        return []
-    return [name for name in inspect.signature(method).parameters if name not in ("self", "y_string")]
 
 
 def _read(map: Tensor, rows: Span) -> Tensor:
