@@ -75,6 +75,7 @@ class _Counted(TorchDispatchMode):
         real = self.most == inf or not any(tensor.is_meta for tensor in _tensors(*args, *kwargs.values()))
         if real and not any(form.new):
             return func(*args, **kwargs)
+        made = None
         if not (real and form.follows_inputs and prod(map(Tensor.numel, _tensors(*args))) <= _SMALL):
             asked = {**kwargs, "device": "meta", "pin_memory": None} if form.on_device else kwargs
             try:
@@ -83,14 +84,14 @@ class _Counted(TorchDispatchMode):
                 if not real:
                     raise  # else how large it is follows from numbers
             else:
-                self._make_room(sum(map(_bytes, form.tensors(made))))
-        if real:
+                self._make_room(form.size(made))
+        if made is None or (real and form.size(made) <= self.most):
             made = func(*args, **kwargs)
-            if sum(map(_bytes, form.tensors(made))) > self.most:
+            if form.size(made) > self.most:
                 made = tree_map(_on_meta, made)
         for tensor in form.tensors(made):
             self.made.append((StorageWeakRef(tensor.untyped_storage()), _bytes(tensor)))
-            self.bytes += _bytes(tensor)
+        self.bytes += form.size(made)
         self._make_room(0)
         return made
 
@@ -122,6 +123,10 @@ class _Form:
             for result, new in zip(results, self.new, strict=False)
             if new and isinstance(result, Tensor)
         ]
+
+    def size(self, made: Any) -> int:
+        """In bytes."""
+        return sum(map(_bytes, self.tensors(made)))
 
 
 @cache
