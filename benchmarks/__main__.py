@@ -30,6 +30,7 @@ NAMES = (
     "files",
     "functions",
     "raster",
+    "reach",
 )
 ROOT = Path(__file__).parents[1]
 QUOTING = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "exactness.md")

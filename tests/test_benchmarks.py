@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from rich.table import Table
 from support.small_models import small_model
 
@@ -87,7 +88,8 @@ def test_memory_is_the_same_whether_convolutions_compute_or_not():
 
 @pytest.mark.slow
 def test_a_command_that_fails_tells_why(tmp_path):
-    assert "none.pt" in files.measured("compress", tmp_path / "none.pt", tmp_path / "a", tmp_path / "b")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert "none.pt" in files.measured("compress", tmp_path / "none.pt", tmp_path / "a.png", tmp_path / "b")
 
 
 def test_a_case_that_fails_is_a_row_that_says_so():

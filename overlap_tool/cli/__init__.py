@@ -13,6 +13,7 @@ from overlap_tool import __version__
 from overlap_tool.cli.analyze import analyze
 from overlap_tool.cli.compress import compress
 from overlap_tool.cli.decompress import decompress
+from overlap_tool.cli.deferred import defer
 from overlap_tool.cli.messages import say
 from overlap_tool.cli.run import run
 from overlap_tool.cli.selftest import selftest
@@ -55,6 +56,7 @@ def about(
 
 def main() -> None:
     """Run the command line; what the tool refuses is one message on stderr and exit code 2."""
+    defer()
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     # what our own refusals and bounds say, in other words; in a library, the filters are the program's own

@@ -15,6 +15,7 @@ from overlap_tool.cli.options import (
     busy,
     load_plugins,
     make_folder,
+    parse_object,
     parse_size,
     refuse_unfit_target,
 )
@@ -31,6 +32,8 @@ EXAMPLES = """
   overlap-tool analyze zoo:cheng2020-attn --size 7680x4320 --stage g_a
 
   overlap-tool analyze weights.pt --model mynet.models:Net --kwargs '{"width": 64}' --format json
+
+  overlap-tool analyze weights.pt --model mynet.models:Net --example '{"qp": 21}'
 """
 
 
@@ -49,6 +52,10 @@ def analyze(
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE.html", help="Write the report as a page, with pictures."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option("--example", metavar="JSON", help="Arguments of its forward that follow the image."),
     ] = None,
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FOLDER", help="Write its pictures there, as SVG.")
@@ -73,6 +80,7 @@ def analyze(
             size=image,
             memory=memory,
             stage=stage,
+            example=None if example is None else parse_object("--example", example),
             **arguments,
         )
 

@@ -91,7 +91,7 @@ class ModelOptions:
         return {
             "architecture": self.architecture,
             "model_class": self.model_class,
-            "kwargs": None if self.kwargs is None else _parse_kwargs(self.kwargs),
+            "kwargs": None if self.kwargs is None else parse_object("--kwargs", self.kwargs),
             "trust": self.trust,
         }
 
@@ -179,15 +179,15 @@ def make_folder(path: Path) -> str:
     return f"Run mkdir -p {shlex.quote(str(path))} first"
 
 
-def _parse_kwargs(text: str) -> dict[str, Any]:
+def parse_object(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
         raise OptionError(
-            f"--kwargs {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
+            f"{option} {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
         ) from error
     if not isinstance(value, dict):
         raise OptionError(
-            f"--kwargs {text}", "is not a JSON object", "Write it as an object, such as '{\"N\": 128}'"
+            f"{option} {text}", "is not a JSON object", "Write it as an object, such as '{\"N\": 128}'"
         )
     return value

@@ -2,6 +2,7 @@
 
 from overlap_tool.geometry.listed import Listed, ratio_between
 from overlap_tool.geometry.ops import (
+    AT_ITS_PLACE,
     FAR,
     POINTWISE,
     Expand,
@@ -27,6 +28,7 @@ from overlap_tool.geometry.ops import (
 )
 
 __all__ = [
+    "AT_ITS_PLACE",
     "FAR",
     "POINTWISE",
     "Expand",

@@ -21,6 +21,8 @@ class Listed(Geometry):
     drifts against the ratio by a part of a sample.
     """
 
+    by_place = True
+
     length: int
     first: tuple[int, ...]
     last: tuple[int, ...]

@@ -122,6 +122,9 @@ class Period(NamedTuple):
 class Geometry(ABC):
     """One op on one axis."""
 
+    by_place = False
+    """Whether the op computes something else where its outputs lie elsewhere on the axis."""
+
     @property
     def padding(self) -> Padding:
         return Padding.CLAMP
@@ -283,6 +286,14 @@ class Window(Geometry):
 
 
 POINTWISE = Window(1)
+
+
+class _AtItsPlace(Window):
+    by_place = True
+
+
+AT_ITS_PLACE = _AtItsPlace(1)
+"""Pointwise, by the position of every output."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _form(axis: Axis, step: Step) -> tuple[object, ...]:
     for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
         if op.geometry is None or reads is None:
             form.append(hold.length)
-        elif not reads.complete:
+        elif not reads.complete or op.geometry.by_place:
             form.append(reads)
         else:
             start = reads.have.start

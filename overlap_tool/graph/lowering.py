@@ -44,6 +44,7 @@ from overlap_tool.rules import (
     rule_for_function,
     rule_for_module,
 )
+from overlap_tool.rules.placing import placed
 from overlap_tool.rules.registry import ROWS_AT, Registered
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
@@ -98,15 +99,15 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         elif node in origins.summaries:
             op = _summary(node, origins, tracer)
         elif isinstance(node.meta["values"][0], Tensor):
+            for new in _placed_before(node, origins, tracer):
+                _add(_op(new, origins, names, tracer), result)
             op = _op(node, origins, names, tracer)
         else:
             continue  # a size, or the parts of a split: they are folded into the ops that take them
         if isinstance(op, Barrier):
             origins.summaries.add(node)
             tracer.found_barrier = True
-        result.add_node(node.name, op=op)
-        for operand in operands((op.args, op.kwargs)):
-            result.add_edge(operand.id, node.name)
+        _add(op, result)
     if returned is None:
         return Network(tracer.name, result, "", tracer.root)
     for id in reversed(list(result)):
@@ -119,6 +120,49 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     return Network(
         tracer.name, result, output, tracer.root, tuple(kept), results, tracer.returns, tracer.of_one_size
     )
+
+
+def _add(op: Constant | Op | Barrier | Summary, graph: nx.DiGraph) -> None:
+    graph.add_node(op.id, op=op)
+    for operand in operands((op.args, op.kwargs)):
+        graph.add_edge(operand.id, op.id)
+
+
+def _placed_before(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.Node]:
+    """Let a value that is as large as the map that an op takes beside it be a map, too: coordinates, or what
+    was made of the whole map and spread over it. They are made whole, for images of one size."""
+    maps = [each for each in node.all_input_nodes if origins.is_map(each)]
+    maps = [each for each in maps if each.meta.get("at", ROWS_AT) == ROWS_AT and len(_shapes(each)[0]) >= 2]
+    new: list[fx.Node] = []
+    for value in node.all_input_nodes if tracer.of_one_size else ():
+        like = next((map for map in maps if not origins.is_map(value) and _spreads(value, map, tracer)), None)
+        if like is None:
+            continue
+        with node.graph.inserting_before(node):
+            map = node.graph.call_function(placed, (value, like))
+        pairs = zip(value.meta["values"], like.meta["values"], strict=True)
+        map.meta |= {"values": tuple(placed(*pair) for pair in pairs), "scope": node.meta["scope"]}
+        node.replace_input_with(value, map)
+        tracer.nodes[map.name] = map
+        origins.note(map, tracer.sizes)
+        new.append(map)
+    return new
+
+
+def _spreads(value: fx.Node, like: fx.Node, tracer: Tracer) -> bool:
+    """Whether a value has rows or columns, as many as a map, and else nothing that follows the size."""
+    values = [(1, *own) if len(own) == 1 else own for own in _shapes(value)]
+    shapes = list(zip(values, _shapes(like), tracer.sizes, strict=True))
+    if len(values[0]) < 2 or len(set(values)) == 1:
+        return False
+    sides = [[own[dim] == other[dim] for own, other, _ in shapes] for dim in (-2, -1)]
+    ones = [all(own[dim] == 1 for own, _, _ in shapes) for dim in (-2, -1)]
+    fits = all(all(same) or one for same, one in zip(sides, ones, strict=True)) and not all(ones)
+    rest = {
+        tuple(-1 if i == 0 and n == images else n for i, n in enumerate(own[:-2]))
+        for own, _, (images, *_) in shapes
+    }
+    return fits and len(rest) == 1
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
@@ -250,10 +294,10 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
         )
     shapes = _shapes(node), _shapes(tracer.nodes[inputs[0].id])
     call = Call(name, kind, plain, *shapes, of_one_size=tracer.of_one_size)
-    for operand in operands((args, kwargs)):
+    for operand in operands((args, kwargs)) if target is not placed else ():
         if not (operand.spatial or operand.summary) and len(set(_shapes(tracer.nodes[operand.id]))) > 1:
             call.refuse_size("takes a tensor that is made by the size of its input alone")
-    for operand in _summaries(args, kwargs):
+    for operand in _summaries(args, kwargs) if target is not placed else ():
         if not _fixed_per_image(tracer.nodes[operand.id], tracer.sizes):
             call.refuse("takes a value of the whole map that mixes the images of a batch")
     rule = _rule(call, registered, (module, *args) if module is not None else args, kwargs)

@@ -127,6 +127,8 @@ class Proxy(fx.Proxy):
         if name in ("tracer", "node"):
             object.__setattr__(self, name, value)
             return
+        if name == "data" and self.tracer.assigns(self.node, value):
+            return
         raise TraceError(
             self.tracer.where(),
             f"assigns to .{name} of a tensor while it runs, which tracing would silently drop",
@@ -245,6 +247,8 @@ class Tracer(fx.Tracer):
         """What the forward returns, with places instead of what was traced."""
         self.left: dict[str, list[int | float]] = {}
         """The numbers that attributes held once the forward had run."""
+        self.assigned: dict[str, Any] = {}
+        """What the forward has put in the place of weights, by their dotted names: made of other weights."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
         """Tensors that are no parameters, as they were when an op first took them."""
         self.untouched: nn.Module = root
@@ -335,6 +339,9 @@ class Tracer(fx.Tracer):
             self.note_part(m, args, kwargs)
             if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
                 return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            given = self.of_assigned(m, args) if self.assigned else None
+            if given is not None:
+                return given
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             self.stopped_in = self.stopped_in or self.path_of_module(m)
@@ -385,10 +392,31 @@ class Tracer(fx.Tracer):
             if is_map and len({value.shape[1] for value in values}) == 1:
                 self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
 
+    def assigns(self, weight: fx.Node, value: Any) -> bool:
+        """Take note of `weight.data = value`, if that is a weight's, and does not depend on the input."""
+        if weight.op != "get_attr" or not isinstance(value, fx.Proxy) or self.depends_on_input(value.node):
+            return False
+        self.assigned[str(weight.target)] = value
+        return True
+
+    def of_assigned(self, m: nn.Module, args: tuple[Any, ...]) -> Any:
+        """A layer by the weights that the forward gave it; None if it gave none."""
+        path = self.path_of_module(m)
+        names = [name for name, _ in m.named_parameters(recurse=False) if f"{path}.{name}" in self.assigned]
+        if not names:
+            return None
+        if not isinstance(m, nn.Conv2d) or rule_for_module(m) is None or len(args) != 1:
+            where = f"{self.dotted(path)} ({type(m).__name__})"
+            reason = "is called with weights that the forward has just given it, and is no convolution"
+            raise TraceError(where, reason, "Give it its weights once, before the model is wrapped")
+        return m._conv_forward(args[0], m.weight, m.bias)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluating:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        found = super().getattr(attr, attr_val, parameter_proxy_cache)
+        given = self.assigned and isinstance(found, fx.Proxy) and found.node.op == "get_attr"
+        return self.assigned.get(str(found.node.target), found) if given else found
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """As `fx.Tracer` does, but nothing that is replaced meanwhile is felt by another thread."""

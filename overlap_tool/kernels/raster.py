@@ -10,6 +10,7 @@ with zeros.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
 
 import llvmlite.ir as ir
@@ -19,6 +20,9 @@ from overlap_tool.kernels.codegen import I32, I64, compiled, counted, processor,
 VECTORS = 8
 """Of outputs that go through their chains together: enough to hide how long a step takes."""
 
+MOST_HIDDEN = 64
+"""Of a net between scales and what is subtracted from symbols."""
+
 MOST_NIBBLES = 7
 """Of a symbol past its table, in 4 bits each. CompressAI's encoder never ends on more."""
 
@@ -27,7 +31,7 @@ PRECISION, NIBBLE, WORD = 16, 4, 32
 
 
 class PositionLayer(ctypes.Structure):
-    """One layer of a position: y = w x + bias, then multiplied by the slope where it is not above 0.
+    """One layer of a position: y = w x + bias + shift, then multiplied by the slope where it is not above 0.
 
     Its outputs are whole panels. Their chains begin with `start`, which moves on by `start_step` numbers from
     one position to the next. The first one reads what lies to the left, the others what the one before gives.
@@ -35,7 +39,7 @@ class PositionLayer(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
-        for name in ("inputs", "panels", "w", "start", "start_step", "bias", "y", "slope")
+        for name in ("inputs", "panels", "w", "start", "start_step", "bias", "shift", "y", "slope")
     )
 
 
@@ -45,11 +49,17 @@ class CodedRow(ctypes.Structure):
     `map` has the channels of a position side by side, and its decoded numbers afterwards; `symbols` and
     `indexes`, the numbers of their tables, lie in the same order. The last layer gives scales and then means.
     A symbol past `most` in magnitude that is read makes the row `wild`.
+
+    Tables are looked up by a scale times `gain`. A symbol is what a number is above its mean, times
+    `stretch`; it is decoded to the mean and `step` times itself. Where there is a `net`, of layers with 2,
+    `hidden`, `hidden` and 1 numbers, what it makes of scale and gain first brings a symbol that is not 0
+    nearer to 0.
     """
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("columns", "channels", "layers", "layer", "map")),
         *((name, ctypes.c_int64) for name in ("scales", "thresholds", "last", "bound")),
+        *((name, ctypes.c_int64) for name in ("gain", "stretch", "step", "net", "hidden")),
         *((name, ctypes.c_int64) for name in ("symbols", "indexes", "decodes", "most", "wild")),
         *((name, ctypes.c_int64) for name in ("tables", "table_step", "lengths", "offsets")),
         *((name, ctypes.c_int64) for name in ("words", "count", "at")),
@@ -77,10 +87,13 @@ class _Generator:
         self.module.triple = triple()
         signature = ir.FunctionType(self.vector, [self.vector] * 3)
         self.fma = ir.Function(self.module, signature, f"llvm.fma.v{lanes}f32")
+        one = ir.FunctionType(self.vector, [self.vector])
+        self.magnitude = ir.Function(self.module, one, f"llvm.fabs.v{lanes}f32")
         self.layer = self._layer()
         self.index = self._index()
         self.symbol = self._symbol()
         self.rounded = self._rounded()
+        self.decoded = self._decoded()
         self._run()
 
     def _function(self, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, ir.IRBuilder]:
@@ -105,6 +118,9 @@ class _Generator:
         place = b.gep(numbers, [at])
         b.store(value, b.bitcast(place, value.type.as_pointer())).align = 4
 
+    def _single(self, b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+        return b.bitcast(b.trunc(bits, I32), self.single)
+
     def _splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
         vector = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [I32(0)] * self.lanes)
@@ -116,9 +132,10 @@ class _Generator:
         function.attributes.add("noinline")
         layer, x, column = function.args
         of = self._fields(b, layer, PositionLayer)
-        w, start, bias, y = (self._numbers(b, of[name]) for name in ("w", "start", "bias", "y"))
+        w, start, y = (self._numbers(b, of[name]) for name in ("w", "start", "y"))
+        addends = [self._numbers(b, of[name]) for name in ("bias", "shift")]
         start = b.gep(start, [b.mul(column, of["start_step"])])
-        slope = self._splat(b, b.bitcast(b.trunc(of["slope"], I32), self.single))
+        slope = self._splat(b, self._single(b, of["slope"]))
         zero = ir.Constant(self.vector, [self.single(0)] * self.lanes)
         width = VECTORS * self.lanes
         accumulators = [b.alloca(self.vector) for _ in range(VECTORS)]
@@ -135,7 +152,9 @@ class _Generator:
                     weights = self._read(b, taps, b.add(tap, I64(v * self.lanes)))
                     b.store(b.call(self.fma, [sample, weights, b.load(accumulator)]), accumulator)
             for accumulator, at in zip(accumulators, places, strict=True):
-                found = b.fadd(b.load(accumulator), self._read(b, bias, at))
+                found = b.load(accumulator)
+                for addend in addends:
+                    found = b.fadd(found, self._read(b, addend, at))
                 found = b.select(b.fcmp_ordered(">", found, zero), found, b.fmul(found, slope))
                 self._write(b, found, y, at)
         b.ret_void()
@@ -148,12 +167,10 @@ class _Generator:
         row, indexes = function.args
         of = self._fields(b, row, CodedRow)
         scales, thresholds = (self._numbers(b, of[name]) for name in ("scales", "thresholds"))
-        bound = self._splat(b, b.bitcast(b.trunc(of["bound"], I32), self.single))
         last = self._splat(b, b.trunc(of["last"], I32))
         found = b.alloca(last.type)
         with counted(b, of["channels"], self.lanes) as channel:
-            scale = self._read(b, scales, channel)
-            scale = b.select(b.fcmp_ordered("<", scale, bound), bound, scale)
+            scale = self._scale(b, of, self._read(b, scales, channel))
             b.store(last, found)
             with counted(b, of["last"]) as i:
                 under = b.fcmp_ordered("<=", scale, self._splat(b, b.load(b.gep(thresholds, [i]))))
@@ -161,6 +178,11 @@ class _Generator:
             self._write(b, b.load(found), indexes, channel)
         b.ret_void()
         return function
+
+    def _scale(self, b: ir.IRBuilder, of: Mapping[str, ir.Value], scale: ir.Value) -> ir.Value:
+        gain, bound = (self._splat(b, self._single(b, of[name])) for name in ("gain", "bound"))
+        scale = b.fmul(scale, gain)
+        return b.select(b.fcmp_ordered("<", scale, bound), bound, scale)
 
     def _symbol(self) -> ir.Function:
         """The next symbol, by the table of this number: as CompressAI's `RansDecoder` reads it."""
@@ -259,22 +281,72 @@ class _Generator:
 
     def _rounded(self) -> ir.Function:
         """The symbol of a number and its mean, or the least integer where the coder has none."""
-        signature = ir.FunctionType(I32, [self.single, self.single, I64])
+        signature = ir.FunctionType(I32, [self.single, self.single, self.single, I64])
         function = ir.Function(self.module, signature, "rounded")
         function.linkage = "internal"
-        value, mean, most = function.args
+        value, mean, stretch, most = function.args
         b = ir.IRBuilder(function.append_basic_block())
         one = ir.FunctionType(self.single, [self.single])
         to_integer, magnitude = (
             ir.Function(self.module, one, f"llvm.{name}.f32") for name in ("rint", "fabs")
         )
-        rounded = b.call(to_integer, [b.fsub(value, mean)])
+        rounded = b.call(to_integer, [b.fmul(b.fsub(value, mean), stretch)])
         inside = b.fcmp_ordered("<=", b.call(magnitude, [rounded]), b.sitofp(most, self.single))
         b.ret(b.fptosi(b.select(inside, rounded, self.single(-(2.0**31))), I32))
         return function
 
+    def _decoded(self) -> ir.Function:
+        """The decoded numbers of a position, in the place of its scales."""
+        function, b = self._function("decoded", [I64.as_pointer(), I32.as_pointer()])
+        row, symbols = function.args
+        of = self._fields(b, row, CodedRow)
+        zero = ir.Constant(self.vector, [self.single(0)] * self.lanes)
+        one = ir.Constant(self.vector, [self.single(1)] * self.lanes)
+        integers = ir.VectorType(I32, self.lanes).as_pointer()
+        scales, net = (self._numbers(b, of[name]) for name in ("scales", "net"))
+        means = b.gep(scales, [of["channels"]])
+        step, gain = (self._splat(b, self._single(b, of[name])) for name in ("step", "gain"))
+        two, hidden = I64(2), of["hidden"]
+        read, made = (b.alloca(self.vector, MOST_HIDDEN) for _ in range(2))
+        weights, found = b.alloca(net.type), b.alloca(self.vector)
+
+        def layer(inputs: ir.Value, outputs: ir.Value, x: ir.Value, y: ir.Value, rectified: bool) -> None:
+            """By the next weights, (outputs, inputs), and then biases."""
+            taps = b.load(weights)
+            biases = b.gep(taps, [b.mul(inputs, outputs)])
+            with counted(b, outputs) as o:
+                b.store(zero, found)
+                with counted(b, inputs) as i:
+                    weight = self._splat(b, b.load(b.gep(taps, [b.add(b.mul(o, inputs), i)])))
+                    b.store(b.call(self.fma, [b.load(b.gep(x, [i])), weight, b.load(found)]), found)
+                value = b.fadd(b.load(found), self._splat(b, b.load(b.gep(biases, [o]))))
+                if rectified:
+                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)
+                b.store(value, b.gep(y, [o]))
+            b.store(b.gep(biases, [outputs]), weights)
+
+        with counted(b, of["channels"], self.lanes) as channel:
+            stored = b.load(b.bitcast(b.gep(symbols, [channel]), integers))
+            stored.align = 4
+            symbol = b.sitofp(stored, self.vector)
+            b.store(zero, made)
+            with b.if_then(b.icmp_signed(">", hidden, I64(0))):
+                b.store(net, weights)
+                b.store(self._scale(b, of, self._read(b, scales, channel)), read)
+                b.store(gain, b.gep(read, [I64(1)]))
+                layer(two, hidden, read, made, True)
+                layer(hidden, hidden, made, read, True)
+                layer(hidden, I64(1), read, made, False)
+            sign = b.select(b.fcmp_ordered(">", symbol, zero), one, zero)
+            sign = b.select(b.fcmp_ordered("<", symbol, zero), b.fneg(one), sign)
+            nearer = b.select(b.fcmp_ordered("==", symbol, zero), zero, b.load(made))
+            above = b.fmul(sign, b.fsub(b.call(self.magnitude, [symbol]), nearer))
+            self._write(b, b.fadd(b.fmul(above, step), self._read(b, means, channel)), scales, channel)
+        b.ret_void()
+        return function
+
     def _run(self) -> None:
-        """For every position its layers, one after another, and then its symbols, each plus its mean."""
+        """For every position its layers, one after another, its symbols, and what they are decoded to."""
         function, b = self._function("run", [I64.as_pointer()])
         function.linkage = "external"
         row = function.args[0]
@@ -287,9 +359,10 @@ class _Generator:
         found = b.alloca(I32)
         left = b.neg(b.load(first))
         decodes = b.icmp_signed("!=", of["decodes"], I64(0))
+        stretch = self._single(b, of["stretch"])
         with counted(b, of["columns"]) as column:
             before = b.mul(column, of["channels"])
-            here, tables = b.gep(map, [before]), b.gep(indexes, [before])
+            here, tables, coded = (b.gep(each, [before]) for each in (map, indexes, symbols))
             b.store(b.gep(here, [left]), inputs)
             with counted(b, of["layers"]) as i:
                 layer = b.gep(first, [b.mul(i, I64(len(PositionLayer._fields_)))])
@@ -297,12 +370,14 @@ class _Generator:
                 b.store(self._numbers(b, self._fields(b, layer, PositionLayer)["y"]), inputs)
             b.call(self.index, [row, tables])
             with counted(b, of["channels"]) as channel:
-                place, mean = b.gep(here, [channel]), b.load(b.gep(means, [channel]))
                 with b.if_else(decodes) as (read, round):
                     with read:
                         b.store(b.call(self.symbol, [row, b.load(b.gep(tables, [channel]))]), found)
                     with round:
-                        b.store(b.call(self.rounded, [b.load(place), mean, of["most"]]), found)
-                b.store(b.load(found), b.gep(symbols, [b.add(before, channel)]))
-                b.store(b.fadd(b.sitofp(b.load(found), self.single), mean), place)
+                        value, mean = (b.load(b.gep(each, [channel])) for each in (here, means))
+                        b.store(b.call(self.rounded, [value, mean, stretch, of["most"]]), found)
+                b.store(b.load(found), b.gep(coded, [channel]))
+            b.call(self.decoded, [row, coded])
+            with counted(b, of["channels"]) as channel:
+                b.store(b.load(b.gep(scales, [channel])), b.gep(here, [channel]))
         b.ret_void()

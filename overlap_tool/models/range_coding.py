@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from overlap_tool.errors import ContainerError, WeightsError
@@ -65,11 +66,22 @@ SYMBOLS_AT_ONCE = 1 << 18
 def encoded(symbols: Tensor, indexes: Tensor, *tables: Tensor) -> bytes:
     """The string of symbols in a row, each with the number of its table; `tables` as the encoder has them."""
     refuse_wild(symbols, read=False)
-    encoder, listed = buffered_encoder(), [table.tolist() for table in tables]
-    for part, where in zip(symbols.split(SYMBOLS_AT_ONCE), indexes.split(SYMBOLS_AT_ONCE), strict=True):
-        encoder.encode_with_indexes(part.tolist(), where.tolist(), *listed)
+    encoder = buffered_encoder()
+    encode_in_pieces(encoder, symbols, indexes, *(table.tolist() for table in tables))
     string: bytes = encoder.flush()
     return string
+
+
+def encode_in_pieces(encoder: Any, symbols: Tensor, indexes: Tensor, *tables: list[Any]) -> None:
+    """Give symbols in a row to an encoder, without a list of all."""
+    for part, where in zip(symbols.split(SYMBOLS_AT_ONCE), indexes.split(SYMBOLS_AT_ONCE), strict=True):
+        encoder.encode_with_indexes(part.tolist(), where.tolist(), *tables)
+
+
+def decode_in_pieces(decoder: Any, indexes: Tensor, *tables: list[Any]) -> Tensor:
+    """The next symbols of a decoder, by the numbers of their tables in a row, without a list of all."""
+    parts = (decoder.decode_stream(where.tolist(), *tables) for where in indexes.split(SYMBOLS_AT_ONCE))
+    return torch.cat([torch.tensor(part, dtype=torch.int32) for part in parts])
 
 
 def refuse_wild(symbols: Tensor, read: bool) -> None:

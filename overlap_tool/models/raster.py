@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import OverlapToolError, SlowKernelWarning
 from overlap_tool.kernels import is_exact
 from overlap_tool.kernels.form import Form
-from overlap_tool.kernels.raster import CodedRow, PositionLayer, coder, panel
+from overlap_tool.kernels.raster import MOST_HIDDEN, CodedRow, PositionLayer, coder, panel
 from overlap_tool.kernels.threads import run_on_threads
 from overlap_tool.kernels.trial import Kernel, Layer, kernel_for
 from overlap_tool.models.coding_tables import refuse_broken, tables_of
@@ -91,6 +91,19 @@ class Dense(NamedTuple):
     slope: float
 
 
+class Rate(NamedTuple):
+    """How finely a variable-rate model rounds; as it stands here, as any other does."""
+
+    gain: float = 1
+    """Of scales."""
+    stretch: float = 1
+    """Of what is rounded."""
+    step: float = 1
+    """Of symbols, when they are decoded."""
+    net: tuple[Tensor, ...] = ()
+    """Weights and biases of what brings symbols nearer to 0 before that: three layers, with one output."""
+
+
 @dataclass(frozen=True)
 class Loops:
     """What a model computes at every position, and both loops."""
@@ -100,6 +113,9 @@ class Loops:
     context_bias: Tensor
     parameters: list[Dense]
     gaussian: Any
+    rate: Rate
+    shift: Tensor | None
+    """Added to what the context gives."""
 
     @property
     def reach(self) -> int:
@@ -109,13 +125,13 @@ class Loops:
     def compress(self, y_hat: Tensor, params: Tensor) -> bytes:
         shape = (params.shape[2], params.shape[3] * y_hat.shape[1])
         symbols, indexes = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.int16)
-        rows = _Coder(self.gaussian, y_hat)
+        rows = _Coder(self, y_hat)
         for at in self._rows(rows, y_hat, params):
             symbols[at], indexes[at] = rows.symbols, rows.indexes
         return encoded(symbols.view(-1), indexes.view(-1), *rows.tables)
 
     def decompress(self, string: bytes, y_hat: Tensor, params: Tensor) -> None:
-        rows = _Coder(self.gaussian, y_hat, string)
+        rows = _Coder(self, y_hat, string)
         for _ in self._rows(rows, y_hat, params):
             if rows.row.wild:
                 raise altered(f"a symbol past {MOST}")
@@ -128,7 +144,7 @@ class Loops:
         above = _Begun(self.context[:, :-1].permute(0, 3, 1, 2))
         beside = _Begun(first.weight[:, :told, None, None])
         layers = [
-            _Layer(Dense(self.context[:, -1, :reach].flatten(1), self.context_bias, 1)),
+            _Layer(Dense(self.context[:, -1, :reach].flatten(1), self.context_bias, 1), self.shift),
             _Layer(first._replace(weight=first.weight[:, told:])),
             *(_Layer(layer) for layer in others),
         ]
@@ -156,12 +172,13 @@ class _Begun:
 class _Layer:
     """A layer as the generated code reads it."""
 
-    def __init__(self, layer: Dense) -> None:
+    def __init__(self, layer: Dense, shift: Tensor | None = None) -> None:
         weight = _whole_panels(layer.weight)
         self.weight = weight.unflatten(0, (-1, panel())).transpose(1, 2).contiguous()
         self.bias = _whole_panels(layer.bias)
         self.slope = layer.slope
         self.y, self.zeros = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
+        self.shift = self.zeros if shift is None else _whole_panels(shift)
 
     def step(self, begun: Tensor | None) -> PositionLayer:
         """With chains that begin at 0, or were begun for all positions of a row."""
@@ -173,6 +190,7 @@ class _Layer:
             start=(self.zeros if begun is None else begun).data_ptr(),
             start_step=0 if begun is None else len(self.bias),
             bias=self.bias.data_ptr(),
+            shift=self.shift.data_ptr(),
             y=self.y.data_ptr(),
             slope=_bits(self.slope),
         )
@@ -181,7 +199,8 @@ class _Layer:
 class _Coder:
     """Codes one row of a map after another: rounds its numbers, or decodes them from a string."""
 
-    def __init__(self, gaussian: Any, y_hat: Tensor, string: bytes | None = None) -> None:
+    def __init__(self, loops: Loops, y_hat: Tensor, string: bytes | None = None) -> None:
+        gaussian, rate = loops.gaussian, loops.rate
         words = bytearray(string or b"") + bytes(8 + -len(string or b"") % 4)
         self.words = torch.frombuffer(words, dtype=torch.int32)
         self.thresholds = gaussian.scale_table.contiguous()
@@ -189,11 +208,17 @@ class _Coder:
         channels, _, width = y_hat.shape[1:]
         self.kept = torch.zeros(2, channels * width + panel(), dtype=torch.int32)
         cdf, lengths, offsets = self.tables
+        self.net = torch.cat([torch.zeros(0), *(part.flatten() for part in rate.net)])
         self.row = CodedRow(
             channels=channels,
             thresholds=self.thresholds.data_ptr(),
             last=len(self.thresholds) - 1,
             bound=_bits(float(gaussian.lower_bound_scale.bound)),
+            gain=_bits(rate.gain),
+            stretch=_bits(rate.stretch),
+            step=_bits(rate.step),
+            net=self.net.data_ptr(),
+            hidden=len(rate.net[0]) if rate.net else 0,
             symbols=self.kept[0].data_ptr(),
             indexes=self.kept[1].data_ptr(),
             decodes=string is not None,
@@ -244,7 +269,7 @@ def _quick(
     rows, columns = CORNER
     if not is_exact() or height * width <= 2 * rows * columns:
         return None
-    loops = _loops(model)
+    loops = _loops(model, more)
     if loops is None or not _are_for(loops, y_hat, params, height, width, kernel, padding):
         return None
     refuse_broken(tables_of(loops.gaussian), f"{type(model).__name__}, gaussian_conditional")
@@ -264,19 +289,17 @@ def _quick(
     return loops
 
 
-def _loops(model: Any) -> Loops | None:
-    """Of a model whose loops are CompressAI's, and made of the parts that those were written for."""
+def _loops(model: Any, more: tuple[Any, ...] = ()) -> Loops | None:
+    """Of a model whose loops are CompressAI's, and made of the parts that those were written for; `more` is
+    what they are told of the rate."""
     from compressai.entropy_models import GaussianConditional
     from compressai.layers import MaskedConv2d
-    from compressai.models import JointAutoregressiveHierarchicalPriors
 
-    own = (
-        getattr(type(model), name) is getattr(JointAutoregressiveHierarchicalPriors, name) for name in LOOPS
-    )
     gaussian: Any = getattr(model, "gaussian_conditional", None)
     context: Any = getattr(model, "context_prediction", None)
     layers = _dense(getattr(model, "entropy_parameters", None))
-    if not all(own) or type(gaussian) is not GaussianConditional or layers is None:
+    told = _rate(model, more)
+    if told is None or type(gaussian) is not GaussianConditional or layers is None:
         return None
     if type(context) is not MaskedConv2d or context.groups != 1 or context.bias is None:
         return None
@@ -290,7 +313,45 @@ def _loops(model: Any) -> Loops | None:
     if not torch.equal(context.mask, seen.expand_as(context.mask)) or not context.weight.isfinite().all():
         return None
     taps = context.weight.detach()[:, :, : reach + 1].permute(0, 2, 3, 1)
-    return Loops(taps, context.bias.detach(), layers, gaussian)
+    return Loops(taps, context.bias.detach(), layers, gaussian, *told)
+
+
+def _rate(model: Any, more: tuple[Any, ...]) -> tuple[Rate, Tensor | None] | None:
+    """How finely it rounds, and what that adds to its context; nothing if its loops are others."""
+    from compressai.models import JointAutoregressiveHierarchicalPriors
+    from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr
+
+    def has_loops_of(kind: type[nn.Module]) -> bool:
+        return all(getattr(type(model), name) is getattr(kind, name) for name in LOOPS)
+
+    if has_loops_of(JointAutoregressiveHierarchicalPriors):
+        return (Rate(), None) if not more else None
+    if not has_loops_of(JointAutoregressiveHierarchicalPriorsVbr) or len(more) != 3:
+        return None
+    scale, rescale, stage = more
+    if not all(isinstance(one, Tensor) and one.numel() == 1 for one in (scale, rescale)):
+        return None
+    rate = Rate(gain=scale.item())
+    if stage == 1:
+        return rate, None
+    net = () if model.no_quantoffset else _net(model.QuantABCD)
+    if net is None or not (model.no_quantoffset or model.ste_recursive):
+        return None
+    rate = rate._replace(stretch=scale.item(), step=rescale.item(), net=net)
+    return rate, model.scale_to_context(scale.view(1, 1))[0].detach() if model.scl2ctx else None
+
+
+def _net(part: Any) -> tuple[Tensor, ...] | None:
+    """Weights and biases of three linear layers with rectifiers between them, from two numbers to one."""
+    if type(part) is not nn.Sequential:
+        return None
+    if [type(layer) for layer in part] != [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]:
+        return None
+    found = tuple(tensor.detach() for tensor in part.parameters())
+    hidden = len(found[0])
+    shapes = [(hidden, 2), (hidden,), (hidden, hidden), (hidden,), (1, hidden), (1,)]
+    fits = [tuple(tensor.shape) for tensor in found] == shapes and hidden <= MOST_HIDDEN
+    return found if fits else None
 
 
 def _dense(part: Any) -> list[Dense] | None:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from overlap_tool import plugins
 from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.graph.copying import copied
+from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine
@@ -125,13 +126,16 @@ class _Observed:
     """Whether the model gives the same bits when its inline stages are computed as one each."""
 
 
-def survey(model: nn.Module, only: str | None = None) -> Survey:
+def survey(model: nn.Module, only: str | None = None, example: Example | None = None) -> Survey:
     """The stages of a model in the order in which it defines them.
 
     `only` picks one, by its name or the last part of it, or names any other part that maps one map to one;
-    nothing else is traced then.
+    nothing else is traced then. A model that is called as in an `example` is one stage.
     """
     plugins.discover()  # for their rules
+    if example is not None:
+        network = trace(example.applied_to(model), "", sum(example.channels) or None)
+        return Survey((Stage("", model, network, Fraction(1)),), 1, network.ops[0].channels)
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
     inlined = {each.name: each for each in inline.stages_of(model)}

@@ -18,6 +18,7 @@ from overlap_tool.geometry.axis import exact_overlap
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.copying import copied
+from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
@@ -236,13 +237,15 @@ def analyze(
     architecture: str | None = None,
     model_class: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
     trust: bool = False,
 ) -> Analysis:
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
     `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height;
     `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
-    chosen tile takes.
+    chosen tile takes. A model that takes more than an image is called as in `example`: the arguments of a
+    call, `(image, 3)`, or those by keyword that follow an image, `{"qp": 21}`.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
@@ -259,7 +262,8 @@ def analyze(
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
-    found = survey(_apart(model) if isinstance(model, nn.Module) else loaded.model, only=stage)
+    subject = _apart(model) if isinstance(model, nn.Module) else loaded.model
+    found = survey(subject, only=stage, example=None if example is None else Example.of(example))
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,

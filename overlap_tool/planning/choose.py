@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import Padding, Span
@@ -17,6 +17,7 @@ from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
+from overlap_tool.rules.placing import placed
 from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
@@ -293,6 +294,12 @@ class _Moment:
     ends: int
 
 
+def _placed_numbers(network: Network) -> int:
+    """Numbers of the values of every position, which are made whole."""
+    wholes = {op.args[0] for op in network.ops if isinstance(op, Op) and op.target is placed}
+    return sum(prod(whole.shape) for whole in wholes if not whole.summary)
+
+
 def _memory(
     network: Network,
     parts: Sequence[SegmentPlan],
@@ -310,7 +317,7 @@ def _memory(
     sizes = {op.id: op.channels * area for op, area in zip(network.ops, areas, strict=True)}
     given = sizes[network.ops[0].id]
     returned = 0
-    values = packed = 0
+    values, packed = _placed_numbers(network), 0
     moments = []
     for number, (part, of_ops) in enumerate(zip(parts, costs, strict=True)):
         segment = part.segment

@@ -68,23 +68,26 @@ def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
 def crop(call: Call, input: Operand, index: Any) -> Rule:
     """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant."""
     full = full_index(call, index, len(input.shape))
-    channels, spatial = full[:-2], full[-2:]
+    at = len(full) + input.at
+    channels, spatial = (*full[:at], *full[at + 2 :]), full[at : at + 2]
     if full[0] != WHOLE:
         call.refuse("picks images by its index")
     if not all(isinstance(item, slice | int) for item in channels) and not _one_list_of_numbers(channels):
         call.refuse("picks channels by what is no number, slice or single list of numbers")
-    sizes = call.input_shapes[0][-2:]
+    sizes = call.input_shapes[0][at : at + 2]
     rows, columns = (_slice_geometry(call, item, n) for item, n in zip(spatial, sizes, strict=True))
     strides = rows.period.input, columns.period.input
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        index = (*channels, slice(None, None, strides[0]), slice(None, None, strides[1]))
+        every = slice(None, None, strides[0]), slice(None, None, strides[1])
+        index = (*full[:at], *every, *full[at + 2 :])
         return input[index]
 
-    return Rule(run, rows, columns, uniform=True)
+    behind = sum(isinstance(item, int) for item in full[at + 2 :])
+    return Rule(run, rows, columns, uniform=True, at=input.at + behind)
 
 
-@register_rule(getitem)
+@register_rule(getitem, any_layout=True)
 def indexed(call: Call, input: Operand, index: Any) -> Rule:
     return crop(call, input, index)
 

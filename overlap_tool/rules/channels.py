@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from overlap_tool.rules import barriers, borders, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.pieces import Patches
-from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, SizeArgument, register_rule
+from overlap_tool.rules.registry import ROWS_AT, Call, Operand, Reduction, Rule, SizeArgument, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -22,19 +22,31 @@ def dims_of(dim: Any, ndim: int) -> list[int]:
     return [d % ndim for d in dims]
 
 
-def along_the_map(dims: list[int], ndim: int) -> bool:
-    return ndim - 1 in dims or ndim - 2 in dims
+def along_the_map(dims: list[int], input: Operand) -> bool:
+    return not _rows_and_columns(input).isdisjoint(dims)
 
 
-def _every_position(dims: list[int], ndim: int) -> bool:
-    return {ndim - 2, ndim - 1} <= set(dims) and 0 not in dims
+def _rows_and_columns(input: Operand) -> set[int]:
+    rows = len(input.shape) + input.at
+    return {rows, rows + 1}
 
 
-def _only_channels(call: Call, dim: Any, ndim: int, doing: str) -> None:
-    dims = dims_of(dim, ndim)
-    if along_the_map(dims, ndim):
+def _every_position(dims: list[int], input: Operand) -> bool:
+    return _rows_and_columns(input) <= set(dims) and 0 not in dims
+
+
+def _only_channels(call: Call, input: Operand, dim: Any, doing: str) -> list[int]:
+    dims = dims_of(dim, len(input.shape))
+    if along_the_map(dims, input):
         call.refuse_global(f"{doing} over rows or columns")
     _no_images(call, dims, doing)
+    return dims
+
+
+def _rows_without(call: Call, input: Operand, dims: list[int]) -> int:
+    """Where the rows are in the result of a reduction, which drops dimensions or leaves them at one."""
+    dropped = len(input.shape) - len(call.output_shapes[0])
+    return input.at + (sum(dim > max(_rows_and_columns(input)) for dim in dims) if dropped else 0)
 
 
 def _no_images(call: Call, dims: list[int], doing: str) -> None:
@@ -42,22 +54,22 @@ def _no_images(call: Call, dims: list[int], doing: str) -> None:
         call.refuse(f"{doing} over the batch")
 
 
-@register_rule(torch.cat, torch.concat, torch.concatenate)
+@register_rule(torch.cat, torch.concat, torch.concatenate, any_layout=True)
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
         call.refuse("joins a map and a value that is none")
     dims = dims_of(dim, len(tensors[0].shape))
     _no_images(call, dims, "joins maps")
-    if along_the_map(dims, len(tensors[0].shape)):
+    if along_the_map(dims, tensors[0]):
         call.refuse_size("joins maps side by side, at a place that depends on their size")
     return Rule(lambda patches, tensors, dim=0: torch.cat(tensors, dim))
 
 
-@register_rule(torch.narrow, "narrow")
+@register_rule(torch.narrow, "narrow", any_layout=True)
 def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rule:
     dims = dims_of(dim, len(input.shape))
     _no_images(call, dims, "cuts a map")
-    if along_the_map(dims, len(input.shape)):
+    if along_the_map(dims, input):
         if not call.of_one_size:
             call.refuse_size("cuts rows or columns at a place counted from one border")
         index = [slice(None)] * len(input.shape)
@@ -70,26 +82,33 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     torch.sum, torch.mean, torch.amax, torch.amin, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax,
     torch.prod, torch.var, torch.std, torch.logsumexp, torch.cumsum, torch.cumprod, torch.logcumsumexp,
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
-    "cumsum", "cumprod", "logcumsumexp", torch.argmax, torch.argmin, "argmax", "argmin",
+    "cumsum", "cumprod", "logcumsumexp", torch.argmax, torch.argmin, "argmax", "argmin", any_layout=True,
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:
     """Over channels at every position; over all rows and columns of an image, a barrier."""
-    ndim = len(input.shape)
-    dims = dims_of(dim, ndim)
-    if _every_position(dims, ndim) and "softmax" not in call.kind:
+    dims = dims_of(dim, len(input.shape))
+    if _every_position(dims, input) and "softmax" not in call.kind:
+        _rows_and_columns_last(call, input)
         return barriers.reduction(call, call.kind, dims, *args, **kwargs)
-    _only_channels(call, dim, len(input.shape), "reduces")
-    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
+    _only_channels(call, input, dim, "reduces")
+    at = _rows_without(call, input, dims)
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs), at=at)
 
 
-@register_rule(torch.max, torch.min, "max", "min")
+def _rows_and_columns_last(call: Call, input: Operand) -> None:
+    if input.at != ROWS_AT:
+        call.refuse("reduces a map whose rows and columns are not its last two dimensions")
+
+
+@register_rule(torch.max, torch.min, "max", "min", any_layout=True)
 def extreme(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     """`torch.max(x, y)` at every position; `torch.max(x, 1)` over channels, values and where they stand."""
     other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
     if isinstance(other, Operand):
         return pointwise.between_positions(call, input, *args, **kwargs)
-    _only_channels(call, other, len(input.shape), "reduces")
-    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
+    dims = _only_channels(call, input, other, "reduces")
+    at = _rows_without(call, input, dims)
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs), at=at)
 
 
 def _computed(call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -157,27 +176,29 @@ def like(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
 def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None, **_: Any) -> Rule:
     if isinstance(repeats, Operand):
         call.refuse("repeats by numbers in a tensor")
-    _only_channels(call, dim, len(input.shape), "repeats")
+    _only_channels(call, input, dim, "repeats")
     return Rule(lambda patches, *args, **kwargs: torch.repeat_interleave(*args, **kwargs))
 
 
-@register_rule(torch.norm, torch.linalg.vector_norm, "norm")
+@register_rule(torch.norm, torch.linalg.vector_norm, "norm", any_layout=True)
 def norm(
     call: Call, input: Operand, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Rule | Reduction:
     p = kwargs.get("ord", p)
     dims = dims_of(dim, len(input.shape))
     plain = kwargs.get("dtype") is None and kwargs.get("out") is None
-    if _every_position(dims, len(input.shape)) and p in (2, "fro", None) and plain:
+    if _every_position(dims, input) and p in (2, "fro", None) and plain:
+        _rows_and_columns_last(call, input)
         return barriers.norm(dims, keepdim)
-    _only_channels(call, dim, len(input.shape), "takes the norm")
-    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs))
+    _only_channels(call, input, dim, "takes the norm")
+    at = _rows_without(call, input, dims)
+    return Rule(lambda patches, *args, **kwargs: _computed(call, *args, **kwargs), at=at)
 
 
-@register_rule(nn.Softmax, nn.Softmax2d)
+@register_rule(nn.Softmax, nn.Softmax2d, any_layout=True)
 def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
     dim = getattr(module, "dim", 1)
-    _only_channels(call, 1 if dim is None else dim, len(input.shape), "normalises")
+    _only_channels(call, input, 1 if dim is None else dim, "normalises")
     return Rule(lambda patches, module, input: module(input))
 
 

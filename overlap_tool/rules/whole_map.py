@@ -29,6 +29,6 @@ def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
 )  # fmt: skip
 def frequencies(call: Call, input: Operand, size: Any = None, dim: Any = None, *_: Any, **__: Any) -> Rule:
     """`dim` left out is the last one at least, which is that of the columns."""
-    if dim is None or along_the_map(dims_of(dim, len(input.shape)), len(input.shape)):
+    if dim is None or along_the_map(dims_of(dim, len(input.shape)), input):
         call.refuse_global("transforms rows or columns to frequencies or back")
     call.refuse("transforms channels to frequencies or back")

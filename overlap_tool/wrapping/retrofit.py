@@ -31,6 +31,7 @@ from overlap_tool.errors import (
     TrainingModeError,
 )
 from overlap_tool.graph.copying import copied, with_own_forward
+from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.trace import fitted, trace
@@ -60,6 +61,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 PLANS_KEPT = 8
 
+OTHERS_KEPT = 8
+"""For so many values of its parameters a model is kept as it was traced."""
+
 METHODS = ("forward", "compress", "decompress", "update")
 """What of a model computes, and so belongs into the engine: tables, too."""
 
@@ -80,8 +84,19 @@ class Wrapped:
 class TiledForward:
     """The forward of one stage: it plans for the size of its input, and runs the plan."""
 
-    def __init__(self, module: nn.Module, name: str, input_scale: Fraction, settings: Settings) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        input_scale: Fraction,
+        settings: Settings,
+        example: Example | None = None,
+    ) -> None:
         self.module = module
+        self.example = example
+        """How it is called, if with more than a map."""
+        self.others: tuple[TiledForward, ...] = ()
+        """The same for calls with other parameters."""
         self.name = name
         self.input_scale = input_scale
         self.settings = settings
@@ -97,7 +112,7 @@ class TiledForward:
             with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
                 if not self._is_as_traced():
                     self._snapshot = None  # nor is it if that is refused
-                    self.is_traced_as(_traced_anew(self.module, self.name, self._network))
+                    self.is_traced_as(_traced_anew(self.module, self.name, self._network, self.example))
         assert self._network is not None
         return self._network
 
@@ -112,6 +127,7 @@ class TiledForward:
         """Run by these from now on."""
         self.settings = settings
         self._plans.clear()
+        self.others = ()
 
     def fitted(self, images: int, rows: int, columns: int) -> Network:
         """The network for inputs of this size. If the module refuses them, its own error is raised."""
@@ -136,14 +152,27 @@ class TiledForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self.require_inference()
+        whole: Any = args[0] if len(args) == 1 and not kwargs else None
+        if self.example is not None and (call := self.example.of_call(args, kwargs)) is not None:
+            whole, example = call
+            if not self.example.same_as(example):
+                return self._by(example)(*args, **kwargs)
         with engine(self.settings.engine):
-            if kwargs or len(args) != 1 or not _takes(network, args[0]):
+            if not _takes(network, whole):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
-            images, _, rows, columns = args[0].shape
+            images, _, rows, columns = whole.shape
             if not (fitted := self.fitted(images, rows, columns)).accepts(rows, columns):
-                return self._at_odd_size(fitted, args[0])
-            return (_runner.get() or TiledForward.tiled)(self, args[0])
+                return self._at_odd_size(fitted, whole, args, kwargs)
+            return (_runner.get() or TiledForward.tiled)(self, whole)
+
+    def _by(self, example: Example) -> TiledForward:
+        """The forward for calls with other parameters."""
+        found = next((each for each in self.others if example.same_as(each.example or example)), None)
+        if found is None:
+            found = TiledForward(self.module, self.name, self.input_scale, self.settings, example)
+            self.others = (*self.others, found)[-OTHERS_KEPT:]
+        return found
 
     def require_inference(self) -> Network:
         """The network, of a module that is in no part in training mode."""
@@ -172,11 +201,13 @@ class TiledForward:
             )
         return results.returned(whole, values)
 
-    def _at_odd_size(self, network: Network, whole: Tensor) -> Any:
+    def _at_odd_size(
+        self, network: Network, whole: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
         it refuses that size, too."""
         try:
-            return self.original(whole)
+            return self.original(*args, **kwargs)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, OverlapToolError | torch.OutOfMemoryError):
                 network.require(*whole.shape[2:])
@@ -184,7 +215,7 @@ class TiledForward:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
-        return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}}
+        return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}, "others": ()}
 
 
 def _takes(network: Network, whole: Any) -> bool:
@@ -196,10 +227,12 @@ def _takes(network: Network, whole: Any) -> bool:
     return whole.shape[1] == first.channels
 
 
-def _traced_anew(module: nn.Module, name: str, before: Network | None) -> Network:
+def _traced_anew(module: nn.Module, name: str, before: Network | None, example: Example | None) -> Network:
     """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
     # other threads run the module itself
-    twin = with_own_forward(module)
+    twin = with_own_forward(module) if example is None else example.applied_to(module)
+    if before is None and example is not None:
+        return trace(twin, name, sum(example.channels) or None)
     if before is not None:
         try:
             return trace(twin, name, before.ops[0].channels)
@@ -258,6 +291,7 @@ def wrap(
     batch: int = 1,
     engine: Engine = "exact",
     uniform: bool = False,
+    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
     inplace: bool = False,
 ) -> Model:
     """The same model with its stages computed tile by tile, in bounded memory.
@@ -267,8 +301,11 @@ def wrap(
     `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
     and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
     from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
-    for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage. A copy is
-    wrapped, unless `inplace`.
+    for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage.
+
+    A model that takes more than an image is called as in `example`: the arguments of a call, `(image, 3)`, or
+    those by keyword that follow an image, `{"qp": 21}`. Maps among them have one size; parameters may change
+    from call to call. A copy is wrapped, unless `inplace`.
 
     >>> import overlap_tool
     >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
@@ -292,6 +329,7 @@ def wrap(
             uniform=uniform,
         ),
         inplace,
+        None if example is None else Example.of(example),
     )
 
 
@@ -408,6 +446,12 @@ def save(
     the class, "package.module:Class", and `arguments` are those of its constructor, fit for JSON.
     """
     settings = _settings_of_wrapped(model)
+    if any(stage.example is not None for stage in tiled_stages(model).values()):
+        raise OptionError(
+            type(model).__name__,
+            "is wrapped with an example of its arguments, which a file does not hold",
+            "Save the model's own weights, and wrap it after loading them",
+        )
     origin = checkpoint.origin_of(model)
     if architecture is not None:
         origin = checkpoint.Origin(architecture, arguments or {})
@@ -434,17 +478,17 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
     return origin
 
 
-def _wrapped(model: Model, settings: Settings, inplace: bool) -> Model:
+def _wrapped(model: Model, settings: Settings, inplace: bool, example: Example | None = None) -> Model:
     if settings_of(model) is not None:
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copied(model)
-    _tiling(model).begin(settings)
+    _tiling(model, example).begin(settings)
     show_settings(model, settings)
     return model
 
 
-def _tiling(model: nn.Module) -> Tiling:
-    return LoopTiling(model) if isinstance(model, ClosedLoop) else StageTiling(model)
+def _tiling(model: nn.Module, example: Example | None = None) -> Tiling:
+    return LoopTiling(model) if isinstance(model, ClosedLoop) else StageTiling(model, example)
 
 
 @dataclass(frozen=True)
@@ -452,6 +496,7 @@ class StageTiling:
     """The tiles of a model's stages."""
 
     model: nn.Module
+    example: Example | None = None
     tile = Size(256, 256)
 
     @property
@@ -459,11 +504,11 @@ class StageTiling:
         return next((stage.settings for stage in tiled_stages(self.model).values()), None)
 
     def begin(self, settings: Settings) -> None:
-        model, found = self.model, survey(self.model)
+        model, found = self.model, survey(self.model, example=self.example)
         _require(settings, (stage.network for stage in found.stages))
         for stage in found.stages:
             name = stage.name or type(model).__name__
-            forward = TiledForward(stage.module, name, stage.input_scale, settings)
+            forward = TiledForward(stage.module, name, stage.input_scale, settings, self.example)
             stage.run_by(forward)
             forward.is_traced_as(stage.network)
         made = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
@@ -536,7 +581,9 @@ def _wrap_replaced_stages(model: nn.Module) -> None:
                 "Call overlap_tool.unwrap, then wrap again",
             )
         if _forward_of(part) is None:
-            part.forward = TiledForward(part, forward.name, forward.input_scale, forward.settings)
+            part.forward = TiledForward(
+                part, forward.name, forward.input_scale, forward.settings, forward.example
+            )
         wrapped.parts = {**wrapped.parts, path: (part,)}
 
 

@@ -211,3 +211,45 @@ def test_that_check_leaves_the_model_as_it_was():
     module = doing(counting)
     overlap_tool.analyze(module)
     assert (module.calls, module.notes, module.training) == (0, {"seen": []}, False)
+
+
+class Folding(nn.Module):
+    """As SPAN's convolutions are: the forward makes one layer's weights of the others', each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3, padding=1)
+        self.folded = nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("oikl,ij->ojkl", self.second.weight.data, self.first.weight.data[..., 0, 0])
+        self.made = weight
+        self.folded.weight.data = self.made.contiguous()
+        self.folded.bias.data = self.second.bias + self.folded.weight.sum((1, 2, 3))
+        return self.folded(x)
+
+
+def test_weights_that_are_made_of_others_while_it_runs() -> None:
+    torch.manual_seed(0)
+    model = Folding().eval()
+    before = model.folded.weight.clone()
+    tiled = overlap_tool.wrap(model, tile=16)
+    assert torch.equal(model.folded.weight, before)
+    image = torch.rand(1, 3, 40, 33)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        expected = model(image)
+        assert torch.equal(tiled(image), expected)
+        for part in (model, tiled):
+            part.second.weight.mul_(2)
+        assert torch.equal(tiled(image), model(image))
+        assert not torch.equal(tiled(image), expected)
+
+
+def test_weights_that_are_made_of_the_input_are_refused() -> None:
+    class Following(Folding):
+        def forward(self, x: Tensor) -> Tensor:
+            self.folded.weight.data = x * 2
+            return self.folded(x)
+
+    with pytest.raises(TraceError, match=r"assigns to \.data"):
+        overlap_tool.analyze(Following().eval())

@@ -21,6 +21,7 @@ import overlap_tool
 from overlap_tool.errors import SizeDependenceError, TraceError
 from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import fitted, trace
+from overlap_tool.verification.observing import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,6 +151,34 @@ def pooled_by_size(m: Any, x: Tensor) -> Tensor:
     return F.interpolate(y, size=(h, w)) * F.interpolate(z, size=(h, w)) + x
 
 
+def by_its_columns(m: Any, x: Tensor) -> Tensor:
+    return m.wide(x + torch.linspace(0, 1, x.shape[3]))
+
+
+def with_zeros_of_its_size(m: Any, x: Tensor) -> Tensor:
+    return m.wide(x) * torch.ones(x.shape[2:]) + x.new_zeros(x.shape[0], 1, x.shape[2], x.shape[3])
+
+
+def with_coordinates(m: Any, x: Tensor) -> Tensor:
+    """As CoordConv has them, and at half the size."""
+    rows = torch.linspace(-1, 1, x.shape[2])[None, None, :, None].expand(x.shape[0], -1, -1, x.shape[3])
+    columns = torch.linspace(-1, 1, x.shape[3]).expand(x.shape[0], 1, x.shape[2], -1)
+    y = torch.cat([x[:, :2], rows, columns], 1)
+    z = m.down(y)
+    grid = torch.meshgrid(torch.arange(z.shape[2]), torch.arange(z.shape[3]), indexing="ij")
+    return z + (grid[0] * 3 + grid[1]).float().cos()
+
+
+def pooled_and_spread(m: Any, x: Tensor) -> Tensor:
+    """As DeepLab does."""
+    whole = F.interpolate(
+        x.mean((2, 3), keepdim=True), size=x.shape[2:], mode="bilinear", align_corners=False
+    )
+    return m.wide(torch.cat([x[:, :2], whole[:, 1:3]], 1)) + m.down(x).mean(
+        (1, 2, 3), keepdim=True
+    ).expand_as(x)
+
+
 def by_the_time_of_each_image(m: Any, x: Tensor) -> Tensor:
     """As networks for diffusion do: what is made for each image does not follow its size."""
     steps = 0.3 * torch.ones(x.shape[0])
@@ -183,6 +212,7 @@ TRACED = [
     joined_by_corners, up_by_corners, unet_that_pads_its_skips, cropped_in_the_middle, asserting, deciding,
     upscaling_by_less_than_two, shrinking_between, nearest_exact, halves, chunks, narrowed, by_a_number,
     with_a_summary, without_its_last_column, far_less_than_the_map, pooled_by_size, by_the_time_of_each_image,
+    by_its_columns, with_zeros_of_its_size, with_coordinates, pooled_and_spread,
     deciding_by_how_many_numbers_there_are,
 ]  # fmt: skip
 
@@ -205,7 +235,9 @@ def assert_tiles_are_right(module: nn.Module, sizes: Any = SIZES, images: int = 
                         tiled(image.clone())
                 continue
             for schedule, tiled in wrapped.items():
-                assert torch.equal(tiled(image.clone()), whole), (height, width, schedule)
+                found, expected = tensors_in(tiled(image.clone())), tensors_in(whole)
+                assert list(found) == list(expected)
+                assert all(map(torch.equal, found.values(), expected.values())), (height, width, schedule)
 
 
 @pytest.mark.parametrize("compute", TRACED, ids=lambda compute: compute.__name__)
@@ -214,10 +246,28 @@ def test_tiles_give_the_bits_of_the_module(compute) -> None:
 
 
 @pytest.mark.parametrize(
-    "compute", [with_a_summary, padded_to_a_multiple, by_a_number, by_the_time_of_each_image]
+    "compute",
+    [
+        with_a_summary,
+        padded_to_a_multiple,
+        by_a_number,
+        by_the_time_of_each_image,
+        with_coordinates,
+        pooled_and_spread,
+    ],
 )
 def test_of_several_images_too(compute) -> None:
     assert_tiles_are_right(doing(compute), SIZES[:2], images=3)
+
+
+@pytest.mark.parametrize("compute", TRACED, ids=lambda compute: compute.__name__)
+def test_tiles_in_batches_give_the_bits_of_the_module(compute) -> None:
+    """What is computed by its place was once computed for several tiles as for the first of them."""
+    module = doing(compute)
+    tiled = overlap_tool.wrap(module, tile=(13, 17), schedule="tiles", batch=4)
+    image = torch.rand(1, 3, 80, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(tiled(image.clone()), module(image.clone()))
 
 
 @pytest.mark.parametrize("compute", TRACED, ids=lambda compute: compute.__name__)
@@ -274,14 +324,6 @@ def test_verify_holds(compute) -> None:
 # --- refused -----------------------------------------------------------------------------------------------
 
 
-def positions(m: Any, x: Tensor) -> Tensor:
-    return x + torch.linspace(0, 1, x.shape[3])
-
-
-def zeros(m: Any, x: Tensor) -> Tensor:
-    return x + torch.zeros(x.shape[2], x.shape[3])
-
-
 def counted(m: Any, x: Tensor) -> Tensor:
     return x + torch.tensor([x.shape[2] * 1.0])[:, None, None]
 
@@ -290,9 +332,9 @@ def listed(m: Any, x: Tensor) -> Tensor:
     return x + torch.tensor(range(x.shape[3]))
 
 
-@pytest.mark.parametrize("compute", [positions, zeros, listed], ids=lambda compute: compute.__name__)
+@pytest.mark.parametrize("compute", [listed], ids=lambda compute: compute.__name__)
 def test_a_tensor_made_by_the_size_is_refused(compute) -> None:
-    """A piece would be given the whole of it; the first two were once admitted so."""
+    """A piece would be given the whole of it."""
     with pytest.raises(TraceError) as refused:
         trace(doing(compute), "", 3)
     assert "by the size of its input" in refused.value.reason or "other values" in refused.value.reason
@@ -344,7 +386,8 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
     pool = draw.choice(
         [lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: x[..., ::2, ::2]]
     )
-    both_sides, ahead = draw.random() < 0.5, draw.random() < 0.5
+    both_sides, ahead, several = (draw.random() < 0.5 for _ in range(3))
+    touch = draw.choice([as_it_is, writing_a_part, adding_coordinates, spreading_a_value, pooling_by_size])
 
     def compute(m: Any, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -360,6 +403,7 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
         skips = []
         y = x
         for _ in range(depth):
+            y = touch(m, y)
             skips.append(y)
             y = pool(m.wide(y) if ahead else y.relu())
         for skip in reversed(skips):
@@ -369,9 +413,36 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
             else:
                 y = F.interpolate(y, size=skip.shape[2:], **interpolation)
             y = m.wide(y) + skip
-        return y[:, :, :h, :w]
+        y = y[:, :, :h, :w]
+        return {"out": y, "skips": skips[1:]} if several else y
 
     return compute
+
+
+def as_it_is(m: Any, x: Tensor) -> Tensor:
+    return x
+
+
+def writing_a_part(m: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 1:3] = m.wide(x)[:, :2]
+    y[:, 0] += x[:, 3]
+    return y
+
+
+def adding_coordinates(m: Any, x: Tensor) -> Tensor:
+    rows = torch.arange(x.shape[2]) / x.shape[2]
+    return x + rows[:, None] * torch.linspace(-1, 1, x.shape[3])
+
+
+def spreading_a_value(m: Any, x: Tensor) -> Tensor:
+    whole = F.interpolate(x.mean((2, 3), keepdim=True), size=x.shape[2:])
+    return torch.cat([x[:, :2], whole[:, 2:]], 1)
+
+
+def pooling_by_size(m: Any, x: Tensor) -> Tensor:
+    small = F.adaptive_max_pool2d(x, (max(1, x.shape[2] // 2), max(1, x.shape[3] // 3)))
+    return x * F.interpolate(small, size=x.shape[2:]).sigmoid()
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("CASES", 600)) // 60))

@@ -24,9 +24,10 @@ from overlap_tool import exact_kernels
 from overlap_tool.errors import ContainerError, SlowKernelWarning, WeightsError
 from overlap_tool.models import raster
 from overlap_tool.models.range_coding import MOST, decoder_of, guard
-from overlap_tool.models.raster import Dense, Loops
+from overlap_tool.models.raster import Dense, Loops, Rate
 
 RASTER = ("mbt2018", "cheng2020-anchor", "cheng2020-attn")
+WRAPPED = (*RASTER, "mbt2018-vbr")
 
 
 @pytest.fixture(params=RASTER)
@@ -42,15 +43,15 @@ def _maps(model: Any, height: int, width: int, spread: float = 4) -> tuple[Tenso
 
 
 @torch.no_grad()
-def _agree(model: Any, y_hat: Tensor, params: Tensor) -> None:
+def _agree(model: Any, y_hat: Tensor, params: Tensor, *more: Any) -> None:
     """Both ways give the same string and the same map, and decode the string to it."""
     height, width = params.shape[2:]
     own, ours = y_hat.clone(), y_hat.clone()
     decoded, decoded_here = torch.zeros_like(y_hat), torch.zeros_like(y_hat)
     with exact_kernels():
-        string = model._compress_ar(own, params, height, width, 5, 2)
-        model._decompress_ar(string, decoded, params, height, width, 5, 2)
-        loops = raster._loops(model)
+        string = model._compress_ar(own, params, height, width, 5, 2, *more)
+        model._decompress_ar(string, decoded, params, height, width, 5, 2, *more)
+        loops = raster._loops(model, more)
         assert loops is not None
         assert loops.compress(ours, params) == string
         loops.decompress(string, decoded_here, params)
@@ -84,6 +85,32 @@ def test_padding_may_hold_the_rows_above(model: Any) -> None:
         assert torch.equal(above[..., 2:-2, 2:-2], own[..., 2:-2, 2:-2])
 
 
+@pytest.mark.parametrize("level", [0, 4, 7])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"no_quantoffset": True}, {"scl2ctx": False}, {"stage": 1}],
+    ids=["all of it", "no offsets", "context as it is", "first stage"],
+)
+def test_a_variable_rate(how: dict[str, Any], level: int) -> None:
+    model: Any = copy.deepcopy(small_model("mbt2018-vbr"))
+    stage = how.get("stage", 2)
+    for name in how.keys() & {"no_quantoffset", "scl2ctx"}:
+        setattr(model, name, how[name])
+    scale = model.Gain[level].detach().abs()
+    _agree(model, *_maps(model, 5, 6, spread=20), scale, torch.tensor(1.0) / scale, stage)
+
+
+def test_a_rate_that_other_loops_are_for_is_coded_by_them() -> None:
+    model: Any = copy.deepcopy(small_model("mbt2018-vbr"))
+    scale = torch.tensor(0.5)
+    assert raster._loops(model, (scale, 1 / scale, 2)) is not None
+    assert raster._loops(model, (0.5, 2.0, 1)) is None
+    assert raster._loops(model) is None
+    assert raster._loops(small_model("mbt2018"), (scale, 1 / scale, 2)) is None
+    model.ste_recursive = False
+    assert raster._loops(model, (scale, 1 / scale, 2)) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RASTER)
 def test_full_width_too(name: str) -> None:
@@ -93,7 +120,7 @@ def test_full_width_too(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "mbt2018" else pytest.mark.slow) for name in RASTER]
+    "name", [pytest.param(name, marks=[] if name == "mbt2018" else pytest.mark.slow) for name in WRAPPED]
 )
 def test_a_wrapped_model_codes_by_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And gives the strings and the image of the untouched model, which codes by its own loops."""
@@ -270,7 +297,7 @@ def _plain(tables: list[list[int]], offsets: list[int]) -> Loops:
     seen = torch.cat((torch.eye(2 * CHANNELS), torch.zeros(2 * CHANNELS, 2 * CHANNELS)), 1)
     context = torch.zeros(2 * CHANNELS, 3, 5, CHANNELS)
     nothing = torch.zeros(2 * CHANNELS)
-    return Loops(context, nothing, [Dense(seen, nothing, 1)], gaussian)
+    return Loops(context, nothing, [Dense(seen, nothing, 1)], gaussian, Rate(), None)
 
 
 @st.composite

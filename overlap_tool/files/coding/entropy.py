@@ -21,12 +21,9 @@ from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
-from overlap_tool.models.range_coding import buffered_encoder, decoder_of, refuse_wild
+from overlap_tool.models.range_coding import SYMBOLS_AT_ONCE, buffered_encoder, decoder_of, refuse_wild
 from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
-
-SYMBOLS_AT_ONCE = 1 << 18
-"""How many symbols go to the coder at once, as lists of Python's integers."""
 
 SYMBOLS_IN_A_BAND = 1 << 22
 """The most symbols of one band; fewer where little may be in memory."""

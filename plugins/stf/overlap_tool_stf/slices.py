@@ -18,7 +18,7 @@ from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-from overlap_tool.models.range_coding import decoder_of
+from overlap_tool.models.range_coding import decode_in_pieces, decoder_of, encode_in_pieces
 
 
 class SlicedCodec(CompressionModel):
@@ -87,7 +87,7 @@ class SlicedCodec(CompressionModel):
             indexes = self.gaussian_conditional.build_indexes(scale)
             of_each = zip(encoders, _shared(found, encoders), _shared(indexes, encoders), strict=True)
             for encoder, symbols, where in of_each:
-                encoder.encode_with_indexes(symbols, where, *tables)
+                encode_in_pieces(encoder, symbols, where, *tables)
             return found + mean
 
         self._slice_by_slice(self.entropy_bottleneck.decompress(z_strings, z.shape[-2:]), coded)
@@ -106,10 +106,10 @@ class SlicedCodec(CompressionModel):
                 decoders.extend(decoder_of(string, count) for string in strings[0])
             indexes = _shared(self.gaussian_conditional.build_indexes(scale), decoders)
             symbols = [
-                decoder.decode_stream(of_one, *tables)
+                decode_in_pieces(decoder, of_one, *tables)
                 for decoder, of_one in zip(decoders, indexes, strict=True)
             ]
-            found = torch.tensor(symbols, device=mean.device).reshape(mean.shape)
+            found = torch.cat(symbols).to(mean.device).reshape(mean.shape)
             return self.gaussian_conditional.dequantize(found, mean)
 
         y_hat = self._slice_by_slice(self.entropy_bottleneck.decompress(strings[1], shape), read)
@@ -147,6 +147,6 @@ def activated(layers: Iterable[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*[part for layer in layers for part in (layer, nn.GELU())][:-1])
 
 
-def _shared(numbers: Tensor, coders: Sequence[object]) -> list[list[int]]:
-    """The numbers of a batch as lists, one for each coder: of one image, or of all."""
-    return numbers.reshape(len(coders), -1).tolist()
+def _shared(numbers: Tensor, coders: Sequence[object]) -> Tensor:
+    """The numbers of a batch, in a row for each coder: of one image, or of all."""
+    return numbers.reshape(len(coders), -1)

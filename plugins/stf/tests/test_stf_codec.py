@@ -8,6 +8,7 @@ import json
 import overlap_tool_stf
 import pytest
 import torch
+from overlap_tool_stf import slices
 from overlap_tool_stf.attention import WindowAttention
 from overlap_tool_stf.swin import SwinBlock
 from support.small_models import small_model, small_survey
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from overlap_tool import analyze, checkpoint, exact_kernels, plugins, wrap
 from overlap_tool.cli import app
+from overlap_tool.models import range_coding
 from overlap_tool.settings import Settings
 from overlap_tool.wrapping.retrofit import load, rewrap, save
 
@@ -118,6 +120,25 @@ def test_a_string_that_was_cut_short_goes_on_with_zeros(name: str) -> None:
     assert torch.equal(found["x_hat"], expected["x_hat"])
     with pytest.raises(ValueError, match="2 strings for y"):
         model.decompress([[whole, whole], of_z], written["shape"])
+
+
+@torch.no_grad()
+def test_no_more_symbols_are_a_list_than_go_to_the_coder_at_once(monkeypatch) -> None:
+    model = small_model("wacnn")
+    written = model.compress(textured(128, 128))
+    decoded = model.decompress(written["strings"], written["shape"])["x_hat"]
+    monkeypatch.setattr(range_coding, "SYMBOLS_AT_ONCE", 7)
+    lengths: list[int] = []
+
+    class Watched(slices.BufferedRansEncoder):
+        def encode_with_indexes(self, symbols, indexes, *tables):
+            lengths.extend((len(symbols), len(indexes)))
+            super().encode_with_indexes(symbols, indexes, *tables)
+
+    monkeypatch.setattr(slices, "BufferedRansEncoder", Watched)
+    assert model.compress(textured(128, 128)) == written
+    assert max(lengths) == 7
+    assert torch.equal(model.decompress(written["strings"], written["shape"])["x_hat"], decoded)
 
 
 def test_the_phase_is_the_larger_window_at_its_scale() -> None:
