@@ -165,7 +165,7 @@ def plan_stage(
 def require_uniform(network: Network) -> None:
     """Refuse the first op of which no tiles of one shape can be made."""
     for op in network.ops:
-        if isinstance(op, Input) or op.rule.local:
+        if isinstance(op, Input) or op.rule.local or op.rule.whole:
             continue
         reason = ""
         if Padding.CIRCULAR in (op.rule.rows.padding, op.rule.columns.padding):

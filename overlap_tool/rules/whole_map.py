@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from overlap_tool.geometry import Everything
 from overlap_tool.rules.channels import along_the_map, dims_of
@@ -17,6 +18,8 @@ def kept_whole(call: Call, module: nn.Module, input: Operand, *args: Any, **kwar
     """A part that the model's own code runs on the whole map. It has to return a map of the same size."""
     given, made = call.input_shapes, call.output_shapes
     same = (new[:1] == old[:1] and new[2:] == old[2:] for old, new in zip(given, made, strict=True))
+    if any(isinstance(leaf, Operand) for leaf in tree_leaves((args, kwargs))):
+        call.refuse("is kept whole, and takes more than one map")
     if len(made[0]) != 4 or not all(same):
         call.refuse("is kept whole, and does not return a map of the size of the one that it takes")
     return Rule(lambda patches, module, *args, **kwargs: module(*args, **kwargs), Everything(), Everything())

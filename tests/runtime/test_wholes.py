@@ -83,6 +83,36 @@ def test_it_is_named() -> None:
     assert stage.store_bytes == 2 * 4 * 8 * 160 * 120
 
 
+def test_every_report_shows_it() -> None:
+    analysis = overlap_tool.analyze(autoencoder(), size=(640, 480))
+    for name, written in overlap_tool.report.FORMATS.items():
+        assert "middle.1" in written(analysis), name
+    assert "middle.1, whole" in overlap_tool.report.to_html(analysis)
+    assert overlap_tool.report.svg_files(analysis)
+
+
+def test_tiles_of_one_shape_around_it() -> None:
+    model = autoencoder()
+    tiled, image = overlap_tool.wrap(model, tile=32, uniform=True), torch.rand(1, 3, 61, 83)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(tiled(image), model(image))
+
+
+def test_a_part_that_is_called_with_several_maps_is_refused() -> None:
+    class Twice(Autoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.down(x)
+            return self.up(self.middle[1](self.middle[1](y), y))
+
+    class Pair(Attention):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x if y is None else x + y)
+
+    torch.manual_seed(0)
+    with pytest.raises(OverlapToolError):
+        overlap_tool.analyze(Twice(lambda: Pair(8)).eval())
+
+
 def test_verify_holds() -> None:
     certificate = overlap_tool.verify(autoencoder(), tiles=[32], size=(96, 80), ablate=True)
     assert certificate.holds
