@@ -115,10 +115,11 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         _add(op, result)
     if returned is None:
         return Network(tracer.name, result, "", tracer.root)
-    for id in reversed(list(result)):
-        if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
-            result.remove_node(id)  # a number of images, which only ops on maps asked for
     results = tuple(node.name for node in returned)
+    for id in reversed(list(result)):
+        unread = not result.out_degree(id) and id not in results
+        if isinstance(result.nodes[id]["op"], Summary) and unread:
+            result.remove_node(id)  # a number of images, which only ops on maps asked for
     ops = [id for id, op in result.nodes(data="op") if isinstance(op, Op)]
     # of a network that returns summaries alone, the last map is what they are made of
     *kept, output = [id for id in ops if id in results] or ops[-1:]
