@@ -201,7 +201,8 @@ class _Coder:
 
     def __init__(self, loops: Loops, y_hat: Tensor, string: bytes | None = None) -> None:
         gaussian, rate = loops.gaussian, loops.rate
-        words = bytearray(string or b"") + bytes(8 + -len(string or b"") % 4)
+        given = memoryview(string or b"")  # of nothing but bytes
+        words = bytearray(given) + bytes(8 + -len(given) % 4)
         self.words = torch.frombuffer(words, dtype=torch.int32)
         self.thresholds = gaussian.scale_table.contiguous()
         self.tables = [t.contiguous() for t in (gaussian.quantized_cdf, gaussian.cdf_length, gaussian.offset)]

@@ -63,7 +63,7 @@ class StageOverlap:
 
     @staticmethod
     def of(network: Network) -> StageOverlap:
-        if network.barriers:
+        if network.need_whole_maps:
             return StageOverlap()
         edges = Edges.of(network.rows.overlap, network.columns.overlap)
         fields = network.columns.receptive_field, network.rows.receptive_field
@@ -152,6 +152,8 @@ class SegmentReport:
     reads: tuple[MapReport, ...]
     stores: tuple[StoreReport, ...]
     barriers: tuple[str, ...]
+    kept_whole: tuple[str, ...]
+    """Parts that the model's own code runs on whole maps at its end."""
     store_bytes: int
 
 
@@ -373,6 +375,7 @@ def _segment_reports(
             reads=tuple(reads),
             stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored),
             barriers=tuple(node.name for node in part.reduced if isinstance(node, Barrier)),
+            kept_whole=tuple(node.name for node in part.reduced if isinstance(node, Op)),
             store_bytes=4 * sum(stored.values()),
         )
 

@@ -25,6 +25,7 @@ from overlap_tool.files import Codec, compress, decompress
 from overlap_tool.files.coding import waiting
 from overlap_tool.files.formats import container
 from overlap_tool.files.task import IN_MEMORY
+from overlap_tool.models import raster
 from overlap_tool.runtime import deferred
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,6 +243,24 @@ def test_an_autoregressive_model_tells_how_long_it_takes(tmp_path, monkeypatch) 
     assert any("takes about" in note and note.endswith("and cannot be resumed") for note in notes)
     compress(codec("mbt2018"), tmp_path / "in.npy", tmp_path / "it.lic", in_memory=500, notify=notes.append)
     assert any(note.endswith("and can be resumed") for note in notes)
+
+
+def test_bands_are_coded_in_generated_code(tmp_path, monkeypatch) -> None:
+    """Each with the rows of the one before above it: as they are where the map is one piece."""
+    pixels = photograph("coffee", 130, 250)
+    _, _, expected = untouched("mbt2018", pixels)
+    rows: list[int] = []
+    own = raster.Loops._rows
+
+    def counting(self, coder, y_hat, params):
+        rows.append(params.shape[2])
+        return own(self, coder, y_hat, params)
+
+    monkeypatch.setattr(raster.Loops, "_rows", counting)
+    found = _round_trip(tmp_path, "mbt2018", pixels, in_memory=9000)
+    assert np.array_equal(found, expected)
+    # before each band of 2 rows a corner of it is coded and decoded, in both directions
+    assert rows == [2, 2, 2] * 12
 
 
 def test_another_checkpoint_is_refused(tmp_path) -> None:

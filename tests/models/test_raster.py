@@ -138,6 +138,18 @@ def test_a_wrapped_model_codes_by_them(name: str, monkeypatch: pytest.MonkeyPatc
     assert calls == ["compress", "decompress"]
 
 
+def test_what_is_no_string_is_refused_and_gradients_are_not_in_the_way() -> None:
+    image = textured(192, 64)
+    tiled: Any = overlap_tool.wrap(small_model("mbt2018"), tile=64)
+    with torch.no_grad():
+        expected = tiled.compress(image)
+    coded = tiled.compress(image)
+    assert coded == expected
+    assert tiled.decompress(**coded)["x_hat"].shape == image.shape
+    with pytest.raises(TypeError, match="bytes"):
+        tiled.decompress([[7], coded["strings"][1]], coded["shape"])
+
+
 def test_a_copy_of_a_wrapped_model_codes_by_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     image = textured(192, 64)
     tiled = overlap_tool.wrap(small_model("mbt2018"), tile=64)
