@@ -29,8 +29,14 @@ STEPS = 1_000_000
 MODEL = 2 << 30
 """Bytes of a model that is built from arguments."""
 
-TENSORS = 200_000
+TENSORS = 5_000
 """Tensors that the constructor of a model makes."""
+
+SMALL_MODEL, FEW_TENSORS = 128 << 20, 1_000
+"""A model within these is built before it is known how large it is."""
+
+SMALL_TENSOR = 4096
+"""Bytes of a tensor that is made even to see how large a model is: its constructor may look at it."""
 
 SIDE, PIXELS = 1 << 20, 1 << 34
 """The longest side and the most pixels of an image."""

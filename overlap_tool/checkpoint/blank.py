@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from math import inf, prod
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
+
+_SMALL = 1 << 20
+"""As many numbers are made before it is asked how many there will be."""
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
@@ -42,32 +51,114 @@ class _Blank(TorchFunctionMode):
 
 
 class _Counted(TorchDispatchMode):
-    """Sees every tensor that is made from nothing, whoever makes it, and how."""
+    """Counts the tensors that are there, whoever made them, and how. Those of more than `most`
+    bytes, and what is made of them, are on the meta device, where they have sizes alone."""
 
-    def __init__(self, budget: int, tensors: int) -> None:
+    def __init__(self, budget: int, tensors: int, most: float) -> None:
         super().__init__()
         self.budget = budget
         self.tensors = tensors
+        self.most = most
+        self.made: list[tuple[StorageWeakRef, int]] = []
+        self.bytes = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Or PyTorch imports its compiler, which takes more time and memory than most models."""
+        return False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if any(argument.name == "device" for argument in func._schema.arguments) and not any(
-            isinstance(argument, torch.Tensor) for argument in args
-        ):
-            request = func(*args, **{**kwargs, "device": "meta", "pin_memory": None})
-            self.budget -= request.numel() * request.element_size()
-            self.tensors -= 1
-            if self.budget < 0 or self.tensors < 0:
+        form = _form(func)
+        real = self.most == inf or not any(tensor.is_meta for tensor in _tensors(*args, *kwargs.values()))
+        if real and not any(form.new):
+            return func(*args, **kwargs)
+        made = None
+        if not (real and form.follows_inputs and prod(map(Tensor.numel, _tensors(*args))) <= _SMALL):
+            asked = {**kwargs, "device": "meta", "pin_memory": None} if form.on_device else kwargs
+            try:
+                made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
+            except (RuntimeError, NotImplementedError):
+                if not real:
+                    raise  # else how large it is follows from numbers
+            else:
+                self._make_room(form.size(made))
+        if made is None or (real and form.size(made) <= self.most):
+            made = func(*args, **kwargs)
+            if form.size(made) > self.most:
+                made = tree_map(_on_meta, made)
+        for tensor in form.tensors(made):
+            self.made.append((StorageWeakRef(tensor.untyped_storage()), _bytes(tensor)))
+        self.bytes += form.size(made)
+        self._make_room(0)
+        return made
+
+    def _make_room(self, size: int) -> None:
+        """For so many bytes more, if there is room when what is gone does not count."""
+        if self.bytes + size > self.budget or len(self.made) > self.tensors:
+            self.made = [(storage, bytes) for storage, bytes in self.made if not storage.expired()]
+            self.bytes = sum(bytes for _, bytes in self.made)
+            if self.bytes + size > self.budget or len(self.made) > self.tensors:
                 raise OverBudgetError
-        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the schema of an op says of what it makes."""
+
+    new: tuple[bool, ...]
+    """Of each result, whether it is no view of a tensor that was there."""
+    on_device: bool
+    """Whether it is told a device."""
+    follows_inputs: bool
+    """Whether no result has more numbers than all its inputs multiplied: it is told no size."""
+
+    def tensors(self, made: Any) -> list[Tensor]:
+        """Those that are new."""
+        results = made if isinstance(made, tuple) else (made,)
+        return [
+            result
+            for result, new in zip(results, self.new, strict=False)
+            if new and isinstance(result, Tensor)
+        ]
+
+    def size(self, made: Any) -> int:
+        """In bytes."""
+        return sum(map(_bytes, self.tensors(made)))
+
+
+@cache
+def _form(func: Any) -> _Form:
+    names = {argument.name for argument in func._schema.arguments}
+    sizes = any("int" in str(argument.type).lower() for argument in func._schema.arguments)
+    new = tuple(returned.alias_info is None for returned in func._schema.returns)
+    return _Form(new, "device" in names, not ("device" in names or sizes))
+
+
+def _tensors(*arguments: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an op, and in lists there."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(*argument)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 @contextmanager
-def counted_weights(budget: int, tensors: int) -> Iterator[None]:
-    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most."""
-    with _Counted(budget, tensors):
+def counted_weights(budget: int, tensors: int, most: float = inf) -> Iterator[None]:
+    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most. Of
+    tensors of more than `most` bytes, there are the sizes alone."""
+    with _Counted(budget, tensors, most):
         yield
 
 

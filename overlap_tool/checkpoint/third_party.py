@@ -7,8 +7,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from difflib import get_close_matches
+from math import inf
 from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
@@ -36,24 +37,42 @@ def look_in_working_folder() -> None:
 def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The class, constructed; its random weights are always the same."""
     factory = _import(model_class)
-    with OwnRandomness(0):
-        try:
-            with nullcontext() if bounds.are_lifted() else counted_weights(bounds.MODEL, bounds.TENSORS):
-                model = factory(**kwargs)
-        except OverBudgetError as error:
-            told = f"with {dict(kwargs)} it has over {bounds.MODEL >> 30} GiB of weights, or too many parts"
-            raise bounds.beyond(PluginError, model_class, told) from error
-        except Exception as error:  # Their code: it may raise anything.
-            raise PluginError(
-                model_class,
-                f"its constructor refused {dict(kwargs)}: {type(error).__name__}: {error}",
-                _asking_for(factory),
-            ) from error
+    try:
+        model = _built(factory, kwargs)
+    except OverBudgetError as error:
+        told = f"with {dict(kwargs)} it has over {bounds.MODEL >> 30} GiB of weights, or too many parts"
+        raise bounds.beyond(PluginError, model_class, told) from error
+    except Exception as error:  # Their code: it may raise anything.
+        raise PluginError(
+            model_class,
+            f"its constructor refused {dict(kwargs)}: {type(error).__name__}: {error}",
+            _asking_for(factory),
+        ) from error
     if not isinstance(model, nn.Module):
         raise PluginError(
             model_class, f"it made a {type(model).__name__}, not a torch.nn.Module", "Name a module's class"
         )
     return model
+
+
+def _built(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+    """What it makes. If that is no small model, the sizes alone are made first."""
+
+    def within(budget: int, tensors: int, most: float = inf) -> Any:
+        with OwnRandomness(0), counted_weights(budget, tensors, most):
+            return factory(**kwargs)
+
+    if not bounds.are_lifted():
+        with suppress(OverBudgetError):
+            return within(bounds.SMALL_MODEL, bounds.FEW_TENSORS)
+        try:
+            within(bounds.MODEL, bounds.TENSORS, bounds.SMALL_TENSOR)
+        except OverBudgetError:
+            raise
+        except Exception:  # It looks at numbers that are not there: what it asks for is seen as it is made.
+            return within(bounds.MODEL, bounds.TENSORS)
+    with OwnRandomness(0):
+        return factory(**kwargs)
 
 
 def require_class(model_class: str) -> None:

@@ -21,8 +21,8 @@ PIECES = 8
 
 def refuse_whole_maps(stage: TiledForward) -> None:
     """A network of which no piece can be computed without all of the map."""
-    if stage.network.barriers:
-        barrier = stage.network.barriers[0]
+    if stage.network.need_whole_maps:
+        barrier = stage.network.need_whole_maps[0]
         raise OptionError(
             f"{barrier.name} ({barrier.kind})",
             "needs the whole map, which no worker has",

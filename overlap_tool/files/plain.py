@@ -68,8 +68,8 @@ def run(
         notes.note(f"the colour profile of {source} is not kept in {target}")
     if region is not None and work.stage.settings.engine != "exact":
         notes.note("by the library's kernels, its last bits may differ from those of the whole output")
-    if region is not None and work.network.barriers:
-        whole_map = work.network.barriers[0].name
+    if region is not None and work.network.need_whole_maps:
+        whole_map = work.network.need_whole_maps[0].name
         notes.note(f"{whole_map} needs the whole map: all of {source} is read for it")
     task = Task("run", codec, source, target, notes, resume, quiet)
     with task.job(dtype=str(work.dtype), region=region) as job:

@@ -288,6 +288,24 @@ class Window(Geometry):
 POINTWISE = Window(1)
 
 
+@dataclass(frozen=True)
+class Everything(Geometry):
+    """Every output reads all of the map, and there are as many."""
+
+    @property
+    def period(self) -> Period:
+        return Period(1, 1)
+
+    def size(self, n: int) -> int:
+        return n
+
+    def need(self, outputs: Span) -> Span:
+        return Span(-FAR, FAR)
+
+    def begins(self, start: int) -> int:
+        return start
+
+
 class _AtItsPlace(Window):
     by_place = True
 

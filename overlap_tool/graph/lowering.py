@@ -44,10 +44,15 @@ from overlap_tool.rules import (
     rule_for_function,
     rule_for_module,
 )
+from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.placing import placed
 from overlap_tool.rules.registry import ROWS_AT, Registered
+from overlap_tool.rules.whole_map import kept_whole
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
+
+
+KEPT_WHOLE = Registered(kept_whole, accepts_sizes=True, any_layout=False)
 
 
 @dataclass
@@ -110,15 +115,24 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         _add(op, result)
     if returned is None:
         return Network(tracer.name, result, "", tracer.root)
-    for id in reversed(list(result)):
-        if isinstance(result.nodes[id]["op"], Summary) and not result.out_degree(id):
-            result.remove_node(id)  # a number of images, which only ops on maps asked for
     results = tuple(node.name for node in returned)
+    for id in reversed(list(result)):
+        unread = not result.out_degree(id) and id not in results
+        if isinstance(result.nodes[id]["op"], Summary) and unread:
+            result.remove_node(id)  # a number of images, which only ops on maps asked for
     ops = [id for id, op in result.nodes(data="op") if isinstance(op, Op)]
     # of a network that returns summaries alone, the last map is what they are made of
     *kept, output = [id for id in ops if id in results] or ops[-1:]
     return Network(
-        tracer.name, result, output, tracer.root, tuple(kept), results, tracer.returns, tracer.of_one_size
+        tracer.name,
+        result,
+        output,
+        tracer.root,
+        tuple(kept),
+        results,
+        tracer.returns,
+        tracer.apart,
+        tracer.of_one_size,
     )
 
 
@@ -135,6 +149,8 @@ def _placed_before(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.
     maps = [each for each in maps if each.meta.get("at", ROWS_AT) == ROWS_AT and len(_shapes(each)[0]) >= 2]
     new: list[fx.Node] = []
     for value in node.all_input_nodes if tracer.of_one_size else ():
+        if value.target is torch.empty and node.target is not assign:
+            continue  # nobody knows what it holds
         like = next((map for map in maps if not origins.is_map(value) and _spreads(value, map, tracer)), None)
         if like is None:
             continue
@@ -283,6 +299,8 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     if registered is None and module is None:
         plain = out_of_place(target)
         registered = rule_for_function(plain)
+    if module is not None and str(node.target) in tracer.apart:
+        registered = KEPT_WHOLE
     inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
     if not inputs:
         doing = "mixes a value of the whole map with" if _summaries(args, kwargs) else "makes a tensor by"

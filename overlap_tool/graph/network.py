@@ -154,6 +154,8 @@ class Network:
     results: tuple[str, ...] = ()
     """Of a stage, the maps and summaries that it returns, in the order of their places in `returns`."""
     returns: Any = ALONE
+    parts_whole: frozenset[str] = frozenset()
+    """The paths of its parts that the model's own code runs on whole maps."""
     asks: bool = False
     """Whether the code asks for the size of its input, so that this is the network of images of one size."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
@@ -195,6 +197,20 @@ class Network:
     @cached_property
     def barriers(self) -> tuple[Barrier, ...]:
         return tuple(op for op in self.nodes.values() if isinstance(op, Barrier))
+
+    @cached_property
+    def wholes(self) -> tuple[Op, ...]:
+        """The ops that the model's own code runs on whole maps, between two passes."""
+        return tuple(op for op in self.ops if isinstance(op, Op) and op.rule.whole)
+
+    def is_whole(self, id: str) -> bool:
+        node = self.nodes[id]
+        return isinstance(node, Op) and node.rule.whole
+
+    @property
+    def need_whole_maps(self) -> tuple[Barrier | Op, ...]:
+        """What ends a pass, since it needs the whole map."""
+        return (*self.barriers, *self.wholes)
 
     @cached_property
     def beforehand(self) -> tuple[Summary, ...]:
@@ -254,7 +270,7 @@ class Network:
 
     @property
     def has_spatial_context(self) -> bool:
-        return bool(self.barriers) or any(isinstance(op, Op) and not op.rule.local for op in self.ops)
+        return bool(self.need_whole_maps) or any(isinstance(op, Op) and not op.rule.local for op in self.ops)
 
     def _axis(self, geometries: list[Geometry | None], dim: int) -> Axis:
         return Axis(

@@ -24,6 +24,11 @@ class OwnRandomness(TorchDispatchMode):
         """Whether numbers were, and not shapes alone."""
         self.generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Or PyTorch imports its compiler, to build a model."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -1,4 +1,4 @@
-"""Cutting a stage at its barriers: the segments that run pass by pass, and what is stored between them."""
+"""Cutting a stage where it needs a whole map: the segments that run pass by pass, and what is stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from overlap_tool.graph.network import Barrier, Constant, Input, Network, Op, Summary, maps_read, operands
+from overlap_tool.graph.network import (
+    Barrier,
+    Constant,
+    Input,
+    Network,
+    Node,
+    Op,
+    Summary,
+    maps_read,
+    operands,
+)
 
 
 @dataclass(frozen=True)
@@ -14,14 +24,14 @@ class Segment:
     """A part of a stage that runs in one pass over its maps, as a network of its own.
 
     Its inputs are the stage's input and maps that earlier segments stored; it stores what it hands on. Then
-    come the values that can be made: `reduced`, barriers and what follows from them. A stage without barriers
-    is one segment: itself.
+    come the values that can be made: `reduced`, barriers and what follows from them, and the parts that are
+    kept whole, whose maps are stored, too. A stage without any of these is one segment: itself.
     """
 
     network: Network
     stored: tuple[str, ...] = ()
     """Maps of this segment that the next ones or its barriers read."""
-    reduced: tuple[Barrier | Summary, ...] = ()
+    reduced: tuple[Barrier | Summary | Op, ...] = ()
     dropped: tuple[str, ...] = ()
     """Stored maps that nobody reads from here on."""
 
@@ -33,7 +43,7 @@ class Segment:
 
 def cut(network: Network) -> tuple[Segment, ...]:
     """The segments of a stage, in the order in which they run."""
-    if not network.barriers:
+    if not network.need_whole_maps:
         return (Segment(network),)
     at = _passes(network)
     last_read: dict[str, int] = {}
@@ -44,6 +54,7 @@ def cut(network: Network) -> tuple[Segment, ...]:
     given = _given(network)
     segments = [_segment(network, given, at, number) for number in passes]
     stored = {map: number for number in passes for map in segments[number].stored}
+    stored |= {op.id: at[op.id] for op in network.wholes}
     return tuple(
         Segment(
             segment.network,
@@ -65,14 +76,15 @@ def _passes(network: Network) -> dict[str, int]:
     earliest = _earliest(network)
     latest = dict.fromkeys(network.nodes, max(earliest[map] for map in network.wanted))
     for id, node in reversed(network.nodes.items()):
-        by = earliest[id] if isinstance(node, Barrier) else latest[id]
+        by = earliest[id] if _ends_a_pass(node) else latest[id]
         for map in maps_read(node):
             latest[map] = min(latest[map], by)
     at = dict(earliest)
     for id, node in network.nodes.items():
-        if isinstance(node, Op):
+        if isinstance(node, Op) and not node.rule.whole:
             waits = all(at[map] == latest[id] or _stored(network, map, at, earliest) for map in node.inputs)
-            at[id] = latest[id] if waits else max(earliest[id], *(at[map] for map in node.inputs))
+            made = (at[map] + network.is_whole(map) for map in node.inputs)
+            at[id] = latest[id] if waits else max(earliest[id], *made)
     return at
 
 
@@ -82,7 +94,7 @@ def _earliest(network: Network) -> dict[str, int]:
         if isinstance(node, Input | Constant):
             earliest[id] = 0 if isinstance(node, Input) else -1
             continue
-        maps = [earliest[map] for map in maps_read(node)]
+        maps = [earliest[map] + network.is_whole(map) for map in maps_read(node)]
         values = [earliest[value.id] for value in operands((node.args, node.kwargs)) if not value.spatial]
         if isinstance(node, Op):
             values = [value + 1 for value in values]
@@ -93,39 +105,50 @@ def _earliest(network: Network) -> dict[str, int]:
 
 def _stored(network: Network, map: str, at: dict[str, int], earliest: dict[str, int]) -> bool:
     """Whether a map is at hand in later passes, whoever else reads it."""
-    return isinstance(network.nodes[map], Input) or any(
-        isinstance(network.nodes[reader], Barrier) or earliest[reader] > at[map]
-        for reader in network.graph.successors(map)
+    return (
+        isinstance(network.nodes[map], Input)
+        or network.is_whole(map)
+        or any(
+            _ends_a_pass(network.nodes[reader]) or earliest[reader] > at[map]
+            for reader in network.graph.successors(map)
+        )
     )
+
+
+def _ends_a_pass(node: Node) -> bool:
+    return isinstance(node, Barrier) or (isinstance(node, Op) and node.rule.whole)
 
 
 def _segment(network: Network, given: dict[str, Input], at: dict[str, int], number: int) -> Segment:
     graph = nx.DiGraph()
-    ops = [op for op in network.ops if isinstance(op, Op) and at[op.id] == number]
+    ops = [op for op in network.ops if isinstance(op, Op) and not op.rule.whole and at[op.id] == number]
     for op in ops:
         for map in op.inputs:
             if map not in graph:  # given, and read where it is first needed
                 graph.add_node(map, op=given[map])
         graph.add_node(op.id, op=op)
         graph.add_edges_from((map, op.id) for map in op.inputs)
-    reduced = [
-        node for id, node in network.nodes.items() if isinstance(node, Barrier | Summary) and at[id] == number
-    ]
+    reduced = tuple(
+        node
+        for id, node in network.nodes.items()
+        if at[id] == number
+        and (isinstance(node, Barrier | Summary) or (isinstance(node, Op) and node.rule.whole))
+    )
     if not ops:
         first = network.ops[0]
         graph.add_node(first.id, op=first)
-        return Segment(Network(network.name, graph, first.id, network.root), (), tuple(reduced))
+        return Segment(Network(network.name, graph, first.id, network.root), (), reduced)
     stored = tuple(
         op.id
         for op in ops
         if any(
-            isinstance(network.nodes[reader], Barrier) or at[reader] > number
+            _ends_a_pass(network.nodes[reader]) or at[reader] > number
             for reader in network.graph.successors(op.id)
         )
     )
     output = ops[-1].id
     kept = tuple(op.id for op in ops if (op.id in stored or op.id in network.wanted) and op.id != output)
-    return Segment(Network(network.name, graph, output, network.root, kept), stored, tuple(reduced))
+    return Segment(Network(network.name, graph, output, network.root, kept), stored, reduced)
 
 
 def _given(network: Network) -> dict[str, Input]:

@@ -64,29 +64,59 @@ def fitted(network: Network, images: int, height: int, width: int) -> Network:
         if size not in network.of_sizes:
             root = with_own_forward(network.root)
             with OwnRandomness(), _in_eval_mode(root):
-                found = _of_one_size(root, network.name, network.ops[0].channels, size)
+                try:
+                    channels, apart = network.ops[0].channels, network.parts_whole
+                    found = _of_one_size(root, network.name, channels, size, apart)
+                except _Refused as refused:
+                    raise explained(refused.refusal, refused.tracer) from refused.refusal
             while len(network.of_sizes) >= KEPT:
                 del network.of_sizes[next(iter(network.of_sizes))]
             network.of_sizes[size] = replace(found, of_sizes=network.of_sizes)
         return network.of_sizes[size]
 
 
+class _Refused(Exception):
+    """A refusal, and the tracer that came to it."""
+
+    def __init__(self, refusal: TraceError, tracer: Tracer) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+        self.tracer = tracer
+
+
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
-    """For images of any size or, of code that asks for it, for one as large as a trial."""
-    tracer = Tracer(name, module, channels, TRIALS)
+    """For images of any size or, of code that asks for it, for one as large as a trial.
+
+    A part on maps that are coarser than the image is kept whole, and those like it, if it is refused.
+    """
+    apart: frozenset[str] = frozenset()
+    first: _Refused | None = None
+    while True:
+        try:
+            return _with_parts_whole(module, name, channels, apart)
+        except _Refused as refused:
+            first = first or refused
+            more = refused.tracer.coarse_parts_like(refused.tracer.stopped_in) - apart
+            if not more or isinstance(refused.refusal, TrialError):
+                raise explained(first.refusal, first.tracer) from first.refusal
+            apart |= more
+
+
+def _with_parts_whole(module: nn.Module, name: str, channels: int, apart: frozenset[str]) -> Network:
+    tracer = Tracer(name, module, channels, TRIALS, apart)
     try:
         try:
             return _of_any_size(tracer)
         except TooLargeError:
-            tracer = Tracer(name, module, channels, SMALLER)
+            tracer = Tracer(name, module, channels, SMALLER, apart)
             return _of_any_size(tracer)
-    except TraceError as refusal:
-        if not (tracer.asked or isinstance(refusal, SizeDependenceError)):
-            raise explained(refusal, tracer) from refusal
+    except _Refused as refused:
+        if not (tracer.asked or isinstance(refused.refusal, SizeDependenceError)):
+            raise
     try:
-        network = _of_one_size(module, name, channels, TRIALS[0])
+        network = _of_one_size(module, name, channels, TRIALS[0], apart)
     except TooLargeError:
-        network = _of_one_size(module, name, channels, SMALLER[0])
+        network = _of_one_size(module, name, channels, SMALLER[0], apart)
     check_values(network, tracer, lambda size: _traced_at(size, module, name, channels))
     return network
 
@@ -94,20 +124,25 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
 def _of_any_size(tracer: Tracer) -> Network:
     error = _recorded(tracer)
     if error is not None:
-        raise error
-    network = _lowered(tracer)
+        raise _Refused(error, tracer)
+    try:
+        network = _lowered(tracer)
+    except TraceError as refusal:
+        raise _Refused(refusal, tracer) from refusal
     check_values(network, tracer, lambda size: tracer)
     return network
 
 
-def _of_one_size(module: nn.Module, name: str, channels: int, size: MapSize) -> Network:
+def _of_one_size(
+    module: nn.Module, name: str, channels: int, size: MapSize, apart: frozenset[str]
+) -> Network:
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
-    for apart in APART:
-        images, height, width = map(add, size, apart)
+    for more in APART:
+        images, height, width = map(add, size, more)
         other = images, height, width
-        first, second = (Tracer(name, module, channels, (each,)) for each in (size, other))
+        first, second = (Tracer(name, module, channels, (each,), apart) for each in (size, other))
         error = _recorded(first)
         try:
             beside = _recorded(second)
@@ -126,8 +161,8 @@ def _of_one_size(module: nn.Module, name: str, channels: int, size: MapSize) -> 
                 raise _obstacle_before(first) or error
             return _lowered(first)
         except TraceError as refusal:
-            raise explained(refusal, first) from refusal
-    raise explained(refusals[0], first) from refusals[0]
+            raise _Refused(refusal, first) from refusal
+    raise _Refused(refusals[0], first) from refusals[0]
 
 
 def _traced_at(size: MapSize, module: nn.Module, name: str, channels: int) -> Tracer | None:

@@ -135,7 +135,14 @@ class Proxy(fx.Proxy):
             f"{REGISTER} that makes the whole module one op",
         )
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What code is told that asks whether a map is a tensor."""
+        return Tensor if isinstance(self.node.meta.get("values", (None,))[0], Tensor) else Proxy
+
     def __getattr__(self, name: str) -> Any:
+        if name in ("_is_param", "_is_buffer"):
+            return False
         value = self.node.meta["values"][0]
         if name in ONE_ANSWER or isinstance(value, torch.device):
             return getattr(value, name)
@@ -228,7 +235,14 @@ for _changing, _plain in INPLACE_OPERATORS.items():
 
 
 class Tracer(fx.Tracer):
-    def __init__(self, name: str, root: nn.Module, channels: int, sizes: Sizes = TRIALS) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: nn.Module,
+        channels: int,
+        sizes: Sizes = TRIALS,
+        apart: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.root, self.root_module_name = root, type(root).__name__
         self.name = name
@@ -236,6 +250,10 @@ class Tracer(fx.Tracer):
         self.sizes = sizes
         self.of_one_size = len(sizes) == 1
         """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
+        self.apart = apart
+        """The parts that the model's own code runs on whole maps."""
+        self.coarse: set[str] = set()
+        """The parts that were called with one map, which is coarser than the input."""
         self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
@@ -288,6 +306,15 @@ class Tracer(fx.Tracer):
             path = path.rpartition(".")[0]
         yield path
 
+    def coarse_parts_like(self, path: str) -> frozenset[str]:
+        """The innermost coarse part at or around this one, and others of its class; none if there is none."""
+        while path and path not in self.coarse:
+            path = path.rpartition(".")[0]
+        if not path:
+            return frozenset()
+        kind = type(self.submodule(path))
+        return frozenset(each for each in self.coarse if type(self.submodule(each)) is kind)
+
     def kind(self, node: fx.Node) -> str:
         """What an op is called."""
         if node.op == "call_module":
@@ -310,7 +337,7 @@ class Tracer(fx.Tracer):
         return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if rule_for_module(m) is not None:
+        if rule_for_module(m) is not None or module_qualified_name in self.apart:
             return True
         path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
         if is_quantiser(m):
@@ -386,6 +413,11 @@ class Tracer(fx.Tracer):
         return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first, *others = [*args, None]
+        if isinstance(first, Proxy) and not any(isinstance(each, Proxy) for each in leaves((others, kwargs))):
+            shape: Any = getattr(first.node.meta["values"][0], "shape", ())
+            if len(shape) == 4 and shape[-2] < self.sizes[0][1]:
+                self.coarse.add(self.path_of_module(m))
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
             values = args[0].node.meta["values"]
             is_map = isinstance(values[0], Tensor) and values[0].ndim == 4
@@ -552,6 +584,8 @@ class Tracer(fx.Tracer):
         return node in self.of_input
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not a.is_meta:
             self.used.setdefault(id(a), (a, a.clone()))
         return super().create_arg(a)

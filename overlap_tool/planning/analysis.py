@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from overlap_tool import checkpoint
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CopyError, OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.geometry.axis import exact_overlap
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
+from overlap_tool.graph.copying import copied
 from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
@@ -62,7 +63,7 @@ class StageOverlap:
 
     @staticmethod
     def of(network: Network) -> StageOverlap:
-        if network.barriers:
+        if network.need_whole_maps:
             return StageOverlap()
         edges = Edges.of(network.rows.overlap, network.columns.overlap)
         fields = network.columns.receptive_field, network.rows.receptive_field
@@ -151,6 +152,8 @@ class SegmentReport:
     reads: tuple[MapReport, ...]
     stores: tuple[StoreReport, ...]
     barriers: tuple[str, ...]
+    kept_whole: tuple[str, ...]
+    """Parts that the model's own code runs on whole maps at its end."""
     store_bytes: int
 
 
@@ -261,7 +264,8 @@ def analyze(
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
-    found = survey(loaded.model, only=stage, example=None if example is None else Example.of(example))
+    subject = _apart(model) if isinstance(model, nn.Module) else loaded.model
+    found = survey(subject, only=stage, example=None if example is None else Example.of(example))
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,
@@ -273,6 +277,15 @@ def analyze(
         untiled=found.untiled,
         causal=() if found.loop is None else found.loop.causal_reaches(),
     )
+
+
+def _apart(model: nn.Module) -> nn.Module:
+    """A copy, if there can be one: a survey puts a model in eval mode and runs it, and who gave it may be
+    using it meanwhile."""
+    try:
+        return copied(model)
+    except CopyError:
+        return model
 
 
 def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:
@@ -362,6 +375,7 @@ def _segment_reports(
             reads=tuple(reads),
             stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored),
             barriers=tuple(node.name for node in part.reduced if isinstance(node, Barrier)),
+            kept_whole=tuple(node.name for node in part.reduced if isinstance(node, Op)),
             store_bytes=4 * sum(stored.values()),
         )
 

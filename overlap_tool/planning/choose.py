@@ -13,7 +13,7 @@ from overlap_tool.geometry.axis import Axis, Lengths
 from overlap_tool.geometry.plan import AxisPlan, cut, stream, stream_cuts, tiles, together, uniform
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph import segments
-from overlap_tool.graph.network import Barrier, Input, Network, Op
+from overlap_tool.graph.network import Barrier, Input, Network, Op, Summary
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
@@ -59,6 +59,8 @@ class SegmentPlan:
     rows: AxisPlan
     columns: AxisPlan
     bands: Mapping[str, BarrierBands]
+    wholes: Mapping[str, Size] = field(default_factory=dict)
+    """The sizes of the maps on which parts are kept whole, by their ids."""
 
     @property
     def tiles(self) -> int:
@@ -163,7 +165,7 @@ def plan_stage(
 def require_uniform(network: Network) -> None:
     """Refuse the first op of which no tiles of one shape can be made."""
     for op in network.ops:
-        if isinstance(op, Input) or op.rule.local:
+        if isinstance(op, Input) or op.rule.local or op.rule.whole:
             continue
         reason = ""
         if Padding.CIRCULAR in (op.rule.rows.padding, op.rule.columns.padding):
@@ -220,7 +222,7 @@ def plan_segments(
     sizes = [
         dict(zip(network.index, axis.sizes(n), strict=True)) for axis, n in zip(axes, size[::-1], strict=True)
     ]
-    scales = [[reach.scale for reach in axis.reaches()] for axis in axes] if network.barriers else []
+    scales = [[reach.scale for reach in axis.reaches()] for axis in axes] if network.need_whole_maps else []
     sides = tile[::-1]
 
     def axis_plan(part: Network, dim: int) -> AxisPlan:
@@ -243,6 +245,7 @@ def plan_segments(
             axis_plan(segment.network, 0),
             axis_plan(segment.network, 1),
             {op.id: bands(op.source) for op in segment.reduced if isinstance(op, Barrier)},
+            {op.id: Size(*(of[op.id] for of in sizes[::-1])) for op in segment.reduced if isinstance(op, Op)},
         )
         for segment in segments.cut(network)
     )
@@ -337,7 +340,12 @@ def _memory(
                 read = bands.rows * bands.width * (1 + op.rule.scratch) + 2 * op.rule.profile * bands.height
                 working = item * (network.ops[network.index[op.source]].channels * read + values)
                 moments.append(_Moment(working + shape.itemsize * packed, stores, ends))
-            elif exact:
-                packed += weights(op)
-            values += op.numbers
+                values += op.numbers
+            elif isinstance(op, Summary):
+                packed += weights(op) if exact else 0
+                values += op.numbers
+            else:
+                # what its own code takes in between is not known: its input and output at least
+                working = item * (sizes[op.inputs[0]] + sizes[op.id] + values)
+                moments.append(_Moment(working + shape.itemsize * packed, stores, ends))
     return moments

@@ -84,6 +84,9 @@ def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[i
                 place = network.index[map]
                 alive[map] = network.ops[place].channels * areas[place]
         found.append(dict(alive))
+        for op in segment.reduced:
+            if isinstance(op, Op):  # made at its end
+                alive[op.id] = op.channels * areas[network.index[op.id]]
         for map in segment.dropped:
             alive.pop(map, None)
     return found

@@ -52,8 +52,8 @@ def _add_segment(found: list[Map], stage: StageReport, number: int) -> None:
     for read in stage.segments[number].reads:
         rows[read.name] = len(found)
         overlap = Edges(read.left, read.right, read.top, read.bottom)
-        source = (computed[read.name],) if number else ()
-        what = "from its store" if number else "input"
+        source = (computed[read.name],) if read.name in computed else ()
+        what = "from its store" if source else "made whole" if number else "input"
         found.append(Map(read.name, what, number, (), read.scale, overlap, source, (NOTHING,) * len(source)))
     for place, layer in enumerate(layers):
         inputs = tuple(dict.fromkeys(layer.inputs))

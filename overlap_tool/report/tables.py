@@ -119,7 +119,9 @@ def segment_tables(stage: StageReport) -> list[Table]:
                     "\n".join(f"{read.left}/{read.right}" for read in segment.reads),
                     "\n".join(f"{read.top}/{read.bottom}" for read in segment.reads),
                     "\n".join(f"{short(store.name)} {in_units(store.bytes)}" for store in segment.stores),
-                    "\n".join(map(short, segment.barriers)),
+                    "\n".join(
+                        map(short, (*segment.barriers, *(f"{part}, whole" for part in segment.kept_whole)))
+                    ),
                     in_units(segment.store_bytes),
                 )
                 for number, segment in enumerate(stage.segments)

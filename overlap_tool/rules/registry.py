@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from torch import Tensor, nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
-from overlap_tool.geometry import POINTWISE, Geometry, Window
+from overlap_tool.geometry import POINTWISE, Everything, Geometry, Window
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
 
@@ -174,6 +174,11 @@ class Rule:
     def local(self) -> bool:
         """Whether every output reads nothing but the input at its own position."""
         return self.rows == POINTWISE and self.columns == POINTWISE
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model's own code runs it on the whole map, between two passes."""
+        return isinstance(self.rows, Everything)
 
     @property
     def of_module(self) -> Rule:

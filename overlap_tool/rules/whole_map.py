@@ -1,4 +1,4 @@
-"""Ops that need the whole map and are no barriers: recognised, and refused by name."""
+"""What needs the whole map and is no barrier: parts on coarse maps are kept whole, ops are refused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from overlap_tool.geometry import Everything
 from overlap_tool.rules.channels import along_the_map, dims_of
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
+
+
+def kept_whole(call: Call, module: nn.Module, input: Operand, *args: Any, **kwargs: Any) -> Rule:
+    """A part that the model's own code runs on the whole map. It has to return a map of the same size."""
+    given, made = call.input_shapes, call.output_shapes
+    same = (new[:1] == old[:1] and new[2:] == old[2:] for old, new in zip(given, made, strict=True))
+    if any(isinstance(leaf, Operand) for leaf in tree_leaves((args, kwargs))):
+        call.refuse("is kept whole, and takes more than one map")
+    if len(made[0]) != 4 or not all(same):
+        call.refuse("is kept whole, and does not return a map of the size of the one that it takes")
+    return Rule(lambda patches, module, *args, **kwargs: module(*args, **kwargs), Everything(), Everything())
 
 
 @register_rule(nn.LPPool2d)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from overlap_tool.geometry import Span
-from overlap_tool.graph.network import Barrier, Network, Summary, substituted
+from overlap_tool.graph.network import Barrier, Network, Op, Summary, substituted
 from overlap_tool.graph.returned import put_together
 from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import BarrierBands, SegmentPlan, StagePlan
 from overlap_tool.rules import Operand
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
-from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink
-from overlap_tool.settings import Store
+from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSource
+from overlap_tool.settings import Size, Store
 
 Keep = Callable[[int, int], Kept]
 """From the height and width of a map between passes to what keeps it."""
@@ -94,7 +94,7 @@ def one_by_one(
         given = {map: at_hand[map] for map in at_hand if map in part.segment.network.index}
         yield Pass(part, given, values)
         stored |= _run_segment(part, given, values, sinks, keep, batch, after_tile)
-        _reduce(part, {first: source, **stored}, values)
+        stored |= _reduce(part, {first: source, **stored}, values)
         for map in part.segment.dropped:
             stored.pop(map, None)
         del at_hand, given  # or what was dropped would live on through the next pass
@@ -126,14 +126,28 @@ def _run_segment(
     return {map: each.source(device) for map, each in made.items()}
 
 
-def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> None:
-    """Add the values that can be made after a segment."""
-
+def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> dict[str, Source]:
+    """Add the values that can be made after a segment. Returns the maps of parts that are kept whole."""
+    made: dict[str, Source] = {}
     for node in part.segment.reduced:
         if isinstance(node, Summary):
             values[node.id] = _of_values(node, values)
+        elif isinstance(node, Op):
+            whole = _on_the_whole(node, {**sources, **made}[node.inputs[0]], part.wholes[node.id])
+            made[node.id] = TensorSource(whole, whole.device)
         else:
-            values[node.id] = reduced(node, values, sources[node.source], part.bands[node.id])
+            source = {**sources, **made}[node.source]
+            values[node.id] = reduced(node, values, source, part.bands[node.id])
+    return made
+
+
+def _on_the_whole(op: Op, source: Source, size: Size) -> Tensor:
+    """What the model's own code makes of a map."""
+    whole = source.read(Span(0, size.height), Span(0, size.width))
+    args, kwargs = substituted((op.args, op.kwargs), Operand, lambda operand: whole)
+    assert op.module is not None
+    made: Tensor = op.module(*args, **kwargs)
+    return made
 
 
 def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:

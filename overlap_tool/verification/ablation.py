@@ -46,7 +46,7 @@ def ablate(
         _ablate(model, group, zeros, settings, image, exact, replace(blank, stage=_label(group, stages)))
         for zeros in get_args(Zeros)
         for group in groups
-        if zeros == "input" or not any(stage.network.barriers for stage in group)
+        if zeros == "input" or not any(stage.network.need_whole_maps for stage in group)
     ]
 
 

@@ -67,7 +67,8 @@ def find_fault(plan: StagePlan, given: Tensor) -> Blame:
             if isinstance(node, Op):
                 everything = _patches(plans, network.index[node.id])
                 full = _by_the_model(node, value, everything)
-                found = _first_difference(node, parts[node.id], value, full, everything)
+                if not node.rule.whole:
+                    found = _first_difference(node, parts[node.id], value, full, everything)
                 values[node.id] = full
             elif isinstance(node, Barrier):
                 values[node.id] = _called(node.target, *_given(node, value))

@@ -547,7 +547,7 @@ class StageTiling:
         return {
             name: [*network.columns.overlap, *network.rows.overlap]
             for name, network in networks.items()
-            if not network.barriers
+            if not network.need_whole_maps
         }
 
 

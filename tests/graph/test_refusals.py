@@ -443,7 +443,7 @@ ANALYSED = {
     "roll", "roll, masked by hand", "rolled there and back", "prefix sums", "heads", "heads moved",
     "cumsum of channels", "strided", "cropped", "maximum of channels", "LayerNorm of channels last",
     "linear of channels last", "channels last, einops", "heads behind the map", "interpolation to a size",
-    "roll by half",
+    "roll by half", "slice of channels last", "softmax of channels last", "positions",
 }  # fmt: skip
 
 CHANGE_CHANNELS = {"heads", "space to depth", "space to depth, einops"}
@@ -512,9 +512,6 @@ def test_chains_drawn_at_random_are_refused_or_right(seed) -> None:
             trace(stage, "stage", 3)
 
 
-MADE = "zeros", "ones", "empty"
-
-
 class Beside(nn.Module):
     """A map, and something made beside it."""
 
@@ -530,7 +527,7 @@ class Beside(nn.Module):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        *((name, "takes a tensor that is made by the size of its input alone") for name in MADE),
+        ("empty", "takes a tensor that is made by the size of its input alone"),
         ("rand", "draws random numbers"),
         ("randn", "draws random numbers"),
     ],
@@ -541,12 +538,3 @@ def test_sizes_given_one_by_one_are_no_wrong_number_of_arguments(name, reason) -
     with pytest.raises(TraceError, match=reason):
         trace(Beside(lambda x: x + getattr(torch, name)(x.shape[2], x.shape[3])).eval(), "it", 3)
     assert getattr(torch, name) is make
-
-
-@pytest.mark.parametrize(
-    "pool", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d((3, 1))], ids=lambda pool: type(pool).__name__
-)
-def test_what_is_as_large_for_every_image_is_no_map_and_depends_on_it(pool) -> None:
-    """It "does not return one map that depends on its input", it was told."""
-    with pytest.raises(TraceError, match="made of the whole map, as large for every image"):
-        trace(nn.Sequential(nn.Conv2d(3, 4, 3), pool).eval(), "it", 3)

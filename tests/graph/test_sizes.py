@@ -171,12 +171,11 @@ def with_coordinates(m: Any, x: Tensor) -> Tensor:
 
 def pooled_and_spread(m: Any, x: Tensor) -> Tensor:
     """As DeepLab does."""
-    whole = F.interpolate(
-        x.mean((2, 3), keepdim=True), size=x.shape[2:], mode="bilinear", align_corners=False
-    )
-    return m.wide(torch.cat([x[:, :2], whole[:, 1:3]], 1)) + m.down(x).mean(
-        (1, 2, 3), keepdim=True
-    ).expand_as(x)
+    whole = x.mean((2, 3), keepdim=True)
+    spread = F.interpolate(whole, size=x.shape[2:], mode="bilinear", align_corners=False)
+    y = m.wide(torch.cat([x[:, :2], spread[:, 1:3]], 1))
+    y = y * F.interpolate(F.adaptive_avg_pool2d(x, 2), size=x.shape[2:])
+    return y + m.down(x).mean((1, 2, 3), keepdim=True).expand_as(x)
 
 
 def by_the_time_of_each_image(m: Any, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import bounds, checkpoint
-from overlap_tool.checkpoint import reading
+from overlap_tool.checkpoint import reading, third_party
 from overlap_tool.files import compress, decompress
 from overlap_tool.files.formats import container
 
@@ -60,8 +60,8 @@ def _refused_at_once(*arguments: object) -> str:
     return "\n".join(told)
 
 
-def _refused(work) -> str:
-    ended = confined(work)
+def _refused(work, seconds: int = 60) -> str:
+    ended = confined(work, seconds=seconds)
     assert ended.code == 2, ended.told
     assert "Traceback" not in ended.told
     assert "--large" in ended.told
@@ -206,10 +206,61 @@ def test_a_few_hundred_bytes_that_claim_to_be_a_large_image(tmp_path, wrapped) -
     assert "claim to be an image of 8192x8192" in told
 
 
-def test_arguments_that_ask_for_a_huge_model() -> None:
-    wide = {"in_channels": 40_000, "out_channels": 30_000, "kernel_size": 1}
-    told = _refused(command("analyze", "--model", "torch.nn:Conv2d", "--kwargs", json.dumps(wide)))
+HUGE: dict[str, tuple[str, dict[str, object]]] = {
+    "one layer": ("torch.nn:Conv2d", {"in_channels": 40_000, "out_channels": 30_000, "kernel_size": 1}),
+    "one layer behind others": ("torchvision.models:vgg16", {"num_classes": 200_000}),
+    "many layers": ("torchvision.models.densenet:DenseNet", {"block_config": [10**6]}),
+    "many copies of a layer": ("torch.nn:Transformer", {"num_encoder_layers": 10**6}),
+    "many small copies": ("torch.nn:Transformer", {"num_encoder_layers": 10**6, "d_model": 8}),
+    "a codec": ("compressai.models:MeanScaleHyperprior", {"N": 2000, "M": 2000}),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_arguments_that_ask_for_a_huge_model(what) -> None:
+    """Refused by what it would be. Copies were not counted, and took all the memory there was."""
+    named, wanted = HUGE[what]
+    told = _refused(command("analyze", "--model", named, "--kwargs", json.dumps(wanted)), seconds=10)
     assert "over 2 GiB of weights" in told
+
+
+def test_a_large_model_is_as_its_class_makes_it(monkeypatch) -> None:
+    """Its sizes are made first, and then all of it, from the same seed."""
+    wanted = {"num_classes": 10}
+    small = third_party.construct("torchvision.models:squeezenet1_1", wanted).state_dict()
+    monkeypatch.setattr(bounds, "SMALL_MODEL", 1 << 20)
+    large = third_party.construct("torchvision.models:squeezenet1_1", wanted).state_dict()
+    assert all(torch.equal(large[key], tensor) for key, tensor in small.items())
+
+
+def test_what_a_constructor_makes_on_the_way_does_not_count(monkeypatch) -> None:
+    """HiFiC's builds its tables, of thousands of tensors that are gone then."""
+    monkeypatch.setattr(bounds, "TENSORS", 100)
+    monkeypatch.setattr(bounds, "SMALL_MODEL", 1 << 20)
+    monkeypatch.setattr(bounds, "MODEL", 1 << 20)
+    assert third_party.construct(f"{__name__}:Tabled", {}).table.shape == (1000,)
+
+
+class Tabled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(1000))
+        for _ in range(400):
+            self.table = torch.nn.Parameter(self.table.detach() + 1)
+
+
+class Looking(torch.nn.Module):
+    """Its constructor looks at numbers, of which a large tensor that is measured has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = torch.nn.Linear(1000, 1000)
+        assert self.wide.weight.sum().item() != 0
+
+
+def test_a_large_model_that_looks_at_its_numbers_is_built(monkeypatch) -> None:
+    monkeypatch.setattr(bounds, "SMALL_MODEL", 1 << 20)
+    assert third_party.construct(f"{__name__}:Looking", {}).wide.weight.device.type == "cpu"
 
 
 def test_what_is_meant_is_taken(tmp_path, monkeypatch) -> None:
@@ -217,6 +268,7 @@ def test_what_is_meant_is_taken(tmp_path, monkeypatch) -> None:
     arguments = ("analyze", "--model", "torch.nn:Conv2d", "--kwargs")
     narrow = json.dumps({"in_channels": 3, "out_channels": 3, "kernel_size": 3})
     monkeypatch.setattr(bounds, "MODEL", 100)
+    monkeypatch.setattr(bounds, "SMALL_MODEL", 100)
     _refused(command(*arguments, narrow))
     assert confined(command(*arguments, narrow, "--large")).code == 0
     monkeypatch.setattr(bounds, "FILE", 100)

@@ -288,6 +288,7 @@ def _hostile(analysis: Analysis) -> Analysis:
                         dataclasses.replace(read, name=f"{HOSTILE}{read.name}") for read in segment.reads
                     ),
                     barriers=tuple(f"{HOSTILE}{name}" for name in segment.barriers),
+                    kept_whole=tuple(f"{HOSTILE}{name}" for name in segment.kept_whole),
                 )
                 for segment in stage.segments
             ),

@@ -292,7 +292,6 @@ class Applied(nn.Module):
         (lambda x: x * x.logsumexp((2, 3), keepdim=True), GlobalOpError, "logsumexp"),
         (lambda x: x.sum(1, True) + x.amax((1, 2, 3)).view(-1, 1, 1), UnknownOpError, "add"),
         (lambda x: x + x.mean((2, 3), keepdim=True).mean(0, keepdim=True), UnknownOpError, "add"),
-        (lambda x: x * F.interpolate(F.adaptive_avg_pool2d(x, 2), size=x.shape[2:]), OverlapToolError, ""),
         (lambda x: (x * x.mean((2, 3), keepdim=True).expand_as(x)).flip(2), UnknownOpError, "flip"),
         (lambda x: x * F.adaptive_max_pool2d(x, 1, True)[0], UnknownOpError, "getitem"),
     ],

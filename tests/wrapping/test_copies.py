@@ -86,6 +86,31 @@ def test_an_analysis_leaves_a_network_in_its_modes_and_what_it_computes_in_them(
     assert (graph is model.extract.train_graph) == training
 
 
+class Watched(nn.Module):
+    """Lets others look whenever its forward runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.look()
+        return self.drop(x)
+
+    def look(self) -> None:
+        pass
+
+
+def test_an_analysis_is_not_felt_by_others_who_use_the_model(monkeypatch) -> None:
+    """It was in eval mode as long as it was traced."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), Watched(), nn.BatchNorm2d(3).eval())
+    before, seen = modes(model), []
+    monkeypatch.setattr(Watched, "look", lambda part: seen.append(modes(model)))
+    overlap_tool.analyze(model, size=(64, 48), tiles=(16,))
+    assert seen
+    assert all(each == before for each in seen)
+
+
 def holding(model: nn.Module) -> nn.Module:
     """With things inside that refuse to be copied, at several depths."""
     first = next(model.children())

@@ -109,7 +109,8 @@ def graph(stage: StageReport, width: int = WIDE) -> Drawing:
         drawing.rect(0, sheet.top(number), width, sheet.height, "stripe")
     for number, row in enumerate(rows):
         if number and row.segment > rows[number - 1].segment:
-            _divider(drawing, sheet, number, stage.segments[row.segment - 1].barriers)
+            before = stage.segments[row.segment - 1]
+            _divider(drawing, sheet, number, before.barriers + before.kept_whole)
         for source in row.inputs:
             _edge(drawing, sheet, source, number)
     for number, row in enumerate(rows):

@@ -1,0 +1,140 @@
+"""Parts on coarse maps that no tile can do alone are run whole by the model's code, between two passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import overlap_tool
+from overlap_tool.errors import OverlapToolError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Attention(nn.Module):
+    """Every position with every other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(channels, 3 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.project(x.flatten(2).transpose(1, 2)).chunk(3, -1)
+        mixed = torch.softmax(q @ k.transpose(1, 2) / c**0.5, -1) @ v
+        return x + mixed.transpose(1, 2).reshape(b, c, h, w)
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, middle: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(6, 8, 5, stride=2, padding=2)
+        )
+        self.middle = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), middle(), nn.Conv2d(8, 8, 3, padding=1), middle()
+        )
+        self.up = nn.ConvTranspose2d(8, 3, 4, stride=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.middle(self.down(x)))
+
+
+def autoencoder(middle: Callable[[], nn.Module] = lambda: Attention(8)) -> nn.Module:
+    torch.manual_seed(0)
+    return Autoencoder(middle).eval()
+
+
+class Gated(Autoencoder):
+    """With a barrier beside, and maps of before that are read afterwards."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.down(x)
+        z = self.middle(y) * y.mean((2, 3), keepdim=True) + y
+        return {"image": self.up(z), "latent": z}
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+@pytest.mark.parametrize("kind", [Autoencoder, Gated])
+def test_the_rest_runs_in_tiles(kind: type[Autoencoder], schedule: Any) -> None:
+    torch.manual_seed(0)
+    model = kind(lambda: Attention(8)).eval()
+    tiled = overlap_tool.wrap(model, tile=(20, 24), schedule=schedule)
+    for size in ((64, 96), (61, 83)):
+        image = torch.rand(2, 3, *size)
+        with torch.no_grad(), overlap_tool.exact_kernels():
+            found, expected = tiled(image), model(image)
+        for a, b in zip(
+            *(x.values() if isinstance(x, dict) else [x] for x in (found, expected)), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+def test_it_is_named() -> None:
+    stage = overlap_tool.analyze(autoencoder(), size=(640, 480)).stages[0]
+    assert stage.overlap is None
+    assert stage.passes == 3
+    assert [segment.kept_whole for segment in stage.segments] == [("middle.1",), ("middle.3",), ()]
+    # each map is stored once, and once what was made of it
+    assert stage.store_bytes == 2 * 4 * 8 * 160 * 120
+
+
+def test_every_report_shows_it() -> None:
+    analysis = overlap_tool.analyze(autoencoder(), size=(640, 480))
+    for name, written in overlap_tool.report.FORMATS.items():
+        assert "middle.1" in written(analysis), name
+    assert "middle.1, whole" in overlap_tool.report.to_html(analysis)
+    assert overlap_tool.report.svg_files(analysis)
+
+
+def test_tiles_of_one_shape_around_it() -> None:
+    model = autoencoder()
+    tiled, image = overlap_tool.wrap(model, tile=32, uniform=True), torch.rand(1, 3, 61, 83)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(tiled(image), model(image))
+
+
+def test_a_part_that_is_called_with_several_maps_is_refused() -> None:
+    class Twice(Autoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.down(x)
+            return self.up(self.middle[1](self.middle[1](y), y))
+
+    class Pair(Attention):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x if y is None else x + y)
+
+    torch.manual_seed(0)
+    with pytest.raises(OverlapToolError):
+        overlap_tool.analyze(Twice(lambda: Pair(8)).eval())
+
+
+def test_verify_holds() -> None:
+    certificate = overlap_tool.verify(autoencoder(), tiles=[32], size=(96, 80), ablate=True)
+    assert certificate.holds
+
+
+def test_a_part_at_the_images_size_is_refused() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention = nn.Conv2d(3, 8, 3, padding=1), Attention(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.first(x))
+
+    with pytest.raises(OverlapToolError, match="attention"):
+        overlap_tool.analyze(Plain().eval())
+
+
+def test_a_part_that_returns_another_size_is_refused() -> None:
+    class Shrinking(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :, ::2, ::2]
+
+    with pytest.raises(OverlapToolError, match=r"middle\.1"):
+        overlap_tool.analyze(autoencoder(lambda: Shrinking(8)))
