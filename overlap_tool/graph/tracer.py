@@ -135,14 +135,7 @@ class Proxy(fx.Proxy):
             f"{REGISTER} that makes the whole module one op",
         )
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """What code is told that asks whether a map is a tensor."""
-        return Tensor if isinstance(self.node.meta.get("values", (None,))[0], Tensor) else Proxy
-
     def __getattr__(self, name: str) -> Any:
-        if name in ("_is_param", "_is_buffer"):
-            return False
         value = self.node.meta["values"][0]
         if name in ONE_ANSWER or isinstance(value, torch.device):
             return getattr(value, name)
@@ -584,8 +577,6 @@ class Tracer(fx.Tracer):
         return node in self.of_input
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, fx.Proxy):
-            return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not a.is_meta:
             self.used.setdefault(id(a), (a, a.clone()))
         return super().create_arg(a)

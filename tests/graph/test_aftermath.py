@@ -198,7 +198,7 @@ def test_a_block_that_switches_autocast_off_is_analysed():
 
 
 def by_type(m: Any, y: Tensor) -> Tensor:
-    return y * 2 if type(y) is Tensor else y
+    return y * 2 if isinstance(y, Tensor) else y
 
 
 def test_a_module_that_computes_something_else_when_it_is_traced_is_refused():

@@ -47,7 +47,6 @@ def assert_tiles_are_right(module: nn.Module, height: int = 40, width: int = 56)
 # --- questions that have one answer ------------------------------------------------------------------------
 
 YES = {
-    "isinstance": lambda x: isinstance(x, Tensor) and not isinstance(x, nn.Parameter | tuple),
     "is_cuda": lambda x: not x.is_cuda,
     "requires_grad": lambda x: not x.requires_grad,
     "is_contiguous": lambda x: x.is_contiguous(),
