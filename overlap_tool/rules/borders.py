@@ -67,6 +67,9 @@ def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
 
 def crop(call: Call, input: Operand, index: Any) -> Rule:
     """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant."""
+    items = index if isinstance(index, tuple) else (index,)
+    if any(item is None for item in items):
+        return _with_new_dimensions(call, input, items)
     full = full_index(call, index, len(input.shape))
     at = len(full) + input.at
     channels, spatial = (*full[:at], *full[at + 2 :]), full[at : at + 2]
@@ -90,6 +93,26 @@ def crop(call: Call, input: Operand, index: Any) -> Rule:
 @register_rule(getitem, any_layout=True)
 def indexed(call: Call, input: Operand, index: Any) -> Rule:
     return crop(call, input, index)
+
+
+def _with_new_dimensions(call: Call, input: Operand, items: tuple[Any, ...]) -> Rule:
+    """`x[:, None]`, `x[..., None]`: all of a map, with dimensions of length one beside those that it has."""
+    if any(item is not None and item is not Ellipsis and item != WHOLE for item in items):
+        call.refuse("adds a dimension and cuts at once, by its index")
+    behind = items[items.index(Ellipsis) + 1 :] if Ellipsis in items else ()
+    before = items[: len(items) - len(behind) - (Ellipsis in items)]
+    rows = len(input.shape) + input.at
+    spans = [item for item in before if item is not None]
+    # where the new dimensions stand among the old ones
+    places = [sum(each is not None for each in before[:i]) for i, item in enumerate(before) if item is None]
+    left = len(input.shape) - len(behind) + behind.count(None)
+    places += [
+        left + sum(each is not None for each in behind[:i]) for i, item in enumerate(behind) if item is None
+    ]
+    if 0 in places or rows + 1 in places or len(spans) > len(input.shape):
+        call.refuse("adds a dimension before the images, or between rows and columns, by its index")
+    at = input.at - sum(place > rows + 1 for place in places)
+    return Rule(lambda patches, input, index: input[index], at=at)
 
 
 def _one_list_of_numbers(channels: tuple[Any, ...]) -> bool:

@@ -202,9 +202,31 @@ def softmax_module(call: Call, module: nn.Softmax, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: module(input))
 
 
+@register_rule("unsqueeze", torch.unsqueeze, any_layout=True)
+def unsqueeze(call: Call, input: Operand, dim: int) -> Rule:
+    """A new dimension, anywhere but before the images or between rows and columns."""
+    ndim = len(input.shape)
+    place, rows = dim % (ndim + 1), ndim + input.at
+    if place in (0, rows + 1):
+        call.refuse("adds a dimension before the images, or between rows and columns")
+    return Rule(
+        lambda patches, input, dim: input.unsqueeze(place), at=input.at - 1 if place > rows + 1 else input.at
+    )
+
+
+@register_rule("squeeze", torch.squeeze, any_layout=True)
+def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
+    """Dimensions of length one, of which none may be that of the images, of rows or of columns."""
+    ndim = len(input.shape)
+    dropped = [d for d in dims_of(dim, ndim) if input.shape[d] == 1]
+    if 0 in dropped or along_the_map(dropped, input):
+        call.refuse("drops the dimension of images, rows or columns")
+    at = input.at + sum(d > ndim + input.at for d in dropped)
+    return Rule(lambda patches, input, dim=None: input.squeeze(dropped), at=at)
+
+
 @register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, nn.Flatten, "unflatten",
-               nn.Unflatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze,
-               accepts_sizes=True)  # fmt: skip
+               nn.Unflatten, accepts_sizes=True)  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """Regroups channels. Rows and columns stay the last two dimensions, so the order in memory says how."""
     if any(len(shape) < 3 for shape in call.output_shapes) or any(

@@ -170,10 +170,10 @@ def test_what_they_get_and_give_is_seen_in_the_class_itself(model) -> None:
     with watched_stages(survey(model).stages) as seen:
         model(image)
     assert torch.equal(seen["analysis"].input, image)
-    assert torch.equal(seen["analysis"].output, model.second.layer(model.first.layer(image)))
-    y_hat = model.entropy_bottleneck(8 * seen["analysis"].output)[0]
+    assert torch.equal(seen["analysis"].outputs["output"], model.second.layer(model.first.layer(image)))
+    y_hat = model.entropy_bottleneck(8 * seen["analysis"].outputs["output"])[0]
     assert torch.equal(seen["synthesis"].input, y_hat)
-    assert torch.equal(seen["synthesis"].output, model(image)["x_hat"])
+    assert torch.equal(seen["synthesis"].outputs["output"], model(image)["x_hat"])
 
 
 def test_a_class_that_computes_something_else_is_refused() -> None:

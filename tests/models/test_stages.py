@@ -169,7 +169,7 @@ def test_channels_last_are_no_columns(width: int) -> None:
         (LinearAttention(4), "mixes rows or columns"),
         (WindowAttention(4, shift=2), "mixes rows or columns"),
         (LinearAttentionBetween(4), "several maps"),
-        (PositionsOfTheWholeMap(4), "cannot be traced at"),
+        (PositionsOfTheWholeMap(4), "changes while the module runs"),
         (TurnedChannels(4), "no rule knows this op"),
     ],
     ids=["one map", "unmasked roll", "two maps", "its size", "no rule"],
@@ -217,14 +217,27 @@ def test_the_parts_of_what_takes_several_maps_are_stages() -> None:
     assert names == ["g_a", "context.keys", "context.queries", "context.values", "g_s"]
 
 
-def test_what_works_on_finer_maps_than_latents_does_not_stay_whole() -> None:
+class Mirrored(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.flip(3)
+
+
+def test_what_works_on_maps_as_fine_as_the_image_does_not_stay_whole() -> None:
     codec = GlobalContextCodec(nn.Identity())
-    codec.g_a.insert(2, LinearAttention(4))
-    with pytest.raises(UnknownOpError, match=r"g_a\.2.*reshape"):
+    codec.g_a.insert(0, Mirrored())
+    with pytest.raises(UnknownOpError, match=r"g_a\.0.*flip"):
         survey(codec)
-    codec.g_a[2] = FrequencyAwareBlock(4)
-    with pytest.raises(UnknownOpError, match=r"g_a\.2\.attention.*view"):
-        survey(codec)
+
+
+@pytest.mark.parametrize(
+    "part", [LinearAttention(4), FrequencyAwareBlock(4)], ids=lambda part: type(part).__name__
+)
+def test_a_part_of_a_transform_stays_whole_if_its_maps_are_coarser_than_the_image(part: nn.Module) -> None:
+    codec = GlobalContextCodec(nn.Identity())
+    codec.g_a.insert(2, part)
+    (g_a, _) = survey(codec).stages
+    assert g_a.network.wholes
+    assert all(op.name.startswith("g_a.2") for op in g_a.network.wholes)
 
 
 def test_every_part_of_the_zoo_models_is_in_a_stage_or_pointwise(architecture: str) -> None:
