@@ -166,8 +166,9 @@ def settled(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
-            constant = weight.numel() and (weight.numel() == 1 or float(weight.std()) == 0)
-            if weight.is_floating_point() and (constant or float(weight.abs().max()) < 1e-3):
+            if not (weight.is_floating_point() and weight.numel()):
+                continue
+            if weight.numel() == 1 or float(weight.std()) == 0 or float(weight.abs().max()) < 1e-3:
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
         for name, figures in model.named_buffers():
             if name.endswith("running_mean"):

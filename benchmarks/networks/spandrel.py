@@ -106,7 +106,7 @@ NETWORKS["MMRealSR"] = _of(
     num_blocks=[1, 1, 1, 1],
 )
 NETWORKS["SeemoRe"] = _of("SeemoRe", scale=2, num_experts=3, num_layers=2, embedding_dim=16)
-NETWORKS["LaMa"] = _of("LaMa", example=(torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)))
+NETWORKS["LaMa"] = _of("LaMa", in_nc=4, example=(torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)))
 NETWORKS["KBNet_s"] = _of(
     "KBNet", "KBNet_s", width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]
 )
