@@ -373,7 +373,7 @@ def _segment_reports(
         names = {op.id: op.name for op in part.network.ops}
         yield SegmentReport(
             reads=tuple(reads),
-            stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored),
+            stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored if map in stored),
             barriers=tuple(node.name for node in part.reduced if isinstance(node, Barrier)),
             kept_whole=tuple(node.name for node in part.reduced if isinstance(node, Op)),
             store_bytes=4 * sum(stored.values()),

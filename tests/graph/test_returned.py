@@ -98,6 +98,14 @@ def test_all_maps_are_exact(returned: Callable[..., Any]) -> None:
                 assert same(tiled(image), model(image))
 
 
+@pytest.mark.parametrize("returned", RETURNED.values(), ids=RETURNED)
+def test_an_analysis_says_what_it_takes(returned: Callable[..., Any]) -> None:
+    """Of a map that is stored and returned, too, it once could not say how large it is."""
+    (stage,) = overlap_tool.analyze(pyramid(returned), size=(640, 480)).stages
+    assert stage.chosen.bounded_bytes > 4 * 3 * 640 * 480
+    assert overlap_tool.report.to_html(overlap_tool.analyze(pyramid(returned), size=(64, 48)))
+
+
 @pytest.mark.parametrize("returned", ["dict", "with a barrier", "dataclass", "summaries", "no map"])
 def test_verify_holds_all_maps(returned: str) -> None:
     certificate = overlap_tool.verify(pyramid(RETURNED[returned]), tiles=[32], size=(96, 80), ablate=True)
