@@ -32,6 +32,9 @@ APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180)
 First by multiples of many numbers, since code pads and asserts by remainders; then by little, since it
 compares, too."""
 
+ROUNDS = 4
+"""So often a module is traced, with more of its parts kept whole each time, before it is refused."""
+
 KEPT = 32
 """For so many sizes of images a network is kept."""
 
@@ -91,15 +94,16 @@ def _trace(module: nn.Module, name: str, channels: int) -> Network:
     """
     apart: frozenset[str] = frozenset()
     first: _Refused | None = None
-    while True:
+    for rounds_left in reversed(range(ROUNDS)):
         try:
             return _with_parts_whole(module, name, channels, apart)
         except _Refused as refused:
             first = first or refused
             more = refused.tracer.coarse_parts_like(refused.tracer.stopped_in) - apart
-            if not more or isinstance(refused.refusal, TrialError):
+            if not (more and rounds_left) or isinstance(refused.refusal, TrialError):
                 raise explained(first.refusal, first.tracer) from first.refusal
             apart |= more
+    raise AssertionError("the last round returns or raises")
 
 
 def _with_parts_whole(module: nn.Module, name: str, channels: int, apart: frozenset[str]) -> Network:
