@@ -194,7 +194,7 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
 
 def _returned_maps(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.Node]:
     """What the forward returns: maps, and summaries of them."""
-    returned: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    returned = [each for each in leaves(node.args) if isinstance(each, fx.Node)]
     reasons = [_why_no_map(each, origins, tracer) for each in returned]
     reason = next(filter(None, reasons), "")
     if not reason and all(each.op == "placeholder" for each in returned):

@@ -193,6 +193,10 @@ class Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, Proxy) and key.dtype is not torch.bool:
+            raise UnknownOpError(
+                self.tracer.where(), "writes to images that are picked by numbers in a map", REGISTER
+            )
         self.tracer.create_proxy("call_function", assign, (self, key, value), {})
 
     def __iter__(self) -> Iterator[Any]:

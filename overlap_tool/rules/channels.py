@@ -217,6 +217,8 @@ def unsqueeze(call: Call, input: Operand, dim: int) -> Rule:
 @register_rule("squeeze", torch.squeeze, any_layout=True)
 def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
     """Dimensions of length one, of which none may be that of the images, of rows or of columns."""
+    if dim is None:
+        call.refuse("drops every dimension of length one, which that of the images may be")
     ndim = len(input.shape)
     dropped = [d for d in dims_of(dim, ndim) if input.shape[d] == 1]
     if 0 in dropped or along_the_map(dropped, input):

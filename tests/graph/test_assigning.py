@@ -124,6 +124,10 @@ def test_a_stage_that_changes_the_map_that_it_is_given_is_refused_inside_a_model
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "rows": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(1), slice(None)), 0)), "some rows"),
     "columns": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(0, None, 2)), 1.0)), "some rows"),
+    "images by numbers": (
+        lambda m, x: _after(x, lambda: x.__setitem__((x > 0).long() * 0, 1.0)),
+        "picked by numbers",
+    ),
     "images": (lambda m, x: _after(x, lambda: x.__setitem__(0, 1.0)), "some images"),
     "a view": (lambda m, x: _after(x, lambda: x[:, :3].relu_()), "of which a view is read later"),
 }

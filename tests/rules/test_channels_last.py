@@ -96,3 +96,8 @@ def test_ops_on_channels_that_come_last(compute: Callable[[Any, Tensor], Tensor]
 def test_rows_and_columns_are_known_there(dim: Any) -> None:
     with pytest.raises(OverlapToolError, match=r"over rows or columns|not its last two"):
         overlap_tool.analyze(Last(lambda m, x: x - x.mean(dim, keepdim=True)).eval())
+
+
+def test_a_squeeze_that_may_drop_the_images_is_refused() -> None:
+    with pytest.raises(OverlapToolError, match="which that of the images may be"):
+        overlap_tool.analyze(Last(lambda m, x: x.sum(-1, keepdim=True).squeeze()).eval())
