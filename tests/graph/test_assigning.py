@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "rows": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(1), slice(None)), 0)), "some rows"),
     "columns": (lambda m, x: _after(x, lambda: x.__setitem__((..., slice(0, None, 2)), 1.0)), "some rows"),
     "images by numbers": (
-        lambda m, x: _after(x, lambda: x.__setitem__((x > 0).long() * 0, 1.0)),
+        lambda m, x: _after(x, lambda: x.__setitem__(x.argmax(1) * 0, 1.0)),
         "picked by numbers",
     ),
     "images": (lambda m, x: _after(x, lambda: x.__setitem__(0, 1.0)), "some images"),
