@@ -1,0 +1,224 @@
+"""How a tensor holds a map: every dimension is a product of axes, in order. Pure integers, no torch.
+
+Code moves axes about: `view` cuts rows into blocks and the places inside one, `permute` puts the blocks
+beside the images, `reshape` joins both. A `Layout` says for every dimension what it is made of, so that what
+an op does along a dimension is known to be along channels, rows, columns or images. Cutting rows in blocks of
+eight makes a map of an eighth of the rows, in which the place inside a block is a channel: what happens in a
+block is then a matter of one position, and attention in windows a pointwise op.
+
+>>> tokens = Layout.of_map(64).permuted((0, 2, 3, 1))
+>>> windows = tokens.reshaped([(2, 48, 96), (3, 96, 240)], [(2, 6, 8, 12, 8, 64), (3, 12, 8, 30, 8, 64)])
+>>> windows.layout.permuted((0, 1, 3, 2, 4, 5)), windows.rows, windows.columns
+(Layout((images) (rows) (columns) (8) (8) (64)), 8, 8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+
+class Following(Enum):
+    """What a length follows: it differs from one input to another."""
+
+    IMAGES = "images"
+    ROWS = "rows"
+    COLUMNS = "columns"
+
+
+IMAGES, ROWS, COLUMNS = Following
+Factor = Following | int
+"""An axis of the map, or a number of channels."""
+
+Dimension = tuple[Factor, ...]
+"""What a dimension is made of, the factor that changes slowest first; of one of length one, `(1,)`."""
+
+MapSize = tuple[int, int, int]
+"""How many images, rows and columns a map has."""
+
+
+class LayoutError(ValueError):
+    """A dimension would be no product of axes, or be cut where no tile can be."""
+
+
+@dataclass(frozen=True, repr=False)
+class Layout:
+    """The dimensions of a tensor that holds a map. Each axis of the map stands in one of them, or in none."""
+
+    dims: tuple[Dimension, ...]
+
+    def __repr__(self) -> str:
+        names = (
+            "*".join(str(f if isinstance(f, int) else f.value) for f in dimension) for dimension in self.dims
+        )
+        return f"Layout({' '.join(f'({name})' for name in names)})"
+
+    @staticmethod
+    def of_map(*channels: int) -> Layout:
+        """Images, channels, rows, columns: as all maps are kept."""
+        return Layout(((IMAGES,), *((n,) for n in channels), (ROWS,), (COLUMNS,)))
+
+    @cached_property
+    def flat(self) -> Dimension:
+        return tuple(factor for dimension in self.dims for factor in dimension)
+
+    @cached_property
+    def channels(self) -> tuple[int, ...]:
+        """The numbers of channels, in order: the dimensions of a kept map between images and rows."""
+        return tuple(factor for factor in self.flat if isinstance(factor, int))
+
+    @cached_property
+    def is_kept(self) -> bool:
+        """Whether the tensor is laid out as maps are kept."""
+        return self == Layout.of_map(*self.channels)
+
+    @cached_property
+    def missing(self) -> tuple[Following, ...]:
+        """The axes that the tensor does not have: it holds the same all along them."""
+        return tuple(axis for axis in Following if axis not in self.flat)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """For every factor, and then for what is missing, the dimension of the kept map that holds it."""
+        channels = iter(range(1, 1 + len(self.channels)))
+        places = {IMAGES: 0, ROWS: 1 + len(self.channels), COLUMNS: 2 + len(self.channels)}
+        factors = (*self.flat, *self.missing)
+        return tuple(next(channels) if isinstance(f, int) else places[f] for f in factors)
+
+    def sizes(self, of: MapSize) -> tuple[int, ...]:
+        """The lengths of all factors."""
+        lengths = dict(zip(Following, of, strict=True))
+        return tuple(f if isinstance(f, int) else lengths[f] for f in self.flat)
+
+    def shape(self, of: MapSize) -> tuple[int, ...]:
+        """The lengths of all dimensions."""
+        lengths = dict(zip(Following, of, strict=True))
+        return tuple(prod(f if isinstance(f, int) else lengths[f] for f in each) for each in self.dims)
+
+    def place_of(self, axis: Following) -> int | None:
+        """The dimension that is this axis and nothing else, if one is."""
+        return self.dims.index((axis,)) if (axis,) in self.dims else None
+
+    def following(self, dims: Iterable[int]) -> set[Following]:
+        """The axes that stand in any of these dimensions."""
+        return {f for dim in dims for f in self.dims[dim] if isinstance(f, Following)}
+
+    def permuted(self, order: Sequence[int]) -> Layout:
+        return Layout(tuple(self.dims[dim] for dim in order))
+
+    def with_lengths(self, lengths: dict[int, int], dropped: Iterable[int] = ()) -> Layout:
+        """With dimensions of other lengths, which follow nothing, and without some."""
+        dims = [(lengths[i],) if i in lengths else dimension for i, dimension in enumerate(self.dims)]
+        gone = set(dropped)
+        return Layout(tuple(dimension for i, dimension in enumerate(dims) if i not in gone))
+
+    def with_ones(self, places: Sequence[int]) -> Layout:
+        """With new dimensions of length one, so that they stand at these places of the result."""
+        rest = iter(self.dims)
+        ndim = len(self.dims) + len(places)
+        return Layout(tuple((1,) if i in places else next(rest) for i in range(ndim)))
+
+    def joined(self) -> Resized:
+        """Blocks of rows that stand beside the places inside them, as rows again; so for columns."""
+        blocks = {ROWS: 1, COLUMNS: 1}
+        dims: list[Dimension] = []
+        for dimension in self.dims:
+            factors: list[Factor] = []
+            for factor in dimension:
+                if isinstance(factor, int) and factors and factors[-1] in blocks:
+                    blocks[factors[-1]] *= factor
+                else:
+                    factors.append(factor)
+            dims.append(tuple(factors))
+        return Resized(Layout(tuple(dims)), blocks[ROWS], blocks[COLUMNS])
+
+    def reshaped(self, sizes: Sequence[MapSize], shapes: Sequence[Sequence[int]]) -> Resized:
+        """What a tensor becomes whose numbers keep their order. It is known for maps of several `sizes`,
+        which tell what follows what: each gets one of the `shapes`."""
+        left = [_Axis(f, lengths) for f, lengths in self._lengths(sizes) if f != 1]
+        left = _with_channels_joined(left)[::-1]
+        dims: list[Dimension] = []
+        blocks = {ROWS: 1, COLUMNS: 1}
+        for lengths in zip(*shapes, strict=True):
+            factors: list[Factor] = []
+            while lengths != (1,) * len(sizes) or (left and left[-1].lengths == lengths):
+                if not left:
+                    raise LayoutError("changes how many numbers there are")
+                axis = left.pop()
+                if not _divides(axis.lengths, lengths):
+                    if not _divides(lengths, axis.lengths):
+                        raise LayoutError("cuts a dimension where none of its axes ends")
+                    axis, inner = axis.cut(lengths)
+                    if axis.factor in blocks:
+                        blocks[axis.factor] *= inner.lengths[0]
+                    left.append(inner)
+                factors.append(axis.factor)
+                lengths = tuple(n // own for n, own in zip(lengths, axis.lengths, strict=True))
+            dims.append(tuple(factors) or (1,))
+        if left:
+            raise LayoutError("changes how many numbers there are")
+        return Resized(Layout(tuple(dims)), blocks[ROWS], blocks[COLUMNS])
+
+    def _lengths(self, sizes: Sequence[MapSize]) -> Iterable[tuple[Factor, tuple[int, ...]]]:
+        return zip(self.flat, zip(*map(self.sizes, sizes), strict=True), strict=True)
+
+
+class Resized(NamedTuple):
+    """A layout of a map that has fewer rows and columns than before, one for so many, or more of them."""
+
+    layout: Layout
+    rows: int
+    columns: int
+
+
+class _Axis(NamedTuple):
+    factor: Factor
+    lengths: tuple[int, ...]
+    """At each of the sizes that are looked at."""
+
+    def cut(self, outer: tuple[int, ...]) -> tuple[_Axis, _Axis]:
+        """Into blocks, of which there are as many as `outer` says, and the places inside one."""
+        inner = tuple(own // n for own, n in zip(self.lengths, outer, strict=True))
+        if isinstance(self.factor, int):
+            return _Axis(outer[0], outer), _Axis(inner[0], inner)
+        if self.factor is IMAGES:
+            raise LayoutError("takes the images of a batch apart")
+        if len(set(inner)) > 1:
+            raise LayoutError(f"cuts all {self.factor.value} of an image in a fixed number of parts")
+        return _Axis(self.factor, outer), _Axis(inner[0], inner)
+
+
+def _with_channels_joined(axes: list[_Axis]) -> list[_Axis]:
+    """Neighbours among the channels are one number of channels: their order is what counts."""
+    joined: list[_Axis] = []
+    for axis in axes:
+        if joined and isinstance(axis.factor, int) and isinstance(joined[-1].factor, int):
+            n = axis.factor * joined.pop().factor  # type: ignore[operator]
+            axis = _Axis(n, (n,) * len(axis.lengths))
+        joined.append(axis)
+    return joined
+
+
+def _divides(divisors: Sequence[int], numbers: Sequence[int]) -> bool:
+    return all(number % divisor == 0 for divisor, number in zip(divisors, numbers, strict=True))
+
+
+def broadcast(layouts: Sequence[Layout], shape: Sequence[int]) -> Layout | None:
+    """The layout of what is computed of several tensors, position by position, at this shape; none if they
+    hold their axes in other dimensions. What is no channel in any of them is one in the result."""
+    dims: list[Dimension] = []
+    for dim in range(-len(shape), 0):
+        made = {each.dims[dim] for each in layouts if dim >= -len(each.dims)} - {(1,)}
+        if any(isinstance(f, Following) for each in made for f in each):
+            if len(made) > 1:
+                return None
+            dims.append(made.pop())
+        else:
+            dims.append((shape[dim],))
+    layout = Layout(tuple(dims))
+    # rows in two dimensions would be all pairs of rows
+    return None if any(layout.flat.count(axis) > 1 for axis in Following) else layout
