@@ -19,6 +19,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.geometry.axis import MisalignedJoin
+from overlap_tool.geometry.layout import COLUMNS, ROWS, Dimension, Layout, MapSize, broadcast
 from overlap_tool.graph.copying import with_own_forward
 from overlap_tool.graph.functional import in_type_of_first, on_copies, out_of_place, works_in_place
 from overlap_tool.graph.network import (
@@ -33,6 +34,8 @@ from overlap_tool.graph.network import (
     substituted,
 )
 from overlap_tool.graph.returned import paths
+from overlap_tool.graph.rewriting import IsMap, inserted, maps_among, rewritten
+from overlap_tool.graph.shifted import fill_up
 from overlap_tool.graph.tracer import REGISTER, Sizes, Tracer, tensors
 from overlap_tool.rules import (
     Call,
@@ -45,12 +48,18 @@ from overlap_tool.rules import (
     rule_for_module,
 )
 from overlap_tool.rules.assigning import assign
+from overlap_tool.rules.layouts import image_by_image, joined
 from overlap_tool.rules.placing import placed
-from overlap_tool.rules.registry import ROWS_AT, Registered
+from overlap_tool.rules.products import beside
+from overlap_tool.rules.registry import NO_MAP, Registered
 from overlap_tool.rules.whole_map import kept_whole
 
 SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split"}
 
+UNBINDS = {torch.unbind, "unbind"}
+
+OURS = {placed, joined, beside}
+"""What no model calls, and a network has beside."""
 
 KEPT_WHOLE = Registered(kept_whole, accepts_sizes=True, any_layout=False)
 
@@ -89,30 +98,38 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     origins = _Origins()
     names: dict[str, int] = {}
     returned: list[fx.Node] | None = None
-    for node in _live(graph):
-        tracer.stopped_in = node.meta["scope"]
-        if node.op == "output":
-            returned = _returned_maps(node, origins, tracer)
-            continue
+
+    def take(node: fx.Node) -> None:
         origins.note(node, tracer.sizes)
         if node.op == "placeholder":
+            node.meta |= {"layout": Layout.of_map(tracer.channels), "sizes": tracer.sizes}
             result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
-            continue
+            return
         op: Constant | Op | Barrier | Summary
         if node not in origins.input:
             op = _constant(node, tracer)
         elif node in origins.summaries:
             op = _summary(node, origins, tracer)
         elif isinstance(node.meta["values"][0], Tensor):
-            for new in _placed_before(node, origins, tracer):
-                _add(_op(new, origins, names, tracer), result)
+            for made_before in (rewritten, _placed_before, _joined_before) if node.target not in OURS else ():
+                for new in made_before(node, origins.is_map, tracer):
+                    take(new)
             op = _op(node, origins, names, tracer)
         else:
-            continue  # a size, or the parts of a split: they are folded into the ops that take them
+            return  # a size, or the parts of a split: they are folded into the ops that take them
         if isinstance(op, Barrier):
             origins.summaries.add(node)
             tracer.found_barrier = True
         _add(op, result)
+
+    for node in _live(graph):
+        tracer.stopped_in = node.meta["scope"]
+        if node.op != "output":
+            take(node)
+            continue
+        for new in _joined_before(node, origins.is_map, tracer):
+            take(new)
+        returned = _returned_maps(node, origins, tracer)
     if returned is None:
         return Network(tracer.name, result, "", tracer.root)
     results = tuple(node.name for node in returned)
@@ -120,6 +137,7 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         unread = not result.out_degree(id) and id not in results
         if isinstance(result.nodes[id]["op"], Summary) and unread:
             result.remove_node(id)  # a number of images, which only ops on maps asked for
+    shifted = fill_up(result, results)
     ops = [id for id, op in result.nodes(data="op") if isinstance(op, Op)]
     # of a network that returns summaries alone, the last map is what they are made of
     *kept, output = [id for id in ops if id in results] or ops[-1:]
@@ -132,6 +150,7 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         results,
         tracer.returns,
         tracer.apart,
+        shifted,
         tracer.of_one_size,
     )
 
@@ -142,43 +161,68 @@ def _add(op: Constant | Op | Barrier | Summary, graph: nx.DiGraph) -> None:
         graph.add_edge(operand.id, op.id)
 
 
-def _placed_before(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.Node]:
+def _placed_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
     """Let a value that is as large as the map that an op takes beside it be a map, too: coordinates, or what
     was made of the whole map and spread over it. They are made whole, for images of one size."""
-    maps = [each for each in node.all_input_nodes if origins.is_map(each)]
-    maps = [each for each in maps if each.meta.get("at", ROWS_AT) == ROWS_AT and len(_shapes(each)[0]) >= 2]
+    maps = maps_among(node.all_input_nodes, is_map)
+    layout = broadcast([map.meta["layout"] for map in maps], _shapes(node)[0]) if maps else None
+    if not tracer.of_one_size or layout is None:
+        return []
     new: list[fx.Node] = []
-    for value in node.all_input_nodes if tracer.of_one_size else ():
-        if value.target is torch.empty and node.target is not assign:
-            continue  # nobody knows what it holds
-        like = next((map for map in maps if not origins.is_map(value) and _spreads(value, map, tracer)), None)
-        if like is None:
+    for value in node.all_input_nodes:
+        if is_map(value) or (value.target is torch.empty and node.target is not assign):
+            continue  # of an empty one nobody knows what it holds
+        own = _spread_over(layout, maps[0].meta["sizes"], _shapes(value))
+        if own is None:
             continue
-        with node.graph.inserting_before(node):
-            map = node.graph.call_function(placed, (value, like))
-        pairs = zip(value.meta["values"], like.meta["values"], strict=True)
-        map.meta |= {"values": tuple(placed(*pair) for pair in pairs), "scope": node.meta["scope"]}
+        lacking = {ROWS, COLUMNS} & {*own.missing}
+        if lacking:
+            own = own.with_ones(range(len(layout.dims) - len(own.dims)))
+        beside = zip(own.dims, layout.dims[-len(own.dims) :], strict=True)
+        spread = Layout(tuple(like if lacking.intersection(like) else mine for mine, like in beside))
+        sizes = maps[0].meta["sizes"]
+        map = inserted(placed, (value, maps[0], own, spread, sizes[0][1:]), node, tracer)
         node.replace_input_with(value, map)
-        tracer.nodes[map.name] = map
-        origins.note(map, tracer.sizes)
         new.append(map)
     return new
 
 
-def _spreads(value: fx.Node, like: fx.Node, tracer: Tracer) -> bool:
-    """Whether a value has rows or columns, as many as a map, and else nothing that follows the size."""
-    values = [(1, *own) if len(own) == 1 else own for own in _shapes(value)]
-    shapes = list(zip(values, _shapes(like), tracer.sizes, strict=True))
-    if len(values[0]) < 2 or len(set(values)) == 1:
-        return False
-    sides = [[own[dim] == other[dim] for own, other, _ in shapes] for dim in (-2, -1)]
-    ones = [all(own[dim] == 1 for own, _, _ in shapes) for dim in (-2, -1)]
-    fits = all(all(same) or one for same, one in zip(sides, ones, strict=True)) and not all(ones)
-    rest = {
-        tuple(-1 if i == 0 and n == images else n for i, n in enumerate(own[:-2]))
-        for own, _, (images, *_) in shapes
-    }
-    return fits and len(rest) == 1
+def _spread_over(
+    layout: Layout, sizes: tuple[MapSize, ...], shapes: tuple[tuple[int, ...], ...]
+) -> Layout | None:
+    """What the dimensions of a value are made of that meets a map of this layout; none if it has neither its
+    rows nor its columns, or follows the size in another way."""
+    ndim = len(shapes[0])
+    if len(set(shapes)) == 1 or ndim > len(layout.dims):
+        return None
+    dims: list[Dimension] = []
+    of_map = list(zip(*map(layout.shape, sizes), strict=True))[-ndim:]
+    for own, like, dimension in zip(zip(*shapes, strict=True), of_map, layout.dims[-ndim:], strict=True):
+        if len(set(own)) > 1 and own != like:
+            return None
+        dims.append(dimension if own == like else (own[0],))
+    made = Layout(tuple(dims))
+    return made if {ROWS, COLUMNS} & {*made.flat} else None
+
+
+def _joined_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
+    """Let the blocks of a map stand in rows and columns again where an op needs them there."""
+    reader = _taken_from(node)
+    registered = None if node.op == "output" else _registered(reader, tracer)
+    any_layout = registered is not None and registered.any_layout
+    maps = maps_among(reader.all_input_nodes, is_map)
+    layouts = [map.meta["layout"] for map in maps]
+    largest = max((_shapes(map)[0] for map in maps), key=len, default=())
+    if any_layout and (len(maps) < 2 or broadcast(layouts, largest) is not None):
+        return []
+    new: list[fx.Node] = []
+    for each, layout in zip(maps, layouts, strict=True):
+        if layout == layout.joined().layout or not (any_layout or layout.joined().layout.is_kept):
+            continue
+        map = inserted(joined, (each,), reader, tracer)
+        reader.replace_input_with(each, map)
+        new.append(map)
+    return new
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
@@ -214,8 +258,8 @@ def _why_no_map(returned: fx.Node, origins: _Origins, tracer: Tracer) -> str:
         return "returns what does not depend on its input"
     if not isinstance(returned.meta["values"][0], Tensor):
         return "returns a number that follows the size of its input"
-    if origins.is_map(returned) and returned.meta.get("at", ROWS_AT) != ROWS_AT:
-        return "returns a map whose rows and columns are not its last two dimensions"
+    if tracer.name and origins.is_map(returned) and not returned.meta["layout"].is_kept:
+        return "is a part, and returns a map whose dimensions are not images, channels, rows and columns"
     return ""
 
 
@@ -260,9 +304,8 @@ def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
 def _operand(node: fx.Node, origins: _Origins) -> Operand:
     value = node.meta["values"][0]
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-    at = node.meta.get("at", ROWS_AT)
     summary = node in origins.summaries or node in origins.per_image
-    return Operand(node.name, shape, origins.is_map(node), summary, at)
+    return Operand(node.name, shape, origins.is_map(node), summary, node.meta.get("layout", NO_MAP))
 
 
 def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -294,11 +337,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     pick: Any = None
     if target is operator.getitem and not isinstance(args[0], Operand):
         target, kind, args, kwargs, pick = _part_of_several(node, origins, name)
-    plain = target
-    registered = rule_for_module(module) if module is not None else rule_for_function(target)
-    if registered is None and module is None:
-        plain = out_of_place(target)
-        registered = rule_for_function(plain)
+    plain, registered = _plain_and_registered(target)
     if module is not None and str(node.target) in tracer.apart:
         registered = KEPT_WHOLE
     inputs = tuple(operand for operand in operands((args, kwargs)) if operand.spatial)
@@ -311,7 +350,8 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
             "module one op",
         )
     shapes = _shapes(node), _shapes(tracer.nodes[inputs[0].id])
-    call = Call(name, kind, plain, *shapes, of_one_size=tracer.of_one_size)
+    sizes = tracer.nodes[inputs[0].id].meta["sizes"]
+    call = Call(name, kind, plain, *shapes, sizes, tracer.of_one_size)
     for operand in operands((args, kwargs)) if target is not placed else ():
         if not (operand.spatial or operand.summary) and len(set(_shapes(tracer.nodes[operand.id]))) > 1:
             call.refuse_size("takes a tensor that is made by the size of its input alone")
@@ -332,10 +372,55 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
             call.refuse("reduces several maps at once, or to a value whose size follows the image")
         numbers = prod(shape[1:])
         return Barrier(node.name, name, kind, target, rule, sources[0], numbers, module, args, kwargs)
-    at = node.meta["at"] = inputs[0].at if rule.at is None else rule.at
-    channels = Operand("", shape, True, at=at).channels
+    layout = rule.layout
+    if layout is None and registered is not None and registered.any_layout:
+        layout = broadcast([operand.layout for operand in inputs], shape)
+    elif layout is None:
+        layout = Layout.of_map(*shape[1:-2])
+    if layout is None:
+        call.refuse("takes maps whose rows and columns are not the same dimensions")
+    if not {ROWS, COLUMNS} <= {*layout.flat}:
+        call.refuse("has no rows or no columns in its result")
+    made = tuple(_sizes(rule, layout, *each) for each in zip(sizes, _shapes(node), strict=True))
+    node.meta |= {"layout": layout, "sizes": made}
     in_place = works_in_place(node, tracer)
-    return Op(node.name, name, kind, target, rule, channels, sources, in_place, module, args, kwargs, at)
+    return Op(node.name, name, kind, target, rule, layout, sources, in_place, module, args, kwargs)
+
+
+def _sizes(rule: Rule, layout: Layout, given: MapSize, shape: tuple[int, ...]) -> MapSize:
+    """How many images, rows and columns a result has: by its shape, or else by the rule."""
+    images, rows, columns = given
+    by_rule = ((ROWS, rule.rows, rows), (COLUMNS, rule.columns, columns))
+    rows, columns = (
+        geometry.size(n) if (place := layout.place_of(axis)) is None else shape[place]
+        for axis, geometry, n in by_rule
+    )
+    return images, rows, columns
+
+
+def _plain_and_registered(target: Any) -> tuple[Any, Registered | None]:
+    """The op itself, out of place, and what is registered for it."""
+    if isinstance(target, nn.Module):
+        return target, rule_for_module(target)
+    registered = rule_for_function(target)
+    if registered is not None:
+        return target, registered
+    plain = out_of_place(target)
+    return plain, rule_for_function(plain)
+
+
+def _registered(node: fx.Node, tracer: Tracer) -> Registered | None:
+    if node.op == "call_module":
+        return KEPT_WHOLE if str(node.target) in tracer.apart else rule_for_module(_module(node, tracer))
+    return _plain_and_registered(torch.narrow if node.target in SPLITS | UNBINDS else node.target)[1]
+
+
+def _taken_from(node: fx.Node) -> fx.Node:
+    """The op itself or, of a part of what one gives, that op."""
+    several = node.args[0] if node.target is operator.getitem else None
+    if isinstance(several, fx.Node) and not isinstance(several.meta["values"][0], Tensor):
+        return several
+    return node
 
 
 def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
@@ -378,6 +463,9 @@ def _part_of_several(
         start = sum(part.shape[dim] for part in parts[:index])
         operand = _operand(whole, origins)
         return torch.narrow, str(kind), (operand, dim, start, parts[index].shape[dim]), {}, None
+    if several.target in UNBINDS:
+        (whole, *rest), named = _arguments(several, origins)
+        return torch.select, str(kind), (whole, *(rest or [named.get("dim", 0)]), index), {}, None
     if several.op == "call_module" or rule_for_function(several.target) is None:
         raise UnknownOpError(
             f"{name} ({kind})", "no rule knows this op, so its overlap is not known", REGISTER
@@ -411,12 +499,10 @@ def _rule(
             args, kwargs = _at_this_size((args, kwargs))
         elif any(isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))):
             call.refuse_size("takes an argument that follows the size of its input")
-    layouts = {operand.at for operand in operands((args, kwargs)) if operand.spatial}
-    if len(layouts) > 1:
-        call.refuse("takes maps whose rows and columns are not the same dimensions")
-    if layouts != {ROWS_AT} and not registered.any_layout:
-        call.refuse("takes a map whose rows and columns are not its last two dimensions")
+    maps = [operand for operand in operands((args, kwargs)) if operand.spatial]
     try:
+        if not registered.any_layout and not all(operand.layout.is_kept for operand in maps):
+            return image_by_image(call, registered.build, maps, args, kwargs)
         return registered.build(call, *args, **kwargs)
     except OverlapToolError:
         raise
@@ -438,12 +524,17 @@ def check_sizes(network: Network, tracer: Tracer) -> None:
                 f"joins branches of different scale ({', '.join(map(str, error.scales))} of the input)",
                 "Such a join broadcasts or depends on the size; register a rule for the block as one op",
             ) from error
+        on_rolled = {id for pair in network.shifted for id in pair.inside}
         for trial, extents in enumerate(tracer.sizes[:1] if tracer.of_one_size else tracer.sizes):
             for op, size in zip(network.ops, axis.sizes(extents[1 + dim]), strict=True):
-                node = tracer.nodes[op.id]
-                at = node.meta.get("at", ROWS_AT)
-                real = node.meta["values"][trial].shape[at + dim]
-                if size != real:
+                if op.id in on_rolled:
+                    continue
+                meta = tracer.nodes[op.id].meta
+                layout: Layout = meta["layout"]
+                real = meta["sizes"][trial]
+                if size != real[1 + dim] or layout.shape(real) != meta["values"][trial].shape:
                     raise RuleError(
-                        op.name, f"its rule says {size} outputs, the op gave {real}", "Correct the rule"
+                        op.name,
+                        f"its rule says {size} outputs, the op gave {real[1 + dim]}",
+                        "Correct the rule",
                     )

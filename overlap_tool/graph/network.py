@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import networkx as nx
@@ -14,10 +15,10 @@ from torch import nn
 from overlap_tool.errors import OptionError, SizeError
 from overlap_tool.geometry import Geometry
 from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.geometry.walk import Reads
 from overlap_tool.graph.returned import ALONE, paths
 from overlap_tool.rules import Operand, Reduction, Rule
-from overlap_tool.rules.registry import ROWS_AT
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Op:
     target: Any
     """What the model itself calls: a module, a function, or a method's name."""
     rule: Rule
-    channels: int
+    layout: Layout
+    """What the dimensions of the model's own result are made of."""
     inputs: tuple[str, ...]
     """The ops that feed it, in order, weights aside."""
     in_place: bool
@@ -65,8 +67,11 @@ class Op:
     module: nn.Module | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    at: int = ROWS_AT
-    """Which dimension of the model's own result holds the rows, from the end. That of the columns follows."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers per image and position."""
+        return prod(self.layout.channels)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,16 @@ def operands(value: Any) -> Iterator[Operand]:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """What stands between a roll and the one that undoes it."""
+
+    roll: Op
+    back: Op
+    inside: tuple[str, ...]
+    """The ops on the rolled map, the roll itself first."""
+
+
+@dataclass(frozen=True)
 class Network:
     """A stage as a graph: nodes are ids with a `Node` as their attribute `op`, in the order in which they can
     be computed; edges say what feeds what. `kept` are maps beside the output that are wanted: of a stage they
@@ -156,6 +171,8 @@ class Network:
     returns: Any = ALONE
     parts_whole: frozenset[str] = frozenset()
     """The paths of its parts that the model's own code runs on whole maps."""
+    shifted: tuple[Shifted, ...] = ()
+    """The shifted windows in it, which a roll fills up instead of bringing in the opposite border."""
     asks: bool = False
     """Whether the code asks for the size of its input, so that this is the network of images of one size."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
@@ -260,7 +277,8 @@ class Network:
 
     def require_one_map(self, where: str) -> None:
         """Refuse a stage that returns anything but one map, where that is to be written."""
-        if set(self.results) != {self.output}:
+        output = self.nodes[self.output]
+        if set(self.results) != {self.output} or (isinstance(output, Op) and not output.layout.is_kept):
             named = ", ".join(filter(None, paths(self.returns))) or "no map"
             raise OptionError(
                 where,

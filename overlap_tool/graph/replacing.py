@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch as given_to_fx_wrap
 
 from overlap_tool.graph.network import leaves
+from overlap_tool.rules import rule_for_function
 
 ONE_AT_A_TIME = threading.RLock()
 """Held while a module is traced: it is in eval mode then, and some of its weights are put aside."""
@@ -101,7 +102,7 @@ def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..
 def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
     """Where the model's code finds functions that are recorded as they stand: those of `math`, which take
     plain numbers, as some of PyTorch's do; einops', which look at the type of what they are given; and what
-    was given to `torch.fx.wrap`."""
+    was given to `torch.fx.wrap` and has a rule, while what has none is followed."""
     as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
     forwards = [type(root).forward, *(part.forward for part in root.modules())]
     frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
@@ -111,7 +112,9 @@ def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Ca
             if not name.startswith("_") and id(value) in as_they_stand:
                 yield frame, name, value
     for (_, name), frame in given_to_fx_wrap.copy().items():
-        yield frame, name, frame[name] if name in frame else getattr(builtins, name)
+        function = frame[name] if name in frame else getattr(builtins, name)
+        if frame is vars(builtins) or rule_for_function(function) is not None:
+            yield frame, name, function
 
 
 def _public(module: Any) -> list[Callable[..., Any]]:

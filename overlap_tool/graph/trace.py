@@ -7,7 +7,7 @@ instead: what comes of that holds for images of one size, and `fitted` traces it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import add
@@ -15,6 +15,7 @@ from operator import add
 from torch import fx, nn
 
 from overlap_tool.errors import SizeDependenceError, TraceError
+from overlap_tool.geometry.layout import MapSize
 from overlap_tool.graph.aftermath import Aftermath
 from overlap_tool.graph.copying import modes, put_in_modes, with_own_forward
 from overlap_tool.graph.explaining import explained
@@ -24,7 +25,7 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, MapSize, TooLargeError, Tracer, TrialError
+from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, TooLargeError, Tracer, TrialError
 from overlap_tool.graph.values import check_values
 
 APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
@@ -67,11 +68,10 @@ def fitted(network: Network, images: int, height: int, width: int) -> Network:
         if size not in network.of_sizes:
             root = with_own_forward(network.root)
             with OwnRandomness(), _in_eval_mode(root):
-                try:
-                    channels, apart = network.ops[0].channels, network.parts_whole
-                    found = _of_one_size(root, network.name, channels, size, apart)
-                except _Refused as refused:
-                    raise explained(refused.refusal, refused.tracer) from refused.refusal
+                channels = network.ops[0].channels
+                found = _in_rounds(
+                    lambda apart: _of_one_size(root, network.name, channels, size, apart), network.parts_whole
+                )
             while len(network.of_sizes) >= KEPT:
                 del network.of_sizes[next(iter(network.of_sizes))]
             network.of_sizes[size] = replace(found, of_sizes=network.of_sizes)
@@ -88,15 +88,17 @@ class _Refused(Exception):
 
 
 def _trace(module: nn.Module, name: str, channels: int) -> Network:
-    """For images of any size or, of code that asks for it, for one as large as a trial.
+    """For images of any size or, of code that asks for it, for one as large as a trial."""
+    return _in_rounds(lambda apart: _with_parts_whole(module, name, channels, apart), frozenset())
 
-    A part on maps that are coarser than the image is kept whole, and those like it, if it is refused.
-    """
-    apart: frozenset[str] = frozenset()
+
+def _in_rounds(make: Callable[[frozenset[str]], Network], apart: frozenset[str]) -> Network:
+    """What is made with some parts kept whole. If a part on coarse maps is refused, it is kept whole as well,
+    and those like it."""
     first: _Refused | None = None
     for rounds_left in reversed(range(ROUNDS)):
         try:
-            return _with_parts_whole(module, name, channels, apart)
+            return make(apart)
         except _Refused as refused:
             first = first or refused
             more = refused.tracer.coarse_parts_like(refused.tracer.stopped_in) - apart

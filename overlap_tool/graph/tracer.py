@@ -35,6 +35,7 @@ from overlap_tool.errors import (
     TraceError,
     UnknownOpError,
 )
+from overlap_tool.geometry.layout import MapSize
 from overlap_tool.graph.aftermath import same_values
 from overlap_tool.graph.copying import twin, with_own_forward
 from overlap_tool.graph.randomness import OwnRandomness
@@ -47,9 +48,6 @@ from overlap_tool.rules.registry import qualified_name
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
-
-MapSize = tuple[int, int, int]
-"""Batch, height and width of a map."""
 
 Sizes = tuple[MapSize, ...]
 
@@ -92,6 +90,14 @@ ONE_ANSWER = frozenset(
 
 VALUES_ARE_READ = (DataDependentOutputException, DynamicOutputShapeException)
 """What stand-ins of maps raise where a number, or a size, would have to be known by value."""
+
+MAKERS_LIKE: dict[Any, Callable[..., Any]] = {
+    "new_zeros": torch.zeros,
+    "new_ones": torch.ones,
+    "new_full": torch.full,
+    "new_empty": torch.empty,
+}
+"""What makes tensors of numbers alone, of the type of another."""
 
 MOST_OPS = 10_000
 """So many are traced, and no more: a loop over the pixels of a trial map would go on for hours."""
@@ -249,8 +255,8 @@ class Tracer(fx.Tracer):
         """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
         self.apart = apart
         """The parts that the model's own code runs on whole maps."""
-        self.coarse: set[str] = set()
-        """The parts that were called with one map, which is coarser than the input."""
+        self.heights: dict[str, int] = {}
+        """Of the parts that were called with one map, and returned one of its size: how many rows it has."""
         self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
@@ -304,13 +310,16 @@ class Tracer(fx.Tracer):
         yield path
 
     def coarse_parts_like(self, path: str) -> frozenset[str]:
-        """The innermost coarse part at or around this one, and others of its class; none if there is none."""
-        while path and path not in self.coarse:
+        """The innermost part at or around this one whose map is coarser than another, and others of its
+        class; none if there is none."""
+        finest = max((_height(node) for node in self.nodes.values()), default=0)
+        coarse = {path for path, height in self.heights.items() if height < finest}
+        while path and path not in coarse:
             path = path.rpartition(".")[0]
         if not path:
             return frozenset()
         kind = type(self.submodule(path))
-        return frozenset(each for each in self.coarse if type(self.submodule(each)) is kind)
+        return frozenset(each for each in coarse if type(self.submodule(each)) is kind)
 
     def kind(self, node: fx.Node) -> str:
         """What an op is called."""
@@ -364,9 +373,9 @@ class Tracer(fx.Tracer):
             if self.of_fixed_size(args, kwargs) and rule_for_module(m) is None and _is_torchs(m):
                 return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             given = self.of_assigned(m, args) if self.assigned else None
-            if given is not None:
-                return given
-            return super().call_module(m, forward, args, kwargs)
+            made = super().call_module(m, forward, args, kwargs) if given is None else given
+            self.note_height(m, args, kwargs, made)
+            return made
         except Exception as error:
             self.stopped_in = self.stopped_in or self.path_of_module(m)
             if isinstance(error, OverlapToolError):
@@ -401,25 +410,29 @@ class Tracer(fx.Tracer):
             )
 
     def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether these are values of whole maps, which no tile cuts: an op on them needs no rule."""
-        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        """Whether these are values of whole maps, which no tile cuts, or do not follow the input at all: an
+        op on them needs no rule."""
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy | Tensor)]
         sizes = [
-            {tuple(tensor.shape[1:]) for tensor in proxy.node.meta["values"] if isinstance(tensor, Tensor)}
-            for proxy in given
+            {tuple(tensor.shape[1:]) for tensor in value.node.meta["values"] if isinstance(tensor, Tensor)}
+            for value in given
+            if isinstance(value, fx.Proxy)
         ]
         return bool(given) and all(len(of_trials) == 1 for of_trials in sizes)
 
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first, *others = [*args, None]
-        if isinstance(first, Proxy) and not any(isinstance(each, Proxy) for each in leaves((others, kwargs))):
-            shape: Any = getattr(first.node.meta["values"][0], "shape", ())
-            if len(shape) == 4 and shape[-2] < self.sizes[0][1]:
-                self.coarse.add(self.path_of_module(m))
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
             values = args[0].node.meta["values"]
             is_map = isinstance(values[0], Tensor) and values[0].ndim == 4
             if is_map and len({value.shape[1] for value in values}) == 1:
                 self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
+
+    def note_height(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Proxy)]
+        if len(given) == 1 and given[0] is args[0] and isinstance(made, Proxy):
+            before, after = (getattr(each.node.meta["values"][0], "shape", ()) for each in (given[0], made))
+            if len(before) == len(after) == 4 and before[2:] == after[2:]:
+                self.heights[self.path_of_module(m)] = _height(made.node)
 
     def assigns(self, weight: fx.Node, value: Any) -> bool:
         """Take note of `weight.data = value`, if that is a weight's, and does not depend on the input."""
@@ -547,6 +560,9 @@ class Tracer(fx.Tracer):
             return None
         if target == "__setitem__":  # into a tensor that is not traced
             kind, target = "call_function", assign
+        if target in MAKERS_LIKE and self.of_one_size:
+            target, args, kwargs = self.made_like(target, *args, **kwargs)
+            kind = "call_function"
         if target in ("to", "type_as") and self.takes_after_a_map(args):
             args = (args[0], args[1].device, args[1].dtype)
             target = "to"
@@ -559,6 +575,11 @@ class Tracer(fx.Tracer):
             if known and isinstance(value, bool | int | float | str | torch.dtype):
                 return value  # of weights alone, or of this size, so the code may decide something by it
         return proxy
+
+    def made_like(self, target: str, like: Proxy, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        """`x.new_zeros(h, w)` is a value that no map is made into, only of its type, and where it lies."""
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return MAKERS_LIKE[target], args, {"dtype": like.dtype, "device": like.device, **given}
 
     def takes_after_a_map(self, args: Any) -> bool:
         """Whether a map says of which type and on which device a constant is to be."""
@@ -648,6 +669,11 @@ class Tracer(fx.Tracer):
             ) from error
         finally:
             self.evaluating = False
+
+
+def _height(node: fx.Node) -> int:
+    value = node.meta.get("values", (None,))[0]
+    return int(value.shape[-2]) if isinstance(value, Tensor) and value.ndim == 4 else 0
 
 
 @contextmanager

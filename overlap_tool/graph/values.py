@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from overlap_tool.errors import CopyError, TraceError
+from overlap_tool.errors import CopyError, GlobalOpError, TraceError
+from overlap_tool.geometry.layout import MapSize
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.returned import taken_apart
-from overlap_tool.graph.tracer import REGISTER, MapSize, Tracer
+from overlap_tool.graph.shifted import mixing
+from overlap_tool.graph.tracer import REGISTER, Tracer
 
 SIDE = 16
 """The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
+
+TIMES = 1, 2, 4, 8, 16
+"""Multiples of it that are tried until the module takes one. In the last, small windows are shifted."""
 
 
 @torch.no_grad()
@@ -28,22 +35,29 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
     Its code may ask what no trace answers as the module itself would, such as whether its input is a tensor.
     It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
     """
+    if any(tensor.is_meta for tensor in (*tracer.root.parameters(), *tracer.root.buffers())):
+        return
     try:
         module = copied(tracer.root)
     except CopyError:
+        if network.shifted:
+            raise
         return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale)))
-    maps = (_small_map(tracer, side * times) for times in (1, 2, 4, 8))
+    maps = [_small_map(tracer, side * times) for times in TIMES]
     pairs = ((x, _own_result(module, x)) for x in maps)
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
-    if x is None or own is None:
-        return
-    recorded = traced_at((1, *x.shape[2:]))
-    if recorded is None:
-        return
+    recorded = None if x is None else traced_at((1, *x.shape[2:]))
+    if recorded is not None:
+        _require_equal(tracer, _AsTraced(module, recorded), recorded.returns, x, own)
+    if network.shifted:
+        traces = ((traced_at((1, *x.shape[2:])), x) for x in (maps[0] if x is None else x, maps[-1]))
+        _require_masks(network, ((_AsTraced(module, trace), x) for trace, x in traces if trace is not None))
+
+
+def _require_equal(tracer: Tracer, again: _AsTraced, returns: Any, x: Any, own: Any) -> None:
     results, structure = taken_apart(own, lambda value: isinstance(value, Tensor))
-    traced = _AsTraced(module, recorded).run(x)
-    if structure != recorded.returns or not all(map(_nearly_equal, traced, results)):
+    if structure != returns or not all(map(_nearly_equal, again.run(x), results)):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
             "computes something else when it is traced, perhaps since its code asks whether its input is a "
@@ -69,8 +83,6 @@ def _small_map(tracer: Tracer, side: int) -> Tensor:
 
 def _own_result(module: nn.Module, x: Tensor) -> Any:
     """What the module makes of a map, if it takes one of this size."""
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        return None
     try:
         result = module(x.clone())
     except Exception:
@@ -79,10 +91,64 @@ def _own_result(module: nn.Module, x: Tensor) -> Any:
     return result if maps and all(map.numel() > 0 for map in maps) else None
 
 
+def _require_masks(network: Network, runs: Iterable[tuple[_AsTraced, Tensor]]) -> None:
+    """Refuse a roll whose map is tiled as if nothing passed over the border, unless nothing does. On a small
+    map, what has one window only may not be rolled: each roll is looked at on the first map that has it."""
+    left = {pair.roll.name: pair for pair in network.shifted}
+    for again, x in runs:
+        if not left:
+            return
+        try:
+            again.run(x)
+        except Exception:  # whatever a third party's module raises of so small a map
+            continue
+        places = again.places()
+        for pair in list(left.values()):
+            first, last = places.get(pair.roll.name), places.get(pair.back.name)
+            if first is None or last is None:
+                continue
+            if mixing(pair, again.env[first], partial(again.between, first, last)):
+                break
+            del left[pair.roll.name]
+    for pair in left.values():
+        raise GlobalOpError(
+            f"{pair.roll.name} ({pair.roll.kind})",
+            "rolls the map, and what comes in from the opposite border is not kept apart from the rest, "
+            "so that tiles at one border would need the other",
+            "Mask what the roll brings in, as in shifted windows, or analyze the parts around it",
+        )
+
+
 class _AsTraced(fx.Interpreter):
     def __init__(self, module: nn.Module, tracer: Tracer) -> None:
-        super().__init__(module, graph=tracer.graph)
+        super().__init__(module, garbage_collect_values=False, graph=tracer.graph)
+        self.tracer = tracer
         self.made, self.made_modules = tracer.made, tracer.made_modules
+
+    def places(self) -> dict[str, fx.Node]:
+        """Its nodes, by the names that their ops have in a network."""
+        places: dict[str, fx.Node] = {}
+        counts: Counter[str] = Counter()
+        for node in self.graph.nodes:
+            if node.op in ("call_function", "call_method"):
+                name = self.tracer.dotted(
+                    f"{node.meta['scope']}.{self.tracer.kind(node).strip('_')}".strip(".")
+                )
+                counts[name] += 1
+                places[name if counts[name] == 1 else f"{name}#{counts[name]}"] = node
+        return places
+
+    def between(self, first: fx.Node, last: fx.Node, value: Tensor) -> Tensor:
+        """What the last of two nodes gives where the first gives another value than it did."""
+        values = {**self.env, first: value}
+        nodes = list(self.graph.nodes)
+        for node in nodes[nodes.index(first) + 1 : nodes.index(last) + 1]:
+            if any(values[source] is not self.env[source] for source in node.all_input_nodes):
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+                values[node] = getattr(self, node.op)(node.target, args, kwargs)
+        made: Tensor = values[last]
+        return made
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         made = self.made_modules.get(target)

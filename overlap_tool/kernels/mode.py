@@ -101,6 +101,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "std": compositions.std,
     "linalg_vector_norm": compositions.vector_norm,
     "_softmax": compositions.softmax,
+    "_safe_softmax": compositions.safe_softmax,
     "_log_softmax": compositions.log_softmax,
     "logsumexp": compositions.logsumexp,
     "native_layer_norm": compositions.layer_norm,
@@ -141,6 +142,25 @@ def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
         return function
 
     return add
+
+
+@register_exact_op("aten::_scaled_dot_product_flash_attention_for_cpu")
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PyTorch picks this function, or its plain one, by shapes and strides: both have to give the same bits.
+    Of the second result only a gradient would be made."""
+    found, _ = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+    )
+    return found, query.new_empty(0)
 
 
 class _ExactKernels(TorchDispatchMode):

@@ -29,7 +29,7 @@ def assigned(call: Call, whole: Operand, key: Any, value: Any) -> Rule:
     for item, size in zip((rows, columns), call.input_shapes[0][-2:], strict=True):
         if item != WHOLE and not (call.of_one_size and _is_all_of(item, size)):
             call.refuse("writes some rows or columns of a map")
-    if channels[0] != WHOLE or any(isinstance(item, Operand) for item in channels):
+    if channels[0] != WHOLE or any(item is None or isinstance(item, Operand) for item in channels):
         call.refuse("writes some images of a batch, or channels that it computes")
     kept = sum(not isinstance(item, int) for item in (*channels, rows, columns))
     if isinstance(value, Operand) and value.summary and len(value.shape) != kept:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -10,60 +11,149 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.geometry.layout import ROWS, Layout
 from overlap_tool.kernels.compositions import bins
 from overlap_tool.rules import pooling
+from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap, register_rule
 
 
-def reduction(call: Call, kind: str, dims: Sequence[int], *args: Any, **kwargs: Any) -> Reduction:
-    """`x.mean((2, 3))` and its kin: the columns of each row, then the rows, then channels."""
+def reduction(
+    call: Call, kind: str, layout: Layout, dims: Sequence[int], *args: Any, **kwargs: Any
+) -> Reduction:
+    """`x.mean((2, 3))` and its kin, over all positions: dimension by dimension from the last to the first, as
+    the exact engine does."""
+    _require_rows_in_order(call, layout, dims)
     if kind in ("var", "std"):
-        return _variance(call, kind == "std", dims, *args, **kwargs)
+        return _variance(kind == "std", layout, dims, *args, **kwargs)
     if kind not in ("sum", "mean", "amax", "amin"):
         call.refuse_global(f"takes the {kind} over rows and columns")
-    return _plain_reduction(kind, dims, *args, **kwargs)
+    return _plain_reduction(kind, layout, dims, *args, **kwargs)
 
 
-def _plain_reduction(kind: str, dims: Sequence[int], keepdim: bool = False) -> Reduction:
+def _require_rows_in_order(call: Call, layout: Layout, dims: Sequence[int]) -> None:
+    if any(ROWS in layout.dims[dim][1:] for dim in dims):
+        call.refuse("reduces a dimension in which the rows of a map do not follow each other")
+
+
+def _plain_reduction(kind: str, layout: Layout, dims: Sequence[int], keepdim: bool = False) -> Reduction:
     step = "sum" if kind == "mean" else kind
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
-        profile = whole.by_rows(lambda band: getattr(band, step)(-1, keepdim=True))
-        result: Tensor = getattr(profile, step)(tuple(dims), keepdim=keepdim)
-        return result / prod(whole.shape[dim] for dim in dims) if kind == "mean" else result
+        total = _accumulated(whole, layout, dims, step)
+        return _shaped(total / _count(whole, layout, dims) if kind == "mean" else total, dims, keepdim)
 
-    return Reduction(run)
+    return Reduction(run, profile=0)
 
 
 def _variance(
-    call: Call, root: bool, dims: Sequence[int], unbiased: bool = True, keepdim: bool = False, **kwargs: Any
+    root: bool,
+    layout: Layout,
+    dims: Sequence[int],
+    unbiased: bool = True,
+    keepdim: bool = False,
+    **kwargs: Any,
 ) -> Reduction:
     """Reads the map twice: for the mean, then for the squares of what differs from it."""
     less = kwargs.get("correction", int(unbiased))
-    average = _plain_reduction("mean", dims, keepdim=True)
+    average = _plain_reduction("mean", layout, dims, keepdim=True)
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         centre = average.run(whole)
-
-        def squares(band: Tensor) -> Tensor:
-            centred = band - centre
-            return (centred * centred).sum(-1, keepdim=True)
-
-        total = whole.by_rows(squares).sum(tuple(dims), keepdim=keepdim)
-        variance = total / max(0, prod(whole.shape[dim] for dim in dims) - less)
+        total = _accumulated(whole, layout, dims, "sum", lambda band: _square(band - centre))
+        variance = _shaped(total / max(0, _count(whole, layout, dims) - less), dims, keepdim)
         return variance.sqrt() if root else variance
 
-    return Reduction(run, scratch=3)
+    return Reduction(run, profile=0, scratch=3)
 
 
-def norm(dims: Sequence[int], keepdim: bool = False) -> Reduction:
+def norm(call: Call, layout: Layout, dims: Sequence[int], keepdim: bool = False) -> Reduction:
     """The root of the sum of squares."""
+    _require_rows_in_order(call, layout, dims)
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
-        squares = whole.by_rows(lambda band: (band * band).sum(-1, keepdim=True))
-        return squares.sum(tuple(dims), keepdim=keepdim).sqrt()
+        return _shaped(_accumulated(whole, layout, dims, "sum", _square), dims, keepdim).sqrt()
 
-    return Reduction(run, scratch=2)
+    return Reduction(run, profile=0, scratch=2)
+
+
+def _square(band: Tensor) -> Tensor:
+    return band * band
+
+
+def _shaped(total: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    return total if keepdim else total.squeeze(tuple(dims))
+
+
+def _count(whole: WholeMap, layout: Layout, dims: Sequence[int]) -> int:
+    """How many numbers become one."""
+    images, *_, rows, columns = whole.shape
+    shape = layout.shape((images, rows, columns))
+    return prod(shape[dim] for dim in dims)
+
+
+def _accumulated(
+    whole: WholeMap,
+    layout: Layout,
+    dims: Sequence[int],
+    step: str,
+    transform: Callable[[Tensor], Tensor] = lambda band: band,
+) -> Tensor:
+    """What a reduction makes of dimensions, which are kept with length one, from bands of rows."""
+    by_rows = next(dim for dim in dims if ROWS in layout.dims[dim])
+    tree = Tree(step, by_rows)
+    for band in whole.bands():
+        values = transform(as_laid_out(band, layout))
+        for dim in sorted(dims, reverse=True):
+            if dim > by_rows:
+                values = getattr(values, step)(dim, keepdim=True)
+        tree.add(values)
+    total = tree.total()
+    for dim in sorted(dims, reverse=True):
+        if dim < by_rows:
+            total = getattr(total, step)(dim, keepdim=True)
+    return total
+
+
+class Tree:
+    """The sum, or largest or smallest number, along a dimension that arrives in parts: the one that pairs of
+    neighbours give, and pairs of pairs, wherever the parts end.
+
+    >>> tree = Tree("sum", 0)
+    >>> for part in torch.arange(10.0).split(3):
+    ...     tree.add(part)
+    >>> tree.total()
+    tensor([45.])
+    """
+
+    def __init__(self, step: str, dim: int) -> None:
+        combine: dict[str, Callable[[Tensor, Tensor], Tensor]]
+        combine = {"sum": torch.add, "amax": torch.maximum, "amin": torch.minimum}
+        self.combine = combine[step]
+        self.dim = dim
+        self.waiting: list[Tensor | None] = []
+        """At each level the last node, if it has no neighbour yet."""
+
+    def add(self, part: Tensor) -> None:
+        for level in count():
+            if level == len(self.waiting):
+                self.waiting.append(None)
+            before = self.waiting[level]
+            part = part if before is None else torch.cat([before, part], self.dim)
+            length = part.shape[self.dim]
+            self.waiting[level] = part.narrow(self.dim, length - 1, 1).clone() if length % 2 else None
+            if length < 2:
+                return
+            pairs = part.narrow(self.dim, 0, length // 2 * 2).unflatten(self.dim, (length // 2, 2))
+            part = self.combine(pairs.select(self.dim + 1, 0), pairs.select(self.dim + 1, 1))
+
+    def total(self) -> Tensor:
+        last: Tensor | None = None
+        for node in self.waiting:
+            if node is not None:
+                last = node if last is None else self.combine(node, last)
+        assert last is not None
+        return last
 
 
 @register_rule(F.adaptive_avg_pool2d)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import getitem
 from typing import Any
 
@@ -11,30 +12,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
+from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Dimension, Following, Layout
 from overlap_tool.rules.padding import PADDING_MODES
-from overlap_tool.rules.pieces import Patches, extend
+from overlap_tool.rules.pieces import Patches, as_kept, as_laid_out, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 WHOLE = slice(None)
 
 
-@register_rule(F.pad, torch._C._nn.pad)
+@register_rule(F.pad, torch._C._nn.pad, any_layout=True)
 def pad(
     call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Rule:
-    spatial, deeper = tuple(pad[:4]), tuple(pad[4:])
-    if any(deeper):
-        call.refuse("pads other dimensions than rows and columns")
-    left, right, top, bottom = (*spatial, 0, 0)[:4]
+    """Rows and columns, wherever the map has them."""
+    ndim = len(input.shape)
+    amounts = {ndim - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)}
+    rows, columns = (amounts.pop(place, (0, 0)) for place in _places_of_axes(input))
     outside = PADDING_MODES[mode]
-    if outside is Padding.CIRCULAR and min(left, right, top, bottom) < 0:
+    if outside is Padding.CIRCULAR and min(*rows, *columns) < 0:
         call.refuse("pads circularly and crops at once")
-    fill = 0.0 if value is None else value
+    if any(any(amount) for amount in amounts.values()):
+        if any((*rows, *columns)) or input.layout.following(d for d, each in amounts.items() if any(each)):
+            call.refuse("pads other dimensions than rows and columns")
+        made = call.output_shapes[0]
+        layout = input.layout.with_lengths({dim: made[dim] for dim, each in amounts.items() if any(each)})
+        return Rule(lambda patches, *args, **kwargs: F.pad(*args, **kwargs), layout=layout)
+    down, across = (Pad(before, after, outside) for before, after in (rows, columns))
+    return filled(input.layout, down, across, 0.0 if value is None else value)
+
+
+def filled(layout: Layout, rows: Pad, columns: Pad, fill: float = 0.0) -> Rule:
+    """The rule of an op that fills a map of this layout up at its borders, or crops it."""
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        return extend(input, patches, outside, fill)
+        kept = as_kept(input, layout, *(patch.have.length for patch in patches))
+        return as_laid_out(extend(kept, patches, rows.outside, fill), layout)
 
-    return Rule(run, Pad(top, bottom, outside), Pad(left, right, outside), uniform=True)
+    return Rule(run, rows, columns, uniform=True)
+
+
+def _places_of_axes(input: Operand) -> tuple[int, int]:
+    """The dimensions of rows and of columns; -1 for none, where no other op can mean it."""
+    places = [input.layout.place_of(axis) for axis in (ROWS, COLUMNS)]
+    return tuple(-1 if place is None else place for place in places)  # type: ignore[return-value]
 
 
 @register_rule(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
@@ -48,71 +68,76 @@ def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module
 
 
-@register_rule(torch.roll, "roll")
+@register_rule(torch.roll, "roll", any_layout=True)
 def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
     if dims is None:
         call.refuse("rolls the flattened map")
-    amounts = dict.fromkeys(range(-len(input.shape), 0), 0)
+    ndim = len(input.shape)
+    amounts = dict.fromkeys(range(ndim), 0)
     for dim, shift in zip(_sequence(dims), _sequence(shifts), strict=True):
-        amounts[dim if dim < 0 else dim - len(input.shape)] += shift
-    axes = [amounts.pop(dim) for dim in (-2, -1)]
-    if any(amounts.values()):
+        amounts[dim % ndim] += shift
+    rows, columns = (amounts.pop(place, 0) for place in _places_of_axes(input))
+    moved = [dim for dim, amount in amounts.items() if amount]
+    if not moved:
+        return replace(filled(input.layout, roll(rows), roll(columns)), uniform=False)
+    if rows or columns or input.layout.following(moved):
         call.refuse("rolls other dimensions than rows and columns")
-
-    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        return extend(input, patches, Padding.CIRCULAR)
-
-    return Rule(run, roll(axes[0]), roll(axes[1]))
-
-
-def crop(call: Call, input: Operand, index: Any) -> Rule:
-    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant."""
-    items = index if isinstance(index, tuple) else (index,)
-    if any(item is None for item in items):
-        return _with_new_dimensions(call, input, items)
-    full = full_index(call, index, len(input.shape))
-    at = len(full) + input.at
-    channels, spatial = (*full[:at], *full[at + 2 :]), full[at : at + 2]
-    if full[0] != WHOLE:
-        call.refuse("picks images by its index")
-    if not all(isinstance(item, slice | int) for item in channels) and not _one_list_of_numbers(channels):
-        call.refuse("picks channels by what is no number, slice or single list of numbers")
-    sizes = call.input_shapes[0][at : at + 2]
-    rows, columns = (_slice_geometry(call, item, n) for item, n in zip(spatial, sizes, strict=True))
-    strides = rows.period.input, columns.period.input
-
-    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        every = slice(None, None, strides[0]), slice(None, None, strides[1])
-        index = (*full[:at], *every, *full[at + 2 :])
-        return input[index]
-
-    behind = sum(isinstance(item, int) for item in full[at + 2 :])
-    return Rule(run, rows, columns, uniform=True, at=input.at + behind)
+    return Rule(lambda patches, *args, **kwargs: torch.roll(*args, **kwargs))
 
 
 @register_rule(getitem, any_layout=True)
-def indexed(call: Call, input: Operand, index: Any) -> Rule:
-    return crop(call, input, index)
-
-
-def _with_new_dimensions(call: Call, input: Operand, items: tuple[Any, ...]) -> Rule:
-    """`x[:, None]`, `x[..., None]`: all of a map, with dimensions of length one beside those that it has."""
-    if any(item is not None and item is not Ellipsis and item != WHOLE for item in items):
-        call.refuse("adds a dimension and cuts at once, by its index")
-    behind = items[items.index(Ellipsis) + 1 :] if Ellipsis in items else ()
-    before = items[: len(items) - len(behind) - (Ellipsis in items)]
-    rows = len(input.shape) + input.at
-    spans = [item for item in before if item is not None]
-    # where the new dimensions stand among the old ones
-    places = [sum(each is not None for each in before[:i]) for i, item in enumerate(before) if item is None]
-    left = len(input.shape) - len(behind) + behind.count(None)
-    places += [
-        left + sum(each is not None for each in behind[:i]) for i, item in enumerate(behind) if item is None
+def crop(call: Call, input: Operand, index: Any) -> Rule:
+    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant;
+    `x[:, None]`, a new dimension of length one."""
+    full = full_index(call, index, len(input.shape))
+    plain = [item for item in full if item is not None]
+    axes = {axis: input.layout.place_of(axis) for axis in Following}
+    geometries = {}
+    for axis, place in axes.items():
+        item = WHOLE if place is None else plain[place]
+        if axis is IMAGES and item != WHOLE:
+            call.refuse("picks images by its index")
+        n = 0 if place is None else call.input_shapes[0][place]
+        geometries[axis] = POINTWISE if place is None else _slice_geometry(call, item, n)
+    channels = {dim: item for dim, item in enumerate(plain) if dim not in axes.values()}
+    picked = [dim for dim, item in channels.items() if item != WHOLE]
+    if input.layout.following(picked):
+        call.refuse_size("picks positions of a map by numbers")
+    if not all(isinstance(item, slice | int) for item in channels.values()) and not _one_list_of_numbers(
+        tuple(channels.values())
+    ):
+        call.refuse("picks channels by what is no number, slice or single list of numbers")
+    every = [
+        slice(None, None, geometries[along].period.input) if (along := _axis_at(axes, dim)) else item
+        for dim, item in enumerate(plain)
     ]
-    if 0 in places or rows + 1 in places or len(spans) > len(input.shape):
-        call.refuse("adds a dimension before the images, or between rows and columns, by its index")
-    at = input.at - sum(place > rows + 1 for place in places)
-    return Rule(lambda patches, input, index: input[index], at=at)
+    rest = iter(every)
+    key = tuple(None if item is None else next(rest) for item in full)
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return input[key]
+
+    layout = _layout_of(call, input.layout, full)
+    return Rule(run, geometries[ROWS], geometries[COLUMNS], uniform=True, layout=layout)
+
+
+def _axis_at(axes: dict[Following, int | None], dim: int) -> Following | None:
+    return next((axis for axis in (ROWS, COLUMNS) if axes[axis] == dim), None)
+
+
+def _layout_of(call: Call, layout: Layout, full: tuple[Any, ...]) -> Layout:
+    """What an index leaves of the dimensions, the new ones among them."""
+    dims: list[Dimension] = []
+    rest = iter(layout.dims)
+    made = iter(call.output_shapes[0])
+    for item in full:
+        dimension = (1,) if item is None else next(rest)
+        if isinstance(item, int):
+            continue
+        length = next(made)
+        follows = any(isinstance(factor, Following) for factor in dimension)
+        dims.append(dimension if follows else (length,))
+    return Layout(tuple(dims))
 
 
 def _one_list_of_numbers(channels: tuple[Any, ...]) -> bool:
@@ -121,14 +146,14 @@ def _one_list_of_numbers(channels: tuple[Any, ...]) -> bool:
 
 
 def full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
+    """An index with an item for every dimension, and `None` for every new one."""
     items = index if isinstance(index, tuple) else (index,)
-    if any(item is None for item in items) or items.count(Ellipsis) > 1:
-        call.refuse("adds a dimension by its index")
-    before, after = items, ()
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        before, after = items[:at], items[at + 1 :]
-    return (*before, *[WHOLE] * (ndim - len(before) - len(after)), *after)
+    dots = [i for i, item in enumerate(items) if item is Ellipsis]
+    if len(dots) > 1:
+        call.refuse("has several dots in its index")
+    before, after = (items[: dots[0]], items[dots[0] + 1 :]) if dots else (items, ())
+    left = ndim - sum(item is not None for item in (*before, *after))
+    return (*before, *[WHOLE] * left, *after)
 
 
 def _slice_geometry(call: Call, item: Any, n: int) -> Geometry:

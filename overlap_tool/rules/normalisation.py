@@ -6,14 +6,15 @@ rules; the exact engine computes the same steps where it meets the function itse
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.rules.barriers import reduction
 from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register_rule
 
@@ -32,7 +33,7 @@ def _grouped(input: Tensor, groups: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Grouped:
+class _Grouped(WholeMap):
     """A whole map with its channels in groups."""
 
     whole: WholeMap
@@ -43,21 +44,22 @@ class _Grouped:
         images, channels, *rest = self.whole.shape
         return images, self.groups, channels // self.groups, *rest
 
-    def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.whole.by_rows(lambda band: reduce(_grouped(band, self.groups)))
+    def bands(self) -> Iterator[Tensor]:
+        return (_grouped(band, self.groups) for band in self.whole.bands())
 
 
 @register_rule(moments)
 def moments_of_a_map(call: Call, input: Operand, groups: int) -> Reduction:
+    layout = Layout.of_map(groups, input.channels // groups)
     dims = range(2, len(input.shape) + 1)
-    mean = reduction(call, "mean", dims)
-    variance = reduction(call, "var", dims, unbiased=False)
+    mean = reduction(call, "mean", layout, dims)
+    variance = reduction(call, "var", layout, dims, unbiased=False)
 
     def run(whole: WholeMap, groups: int) -> Tensor:
         grouped = _Grouped(whole, groups)
         return torch.stack([mean.run(grouped), variance.run(grouped)], 1)
 
-    return Reduction(run, scratch=variance.scratch)
+    return replace(variance, run=run)
 
 
 @compose(F.group_norm, nn.GroupNorm)
@@ -75,6 +77,13 @@ def group_norm(
     if weight is not None:
         normal = normal * weight[everywhere[1:]]
     return normal if bias is None else normal + bias[everywhere[1:]]
+
+
+@compose(F.normalize)
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
+    return input / input.norm(p, dim, keepdim=True).clamp_min(eps)
 
 
 @compose(F.instance_norm, nn.InstanceNorm2d)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.geometry import Padding, Patch
+from overlap_tool.geometry.layout import Layout
 
 Patches = tuple[Patch, Patch]
 """Rows and columns."""
@@ -50,6 +53,40 @@ def place(piece: Tensor, begins: tuple[int, int], patches: Patches) -> Tensor:
     """The outputs `out` of a piece of outputs that begins at `begins`."""
     vertical, horizontal = (patch.out.shift(-begin) for patch, begin in zip(patches, begins, strict=True))
     return piece[..., vertical.start : vertical.stop, horizontal.start : horizontal.stop]
+
+
+def as_laid_out(kept: Tensor, layout: Layout) -> Tensor:
+    """A piece, which is kept as (images, channels, rows, columns), as a tensor of this layout.
+
+    >>> from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS
+    >>> windows = Layout(((IMAGES, ROWS, COLUMNS), (64,), (32,)))
+    >>> as_laid_out(torch.zeros(1, 64, 32, 5, 7), windows).shape
+    torch.Size([35, 64, 32])
+    """
+    if layout.is_kept:
+        return kept
+    size = kept.shape[0], kept.shape[-2], kept.shape[-1]
+    return kept.permute(*layout.order).reshape(layout.shape(size))
+
+
+def as_kept(piece: Tensor, layout: Layout, rows: int, columns: int) -> Tensor:
+    """A tensor of this layout, which holds so many rows and columns, as a piece is kept.
+
+    Raises `ValueError` if it holds something else.
+    """
+    if layout.is_kept:
+        if piece.ndim != len(layout.dims) or piece.shape[-2:] != (rows, columns):
+            raise ValueError("another number of rows or columns")
+        return piece
+    others = prod(layout.sizes((1, rows, columns)))
+    if (
+        others == 0
+        or piece.numel() % others
+        or piece.shape != layout.shape(size := (piece.numel() // others, rows, columns))
+    ):
+        raise ValueError("another number of rows or columns")
+    apart = piece.reshape(*layout.sizes(size), *[1] * len(layout.missing))
+    return apart.permute(*sorted(range(apart.ndim), key=layout.order.__getitem__))
 
 
 def _with_constant(piece: Tensor, patches: Patches, value: float) -> Tensor:

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import torch
 from torch import Tensor
 
-from overlap_tool.geometry import AT_ITS_PLACE
-from overlap_tool.rules.pieces import Patches
+from overlap_tool.geometry import AT_ITS_PLACE, Patch
+from overlap_tool.geometry.layout import IMAGES, Layout
+from overlap_tool.rules.pieces import Patches, as_kept, as_laid_out
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor with as many rows and columns as a map, or one of them that stands for all, as a map."""
-    return at_least_rows(value).expand(*value.shape[:-2], *like.shape[-2:])
+def placed(value: Tensor, like: Tensor, own: Layout, spread: Layout, size: tuple[int, int]) -> Tensor:
+    """A value of the layout `own` and so many rows and columns, spread over those that it lacks of a map."""
+    lacks = [mine != full for mine, full in zip(own.dims, spread.dims, strict=True)]
+    value = _of_as_many_dimensions(value, own)
+    return value.expand([like.shape[dim - len(lacks)] if lacks[dim] else -1 for dim in range(len(lacks))])
 
 
-def at_least_rows(value: Tensor) -> Tensor:
-    """A value of columns alone as one row of them."""
-    return value if value.ndim > 1 else value[None]
+@register_rule(placed, any_layout=True)
+def at_its_place(
+    call: Call, value: Operand, like: Operand, own: Layout, spread: Layout, size: tuple[int, int]
+) -> Rule:
+    return placing(like.layout, own, spread, size)
 
 
-@register_rule(placed)
-def at_its_place(call: Call, value: Operand, like: Operand) -> Rule:
-    def run(patches: Patches, value: Tensor, like: Tensor) -> Tensor:
-        value = at_least_rows(value)
-        rows, columns = (
-            slice(*patch.out) if length > 1 else slice(None)
-            for patch, length in zip(patches, value.shape[-2:], strict=True)
-        )
-        return placed(value[..., rows, columns], like)
+def placing(
+    like_layout: Layout, own: Layout, spread: Layout, size: tuple[int, int], begins: tuple[int, int] = (0, 0)
+) -> Rule:
+    """The rule of `placed`. A map in which the value `begins` later than its first row or column goes on with
+    it there, from its end: as many before as behind."""
 
-    return Rule(run, AT_ITS_PLACE, AT_ITS_PLACE)
+    def run(patches: Patches, value: Tensor, like: Tensor, *_: object) -> Tensor:
+        kept = as_kept(_of_as_many_dimensions(value, own), own, *size)
+        for dim, patch, begin in zip((-2, -1), patches, begins, strict=True):
+            kept = _taken(kept, dim, patch, begin)
+        rows, columns = (patch.out.length for patch in patches)
+        images = like.numel() // prod(like_layout.sizes((1, rows, columns))) if IMAGES in spread.flat else 1
+        piece = kept.expand(images, *kept.shape[1:-2], rows, columns)
+        return as_laid_out(piece.reshape(images, *spread.channels, rows, columns), spread)
+
+    return Rule(run, AT_ITS_PLACE, AT_ITS_PLACE, layout=spread)
+
+
+def _taken(kept: Tensor, dim: int, patch: Patch, begin: int) -> Tensor:
+    length, (start, stop) = kept.shape[dim], patch.out.shift(-begin)
+    if length == 1:
+        return kept
+    if start >= 0 and stop <= length:
+        return kept.narrow(dim, start, stop - start)
+    return kept.index_select(dim, torch.arange(start, stop, device=kept.device) % length)
+
+
+def _of_as_many_dimensions(value: Tensor, layout: Layout) -> Tensor:
+    return value[(None,) * (len(layout.dims) - value.ndim)]

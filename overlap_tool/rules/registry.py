@@ -8,21 +8,23 @@ operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import getattr_static
 from math import prod
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Everything, Geometry, Window
+from overlap_tool.geometry.layout import Layout, MapSize
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
 
-ROWS_AT = -2
-"""The dimension of the rows in most maps, and in all that the executor keeps. That of the columns is last."""
+NO_MAP = Layout(())
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,13 @@ class Operand:
     shape: tuple[int, ...]
     spatial: bool
     summary: bool = False
-    at: int = ROWS_AT
-    """Which dimension of the model's own tensor holds the rows, from the end. That of the columns follows."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Of the dimensions between images and position, wherever they stand."""
-        behind = self.shape[len(self.shape) + self.at + 2 :]
-        return (*self.shape[1 : self.at], *behind)
+    layout: Layout = NO_MAP
+    """Of a spatial one, what the dimensions of the model's own tensor are made of."""
 
     @property
     def channels(self) -> int:
         """Numbers per image and position."""
-        return prod(self.sizes)
+        return prod(self.layout.channels)
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,8 @@ class Call:
     """The shape of the output at each trial size."""
     input_shapes: tuple[tuple[int, ...], ...]
     """The shape of the first spatial input at each trial size."""
+    sizes: tuple[MapSize, ...] = ()
+    """Images, rows and columns of the first spatial input at each trial size."""
     of_one_size: bool = False
     """Whether the rule is for inputs of the first trial size alone, and so may count on it."""
 
@@ -107,8 +105,8 @@ class Rule:
     position, all channels together; `scratch` how many tensors as large as its output it holds besides while
     it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`. A rule is
     `uniform` if its `run` can do with pieces that go beyond the image, where anything may stand: `extend` and
-    `cleared` see to that. One that is local always can. `at` says which dimension of the result holds the
-    rows, if another than in the operands.
+    `cleared` see to that. One that is local always can. `layout` says what the dimensions of the result are
+    made of, where that is not to be seen from its shape: in other dimensions than those of the operands.
     """
 
     run: Callable[..., Any]
@@ -120,7 +118,7 @@ class Rule:
     stride: tuple[int, int] | None = None
     proved: bool = True
     uniform: bool = False
-    at: int | None = None
+    layout: Layout | None = None
 
     @classmethod
     def windowed(
@@ -186,16 +184,21 @@ class Rule:
         return replace(self, run=lambda patches, module, *inputs: self.run(patches, *inputs))
 
 
-class WholeMap(Protocol):
+class WholeMap(ABC):
     """A map as a barrier sees it: too large to be at hand, but to be read band by band."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def bands(self) -> Iterator[Tensor]:
+        """Its rows, from the first to the last, so many at a time."""
 
     def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """What `reduce` makes of each row, one below the other. It is given bands of rows, of any height, and
         has to treat every row by itself."""
-        ...
+        return torch.cat([reduce(band) for band in self.bands()], -2)
 
 
 @dataclass(frozen=True)
@@ -246,8 +249,8 @@ def register_rule(
     need not be imported), or the bare name of a tensor method ("clamp"). All are added, or none is.
 
     An argument that follows the size of the input is refused, unless the rule `accepts_sizes` and makes its
-    result independent of it. A map whose rows and columns are not its last two dimensions is refused, unless
-    the rule takes `any_layout`: a local one, whose `run` gets and gives pieces as the model lays them out.
+    result independent of it. A map is refused whose dimensions are not images, channels, rows and columns,
+    unless the rule takes `any_layout`: its `run` gets and gives pieces as the model lays them out.
     """
 
     def add(builder: AnyRuleBuilder) -> AnyRuleBuilder:
@@ -288,7 +291,7 @@ def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
 
 def composition_of(target: Any) -> Callable[..., Any] | None:
     """What a function or a class is made of, if it was said."""
-    return _compositions.get(target)
+    return _compositions.get(target) or _compositions.get(qualified_name(target))
 
 
 def register_quantiser(*qualified_names: str) -> None:

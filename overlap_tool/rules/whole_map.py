@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -30,10 +29,9 @@ def power_pool(call: Call, *args: Any, **kwargs: Any) -> Rule:
     call.refuse("pools by a norm")
 
 
-@register_rule(F.scaled_dot_product_attention, nn.MultiheadAttention, torch.matmul, torch.bmm, "matmul",
-               "bmm", torch.einsum)  # fmt: skip
-def last_dimension(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    call.refuse_global("works along the last dimension, which is that of the columns here")
+@register_rule(nn.MultiheadAttention)
+def multihead_attention(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    call.refuse_global("compares every token with every other")
 
 
 @register_rule(

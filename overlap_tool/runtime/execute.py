@@ -22,7 +22,7 @@ from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Input, Network, Op, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
-from overlap_tool.rules.registry import ROWS_AT
+from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.stores import Sink, Source
 
 
@@ -218,7 +218,7 @@ class _Run:
         """A piece without samples, for outputs that padding alone feeds."""
         images = self.corner.shape[0] * len(self.group)
         size = vertical.have.length, horizontal.have.length
-        return self.corner.new_empty((images, *operand.sizes, *size))
+        return self.corner.new_empty((images, *operand.layout.channels, *size))
 
     def put_together(self, turn: Turn, new: Tensor | None) -> Tensor:
         """What later ops read: what was computed, with what the tiles to the left and above kept."""
@@ -261,32 +261,26 @@ def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> 
     module = () if op.module is None else (op.module,)
     args, kwargs = substituted((op.args, op.kwargs), Operand, as_the_model_has_it(value))
     with pieces():
-        result = rows_and_columns_last(op, op.rule.run(patches, *module, *args, **kwargs))
-    lengths = tuple(patch.out.length for patch in patches)
-    if result.shape[-2:] != lengths:
+        result = op.rule.run(patches, *module, *args, **kwargs)
+    rows, columns = (patch.out.length for patch in patches)
+    try:
+        return as_kept(result, op.layout, rows, columns)
+    except ValueError:
         raise RuleError(
             f"{op.name} ({op.kind})",
-            f"its rule gave {tuple(result.shape[-2:])} outputs of a piece where {lengths} were asked for",
+            f"its rule gave {tuple(result.shape)} of a piece where {rows}x{columns} outputs were asked for",
             "Correct the rule's geometry or its run",
-        )
-    return result
+        ) from None
 
 
 def as_the_model_has_it(value: Callable[[Operand], Any]) -> Callable[[Operand], Any]:
-    """The same values, with the rows and columns of maps where the model has them."""
+    """The same values, with the dimensions of maps where the model has them."""
 
     def laid_out(operand: Operand) -> Any:
         found = value(operand)
-        if operand.at == ROWS_AT:
-            return found
-        return found.movedim((ROWS_AT, ROWS_AT + 1), (operand.at, operand.at + 1))
+        return as_laid_out(found, operand.layout) if operand.spatial else found
 
     return laid_out
-
-
-def rows_and_columns_last(op: Op, result: Tensor) -> Tensor:
-    """What the model's own op gives, laid out as all maps are here."""
-    return result if op.at == ROWS_AT else result.movedim((op.at, op.at + 1), (ROWS_AT, ROWS_AT + 1))
 
 
 def evaluate_constants(network: Network) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from overlap_tool.graph.network import Barrier, Network, Op, Summary, substitute
 from overlap_tool.graph.returned import put_together
 from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import BarrierBands, SegmentPlan, StagePlan
-from overlap_tool.rules import Operand
+from overlap_tool.rules import Operand, WholeMap
+from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSource
 from overlap_tool.settings import Size, Store
@@ -45,7 +46,9 @@ class Results:
 
     def returned(self, whole: Tensor, values: Mapping[str, Any]) -> Any:
         """As the stage's own forward returns them, of this input and with these summaries of it."""
-        maps = dict(zip(self.sinks, self.maps(), strict=True))
+        ops = [self.network.nodes[map] for map in self.sinks]
+        kept = zip(self.sinks, self.maps(), ops, strict=True)
+        maps = {id: as_laid_out(map, op.layout) if isinstance(op, Op) else map for id, map, op in kept}
         made = {**values, self.network.ops[0].id: whole, **maps}
         return put_together(self.network.returns, [made[map] for map in self.network.results])
 
@@ -170,17 +173,17 @@ def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: 
 
 
 @dataclass(frozen=True)
-class _Banded:
+class _Banded(WholeMap):
     """A map in a store, as a barrier reads it: band by band, over the whole width."""
 
     source: Source
-    bands: BarrierBands
+    cut: BarrierBands
 
     @property
     def shape(self) -> tuple[int, ...]:
         corner = self.source.read(Span(0, 1), Span(0, 1))
-        return (*corner.shape[:-2], self.bands.height, self.bands.width)
+        return (*corner.shape[:-2], self.cut.height, self.cut.width)
 
-    def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        width = Span(0, self.bands.width)
-        return torch.cat([reduce(self.source.read(rows, width)) for rows in self.bands.spans], -2)
+    def bands(self) -> Iterator[Tensor]:
+        width = Span(0, self.cut.width)
+        return (self.source.read(rows, width) for rows in self.cut.spans)

@@ -13,17 +13,18 @@ from torch import Tensor
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, whole
+from overlap_tool.graph.lowering import OURS
 from overlap_tool.graph.network import Barrier, Op, Summary, leaves, maps_read, substituted
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import SegmentPlan, StagePlan
 from overlap_tool.rules import Operand, Patches, SizeArgument
+from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import (
     EndlessSource,
     as_the_model_has_it,
     compute_piece,
     evaluate_constants,
-    rows_and_columns_last,
 )
 from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
@@ -182,9 +183,11 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
     An argument that follows the size of the image is not kept in a network, so the rule runs such an op.
     """
 
-    if any(isinstance(leaf, SizeArgument) for leaf in leaves((op.args, op.kwargs))):
+    if op.target in OURS or any(isinstance(leaf, SizeArgument) for leaf in leaves((op.args, op.kwargs))):
         return compute_piece(op, everything, value)
-    return rows_and_columns_last(op, _called(op.target, *_given(op, as_the_model_has_it(value))))
+    rows, columns = (patch.out.length for patch in everything)
+    made = _called(op.target, *_given(op, as_the_model_has_it(value)))
+    return as_kept(made, op.layout, rows, columns)
 
 
 def _given(

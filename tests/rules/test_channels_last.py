@@ -92,9 +92,9 @@ def test_ops_on_channels_that_come_last(compute: Callable[[Any, Tensor], Tensor]
             assert torch.equal(tiled(image), model(image))
 
 
-@pytest.mark.parametrize("dim", [1, 2, (1, 2)])
+@pytest.mark.parametrize("dim", [1, 2])
 def test_rows_and_columns_are_known_there(dim: Any) -> None:
-    with pytest.raises(OverlapToolError, match=r"over rows or columns|not its last two"):
+    with pytest.raises(OverlapToolError, match="over rows or columns"):
         overlap_tool.analyze(Last(lambda m, x: x - x.mean(dim, keepdim=True)).eval())
 
 
