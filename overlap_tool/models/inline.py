@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from overlap_tool.errors import PluginError
+from overlap_tool.graph.standing_in import StandIn
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class InlineStage:
             del part.forward
 
 
-class PartForward:
+class PartForward(StandIn):
     """The forward of one part of a stage that is computed as one."""
 
     def __init__(self, part: nn.Module, name: str, stage: nn.Module, forward: Callable[..., Any]) -> None:
@@ -96,10 +97,3 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         forward = vars(module).get("forward")
         if isinstance(forward, PartForward):
             yield forward.name, forward.stage
-
-
-def release(model: nn.Module) -> None:
-    """Every part computes its own again."""
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), PartForward):
-            del module.forward

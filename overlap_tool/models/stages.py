@@ -25,6 +25,7 @@ from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.standing_in import put_back
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
@@ -407,7 +408,7 @@ def _runs_as_one(model: nn.Module, image: Tensor, inlined: Sequence[InlineStage]
     except Exception:  # the class's own code may fail on what it does not expect
         return False
     finally:
-        inline.release(model)
+        put_back(model)
     return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
 
 

@@ -21,6 +21,7 @@ from overlap_tool.graph.copying import copied
 from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
+from overlap_tool.graph.standing_in import put_back, stands_in
 from overlap_tool.graph.trace import fitted
 from overlap_tool.models.closed_loop import CausalReach
 from overlap_tool.models.stages import Stage, Untiled, survey
@@ -244,7 +245,8 @@ def analyze(
 ) -> Analysis:
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
-    `model` is a module, the path of a checkpoint, or `zoo:NAME`. `size` is the image's width and height;
+    `model` is a module, the path of a checkpoint, or `zoo:NAME`; of a wrapped one, what was wrapped is
+    analysed, and it stays wrapped. `size` is the image's width and height;
     `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
     chosen tile takes. A model that takes more than an image is called as in `example`: the arguments of a
     call, `(image, 3)`, or those by keyword that follow an image, `{"qp": 21}`.
@@ -280,12 +282,20 @@ def analyze(
 
 
 def _apart(model: nn.Module) -> nn.Module:
-    """A copy, if there can be one: a survey puts a model in eval mode and runs it, and who gave it may be
-    using it meanwhile."""
+    """A copy, not wrapped, if there can be one: a survey puts a model in eval mode and runs it, and who gave
+    it may be using it meanwhile."""
     try:
-        return copied(model)
-    except CopyError:
+        own = copied(model)
+    except CopyError as error:
+        if stands_in(model):
+            raise CopyError(
+                error.where,
+                f"is wrapped, and {error.reason}",
+                "Call overlap_tool.unwrap(model, inplace=True)",
+            ) from error
         return model
+    put_back(own)
+    return own
 
 
 def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: Settings) -> StageReport:

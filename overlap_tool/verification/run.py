@@ -15,6 +15,7 @@ from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
 from overlap_tool.graph.copying import copied
+from overlap_tool.graph.standing_in import stands_in
 from overlap_tool.graph.trace import fitted
 from overlap_tool.kernels import fallbacks, ops_of_the_library
 from overlap_tool.kernels.arithmetic import VERSION
@@ -34,7 +35,7 @@ from overlap_tool.verification.minimality import check_minimality
 from overlap_tool.verification.observing import ALONE
 from overlap_tool.verification.witnesses import map_digests, stream_digest
 from overlap_tool.wrapping.loops import order_of
-from overlap_tool.wrapping.retrofit import rewrap, settings_in, settings_of, wrap
+from overlap_tool.wrapping.retrofit import rewrap, settings_in, wrap
 
 TILE = 256
 TILE_OF_BLOCKS = 64
@@ -96,7 +97,7 @@ def verify(
     own = None if isinstance(model, nn.Module) else wrapped_settings(model)
     settings = None if own is None else settings_in(own, str(model))
     if isinstance(model, nn.Module):
-        if settings_of(model) is not None:
+        if stands_in(model):
             raise OptionError(
                 type(model).__name__,
                 "is wrapped already",

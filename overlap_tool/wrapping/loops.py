@@ -10,6 +10,7 @@ from typing import Any
 
 from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.geometry.plan import whole
+from overlap_tool.graph.standing_in import StandIn
 from overlap_tool.graph.trace import trace
 from overlap_tool.kernels import engine, pieces
 from overlap_tool.models.closed_loop import ClosedLoop
@@ -20,7 +21,7 @@ from overlap_tool.settings import ORDERS, Order, Settings, Size
 METHODS = ("forward", "compress", "decompress")
 
 
-class LoopMethod:
+class LoopMethod(StandIn):
     """A method of a closed loop, block by block and in an engine."""
 
     def __init__(self, model: ClosedLoop, name: str, settings: Settings) -> None:
@@ -76,11 +77,6 @@ class LoopTiling:
             setattr(self.model, method, LoopMethod(self.model, method, settings))
 
     settle = begin
-
-    def end(self) -> None:
-        for name in METHODS:
-            if isinstance(vars(self.model).get(name), LoopMethod):
-                delattr(self.model, name)
 
     def plans(self, size: Size, images: int) -> dict[str, Plan]:
         """One plan for the loop as a whole, for images of 32-bit floats."""

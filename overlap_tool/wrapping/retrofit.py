@@ -34,6 +34,7 @@ from overlap_tool.graph.copying import copied, with_own_forward
 from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Input, Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
+from overlap_tool.graph.standing_in import StandIn, put_back, stands_in
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
@@ -72,7 +73,7 @@ WRAPPED = "_overlap_tool_wrapped"
 
 
 @dataclass
-class Wrapped:
+class Wrapped(StandIn):
     """What is known of a wrapped model beside its tiled forwards."""
 
     untiled: tuple[Untiled, ...]
@@ -81,7 +82,7 @@ class Wrapped:
     """By their paths, those whose forward is not their own, as `_made_of` has them."""
 
 
-class TiledForward:
+class TiledForward(StandIn):
     """The forward of one stage: it plans for the size of its input, and runs the plan."""
 
     def __init__(
@@ -256,7 +257,7 @@ def stages_run_by(runner: Runner) -> Iterator[None]:
         _runner.reset(token)
 
 
-class WrappedLoop:
+class WrappedLoop(StandIn):
     """A loop of a wrapped model that codes position by position."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -267,7 +268,7 @@ class WrappedLoop:
         return raster.LOOPS[self.name](self.model, *args)
 
 
-class WrappedMethod:
+class WrappedMethod(StandIn):
     """A method of a wrapped model, run by the engine that its stages are run by."""
 
     def __init__(self, model: nn.Module, name: str, engine: Engine) -> None:
@@ -365,8 +366,7 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
     """The model with its own forwards again."""
     model = model if inplace else copied(model)
-    _tiling(model).end()
-    show_settings(model, None)
+    put_back(model)
     return model
 
 
@@ -479,7 +479,7 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
 
 
 def _wrapped(model: Model, settings: Settings, inplace: bool, example: Example | None = None) -> Model:
-    if settings_of(model) is not None:
+    if stands_in(model):
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copied(model)
     _tiling(model, example).begin(settings)
@@ -521,13 +521,6 @@ class StageTiling:
         for stage in stages:
             stage.settle(settings)
         _run_methods_by(self.model, settings.engine)
-
-    def end(self) -> None:
-        vars(self.model).pop(WRAPPED, None)  # first: replaced parts do not matter any more
-        for stage in tiled_stages(self.model).values():
-            del stage.module.forward
-        inline.release(self.model)
-        _run_methods_by(self.model, None)
 
     def plans(self, size: Size, images: int) -> dict[str, Plan]:
         made: dict[str, Plan] = {}
@@ -599,18 +592,17 @@ def _at(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _run_methods_by(model: nn.Module, engine: Engine | None) -> None:
-    """The model's methods compute in the engine that its stages compute in; without one, they are its own."""
+def _run_methods_by(model: nn.Module, engine: Engine) -> None:
+    """The model's methods compute in the engine that its stages compute in."""
     for name in METHODS:
         if isinstance(vars(model).get(name), WrappedMethod):
             delattr(model, name)
-        if engine is not None and name not in vars(model) and hasattr(type(model), name):
+        if name not in vars(model) and hasattr(type(model), name):
             setattr(model, name, WrappedMethod(model, name, engine))
-    for name in raster.LOOPS:
-        if isinstance(vars(model).get(name), WrappedLoop):
-            delattr(model, name)
-        if engine is not None and name not in vars(model) and raster.is_raster(model):
-            setattr(model, name, WrappedLoop(model, name))
+    if raster.is_raster(model):
+        for name in raster.LOOPS:
+            if name not in vars(model):
+                setattr(model, name, WrappedLoop(model, name))
 
 
 def brought_up_to_fit(model: nn.Module, size: Size) -> Size:

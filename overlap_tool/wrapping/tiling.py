@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
+from overlap_tool.graph.standing_in import StandIn
 from overlap_tool.planning.choose import Plan
 from overlap_tool.settings import Settings, Size
 
@@ -35,10 +36,6 @@ class Tiling(Protocol):
         """Run a wrapped model by other settings."""
         ...
 
-    def end(self) -> None:
-        """Give the model its own methods back."""
-        ...
-
     def plans(self, size: Size, images: int) -> Mapping[str, Plan]:
         """What each of its parts does on images of this size."""
         ...
@@ -48,7 +45,7 @@ class Tiling(Protocol):
         ...
 
 
-class Description:
+class Description(StandIn):
     """Says in the `repr` of a wrapped model that it is wrapped, and how."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
@@ -60,9 +57,6 @@ class Description:
         return f"{own}{', ' if own else ''}in {self.settings}"
 
 
-def show_settings(model: nn.Module, settings: Settings | None) -> None:
-    """With settings, `repr` shows them; without, it is the model's own again."""
-    if settings is not None:
-        setattr(model, SHOWN, Description(model, settings))
-    elif isinstance(vars(model).get(SHOWN), Description):
-        delattr(model, SHOWN)
+def show_settings(model: nn.Module, settings: Settings) -> None:
+    """`repr` shows them, too."""
+    setattr(model, SHOWN, Description(model, settings))

@@ -172,6 +172,9 @@ def test_a_model_whose_own_part_refuses_to_be_copied_is_refused_by_name() -> Non
         overlap_tool.wrap(model)
     assert overlap_tool.analyze(model).stages, "for which no copy is needed"
     assert overlap_tool.wrap(model, tile=8, inplace=True)(torch.rand(1, 1, 20, 20)).shape == (1, 1, 18, 18)
+    with pytest.raises(CopyError, match=r"is wrapped, and cannot be copied.*Call overlap_tool\.unwrap\("):
+        overlap_tool.analyze(model)
+    assert overlap_tool.analyze(overlap_tool.unwrap(model, inplace=True)).stages
 
 
 class Kept(dict):  # type: ignore[type-arg]

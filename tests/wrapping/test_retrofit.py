@@ -18,6 +18,7 @@ import overlap_tool
 from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, SizeError, TraceError, TrainingModeError
+from overlap_tool.graph.standing_in import stands_in
 from overlap_tool.planning.choose import BudgetError, Shape
 from overlap_tool.settings import Settings, parse_bytes
 from overlap_tool.wrapping.retrofit import rewrap, settings_of, tiled_stages
@@ -116,6 +117,52 @@ def test_a_wrapped_model_can_be_updated_converted_copied_and_pickled() -> None:
             other.get_submodule("g_s")[6].bias.add_(1.0)
             assert not torch.equal(other(image)["x_hat"], expected), "the copy runs on its own weights"
             assert torch.equal(tiled(image)["x_hat"], expected)
+
+
+def test_a_wrapped_model_is_analysed_as_what_was_wrapped(architecture: str) -> None:
+    """It was refused for hooks that the analysis itself had put there; and it stays wrapped."""
+    model, tiled = in_double(architecture)
+    before = tiled_stages(tiled)
+    how = {"size": (256, 128), "tiles": (64,)}
+    assert overlap_tool.analyze(tiled, **how) == overlap_tool.analyze(model, **how)
+    assert tiled_stages(tiled) == before
+    assert stands_in(tiled)
+
+
+def test_parts_of_a_wrapped_model_are_analysed_as_what_was_wrapped() -> None:
+    model, tiled = in_double("mbt2018-mean")
+    for of in (lambda codec: codec.g_a, lambda codec: nn.Sequential(codec.g_a, codec.h_a), Holder):
+        expected, found = (overlap_tool.analyze(of(codec), tiles=(64,)) for codec in (model, tiled))
+        assert found == expected
+    assert tiled_stages(tiled)
+
+
+class Holder(nn.Module):
+    """A model that has another one as a part."""
+
+    def __init__(self, codec: nn.Module) -> None:
+        super().__init__()
+        self.codec = codec.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.codec(image)["x_hat"]
+
+
+@pytest.mark.parametrize("name", ["mbt2018", "wacnn", "kamisli"])
+def test_what_holds_a_wrapped_model_is_wrapped_and_is_unwrapped_with_it(name) -> None:
+    holder = Holder(copy.deepcopy(small_model(name))).eval()
+    overlap_tool.wrap(holder.codec, inplace=True)
+    with pytest.raises(OptionError, match="is wrapped already"):
+        overlap_tool.wrap(holder)
+    with pytest.raises(OptionError, match="is wrapped already"):
+        overlap_tool.verify(holder)
+    assert overlap_tool.analyze(holder.codec) == overlap_tool.analyze(small_model(name))
+    plain = overlap_tool.unwrap(holder)
+    assert stands_in(holder)
+    assert not stands_in(plain)
+    image = _image(64, 64).float()
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(plain(image), holder(image))
 
 
 def test_a_stage_that_cannot_be_traced_any_more_says_so() -> None:
