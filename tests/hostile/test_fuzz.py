@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -45,12 +46,14 @@ def _image(path: Path, side: int) -> Path:
     return path
 
 
-def _outcomes(work: Callable[[int], object], count: int) -> Counter[str]:
-    """What the cases came to; an assertion after a signal, a traceback, too much time or memory.
+def _judge(name: str, kind: str, work: Callable[[int], object], count: int) -> None:
+    """Whether every case was taken or refused; an assertion after a signal, a traceback, too much time or
+    memory. Prints what they came to.
 
     Many run one to a process; few run ten to a process, which is quicker.
     """
     outcomes, together = Counter[str](), 1 if count == MANY else 10
+    peak, began = 0, time.monotonic()
     for first in range(0, count, together):
 
         def judged(first: int = first) -> None:
@@ -65,13 +68,11 @@ def _outcomes(work: Callable[[int], object], count: int) -> Counter[str]:
         ended = confined(judged, megabytes=1000, seconds=60 * together)
         assert ended.code == 0, f"ended with {ended.code}: {ended.told[-2000:]}"
         outcomes.update(re.findall(r"^outcome (\w+)$", ended.told, re.MULTILINE))
+        peak = max(peak, ended.megabytes)
+    told = ", ".join(f"{number} {what}" for what, number in outcomes.most_common())
+    print(f"{name}, {kind}: {told}; {time.monotonic() - began:.0f} s, {peak} MB")
     assert sum(outcomes.values()) == count
-    return outcomes
-
-
-def _report(name: str, kind: str, outcomes: Counter[str]) -> None:
-    print(f"{name}, {kind}: {', '.join(f'{number} {what}' for what, number in outcomes.most_common())}")
-    assert sum(outcomes.values()) - outcomes["taken"], "nothing was refused"
+    assert outcomes["taken"] < count, "nothing was refused"
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)
@@ -90,7 +91,7 @@ def test_made_up_files(tmp_path, name, count) -> None:
         out.unlink(missing_ok=True)
         decompress(coder, bad, out)
 
-    _report(name, "files", _outcomes(work, count))
+    _judge(name, "files", work, count)
 
 
 def _made_up_strings(name: str, count: int) -> None:
@@ -107,7 +108,7 @@ def _made_up_strings(name: str, count: int) -> None:
         with torch.no_grad():
             model.decompress(strings, shape)
 
-    _report(name, "strings", _outcomes(work, count))
+    _judge(name, "strings", work, count)
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)
@@ -135,4 +136,4 @@ def test_made_up_tables(tmp_path, monkeypatch, name, count) -> None:
         compress(coder, image, coded)
         decompress(coder, coded, out)
 
-    _report(name, "tables", _outcomes(work, count))
+    _judge(name, "tables", work, count)

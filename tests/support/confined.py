@@ -19,6 +19,8 @@ class Ended(NamedTuple):
     """What it exited with; negative where a signal ended it, 70 after an exception."""
     told: str
     """What it printed."""
+    megabytes: int
+    """The most that was resident, what this process had brought along included."""
 
 
 def confined(work: Callable[[], object], megabytes: int = 500, seconds: int = 60) -> Ended:
@@ -52,9 +54,10 @@ def confined(work: Callable[[], object], megabytes: int = 500, seconds: int = 60
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, status, used = os.wait4(child, 0)
         out.seek(0)
-        return Ended(status, out.read().decode(errors="replace"))
+        told = out.read().decode(errors="replace")
+        return Ended(os.waitstatus_to_exitcode(status), told, used.ru_maxrss >> 10)
 
 
 def command(*arguments: object) -> Callable[[], None]:
