@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from support.small_models import small_model
 import overlap_tool
 from overlap_tool import bounds, checkpoint
 from overlap_tool.checkpoint import reading, third_party
+from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.files import compress, decompress
 from overlap_tool.files.formats import container
 
@@ -222,6 +225,46 @@ def test_arguments_that_ask_for_a_huge_model(what) -> None:
     named, wanted = HUGE[what]
     told = _refused(command("analyze", "--model", named, "--kwargs", json.dumps(wanted)), seconds=10)
     assert "over 2 GiB of weights" in told
+
+
+ABOVE_TORCH = """
+import importlib, re, sys, time
+from pathlib import Path
+import torch
+
+def most():
+    return int(re.search(r"VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+before = most()
+importlib.import_module(sys.argv.pop(1))
+began = time.process_time()
+from overlap_tool import cli
+try:
+    cli.main()
+finally:
+    print(most() - before, "MB,", round(time.process_time() - began, 1), "s", file=sys.stderr)
+"""
+"""The command line, and the memory that it took beyond what a bare import of torch takes, and the processor's
+time beyond that of importing the package of the class."""
+
+
+@pytest.mark.parametrize("told_by", ["many layers", "a codec", "a file"])
+def test_what_judging_a_huge_model_takes(tmp_path, wrapped, told_by) -> None:
+    """Its class has to be imported, and so has torch; what is above that is bounded."""
+    named, wanted = HUGE["a codec" if told_by == "a file" else told_by]
+    asked = ["--model", named, "--kwargs", json.dumps(wanted)]
+    if told_by == "a file":
+        replace(Artefact.read(wrapped), architecture=named, arguments=wanted).write(tmp_path / "it.tiled.pt")
+        asked = ["--trust", str(tmp_path / "it.tiled.pt")]
+    module = named.partition(":")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", ABOVE_TORCH, module, "analyze", *asked], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "over 2 GiB of weights" in done.stderr
+    memory, seconds = re.findall(r"^(\d+) MB, ([\d.]+) s$", done.stderr, re.MULTILINE)[-1]
+    assert int(memory) < 500, done.stderr
+    assert float(seconds) < 5, done.stderr  # a second or two; a slow machine is no fault
 
 
 def test_a_large_model_is_as_its_class_makes_it(monkeypatch) -> None:
