@@ -52,6 +52,32 @@ def test_a_named_tuple_of_arrays_comes_back_as_it_was(tmp_path, in_memory) -> No
     )
 
 
+def test_the_commands_on_a_class_that_gives_a_named_tuple(tmp_path, run) -> None:
+    """As HiFiC does: from `--model` to an image again, which is the untouched model's own."""
+    pixels = photograph("chelsea", 64, 96)
+    np.save(tmp_path / "in.npy", pixels)
+    wrapped, coded_file, out = (tmp_path / name for name in ("it.tiled.pt", "it.lic", "out.npy"))
+    named = ("--model", "support.coding:NamedCodec", "--tile", 32, "-o", wrapped)
+    assert run("wrap", *named)[0] == 0
+    for command in (
+        ("compress", tmp_path / "in.npy", "-o", coded_file, "--check"),
+        ("decompress", coded_file, "-o", out),
+    ):
+        code, _, told = run(*command, "--model", wrapped)
+        assert code == 2, told
+        assert "--trust" in told
+        code, _, told = run(*command, "--model", wrapped, "--trust", "--in-memory", "1KB")
+        assert code == 0, told
+    model, image = NamedCodec().eval(), torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        given = model.compress(image)
+        expected = model.decompress(given)[0]
+    assert np.array_equal(container.coded_of(*container.read(coded_file)).symbols, given.symbols)
+    samples = (expected.clamp(0, 1) * 255).round().permute(1, 2, 0).to(torch.uint8)
+    assert np.array_equal(np.load(out), samples.numpy())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "it.lic", "it.tiled.pt", "out.npy"]
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
