@@ -81,10 +81,11 @@ def test_made_up_files(tmp_path, name, count) -> None:
         _made_up_strings(name, count)
         return
     coder = codec(name)
-    compress(coder, _image(tmp_path / "in.npy", 60), tmp_path / "it.lic")
-    data = (tmp_path / "it.lic").read_bytes()
     bad, out = tmp_path / "bad.lic", tmp_path / "out.npy"
-    decompress(coder, tmp_path / "it.lic", out)  # so that no child has to compile what decodes
+    for side in (130, 60):  # in several tiles and in one, so that no child has to compile what decodes
+        compress(coder, _image(tmp_path / "in.npy", side), tmp_path / "it.lic")
+        decompress(coder, tmp_path / "it.lic", out)
+    data = (tmp_path / "it.lic").read_bytes()
 
     def work(case: int) -> None:
         bad.write_bytes(hostile_container(data, coder.multiple, Random(f"{name} {case}")))
