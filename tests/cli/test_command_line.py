@@ -40,6 +40,15 @@ def test_json_is_the_only_thing_on_stdout(run, checkpoint_path) -> None:
     assert told["image"] == [640, 480]
 
 
+def test_a_wrapped_model_is_analysed_as_its_checkpoint(run, checkpoint_path, tmp_path) -> None:
+    wrapped = tmp_path / "it.tiled.pt"
+    assert run("wrap", checkpoint_path, "--tile", 64, "-o", wrapped)[0] == 0
+    how = ("--size", "256x128", "--format", "json")
+    of_wrapped, of_checkpoint = (run("analyze", path, *how) for path in (wrapped, checkpoint_path))
+    assert of_wrapped[:2] == of_checkpoint[:2]
+    assert json.loads(of_wrapped[1])["stages"]
+
+
 @pytest.mark.parametrize("format", ["markdown", "dot"])
 def test_other_formats(run, checkpoint_path, format) -> None:
     code, out, _ = run("analyze", checkpoint_path, "--format", format)
