@@ -26,6 +26,15 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
         if not works_in_place(node, tracer):
             continue
         changed = node.kwargs.get("out") or node.all_input_nodes[0]
+        if _changes_a_part(node, changed, order):
+            with graph.inserting_after(node):
+                written = graph.call_function(assign, (*changed.args, node))
+            whole = written.all_input_nodes[0]
+            written.meta |= {"values": whole.meta["values"], "scope": node.meta["scope"]}
+            tracer.nodes[written.name] = written
+            if any(map(tracer.depends_on_input, written.all_input_nodes)):
+                tracer.of_input.add(written)
+            order = {node: i for i, node in enumerate(graph.nodes)}
         for alias in _sharing_memory(changed, graph):
             if alias.op == "get_attr":
                 _refuse_mutation(tracer, node, "changes its weights in place while it runs")
@@ -38,6 +47,16 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
                 _refuse_mutation(tracer, node, "changes a tensor in place of which a view is read later")
         for user in [user for user in changed.users if order[user] > order[node]]:
             user.replace_input_with(changed, node)
+
+
+def _changes_a_part(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether it is as `x[:8].zero_()`, and x is read later: then the part is written into x, as a step of
+    its own."""
+    whole = changed.args[0] if changed.target is operator.getitem else None
+    if not isinstance(whole, fx.Node) or not isinstance(whole.meta["values"][0], Tensor):
+        return False
+    later = [user for user in whole.users if order[user] > order[node]]
+    return bool(later) and not _puts_back(min(later, key=order.__getitem__), node, changed)
 
 
 def _puts_back(user: fx.Node, node: fx.Node, part: fx.Node) -> bool:

@@ -139,7 +139,7 @@ def _windows(blocks: dict[str, tuple[Fraction, Fraction]]) -> tuple[int, int]:
 def mixing(pair: Shifted, rolled: Tensor, again: Callable[[Tensor], Tensor]) -> bool:
     """Whether anything passes between what a roll brought in and the rest. `again` computes what the model
     has after the roll back, of another `rolled` map."""
-    whole = again(rolled)
+    whole = again(rolled.clone())  # anew, as all that it is compared with
     generator = torch.Generator().manual_seed(0)
     for axis, amount in zip(AXES, _rolled_by(pair.roll), strict=True):
         for which in (0, 1) if amount else ():

@@ -26,7 +26,7 @@ from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, TooLargeError, Tracer, TrialError
-from overlap_tool.graph.values import check_values
+from overlap_tool.graph.values import UnmaskedRoll, check_values
 
 APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
 """By how many images, rows and columns others differ that are tried, to see what follows an image's size.
@@ -70,7 +70,8 @@ def fitted(network: Network, images: int, height: int, width: int) -> Network:
             with OwnRandomness(), _in_eval_mode(root):
                 channels = network.ops[0].channels
                 found = _in_rounds(
-                    lambda apart: _of_one_size(root, network.name, channels, size, apart), network.parts_whole
+                    lambda apart: _of_one_size(root, network.name, channels, size, apart)[0],
+                    network.parts_whole,
                 )
             while len(network.of_sizes) >= KEPT:
                 del network.of_sizes[next(iter(network.of_sizes))]
@@ -120,10 +121,10 @@ def _with_parts_whole(module: nn.Module, name: str, channels: int, apart: frozen
         if not (tracer.asked or isinstance(refused.refusal, SizeDependenceError)):
             raise
     try:
-        network = _of_one_size(module, name, channels, TRIALS[0], apart)
+        network, tracer = _of_one_size(module, name, channels, TRIALS[0], apart)
     except TooLargeError:
-        network = _of_one_size(module, name, channels, SMALLER[0], apart)
-    check_values(network, tracer, lambda size: _traced_at(size, module, name, channels))
+        network, tracer = _of_one_size(module, name, channels, SMALLER[0], apart)
+    _checked(network, tracer, lambda size: _traced_at(size, module, name, channels, apart))
     return network
 
 
@@ -135,13 +136,21 @@ def _of_any_size(tracer: Tracer) -> Network:
         network = _lowered(tracer)
     except TraceError as refusal:
         raise _Refused(refusal, tracer) from refusal
-    check_values(network, tracer, lambda size: tracer)
+    _checked(network, tracer, lambda size: tracer)
     return network
+
+
+def _checked(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tracer | None]) -> None:
+    try:
+        check_values(network, tracer, traced_at)
+    except UnmaskedRoll as refusal:
+        tracer.stopped_in = tracer.nodes[refusal.id].meta["scope"]
+        raise _Refused(refusal, tracer) from refusal
 
 
 def _of_one_size(
     module: nn.Module, name: str, channels: int, size: MapSize, apart: frozenset[str]
-) -> Network:
+) -> tuple[Network, Tracer]:
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
@@ -165,14 +174,16 @@ def _of_one_size(
         try:
             if error is not None:
                 raise _obstacle_before(first) or error
-            return _lowered(first)
+            return _lowered(first), first
         except TraceError as refusal:
             raise _Refused(refusal, first) from refusal
     raise _Refused(refusals[0], first) from refusals[0]
 
 
-def _traced_at(size: MapSize, module: nn.Module, name: str, channels: int) -> Tracer | None:
-    tracer = Tracer(name, module, channels, (size,))
+def _traced_at(
+    size: MapSize, module: nn.Module, name: str, channels: int, apart: frozenset[str]
+) -> Tracer | None:
+    tracer = Tracer(name, module, channels, (size,), apart)
     if _recorded(tracer) is not None:
         return None
     functionalise(tracer.graph, tracer)

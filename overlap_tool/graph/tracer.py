@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from textwrap import shorten
 from time import monotonic
@@ -255,8 +256,10 @@ class Tracer(fx.Tracer):
         """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
         self.apart = apart
         """The parts that the model's own code runs on whole maps."""
-        self.heights: dict[str, int] = {}
-        """Of the parts that were called with one map, and returned one of its size: how many rows it has."""
+        self.areas: dict[str, int] = {}
+        """Of the parts that were called with one map, and returned one of its size: how large it is."""
+        self.finest = 0
+        """How large the largest map is that a convolution has made."""
         self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
@@ -312,8 +315,8 @@ class Tracer(fx.Tracer):
     def coarse_parts_like(self, path: str) -> frozenset[str]:
         """The innermost part at or around this one whose map is coarser than another, and others of its
         class; none if there is none."""
-        finest = max((_height(node) for node in self.nodes.values()), default=0)
-        coarse = {path for path, height in self.heights.items() if height < finest}
+        finest = max(self.finest, self.sizes[0][1] * self.sizes[0][2])
+        coarse = {path for path, area in self.areas.items() if area < finest}
         while path and path not in coarse:
             path = path.rpartition(".")[0]
         if not path:
@@ -374,7 +377,7 @@ class Tracer(fx.Tracer):
                 return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             given = self.of_assigned(m, args) if self.assigned else None
             made = super().call_module(m, forward, args, kwargs) if given is None else given
-            self.note_height(m, args, kwargs, made)
+            self.note_area(m, args, kwargs, made)
             return made
         except Exception as error:
             self.stopped_in = self.stopped_in or self.path_of_module(m)
@@ -427,12 +430,17 @@ class Tracer(fx.Tracer):
             if is_map and len({value.shape[1] for value in values}) == 1:
                 self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
 
-    def note_height(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
+    def note_area(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Proxy)]
-        if len(given) == 1 and given[0] is args[0] and isinstance(made, Proxy):
-            before, after = (getattr(each.node.meta["values"][0], "shape", ()) for each in (given[0], made))
-            if len(before) == len(after) == 4 and before[2:] == after[2:]:
-                self.heights[self.path_of_module(m)] = _height(made.node)
+        if len(given) != 1 or given[0] is not next(iter(args), None) or not isinstance(made, Proxy):
+            return
+        before, after = (each.node.meta["values"][0] for each in (given[0], made))
+        if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.ndim == after.ndim == 4):
+            return
+        if before.shape[2:] == after.shape[2:]:
+            self.areas[self.path_of_module(m)] = prod(before.shape[2:])
+        if isinstance(m, nn.modules.conv._ConvNd):
+            self.finest = max(self.finest, prod(after.shape[2:]))
 
     def assigns(self, weight: fx.Node, value: Any) -> bool:
         """Take note of `weight.data = value`, if that is a weight's, and does not depend on the input."""
@@ -669,11 +677,6 @@ class Tracer(fx.Tracer):
             ) from error
         finally:
             self.evaluating = False
-
-
-def _height(node: fx.Node) -> int:
-    value = node.meta.get("values", (None,))[0]
-    return int(value.shape[-2]) if isinstance(value, Tensor) and value.ndim == 4 else 0
 
 
 @contextmanager

@@ -15,16 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from overlap_tool.errors import CopyError, GlobalOpError, TraceError
 from overlap_tool.geometry.layout import MapSize
 from overlap_tool.graph.copying import copied
-from overlap_tool.graph.network import Network
+from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.returned import taken_apart
 from overlap_tool.graph.shifted import mixing
 from overlap_tool.graph.tracer import REGISTER, Tracer
+from overlap_tool.kernels import exact_kernels
 
 SIDE = 16
 """The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
 
-TIMES = 1, 2, 4, 8, 16
-"""Multiples of it that are tried until the module takes one. In the last, small windows are shifted."""
+TIMES = 1, 2, 4, 8, 16, 32
+"""Multiples of it that are tried until the module takes one. In the last two, windows are shifted that have
+no neighbours in a smaller one."""
 
 
 @torch.no_grad()
@@ -45,13 +47,14 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
         return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale)))
     maps = [_small_map(tracer, side * times) for times in TIMES]
-    pairs = ((x, _own_result(module, x)) for x in maps)
+    pairs = ((x, _own_result(module, x)) for x in maps[:-2])
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
     recorded = None if x is None else traced_at((1, *x.shape[2:]))
     if recorded is not None:
         _require_equal(tracer, _AsTraced(module, recorded), recorded.returns, x, own)
     if network.shifted:
-        traces = ((traced_at((1, *x.shape[2:])), x) for x in (maps[0] if x is None else x, maps[-1]))
+        tried = (maps[0] if x is None else x, *maps[-2:])
+        traces = ((traced_at((1, *x.shape[2:])), x) for x in tried)
         _require_masks(network, ((_AsTraced(module, trace), x) for trace, x in traces if trace is not None))
 
 
@@ -105,18 +108,33 @@ def _require_masks(network: Network, runs: Iterable[tuple[_AsTraced, Tensor]]) -
         places = again.places()
         for pair in list(left.values()):
             first, last = places.get(pair.roll.name), places.get(pair.back.name)
-            if first is None or last is None:
+            if first is None or last is None or _how(first) != _how(pair.roll):
                 continue
-            if mixing(pair, again.env[first], partial(again.between, first, last)):
-                break
+            with exact_kernels():
+                if mixing(pair, again.env[first], partial(again.between, first, last)):
+                    raise UnmaskedRoll(pair.roll)
             del left[pair.roll.name]
     for pair in left.values():
-        raise GlobalOpError(
-            f"{pair.roll.name} ({pair.roll.kind})",
-            "rolls the map, and what comes in from the opposite border is not kept apart from the rest, "
-            "so that tiles at one border would need the other",
+        raise UnmaskedRoll(pair.roll)
+
+
+def _how(roll: fx.Node | Op) -> Any:
+    """By how many rows and columns."""
+    named = {name: value for name, value in roll.kwargs.items() if name != "input"}
+    return tuple(roll.args[1:]), named
+
+
+class UnmaskedRoll(GlobalOpError):
+    """A roll brings in what is then mixed with the rest."""
+
+    def __init__(self, roll: Op) -> None:
+        super().__init__(
+            f"{roll.name} ({roll.kind})",
+            "rolls the map, and what comes in from the opposite border is not kept apart from the rest, so "
+            "that tiles at one border would need the other",
             "Mask what the roll brings in, as in shifted windows, or analyze the parts around it",
         )
+        self.id = roll.id
 
 
 class _AsTraced(fx.Interpreter):

@@ -108,12 +108,6 @@ def softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     return powers / tree_sum(powers, [dim])
 
 
-def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """The same, and zeros where a mask leaves nothing."""
-    nothing = (x == -math.inf).all(dim, keepdim=True)
-    return softmax(x.masked_fill(nothing, 0), dim).masked_fill(nothing, 0)
-
-
 def log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     centred = x - x.amax(dim, keepdim=True)
     return centred - _in_place("log", tree_sum(compute("exp", centred), [dim]))

@@ -101,7 +101,6 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "std": compositions.std,
     "linalg_vector_norm": compositions.vector_norm,
     "_softmax": compositions.softmax,
-    "_safe_softmax": compositions.safe_softmax,
     "_log_softmax": compositions.log_softmax,
     "logsumexp": compositions.logsumexp,
     "native_layer_norm": compositions.layer_norm,
@@ -142,6 +141,13 @@ def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
         return function
 
     return add
+
+
+@register_exact_op("aten::_safe_softmax")
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros where a mask leaves nothing."""
+    nothing = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(x.masked_fill(nothing, 0), dim, dtype).masked_fill(nothing, 0)
 
 
 @register_exact_op("aten::_scaled_dot_product_flash_attention_for_cpu")

@@ -268,7 +268,7 @@ def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> 
     except ValueError:
         raise RuleError(
             f"{op.name} ({op.kind})",
-            f"its rule gave {tuple(result.shape)} of a piece where {rows}x{columns} outputs were asked for",
+            f"its rule gave {tuple(result.shape)} outputs of a piece where {rows}x{columns} were asked for",
             "Correct the rule's geometry or its run",
         ) from None
 

@@ -44,6 +44,14 @@ def both_halves_of_another(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def a_part_by_an_op_in_place(m: Any, x: Tensor) -> Tensor:
+    bias = m.wide.bias.clone()
+    bias[1:].zero_()
+    x[:, 1:3].mul_(2)
+    x[:, :1].relu_()
+    return m.wide(x[:, :3]) + bias[None, :, None, None]
+
+
 def one_channel(m: Any, x: Tensor) -> Tensor:
     x[:, -1] = m.wide(x[:, 1:4])[:, 0] + x[:, -1]
     return x
@@ -77,6 +85,7 @@ def all_rows_by_their_number(m: Any, x: Tensor) -> Tensor:
 EXACT = (
     a_part,
     both_halves_of_another,
+    a_part_by_an_op_in_place,
     one_channel,
     a_number,
     where_a_condition_holds,
@@ -129,7 +138,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "picked by numbers",
     ),
     "images": (lambda m, x: _after(x, lambda: x.__setitem__(0, 1.0)), "some images"),
-    "a view": (lambda m, x: _after(x, lambda: x[:, :3].relu_()), "of which a view is read later"),
+    "a view of a part": (
+        lambda m, x: _after(x, lambda: x[:, :3][:, :1].relu_()),
+        "of which a view is read later",
+    ),
 }
 
 

@@ -10,8 +10,8 @@ import torch
 from compressai.entropy_models import EntropyBottleneck
 from support.foreign_blocks import (
     FrequencyAwareBlock,
+    GlobalAttention,
     GlobalContextCodec,
-    LinearAttention,
     LinearAttentionBetween,
     PositionsOfTheWholeMap,
     TurnedChannels,
@@ -166,8 +166,8 @@ def test_channels_last_are_no_columns(width: int) -> None:
 @pytest.mark.parametrize(
     ("context", "reason"),
     [
-        (LinearAttention(4), "mixes rows or columns"),
-        (WindowAttention(4, shift=2), "mixes rows or columns"),
+        (GlobalAttention(4), "every position with every other"),
+        (WindowAttention(4, shift=2), "opposite border"),
         (LinearAttentionBetween(4), "several maps"),
         (PositionsOfTheWholeMap(4), "changes while the module runs"),
         (TurnedChannels(4), "no rule knows this op"),
@@ -205,11 +205,11 @@ def test_wrap_and_verify_name_what_stays_whole(run, tmp_path) -> None:
     files = [word for name, path in written.items() for word in (f"--{name}", path)]
     code, out, err = run("wrap", *codec, "--tile", "32", "-o", tmp_path / "whole.tiled.pt")
     assert (code, err) == (0, "")
-    assert "context.reshape (reshape) mixes rows or columns" in out
+    assert "context.matmul (matmul) multiplies every position with every other" in out
     _, out, err = run("verify", *codec, "--tile", "32", *files)
     assert err == ""
     for told in (out, *(path.read_text() for path in written.values())):
-        assert "context.reshape (reshape) mixes rows or columns" in told
+        assert "context.matmul (matmul) multiplies every position with every other" in told
 
 
 def test_the_parts_of_what_takes_several_maps_are_stages() -> None:
@@ -230,7 +230,7 @@ def test_what_works_on_maps_as_fine_as_the_image_does_not_stay_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [LinearAttention(4), FrequencyAwareBlock(4)], ids=lambda part: type(part).__name__
+    "part", [GlobalAttention(4), FrequencyAwareBlock(4)], ids=lambda part: type(part).__name__
 )
 def test_a_part_of_a_transform_stays_whole_if_its_maps_are_coarser_than_the_image(part: nn.Module) -> None:
     codec = GlobalContextCodec(nn.Identity())

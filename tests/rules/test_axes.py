@@ -12,12 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cases import tries
+from support.foreign_blocks import AfterConv, LinearAttention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision.models.swin_transformer import SwinTransformerBlock, SwinTransformerBlockV2
 
 import overlap_tool
 from overlap_tool.errors import GlobalOpError, TraceError
 from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import fitted, trace
+from overlap_tool.kernels.compositions import tree_sum
+from overlap_tool.rules.barriers import Tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,6 +143,12 @@ def global_context(m: Any, x: Tensor) -> Tensor:
     return x + context.view(b, c, 1, 1)
 
 
+def linear_attention(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (rearrange(part, "b (n d) h w -> b n d (h w)", n=2) for part in (x, x.sin(), x.tanh()))
+    found = torch.einsum("bnde,bndl->bnel", k.softmax(-1) @ v.transpose(-1, -2), q.softmax(2))
+    return rearrange(found, "b n e (h w) -> b (n e) h w", h=x.shape[2])
+
+
 def mean_of_tokens(m: Any, x: Tensor) -> Tensor:
     tokens = x.flatten(2).transpose(1, 2)
     tokens = tokens - tokens.mean(1, keepdim=True) + tokens.amax(1, keepdim=True)
@@ -170,7 +184,7 @@ def by_unfolding_rows_and_columns(m: Any, x: Tensor) -> Tensor:
     return patches.mean((-2, -1)) - patches.amax((4, 5))
 
 
-ANY_SIZE = (tokens_and_back, between_channels, global_context, mean_of_tokens)
+ANY_SIZE = (tokens_and_back, between_channels, global_context, linear_attention, mean_of_tokens)
 
 EVEN = {
     "windows": windows((4, 4)),
@@ -204,10 +218,32 @@ def test_tokens_and_channels(compute: Any) -> None:
     assert_equal(Between(compute), (48, 64), (37, 45))
 
 
+def test_the_context_of_mlic() -> None:
+    """It was refused, and kept whole."""
+    assert_equal(AfterConv(LinearAttention(4)), (48, 64), (37, 45))
+
+
 @pytest.mark.parametrize("name", EVEN)
 def test_windows_and_blocks(name: str) -> None:
     sizes = [(48, 64), (32, 96)]
     assert_equal(Between(EVEN[name], WIDTHS.get(name, CHANNELS)), *sizes)
+
+
+@pytest.mark.parametrize("version", [SwinTransformerBlock, SwinTransformerBlockV2])
+def test_the_blocks_of_torchvision(version: Any) -> None:
+    """Their function is given to `torch.fx.wrap`; the second writes into a part of its bias."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Conv2d(3, 8, 2, 2)
+            self.blocks = nn.Sequential(*(version(8, 2, [4, 4], [shift, shift]) for shift in (0, 2)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(self.head(x).permute(0, 2, 3, 1))
+
+    assert_equal(Blocks(), (48, 64), (54, 44))
 
 
 def test_a_roll_without_a_mask_is_refused_by_name() -> None:
@@ -243,6 +279,31 @@ def test_a_mask_for_one_axis_alone_is_not_enough() -> None:
 def test_what_mixes_all_positions_is_refused(compute: Any, reason: str) -> None:
     with pytest.raises(TraceError, match=reason):
         trace(Between(compute).eval(), "stage")
+
+
+@tries(200)
+@given(st.data())
+def test_a_tree_does_not_depend_on_where_parts_end(data: Any) -> None:
+    length = data.draw(st.integers(1, 70))
+    ends = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=8))) if length > 1 else []
+    values = torch.rand(2, length, 3, generator=torch.Generator().manual_seed(length))
+    tree = Tree("sum", 1)
+    for part in values.tensor_split(ends, 1):
+        tree.add(part)
+    assert torch.equal(tree.total(), tree_sum(values, [1]))
+
+
+def test_attention_has_the_same_bits_by_either_of_pytorchs_functions() -> None:
+    q, k, v = (torch.randn(3, 2, 20, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    closed = torch.rand(20, 20, generator=torch.Generator().manual_seed(3)) < 0.3
+    closed[:, 5] = True  # nothing is left of one column
+    for mask in (None, torch.zeros(20, 20).masked_fill(closed, -torch.inf), ~closed):
+        with torch.no_grad(), overlap_tool.exact_kernels():
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            with sdpa_kernel(SDPBackend.MATH):
+                assert torch.equal(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), found)
+            part = F.scaled_dot_product_attention(q[1:], k[1:], v[1:], attn_mask=mask)
+            assert torch.equal(part, found[1:])
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2), (3, 1)])

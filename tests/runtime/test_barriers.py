@@ -286,7 +286,7 @@ class Applied(nn.Module):
         (lambda x: x * F.adaptive_avg_pool2d(x, (None, 1)), GlobalOpError, "adaptive_avg_pool2d"),
         (lambda x: F.batch_norm(x, None, None, training=True), GlobalOpError, "batch_norm"),
         (lambda x: F.group_norm(x.permute(0, 2, 3, 1), 3), OverlapToolError, ""),
-        (lambda x: x + x.flatten(2).sort(2)[0].mean((1, 2))[:, None, None, None], UnknownOpError, "flatten"),
+        (lambda x: x + x.flatten(2).sort(2)[0].mean((1, 2))[:, None, None, None], UnknownOpError, "sort"),
         (lambda x: x * x.mean((0, 2, 3), keepdim=True), GlobalOpError, "mean"),
         (lambda x: x * x.mean(3, keepdim=True), GlobalOpError, "mean"),
         (lambda x: x * x.logsumexp((2, 3), keepdim=True), GlobalOpError, "logsumexp"),

@@ -135,6 +135,15 @@ class LinearAttention(nn.Module):
         return (context.transpose(2, 3) @ queries).reshape(b, c, h, w)
 
 
+class GlobalAttention(LinearAttention):
+    """Every position attends to every other."""
+
+    def attend(self, x: Tensor, y: Tensor) -> Tensor:
+        queries, keys, values = (part(x).flatten(2) for part in (self.queries, self.keys, self.values))
+        weights = (queries.transpose(1, 2) @ keys).softmax(-1)
+        return (values @ weights.transpose(1, 2)).view(x.shape)
+
+
 class LinearAttentionBetween(LinearAttention):
     """The same between two maps: a part that takes several."""
 
@@ -190,7 +199,7 @@ class GlobalContextCodec(nn.Module):
     def __init__(self, context: nn.Module | None = None, width: int = 4) -> None:
         super().__init__()
         self.g_a = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, width, 5, 2, 2))
-        self.context = LinearAttention(width) if context is None else context
+        self.context = GlobalAttention(width) if context is None else context
         self.bottleneck = EntropyBottleneck(width)
         self.g_s = nn.Sequential(nn.ConvTranspose2d(width, 3, 8, 4, 2))
 
