@@ -164,7 +164,7 @@ SHARED = {
     "a rule is named after its op, and so is what the exact engine composes": (
         "adaptive_avg_pool2d avg_pool2d batch_norm group_norm layer_norm norm"
     ),
-    "every engine has the same functions": "convolution convolve pack run",
+    "every engine has the same functions": "Packed convolution convolve filled pack run",
     "an analysis and a certificate are shown by the same parts": "headline plan_table tables",
     "a file or an image is read": "read",
     "an axis in tiles, a stage in segments": "cut",

@@ -17,14 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
-from overlap_tool.kernels.trial import Kernel, Layer, kernel_for
+from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -107,15 +105,15 @@ def convolution(
     if transposed:
         y = _transposed(x, weight, bias, form, _pair(padding), output_padding, prepared)
     else:
-        padded = _pad(x, (padding[0], padding[0]), (padding[1], padding[1]))
-        if any(
-            n <= d * (k - 1) for n, d, k in zip(padded.shape[2:], dilation, weight.shape[2:], strict=True)
-        ):
+        sizes = zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
+        if any(n + 2 * p <= d * (k - 1) for n, p, d, k in sizes):
             return _own_error(
                 torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
             )
         packed = prepared.packed(weight, groups, (), lambda w: w)
-        y = _convolve(padded, weight.shape, packed, bias, form)
+        down, across = padding
+        form = form._replace(padding=((down, down), (across, across)))
+        y = _convolve(x, weight.shape, packed, bias, form)
     return y if _channels_last(x) else y.contiguous()
 
 
@@ -169,7 +167,7 @@ def _transposed(
     prepared: Prepared,
 ) -> Tensor:
     kernel = weight.shape[-2:]
-    stride, dilation, groups = form
+    stride, dilation, groups = form.stride, form.dilation, form.groups
     sizes = [
         (n - 1) * s - 2 * p + d * (k - 1) + o + 1
         for n, s, p, d, k, o in zip(
@@ -213,21 +211,22 @@ def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
 
             packed = prepared.packed(weight, groups, ("phase", stride, both), arrange)
             shape = y.shape[1], weight.shape[0] // groups, len(vertical.indices), len(horizontal.indices)
-            piece = _read_by(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
-            form = Form(dilation=(vertical.step, horizontal.step), groups=groups)
-            _convolve(piece, shape, packed, bias, form, part)
+            around = _around(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
+            form = Form(dilation=(vertical.step, horizontal.step), groups=groups, padding=around)
+            _convolve(x, shape, packed, bias, form, part)
 
 
 def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
     """Whether one convolution of all phases, with zeros for taps that a phase lacks, is less work.
 
-    Work goes by whole vectors of output channels. The choice hangs on the layer alone, never on the size.
+    Work goes by whole vectors or blocks of output channels. The choice hangs on the layer alone, never on
+    the size.
     """
-    lanes = cpu.lanes(x)
-    apart = sum(len(v.indices) * len(h.indices) for v in rows for h in columns) * -(-channels // lanes)
+    filled = OWN[x.device.type].filled
+    apart = sum(len(v.indices) * len(h.indices) for v in rows for h in columns) * filled(channels, x.dtype)
     (top, bottom), (left, right) = _span(rows), _span(columns)
     area = (bottom - top + 1) * (right - left + 1)
-    return area * -(-channels * len(rows) * len(columns) // lanes) < apart
+    return area * filled(channels * len(rows) * len(columns), x.dtype) < apart
 
 
 def _span(axis: list[Phase]) -> tuple[int, int]:
@@ -257,8 +256,8 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
         -(-(p + n) // s) - first for n, p, s, first in zip(y.shape[-2:], padding, stride, firsts, strict=True)
     ]
     repeated = None if bias is None else bias.repeat(stride[0] * stride[1])
-    piece = _read_by(x, firsts, counts, (top, bottom), (left, right))
-    found = _convolve(piece, shape, packed, repeated, Form())
+    around = _around(x, firsts, counts, (top, bottom), (left, right))
+    found = _convolve(x, shape, packed, repeated, Form(padding=around))
     # (images, rows of phases, columns of phases, channels, q, q) to (images, channels, q and r, q and r)
     found = found.unflatten(1, (*stride, channels)).permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2)
     cut = [p - s * first for p, s, first in zip(padding, stride, firsts, strict=True)]
@@ -266,15 +265,15 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
     y.copy_(inside.permute(0, 3, 1, 2))
 
 
-def _read_by(
+def _around(
     x: Tensor, firsts: Sequence[int], counts: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
-) -> Tensor:
-    """What so many outputs from the first read, through taps from one offset to another; zeros outside."""
-    (top, bottom), (left, right) = (
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The padding with which so many outputs from the first read, through taps from one offset to another."""
+    down, across = (
         (-(q + first), q + n - 1 + last - (have - 1))
         for q, n, (first, last), have in zip(firsts, counts, (rows, columns), x.shape[-2:], strict=True)
     )
-    return _pad(x, (top, bottom), (left, right))
+    return down, across
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -314,15 +313,6 @@ def _convolve(
     """With weights of this shape, packed as the kernel that is right for the layer wants them."""
     kernel = kernel_for(Layer.of(x, shape, form))
     return kernel.convolve(x, packed(kernel), bias, form, out)
-
-
-def _pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """With zeros around; less than nothing cuts."""
-    if not any((*rows, *columns)):
-        return x
-    if x.shape[1] > 1 and x.stride(1) != 1 and not x.is_cuda:
-        x = x.contiguous(memory_format=torch.channels_last)
-    return F.pad(x, (*columns, *rows))
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool:

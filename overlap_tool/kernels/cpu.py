@@ -59,12 +59,13 @@ def pack(weight: Tensor, groups: int) -> Packed:
 def convolve(
     x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
 ) -> Tensor:
-    """Convolve without padding. `x` may be any view, and so may `out`, if channels are neighbours in both."""
+    """`x` may be any view, and so may `out`, if channels are neighbours in it."""
+    x, form = form.padded(x)
     packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
     channels, per_group, height, width = packed.shape
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous(memory_format=torch.channels_last)
-    (down, across), dilation, _ = form
+    (down, across), dilation = form.stride, form.dilation
     out = form.result(x, packed.shape, out)
     images, _, rows, columns = out.shape
     assert channels == 1 or out.stride(1) == 1, out.stride()
@@ -122,6 +123,7 @@ def convolve(
     return out
 
 
-def lanes(x: Tensor) -> int:
-    """How many outputs a vector holds."""
-    return processor().lanes(x.element_size())
+def filled(outputs: int, dtype: torch.dtype) -> int:
+    """Outputs that are computed, so many being asked for: whole vectors."""
+    lanes = processor().lanes(dtype.itemsize)
+    return -(-outputs // lanes) * lanes

@@ -1,41 +1,208 @@
-"""The canonical chain on CUDA, by Triton."""
+"""The canonical chain on CUDA: which kernel of `chain.cu` computes a layer, and with which arguments."""
 
 from __future__ import annotations
 
-import importlib
+import struct
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from importlib.resources import files
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import nvrtc
+from overlap_tool.kernels.driver import LoadedKernel
 from overlap_tool.kernels.form import Form
 
-PIECE = (3, 5)
+PIECE = (7, 11)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
 
+SHAPE = struct.Struct("4q6q2I2i3I6i3ii4x")
+"""What `Shape` in `chain.cu` holds."""
 
-def pack(weight: Tensor, groups: int) -> Tensor:
-    """The same weights, laid out as the kernel goes through them: tap by tap, outputs side by side."""
-    return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+DEPTHWISE_THREADS = 128
+
+LONGEST_ROW = 48
+"""Samples of a row that a thread of the depthwise kernel holds."""
+
+MOST_PIXELS = 2**31 - 1
+"""Of one launch: the kernels count them in 32 bits."""
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None) -> Tensor:
-    """A convolution without padding, of which every output is the chain: no bit depends on anything else.
+class Tile(NamedTuple):
+    """Outputs of a block and of a thread, pixels by channels, and blocks that a multiprocessor is to hold."""
 
-    `x` (N, C, H, W), `weight` (O, C // groups, kh, kw) and `out` may have any strides. `out` is made channels
-    last when it is not given. Gradients are not recorded.
+    rows: int
+    columns: int
+    high: int
+    wide: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.high * (self.columns // self.wide)
+
+
+TILES = {16: Tile(128, 16, 8, 4, 10), 32: Tile(64, 32, 8, 8, 16), 64: Tile(64, 64, 8, 8, 8)}
+"""For layers of at most so many outputs: their blocks are few, so these are smaller."""
+
+LARGE = Tile(128, 96, 8, 8, 2), Tile(128, 64, 8, 8, 4)
+"""For layers of more outputs: whichever has less to fill up."""
+
+DOUBLES = Tile(64, 32, 4, 4, 4)
+
+
+def tile_for(outputs: int, dtype: torch.dtype) -> Tile:
+    """By the outputs of a group alone, never by the size of a map (though no bit depends on it)."""
+    if dtype == torch.float64:
+        return DOUBLES
+    for most, tile in TILES.items():
+        if outputs <= most:
+            return tile
+    return min(LARGE, key=lambda tile: -(-outputs // tile.columns) * tile.columns)
+
+
+def filled(outputs: int, dtype: torch.dtype) -> int:
+    """Outputs that are computed, so many being asked for: whole blocks."""
+    columns = tile_for(outputs, dtype).columns
+    return -(-outputs // columns) * columns
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights in the order in which a kernel reads them."""
+
+    values: Tensor
+    shape: tuple[int, int, int, int]
+    groups: int
+    tile: Tile | None
+    """Nothing where every group is one channel: then another kernel computes the layer."""
+
+
+def pack(weight: Tensor, groups: int) -> Packed:
+    """`weight` is (out, in / groups, height, width), as convolutions have it."""
+    out, depth, height, width = weight.shape
+    taps = weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3)  # (groups, taps, outputs)
+    if groups > 1 and depth == 1:
+        return Packed(taps.transpose(0, 1).contiguous(), (out, depth, height, width), groups, None)
+    tile = tile_for(out // groups, weight.dtype)
+    at_once = 64 // weight.element_size()
+    panels = -(-taps.shape[2] // tile.columns)
+    filled = weight.new_zeros(groups, panels, -(-taps.shape[1] // at_once) * at_once, tile.columns)
+    for panel, part in enumerate(taps.split(tile.columns, 2)):
+        filled[:, panel, : taps.shape[1], : part.shape[2]] = part
+    return Packed(filled, (out, depth, height, width), groups, tile)
+
+
+def convolve(
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
+) -> Tensor:
+    """A convolution of which every output is the chain: no bit depends on anything else.
+
+    `x` may be any view, and so may `out`, if channels are neighbours in it. Gradients are not recorded.
     """
-    out = form.result(x, weight.shape, out)
-    _triton_chain().run(x, weight, bias, form, out)
+    packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        x = x.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    out = form.result(x, packed.shape, out)
+    images, channels, height, width = out.shape
+    assert channels == 1 or out.stride(1) == 1, out.stride()
+    if out.numel() == 0:
+        return out
+    if images * height * width > MOST_PIXELS:
+        return _in_halves(x, packed, bias, form, out)
+    _, depth, *kernel = packed.shape
+    outputs, pixels = channels // packed.groups, images * height * width
+    whole = 16 // x.element_size()
+    tile = packed.tile
+    shape = SHAPE.pack(
+        x.data_ptr(),
+        packed.values.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        *(x.stride(axis) for axis in (0, 2, 3)),
+        *(out.stride(axis) for axis in (0, 2, 3)),
+        *x.shape[2:],
+        *(before for before, _ in form.padding),
+        *(pixels, height, width),
+        *form.stride,
+        *form.dilation,
+        *kernel,
+        *(packed.groups, outputs, depth),
+        _by_vectors(out, outputs, whole),
+    )
+    if tile is not None:
+        loaded = _tiled(tile, x.dtype, _by_vectors(x, depth, whole), x.device.index)
+        grid = -(-pixels // tile.rows) * packed.groups * -(-outputs // tile.columns), 1
+    else:
+        run = 32 // x.element_size()
+        span = (run - 1) * form.stride[1] + (kernel[1] - 1) * form.dilation[1] + 1
+        across = (kernel[1], form.stride[1], form.dilation[1]) if span <= LONGEST_ROW else (0, 1, 1)
+        loaded = _depthwise(run, across, x.dtype, x.device.index)
+        grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
+    loaded.launch(grid, shape)
+    return out
+
+
+def _by_vectors(x: Tensor, channels: int, whole: int) -> bool:
+    """Whether the channels of a group can be read or written by 128 bits, at every pixel."""
+    return (
+        all(n % whole == 0 for n in (channels, *(x.stride(i) for i in (0, 2, 3)))) and x.data_ptr() % 16 == 0
+    )
+
+
+def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: Tensor) -> Tensor:
+    axis = 0 if out.shape[0] > 1 else 2
+    rows, columns = form.padding
+    for part in out.chunk(2, axis):
+        if axis == 0:
+            half, x = x[: len(part)], x[len(part) :]
+            convolve(half, packed, bias, form, part)
+        else:
+            (read, _), n = form.read_by(packed.shape[2:], slice(0, part.shape[2]), slice(0, 1)), x.shape[2]
+            convolve(
+                x, packed, bias, form._replace(padding=((rows[0], read.stop - rows[0] - n), columns)), part
+            )
+            rows = rows[0] - part.shape[2] * form.stride[0], rows[1]
     return out
 
 
 @cache
-def _triton_chain() -> Any:
-    try:
-        return importlib.import_module("overlap_tool.kernels.triton_chain")
-    except ImportError as error:
-        raise ExactnessError(
-            "the kernel for CUDA", f"Triton cannot be imported ({error})", "Install triton >= 3.2"
-        ) from error
+def source() -> str:
+    return (files("overlap_tool.kernels") / "chain.cu").read_text()
+
+
+def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool) -> str:
+    numbers = ", ".join(map(str, tile))
+    return f"tiled<{_name(dtype)}, {numbers}, {'true' if by_vectors else 'false'}>"
+
+
+def depthwise_name(run: int, across: tuple[int, int, int], dtype: torch.dtype) -> str:
+    return f"depthwise<{_name(dtype)}, {run}, {', '.join(map(str, across))}>"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "float", torch.float64: "double"}[dtype]
+
+
+@cache
+def _tiled(tile: Tile, dtype: torch.dtype, by_vectors: bool, device: int) -> LoadedKernel:
+    return _loaded(tiled_name(tile, dtype, by_vectors), device, tile.threads)
+
+
+@cache
+def _depthwise(run: int, across: tuple[int, int, int], dtype: torch.dtype, device: int) -> LoadedKernel:
+    return _loaded(depthwise_name(run, across, dtype), device, DEPTHWISE_THREADS)
+
+
+def forget() -> None:
+    """Load kernels anew when they are needed: for tests, that change what they are."""
+    _tiled.cache_clear()
+    _depthwise.cache_clear()
+
+
+def _loaded(name: str, device: int, threads: int) -> LoadedKernel:
+    target = nvrtc.target(torch.cuda.get_device_capability(device))
+    return LoadedKernel(nvrtc.compile_kernel(source(), name, target), device, threads)

@@ -32,9 +32,15 @@ def pack(weight: Tensor, groups: int) -> Tensor:
     return weight
 
 
+def filled(outputs: int, dtype: torch.dtype) -> int:
+    """Nothing is computed that is not asked for."""
+    return outputs
+
+
 @torch.no_grad()
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None) -> Tensor:
-    """Convolve without padding, in blocks of pixels. `x`, `weight` and `out` may have any strides."""
+    """In blocks of pixels. `x`, `weight` and `out` may have any strides."""
+    x, form = form.padded(x)
     out = form.result(x, weight.shape, out)
     images, outputs, height, width = out.shape
     if x.dtype == torch.float64:
@@ -56,7 +62,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Te
                 size = block.shape[1], block.shape[2]
                 factors = _Factors(samples.unflatten(0, (form.groups, -1)), taps, size, form)
                 found = chains(factors).flatten(0, 1)
-                block.copy_(found if bias is None else found + bias[:, None, None])
+                block.copy_(found + (0 if bias is None else bias[:, None, None]))
     return out
 
 

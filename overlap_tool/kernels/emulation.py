@@ -36,7 +36,7 @@ def convolution(
         samples = read.transpose(0, 2, 3, 4, 5, 1).reshape(images, height, width, 1, -1)
         parts.append(chains(samples, taps.transpose(0, 2, 3, 1).reshape(len(taps), -1)))
     y = np.concatenate(parts, -1)
-    return np.moveaxis(y if bias is None else y + bias, -1, 1)
+    return np.moveaxis(y + (0 if bias is None else bias), -1, 1)
 
 
 def chains(samples: Array, taps: Array) -> Array:

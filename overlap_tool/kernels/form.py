@@ -1,4 +1,4 @@
-"""How a convolution without padding reads its input: the arguments of every kernel beside the weights."""
+"""How a convolution reads its input: the arguments of every kernel beside the weights."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+NOTHING = (0, 0), (0, 0)
 
 
 class Form(NamedTuple):
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] = NOTHING
+    """Zeros before and after rows and columns; less than nothing cuts. The kernel adds them."""
 
     def read_by(self, kernel: Sequence[int], rows: slice, columns: slice) -> tuple[slice, slice]:
-        """The inputs that spans of outputs read, through a kernel of this height and width."""
+        """The inputs that spans of outputs read, by a kernel of this height and width, without padding."""
         down, across = (
             slice(out.start * s, (out.stop - 1) * s + d * (k - 1) + 1)
             for out, s, d, k in zip((rows, columns), self.stride, self.dilation, kernel, strict=True)
@@ -26,11 +31,22 @@ class Form(NamedTuple):
         """What outputs go into, for weights of the shape (out, in / groups, height, width): `out`, or a new
         tensor, channels last."""
         size = (
-            (n - d * (k - 1) - 1) // s + 1
-            for n, s, d, k in zip(x.shape[2:], self.stride, self.dilation, weight[2:], strict=True)
+            (before + n + after - d * (k - 1) - 1) // s + 1
+            for n, (before, after), s, d, k in zip(
+                x.shape[2:], self.padding, self.stride, self.dilation, weight[2:], strict=True
+            )
         )
         shape = (x.shape[0], weight[0], *size)
         if out is None:
             return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         assert out.shape == shape, f"out is {tuple(out.shape)}, the result {shape}"
         return out
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Form]:
+        """The padding written out, for kernels that add none themselves."""
+        if self.padding == NOTHING:
+            return x, self
+        if x.shape[1] > 1 and x.stride(1) != 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+        rows, columns = self.padding
+        return F.pad(x, (*columns, *rows)), self._replace(padding=NOTHING)

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.errors import ExactnessError, SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise
 from overlap_tool.kernels.emulation import chains
-from overlap_tool.kernels.form import Form
+from overlap_tool.kernels.form import NOTHING, Form
 
 
 class Kernel(Protocol):
@@ -35,10 +36,13 @@ class Kernel(Protocol):
     def pack(self, weight: Tensor, groups: int) -> Any:
         """Weights (out, in / groups, height, width) as `convolve` wants them."""
 
+    def filled(self, outputs: int, dtype: torch.dtype) -> int:
+        """Outputs of a group that are computed, so many being asked for."""
+
     def convolve(
         self, x: Tensor, weight: Any, bias: Tensor | None, form: Form, out: Tensor | None = None
     ) -> Tensor:
-        """Without padding, and into `out` if that is given: any view whose channels are neighbours."""
+        """Into `out` if that is given: any view whose channels are neighbours."""
 
 
 MATRICES = 35
@@ -66,6 +70,7 @@ class Layer(NamedTuple):
         size of the image. Not so where a group is one channel: then channels are lanes.
         """
         outputs, depth, *kernel = weight
+        form = form._replace(padding=NOTHING)
         if kernel == [1, 1] and form.groups > 1 and outputs * depth > form.groups:
             outputs, form = outputs // form.groups * MATRICES, form._replace(groups=MATRICES)
         return cls(depth * form.groups, outputs, (kernel[0], kernel[1]), form, x.dtype, x.device)
@@ -173,6 +178,10 @@ def _difference(kernel: Kernel, layer: Layer) -> str:
         here, there = ((slice(1, None), slice(None), *spans) for spans in (layer.read_by(*out), out))
         if not torch.equal(run(x[here], None) + bias[:, None, None], whole[there]):
             return "a piece of a map has other bits than the same outputs of a larger piece"
+    form = layer.form._replace(padding=((1, 0), (0, 2)))
+    by_kernel = kernel.convolve(x[:1], packed, bias, form)
+    if not torch.equal(by_kernel, kernel.convolve(F.pad(x[:1], (0, 2, 1, 0)), packed, bias, layer.form)):
+        return "zeros that the kernel adds give other bits than zeros in the input"
     return ""
 
 

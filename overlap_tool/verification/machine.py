@@ -11,7 +11,7 @@ from overlap_tool import __version__
 from overlap_tool.errors import OptionError
 from overlap_tool.verification.certificate import Machine
 
-LIBRARIES = ("compressai", "numpy", "llvmlite", "triton")
+LIBRARIES = ("compressai", "numpy", "llvmlite")
 
 
 def find_device(name: str) -> torch.device:

@@ -30,7 +30,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
     """`F.conv2d` by the emulation: zeros around, then chains."""
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    return chain(padded, weight, bias, (stride, dilation, groups))
+    return chain(padded, weight, bias, Form(stride, dilation, groups))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.out in (None, *NEIGHBOURS)])

@@ -1,132 +1,355 @@
-"""The kernel for CUDA where there is no GPU: in Triton's interpreter, and as compiled code that is only read.
+"""The kernels for CUDA where there is no GPU: compiled for three generations, and their PTX interpreted.
 
-Whether the compiled kernel gives the bits of the chain is for `tests/test_cuda.py`, on a GPU. The interpreter
-of Triton 3.9 rounds a fused multiply-add once, as a GPU does; there the bits are compared here, too. Those of
-older ones round twice, and only say that the right samples meet the right weights.
-
-Triton reads TRITON_INTERPRET when it is imported, so all cases run in one process of their own: this file.
+The project's own code packs, chooses and launches; only the driver is `emulated_driver`. What comes out has
+to be the bits of the emulation and of the kernel for the CPU, without a race, every number written once.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.convolutions import CASES, LAYOUTS, Case, chain, operands
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
+from support.emulated_driver import emulated_driver
+from support.ptx import PtxError
+from torch import Tensor
 
-from overlap_tool.kernels import cuda, trial
+from overlap_tool import exact_kernels
+from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import cpu, cuda, elementwise, nvrtc, trial
 from overlap_tool.kernels.form import Form
 
+try:
+    nvrtc._library()
+except ExactnessError as error:
+    pytest.skip(f"needs NVRTC: {error}", allow_module_level=True)
 
-def interpret(case: Case) -> dict[str, object]:
-    """In the interpreter: how far from a convolution in float64, and how many outputs are not the chain's."""
+TARGETS = "compute_80", "compute_90", "compute_100"
+
+ACROSS = (3, 1, 1), (2, 2, 1), (5, 1, 1), (11, 1, 1), (0, 1, 1)
+"""Of the depthwise kernel: columns of taps, stride and dilation; 0, where each tap reads for itself."""
+
+KERNELS = {
+    **{
+        cuda.tiled_name(tile, torch.float32, by_vectors): tile.high * tile.wide
+        for tile in (*cuda.TILES.values(), *cuda.LARGE)
+        for by_vectors in (True, False)
+    },
+    cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
+    cuda.tiled_name(cuda.DOUBLES, torch.float64, False): cuda.DOUBLES.high * cuda.DOUBLES.wide,
+    **{cuda.depthwise_name(8, across, torch.float32): 8 for across in ACROSS},
+    cuda.depthwise_name(4, (3, 1, 1), torch.float64): 4,
+}
+"""By name: how many outputs a thread has."""
+
+LAYERS = {
+    "128x96, whole chunks": Case(16, 192, (2, 1), x="channels last"),
+    "128x96, with a rest": Case(20, 96, (1, 2), x="channels last", images=2),
+    "128x64": Case(4, 128, (3, 3), (2, 2), x="channels last"),
+    "64x64": Case(12, 64, (2, 2), x="channels last", bias=False),
+    "64x64, two groups": Case(8, 100, (2, 2), groups=2, x="channels last"),
+    "64x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
+    "3 channels": Case(3, 48, (5, 5), (2, 2)),
+    "a row too long to hold": Case(5, 5, (2, 5), (1, 3), (1, 9), groups=5, x="channels last"),
+    "float64 by rows": Case(3, 40, (2, 2), dtype=torch.float64),
+}
+"""Beside the cases of all kernels: every tile, by vectors and number by number."""
+
+OURS = {name: case for name, case in {**CASES, **LAYERS}.items() if case.out in (None, "some channels")}
+
+
+def bits(x: Tensor) -> Tensor:
+    """What is no number counts as one, whatever its payload."""
+    x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x).contiguous()
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    wrong = bits(found) != bits(expected)
+    assert not wrong.any(), f"{wrong.float().mean():.1%} of the outputs differ"
+
+
+def held_to_the_chain(
+    target: str, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor | None = None
+) -> None:
+    expected = chain(x, weight, bias, form)
+    if out is not None:
+        out = out.expand_as(expected)
+    with emulated_driver(target) as driver:
+        found = cuda.convolve(x, weight, bias, form, out)
+    assert len(driver.launches) == 1
+    same(found, expected)
+    same(cpu.convolve(x, weight, bias, form), expected)
+
+
+def check(target: str, name: str) -> None:
+    case = OURS[name]
     x, weight, bias, form = operands(case)
-    stride, dilation, groups = form
-    doubles = (None if t is None else t.double() for t in (x, weight, bias))
-    expected = F.conv2d(*doubles, stride=stride, dilation=dilation, groups=groups)
-    out = None if case.out is None else LAYOUTS[case.out](torch.full_like(expected, 7, dtype=case.dtype))
-    found = cuda.convolve(x, weight, bias, form, out)
-    assert out is None or found is out
-    return {
-        "error": float((found - expected).abs().max()),
-        "shape": found.shape == expected.shape,
-        "not the chain": int((found != chain(x, weight, bias, form)).sum()),
-    }
+    held_to_the_chain(target, x, weight, bias, form)
+    if case.out is not None:
+        expected = chain(x, weight, bias, form)
+        out = LAYOUTS[case.out](torch.full_like(expected, 7).to(memory_format=torch.channels_last))
+        with emulated_driver(target):
+            assert cuda.convolve(x, weight, bias, form, out) is out
+        same(out, expected)
 
 
-def rounds_once() -> bool:
-    """Whether the interpreter's multiply-add is fused: (1 + a)(1 + a) - (1 + 2a) leaves a squared."""
-    a = 2.0**-23
-    x = torch.tensor([1, 1 + a]).view(1, 1, 1, 2)
-    weight = torch.tensor([-(1 + 2 * a), 1 + a]).view(1, 1, 1, 2)
-    return cuda.convolve(x, weight, None, Form()).item() == a * a
+QUICK = [
+    *(("compute_90", name) for name in OURS),
+    *product(("compute_80", "compute_100"), ("128x96, whole chunks", "3 channels", "depthwise")),
+]
 
 
-def trials() -> list[str]:
-    """What is wrong with some layers."""
-    cases = (CASES[name] for name in ("3x3", "dilation 2x3, stride 2x1", "three groups of 5"))
-    return [
-        trial.fault(cuda, trial.Layer.of(x, weight.shape, form))
-        for x, weight, _, form in map(operands, cases)
-    ]
+@pytest.mark.parametrize(("target", "name"), QUICK)
+def test_interpreted_every_bit_is_the_chains(target: str, name: str) -> None:
+    check(target, name)
 
 
-def main() -> None:
-    found = {name: interpret(case) for name, case in CASES.items()}
-    print(json.dumps({"rounds once": rounds_once(), "trials": trials(), "cases": found}))
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "name"), [each for each in product(TARGETS, OURS) if each not in QUICK])
+def test_interpreted_every_bit_is_the_chains_on_all_targets(target: str, name: str) -> None:
+    check(target, name)
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict:
-    pytest.importorskip("triton")
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_interpreted_it_is_a_convolution(interpreted: dict, name: str) -> None:
-    found = interpreted["cases"][name]
-    assert found["shape"]
-    assert found["error"] < (1e-4 if CASES[name].dtype == torch.float32 else 1e-12)
-
-
-def test_interpreted_every_bit_is_the_chains(interpreted: dict) -> None:
-    if not interpreted["rounds once"]:
-        pytest.skip("this interpreter rounds a multiply-add twice")
-    assert interpreted["trials"] == ["", "", ""]
-    assert [name for name, found in interpreted["cases"].items() if found["not the chain"]] == []
-
-
-@pytest.mark.parametrize("number", ["fp32", "fp64"])
-@pytest.mark.parametrize("across_groups", [False, True])
-def test_compiled_it_is_multiply_adds_and_sums_of_one_rounding_each(number: str, across_groups: bool) -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from overlap_tool.kernels.triton_chain import chain_kernel
-
-    if "constexprs" not in inspect.signature(ASTSource).parameters:
-        pytest.skip("this Triton describes a kernel in another way")
-    constants = {
-        "HAS_BIAS": True,
-        "CHANNELS_LAST": True,
-        "ACROSS_GROUPS": across_groups,
-        "CHANNELS": 32,
-    }
-    signature = {
-        parameter.name: "constexpr"
-        if parameter.name in constants
-        else f"*{number}"
-        if parameter.name in ("x", "weight", "bias", "y")
-        else parameter.annotation_type or "i32"
-        for parameter in chain_kernel.params
-    }
-    compiled = triton.compile(
-        ASTSource(chain_kernel, signature, constants),
-        target=GPUTarget("cuda", 80, 32),
-        options={"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False},
+def special(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random numbers, of which every third is at an end of the range, subnormal, a zero or no number."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    ends = torch.tensor(
+        [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 2.0**-149, -(2.0**-140), 3e38, -(2.0**-126)]
     )
-    arithmetic = re.findall(r"\b(?:add|sub|mul|mad|fma|div)\.(?:[a-z]+\.)*f(?:32|64)", compiled.asm["ptx"])
-    # .rn: to nearest, and not to be fused with anything; no .ftz, which would flush small numbers to zero
-    kind = number.replace("fp", "f")
-    assert set(arithmetic) == {f"fma.rn.{kind}", f"add.rn.{kind}"}
+    at = torch.randint(0, 3 * len(ends), shape, generator=generator)
+    return torch.where(at < len(ends), ends[at.clamp(max=len(ends) - 1)], x)
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize("groups", [1, 20])
+@pytest.mark.parametrize("target", TARGETS)
+def test_numbers_of_every_kind(target: str, groups: int) -> None:
+    """A product of single numbers, which no infinity spreads over; and chains of small ones."""
+    for seed in range(3):
+        x, weight = special((1, 20, 6, 12), seed), special((20, 20 // groups, 1, 1), seed + 9)
+        if groups == 1:  # few inputs, so that not all sums are lost
+            x, weight = x[:, :2], weight[:, :2]
+        held_to_the_chain(target, x, weight, special((20,), seed + 5), Form(groups=groups))
+    x, weight, bias, form = operands(CASES["3x3"])
+    held_to_the_chain(target, x * 2.0**-70, weight * 2.0**-70, None, form)
+    held_to_the_chain(target, x * 2.0**-100, weight, bias * 2.0**-100, form)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 17])
+@pytest.mark.parametrize("kernel", [cpu, cuda, elementwise])
+def test_a_sum_too_small_is_a_zero_with_its_sign(channels: int, kernel) -> None:
+    """Of minus nothing and a bias of -0 it is -0, so nothing may be added to it. Without a bias zero is
+    added, which the emulation, the slow kernel and that for CUDA once left out."""
+    x, weight = torch.full((1, channels, 1, 1), -(2.0**-100)), torch.full((2, channels, 1, 1), 2.0**-100)
+    with emulated_driver():
+        by_bias = kernel.convolve(x, kernel.pack(weight, 1), torch.tensor([-0.0, 0.0]), Form())
+        without = kernel.convolve(x, kernel.pack(weight, 1), None, Form())
+    assert by_bias.signbit().flatten().tolist() == [True, False]
+    assert not without.signbit().any()
+    same(by_bias, chain(x, weight, torch.tensor([-0.0, 0.0]), Form()))
+    same(without, chain(x, weight, None, Form()))
+
+
+def random_layers(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    pads = st.tuples(st.integers(-1, 3), st.integers(-1, 3))
+
+    def of(test: Callable[..., None]) -> Callable[..., None]:
+        held = given(st.sampled_from(TARGETS), layers(), st.tuples(pads, pads))(test)
+        return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])(held)
+
+    return of
+
+
+def a_random_layer(target: str, layer, padding) -> None:
+    x, weight, bias, options = layer
+    padding = tuple(
+        (before, max(after, d * (k - 1) + 1 - n - before))
+        for (before, after), d, k, n in zip(
+            padding, options["dilation"], weight.shape[2:], x.shape[2:], strict=True
+        )
+    )
+    form = Form(options["stride"], options["dilation"], options["groups"], padding)
+    held_to_the_chain(target, x, weight, bias, form)
+
+
+@random_layers(5)
+def test_random_layers(target, layer, padding) -> None:
+    a_random_layer(target, layer, padding)
+
+
+@pytest.mark.slow
+@random_layers(200)
+def test_two_hundred_random_layers(target, layer, padding) -> None:
+    a_random_layer(target, layer, padding)
+
+
+def test_every_kind_of_layer_passes_its_trial() -> None:
+    with emulated_driver():
+        for name in ("3x3", "dilation 2x3, stride 2x1", "three groups of 5", "depthwise"):
+            x, weight, _, form = operands(CASES[name])
+            assert trial.fault(cuda, trial.Layer.of(x, weight.shape, form)) == ""
+
+
+@pytest.mark.usefixtures("_untried")
+def test_launches_of_what_is_made_of_chains(monkeypatch) -> None:
+    """Padding costs no launch of its own, and a transposed convolution one for each of its phases."""
+    monkeypatch.setitem(trial.OWN, "cpu", cuda)
+    monkeypatch.setattr(trial, "choose", lambda layer: (cuda, None))
+    x, weight, bias = torch.randn(1, 4, 7, 9), torch.randn(4, 96, 5, 5), torch.randn(96)
+    a, b = torch.randn(19, 37), torch.randn(37, 70)
+    with emulated_driver() as driver, exact_kernels():
+        found = F.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
+        assert len(driver.launches) == 4
+        same(found, transposed(x, weight, bias, (2, 2), (2, 2), (1, 1), (1, 1), 1))
+        narrow = F.conv_transpose2d(x, weight[:, :3], bias[:3], stride=2, padding=2, output_padding=1)
+        assert len(driver.launches) == 5  # all phases together
+        same(narrow, found[:, :3])
+        padded = F.conv2d(x, weight.transpose(0, 1), bias, padding=2)
+        same(padded, chain(x, weight.transpose(0, 1), bias, Form(padding=((2, 2), (2, 2)))))
+        product_of_matrices = a @ b
+        assert len(driver.launches) == 7
+    with exact_kernels():
+        monkeypatch.setitem(trial.OWN, "cpu", cpu)
+        monkeypatch.setattr(trial, "choose", lambda layer: (cpu, None))
+        same(product_of_matrices, a @ b)
+
+
+@pytest.mark.parametrize("most", [40, 100])
+def test_a_map_of_too_many_pixels_is_launched_in_parts(monkeypatch, most: int) -> None:
+    x, weight, bias, _ = operands(Case(3, 5, (3, 3), (2, 1), images=3))
+    form = Form((2, 1), padding=((2, 1), (0, 3)))
+    x = F.pad(x, (0, 0, 0, 9))
+    monkeypatch.setattr(cuda, "MOST_PIXELS", most)
+    with emulated_driver() as driver:
+        found = cuda.convolve(x, weight, bias, form)
+    assert len(driver.launches) > 1
+    assert all(launch.shape.pixels <= most for launch in driver.launches)
+    same(found, chain(x, weight, bias, form))
+
+
+# what is compiled
+
+
+def arithmetic(ptx: str) -> set[str]:
+    return set(
+        re.findall(r"\b(?:add|sub|mul|mad|fma|div|rcp|sqrt|cvt)\.(?:[a-z0-9]+\.)*f(?:16|32|64)\S*", ptx)
+    )
+
+
+def only_what_is_written(target: str, name: str) -> None:
+    """One rounding each, to nearest; nothing is flushed, nothing fused, and nothing in slow memory."""
+    kind, depth = ("f64", 8) if "double" in name else ("f32", 16)
+    ptx = nvrtc.compile_kernel(cuda.source(), name, target).code.decode()
+    assert arithmetic(ptx) == {f"fma.rn.{kind}", f"add.rn.{kind}"}
+    assert ".ftz" not in ptx
+    assert ".local" not in ptx
+    if name.startswith("tiled"):  # a whole chunk, and one step of a rest
+        assert len(re.findall(rf"\bfma\.rn\.{kind}", ptx)) == KERNELS[name] * (depth + 1)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiled_it_is_the_multiply_adds_that_are_written(name: str) -> None:
+    only_what_is_written("compute_90", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "name"), product(("compute_80", "compute_100"), KERNELS))
+def test_compiled_for_other_generations_it_is_as_well(target: str, name: str) -> None:
+    only_what_is_written(target, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_no_register_is_spilled(name: str, target: str) -> None:
+    log = nvrtc.compile_kernel(cuda.source(), name, target, ("--ptxas-options=-v",)).log
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log
+
+
+# whether the interpreter would notice
+
+MULTIPLY = re.compile(r"fma\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+), (%f\d+);")
+
+
+def two_multiply_adds_the_other_way_round(ptx: str) -> str:
+    """Of one chain: its second step first."""
+    first = next(each for each in MULTIPLY.finditer(ptx) if each[1] != each[4])
+    second = next(each for each in MULTIPLY.finditer(ptx) if each[4] == first[1])
+    one = f"fma.rn.f32 \t{first[1]}, {second[2]}, {second[3]}, {first[4]};"
+    other = f"fma.rn.f32 \t{second[1]}, {first[2]}, {first[3]}, {second[4]};"
+    between = ptx[first.end() : second.start()]
+    # what the second one reads has to be there
+    return ptx[: first.start()] + between + one + other + ptx[second.end() :]
+
+
+def nth(pattern: str, by: str, n: int) -> Callable[[str], str]:
+    def edit(ptx: str) -> str:
+        at = list(re.finditer(pattern, ptx))[n]
+        return ptx[: at.start()] + at.expand(by) + ptx[at.end() :]
+
+    return edit
+
+
+MUTATIONS: dict[str, Callable[[str], str]] = {
+    "the barrier after the table of pixels": nth(r"bar\.sync \t0;", "", 0),
+    "the barrier of a step": nth(r"bar\.sync \t0;", "", 1),
+    "the wait for copies": nth(r"cp\.async\.wait_all;", "", 0),
+    "to zero": nth(r"fma\.rn\.f32", "fma.rz.f32", 700),
+    "small numbers flushed": nth(r"fma\.rn\.f32", "fma.rn.ftz.f32", 3),
+    "order": two_multiply_adds_the_other_way_round,
+    "a sample of another pixel": nth(r"(ld\.shared\.v4\.f32 \t.*\[%rd\d+)\+640\]", r"\1+1280]", 0),
+    "a tap of another channel": nth(
+        r"fma\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"fma.rn.f32 \t\1, \2, \2", 9
+    ),
+    "another output": nth(
+        r"fma\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+), %f\d+", r"fma.rn.f32 \t\1, \2, \3, \2", 70
+    ),
+    "no bias": nth(r"add\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"add.rn.f32 \t\1, \2, \2", 5),
+    "a copy of less": nth(r"(cp\.async\.cg.*), 16,", r"\1, 8,", 1),
+    "a bound": nth(r"setp\.lt\.u32(.*\s+and\.pred)", r"setp.le.u32\1", 4),
+    "a stride": nth(r"shl\.b64 \t(%rd\d+), (%rd\d+), 2", r"shl.b64 \t\1, \2, 3", 1),
+    "the end of the depth": nth(r"setp\.lt\.s32", "setp.le.s32", -1),
+}
+
+
+def mutated(edit: Callable[[str], str]) -> bool:
+    """Whether it is noticed that the program is another. The layer's depth is whole chunks, and a rest."""
+    case = Case(20, 64, (1, 2), images=2, x="channels last")
+    x, weight, bias, form = operands(case)
+    form = form._replace(padding=((1, 1), (1, 1)))
+    changed = []
+
+    def counted(ptx: str) -> str:
+        changed.append(edit(ptx) != ptx)
+        return edit(ptx)
+
+    try:
+        with emulated_driver(edit=counted):
+            found = cuda.convolve(x, weight, bias, form)
+    except (PtxError, AssertionError):
+        noticed = True
+    else:
+        noticed = not torch.equal(bits(found), bits(chain(x, weight, bias, form)))
+    assert changed == [edit is not unchanged]
+    return noticed
+
+
+def unchanged(ptx: str) -> str:
+    return ptx
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_another_program_is_noticed(what: str) -> None:
+    assert mutated(MUTATIONS[what])
+
+
+def test_the_same_program_is_not() -> None:
+    assert not mutated(unchanged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError, SlowKernelWarning
-from overlap_tool.kernels import codegen, cpu, cuda, elementwise, trial
+from overlap_tool.kernels import codegen, cpu, cuda, elementwise, nvrtc, trial
+from overlap_tool.kernels.form import NOTHING, Form
 
 pytestmark = pytest.mark.usefixtures("_untried")
 
@@ -36,6 +36,14 @@ def uneven(x: Tensor, *rest: object) -> Tensor:
     return result
 
 
+def with_ones_around(x: Tensor, weight: object, bias: Tensor | None, form: Form, *rest: object) -> Tensor:
+    if form.padding == NOTHING:
+        return RIGHT(x, weight, bias, form, *rest)
+    rows, columns = form.padding
+    around = F.pad(x, (*columns, *rows), value=1.0)
+    return RIGHT(around, weight, bias, form._replace(padding=NOTHING), *rest)
+
+
 def raising(*_: object) -> Tensor:
     raise RuntimeError("LLVM ERROR: Cannot select\nwhatever")
 
@@ -43,6 +51,10 @@ def raising(*_: object) -> Tensor:
 BROKEN: dict[str, tuple[Callable[..., Tensor], str]] = {
     "one bit off": (one_bit_off, "of 16 outputs that were tried differ from the exact chain"),
     "uneven": (uneven, "a piece of a map has other bits than the same outputs of a larger piece"),
+    "with ones around": (
+        with_ones_around,
+        "zeros that the kernel adds give other bits than zeros in the input",
+    ),
     "raising": (raising, "it raises RuntimeError: LLVM ERROR: Cannot select"),
 }
 
@@ -65,7 +77,7 @@ def test_a_layer_with_a_broken_kernel_has_the_right_bits_and_is_named(monkeypatc
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # told once
             again = F.conv2d(x, weight, bias, stride=2)
-    expected = chain(x, weight, bias, ((2, 2), (1, 1), 1))
+    expected = chain(x, weight, bias, Form((2, 2)))
     assert torch.equal(found, expected)
     assert torch.equal(again, expected)
     assert reason in str(told[0].message)
@@ -136,18 +148,20 @@ def test_memory_that_runs_out_is_no_fault_of_the_kernels(monkeypatch) -> None:
         F.conv2d(x, weight, bias)
 
 
-def test_without_triton_a_layer_runs_all_the_same(monkeypatch) -> None:
+def test_without_a_compiler_for_cuda_a_layer_runs_all_the_same(monkeypatch) -> None:
     """As on a GPU, where the kernel is `cuda`."""
     monkeypatch.setitem(trial.OWN, "cpu", cuda)
-    monkeypatch.setitem(sys.modules, "overlap_tool.kernels.triton_chain", None)
-    cuda._triton_chain.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(nvrtc, "_names", lambda major: iter(()))
+    monkeypatch.setattr(nvrtc, "_library", nvrtc._library.__wrapped__)
     x, weight, bias, _ = operands(CASES["3x3"])
     with (
         exact_kernels(),
-        pytest.warns(SlowKernelWarning, match=f"{NAME}.*Triton cannot be imported.*Install"),
+        pytest.warns(SlowKernelWarning, match=f"{NAME}.*NVRTC is not to be found.*Install"),
     ):
         found = F.conv2d(x, weight, bias, stride=2)
-    assert torch.equal(found, chain(x, weight, bias, ((2, 2), (1, 1), 1)))
+    assert torch.equal(found, chain(x, weight, bias, Form((2, 2))))
 
 
 def test_a_processor_that_llvm_does_not_know_is_slow(monkeypatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from torch import Tensor
 
 import overlap_tool
 from overlap_tool.errors import SlowKernelWarning
-from overlap_tool.kernels import cpu, cuda, elementwise, trial
+from overlap_tool.kernels import cpu, cuda, elementwise, nvrtc, trial
 from overlap_tool.kernels.form import Form
 
 if not torch.cuda.is_available():
@@ -59,20 +57,21 @@ def test_elementwise_operations_are_the_chain_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.usefixtures("_untried")
-@pytest.mark.parametrize("broken", ["one bit off", "no Triton"])
+@pytest.mark.parametrize("broken", ["one bit off", "no compiler"])
 def test_a_layer_whose_kernel_is_broken_has_the_same_bits(monkeypatch, broken: str) -> None:
     x, weight, bias, _ = operands(CASES["3x3"])
     right = cuda.convolve
-    if broken == "no Triton":
-        monkeypatch.setitem(sys.modules, "overlap_tool.kernels.triton_chain", None)
-        cuda._triton_chain.cache_clear()
+    if broken == "no compiler":
+        monkeypatch.setattr(nvrtc, "_names", lambda major: iter(()))
+        monkeypatch.setattr(nvrtc, "_library", nvrtc._library.__wrapped__)
+        cuda.forget()
     else:
         monkeypatch.setattr(cuda, "convolve", lambda *args: right(*args).mul_(1 + 2.0**-23))
     with overlap_tool.exact_kernels(), trial.fallbacks() as slow:
         with pytest.warns(SlowKernelWarning, match="on cuda:0: "):
             found = F.conv2d(*on_gpu(x, weight, bias), stride=2, padding=1)
         expected = F.conv2d(x, weight, bias, stride=2, padding=1)
-    cuda._triton_chain.cache_clear()
+    cuda.forget()
     assert len(slow) == 1
     assert torch.equal(found.cpu(), expected)
 

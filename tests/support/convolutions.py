@@ -15,7 +15,7 @@ from overlap_tool.kernels.form import Form
 
 
 class Case(NamedTuple):
-    """A convolution without padding. `x` and `out` name a layout; without `out` none is given."""
+    """`x` and `out` name a layout; without `out` none is given."""
 
     channels: int
     outputs: int
@@ -89,8 +89,9 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor | None, Form]:
 
 def chain(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """Every output by the emulation."""
+    x, form = form.padded(x)
     arrays = (None if t is None else t.cpu().numpy() for t in (x, weight, bias))
-    return torch.from_numpy(emulation.convolution(*arrays, *form))
+    return torch.from_numpy(emulation.convolution(*arrays, form.stride, form.dilation, form.groups))
 
 
 def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding, dilation, groups) -> Tensor:

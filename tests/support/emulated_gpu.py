@@ -1,7 +1,7 @@
 """A GPU where there is none: its tensors say that they are on one, and are computed on the CPU.
 
 Devices, values and what the allocator tells are as on a GPU. Streams do nothing, and what computes chains is
-the kernel for the CPU: whether Triton's has their bits, only a GPU can say.
+the kernel for the CPU, as `emulated_driver` launches it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,7 @@ from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from overlap_tool.kernels import cpu, cuda
-from overlap_tool.kernels.form import Form
+from support.emulated_driver import Stream, emulated_driver
 
 DEVICE = torch.device("cuda:0")
 FREE = 80 << 30
@@ -143,19 +141,6 @@ def _refuse_several_devices(name: str, args: Any, tensors: list[Tensor]) -> None
         raise RuntimeError(f"{name}: all tensors must be on the same device, and are on {devices}")
 
 
-class Stream:
-    """A stream of copies, and the event at its end."""
-
-    def __init__(self, device: torch.device | None = None) -> None: ...
-
-    def wait_stream(self, other: object) -> None: ...
-
-    def record_event(self) -> Stream:
-        return self
-
-    def synchronize(self) -> None: ...
-
-
 def stand_in_for_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
@@ -189,24 +174,14 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(cuda, "_triton_chain", lambda: SimpleNamespace(run=_launch))
     torch._C._ensureCUDADeviceGuardSet()
     # new tensors of Python's numbers, and modules that move, go through the mode
     torch._C._set_only_lift_cpu_tensors(True)
     moves = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with mode:
+        with emulated_driver(interpret=False), mode:
             yield
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(moves)
         torch._C._set_only_lift_cpu_tensors(False)
-
-
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Tensor) -> None:
-    """The kernel, which is given addresses and strides."""
-    given = [tensor for tensor in (x, weight, bias, out) if tensor is not None]
-    assert all(isinstance(tensor, GpuTensor) for tensor in given)
-    assert weight.permute(2, 3, 1, 0).is_contiguous()
-    found = cpu.convolve(_numbers(x), _numbers(weight).contiguous(), _numbers(bias), form)
-    _numbers(out).copy_(found)

@@ -1,0 +1,255 @@
+// The canonical chain on CUDA: convolutions whose every output is one sequence of fused multiply-adds,
+//
+//     acc = 0;  acc = fma(sample, tap, acc) by kernel row, kernel column and channel;  y = acc + bias
+//
+// Nothing may reorder it. So no depth is shared out among threads, none is padded (one more fma(0, 0, acc)
+// would turn -0 into 0), and every operation is an intrinsic that says how it rounds, which no compiler fuses.
+// Samples around the image are zeros, as if they had been written there.
+
+using i64 = long long;
+using u32 = unsigned;
+
+struct Shape {
+  const void *x, *weight, *bias;  // channels of a pixel of x lie side by side, and of y, too
+  void* y;
+  i64 x_image, x_row, x_column, y_image, y_row, y_column;  // strides, in numbers
+  u32 x_height, x_width;
+  int top, left;  // rows and columns of zeros before x; less than nothing cuts
+  u32 pixels, height, width;                               // of y, all images together
+  int stride_rows, stride_columns, dilation_rows, dilation_columns, kernel_rows, kernel_columns;
+  int groups, outputs, depth;  // channels of a group that are written and read
+  int whole_vectors;           // y can be written by 128 bits
+};
+
+template <typename T>
+struct alignas(16) Vector {
+  T at[16 / sizeof(T)];
+};
+
+__device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
+
+// From global to shared memory, without waiting for it. Where nothing is there nothing is read, and zeros come.
+template <int BYTES>
+__device__ __forceinline__ void copy(void* to, const void* from, bool there) {
+#if __CUDA_ARCH__ >= 800
+  const u32 place = (u32)__cvta_generic_to_shared(to);
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(BYTES),
+                 "r"(there ? BYTES : 0)
+                 : "memory");
+#else
+  for (int i = 0; i < BYTES / 4; i++) ((u32*)to)[i] = there ? ((const u32*)from)[i] : 0;
+#endif
+}
+
+// Until all that this thread copies is there.
+__device__ __forceinline__ void arrived() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Where an output's first tap reads: in bytes from the start of x (the low half and the high one), and the row
+// and column.
+using Pixel = int4;
+
+__device__ __forceinline__ i64 offset(const Pixel& pixel) { return (i64)pixel.y << 32 | (u32)pixel.x; }
+
+template <typename T>
+__device__ __forceinline__ Pixel read_by(const Shape& s, u32 pixel) {
+  const int row = pixel / s.width % s.height * s.stride_rows - s.top;
+  const int column = pixel % s.width * s.stride_columns - s.left;
+  const i64 at = pixel / s.width / s.height * s.x_image + row * s.x_row + column * s.x_column;
+  const i64 bytes = at * (int)sizeof(T);
+  return make_int4((int)bytes, (int)(bytes >> 32), row, column);
+}
+
+template <typename T>
+__device__ __forceinline__ T* written_by(const Shape& s, u32 pixel) {
+  return (T*)s.y + pixel / s.width / s.height * s.y_image + pixel / s.width % s.height * s.y_row +
+         pixel % s.width * s.y_column;
+}
+
+// An implicit matrix product: rows are pixels, columns output channels, the depth all taps in order. A block
+// has ROWS x COLUMNS outputs, a warp 8 x 4 threads, a thread HIGH x WIDE outputs. Of samples and weights DEPTH
+// at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by 128 bits.
+// The weights are packed as (panels, taps filled up to whole DEPTHs, COLUMNS).
+template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int BLOCKS, bool WHOLE>
+__global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 32, BLOCKS)
+    tiled(const Shape s) {
+  using V = Vector<T>;
+  constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, ACROSS = COLUMNS / (4 * WIDE);
+  constexpr int THREADS = ROWS / (8 * HIGH) * ACROSS * 32;
+  constexpr int AT_ONCE = WHOLE ? SIZE : 1, FETCHES = DEPTH / AT_ONCE;  // of a pixel
+  __shared__ alignas(16) T samples[2][ROWS][DEPTH + SIZE];              // a row more hits no bank twice
+  __shared__ alignas(16) T taps[2][DEPTH][COLUMNS];
+  __shared__ Pixel pixels[ROWS];
+
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  // neighbours in time have the same pixels
+  const u32 across = (s.outputs + COLUMNS - 1) / COLUMNS, panels = s.groups * across;
+  const u32 panel = blockIdx.x % panels, first_pixel = blockIdx.x / panels * ROWS;
+  const u32 group = panel / across, first_channel = panel % across * COLUMNS;
+  const int total = s.kernel_rows * s.kernel_columns * s.depth, steps = (total + DEPTH - 1) / DEPTH;
+  // beyond the last pixel the first is computed again, and not stored
+#pragma unroll 1
+  for (int m = thread; m < ROWS; m += THREADS)
+    pixels[m] = read_by<T>(s, first_pixel + m < s.pixels ? first_pixel + m : 0);
+  __syncthreads();
+
+  const T* const x = (const T*)s.x + (i64)group * s.depth;
+  const T* weight = (const T*)s.weight + (i64)panel * steps * (DEPTH * COLUMNS) + thread * SIZE;
+  const int place = thread % FETCHES * AT_ONCE;  // of the depth, that this thread fetches
+  int channel = place, row = 0, column = 0;
+  auto next_tap = [&]() {
+    while (channel >= s.depth) {
+      channel -= s.depth;
+      if (++column == s.kernel_columns) column = 0, row++;
+    }
+  };
+  next_tap();
+  auto fetch = [&](int stage) {
+    const int down = row * s.dilation_rows, across = column * s.dilation_columns;
+    const char* const tap = (const char*)(x + (down * s.x_row + across * s.x_column + channel));
+    if (row < s.kernel_rows)
+#pragma unroll
+      for (int i = 0; i < (ROWS * FETCHES + THREADS - 1) / THREADS; i++) {
+        const int m = thread / FETCHES + i * (THREADS / FETCHES);
+        if (ROWS * FETCHES % THREADS && m >= ROWS) break;
+        const Pixel pixel = pixels[m];
+        const bool there = (u32)(pixel.z + down) < s.x_height && (u32)(pixel.w + across) < s.x_width;
+        copy<AT_ONCE * sizeof(T)>(&samples[stage][m][place], tap + offset(pixel), there);
+      }
+    channel += DEPTH;
+    next_tap();
+#pragma unroll
+    for (int i = 0; i < (DEPTH * COLUMNS + THREADS * SIZE - 1) / (THREADS * SIZE); i++) {
+      const int at = (thread + i * THREADS) * SIZE;
+      if (DEPTH * COLUMNS % (THREADS * SIZE) && at >= DEPTH * COLUMNS) break;
+      copy<16>((T*)taps[stage] + at, weight + i * THREADS * SIZE, true);
+    }
+    weight += DEPTH * COLUMNS;
+  };
+
+  T acc[HIGH][WIDE];
+#pragma unroll
+  for (int i = 0; i < HIGH; i++)
+#pragma unroll
+    for (int j = 0; j < WIDE; j++) acc[i][j] = 0;
+  // this thread's pixels are 8 apart, and its channels come by vectors that are 4 vectors apart
+  const int m0 = warp / ACROSS * (8 * HIGH) + lane / 4, n0 = warp % ACROSS * (4 * WIDE) + lane % 4 * SIZE;
+  auto multiply = [&](int stage, int k, const T(&a)[HIGH]) {
+    T b[WIDE];
+#pragma unroll
+    for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&taps[stage][k][n0 + 4 * j];
+#pragma unroll
+    for (int i = 0; i < HIGH; i++)
+#pragma unroll
+      for (int j = 0; j < WIDE; j++) acc[i][j] = fma(a[i], b[j], acc[i][j]);
+  };
+
+  fetch(0);
+  for (int step = 0; step < steps; step++) {
+    const int stage = step & 1;
+    arrived();
+    __syncthreads();  // all of this stage is there, and all threads have done with the other
+    if (step + 1 < steps) fetch(stage ^ 1);
+    if ((step + 1) * DEPTH <= total) {
+#pragma unroll
+      for (int k = 0; k < DEPTH; k += SIZE) {
+        V a[HIGH];
+#pragma unroll
+        for (int i = 0; i < HIGH; i++) a[i] = *(const V*)&samples[stage][m0 + 8 * i][k];
+#pragma unroll
+        for (int part = 0; part < SIZE; part++) {
+          T one[HIGH];
+#pragma unroll
+          for (int i = 0; i < HIGH; i++) one[i] = a[i].at[part];
+          multiply(stage, k + part, one);
+        }
+      }
+    } else
+#pragma unroll 1
+      for (int k = 0; k < total % DEPTH; k++) {
+        T one[HIGH];
+#pragma unroll
+        for (int i = 0; i < HIGH; i++) one[i] = samples[stage][m0 + 8 * i][k];
+        multiply(stage, k, one);
+      }
+  }
+
+  const int left = s.outputs - (int)first_channel;
+  const i64 first = (i64)group * s.outputs + first_channel;
+  T addends[WIDE];
+#pragma unroll
+  for (int j = 0; j < WIDE; j++) {
+    const int n = n0 + j / SIZE * 4 * SIZE + j % SIZE;
+    addends[j] = s.bias && n < left ? ((const T*)s.bias)[first + n] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < HIGH; i++) {
+    const u32 pixel = first_pixel + m0 + 8 * i;
+    if (pixel >= s.pixels) break;  // so are the later ones
+    T* const to = written_by<T>(s, pixel) + first;
+#pragma unroll
+    for (int j = 0; j < WIDE; j += SIZE) {
+      const int n = n0 + 4 * j;
+      V found;
+#pragma unroll
+      for (int k = 0; k < SIZE; k++) found.at[k] = add(acc[i][j + k], addends[j + k]);
+      if (s.whole_vectors) {
+        if (n < left) *(V*)(to + n) = found;
+      } else
+#pragma unroll
+        for (int k = 0; k < SIZE; k++)
+          if (n + k < left) to[n + k] = found.at[k];
+    }
+  }
+}
+
+// Groups of one input channel each. Lanes are output channels, and a thread has RUN outputs of a row for its own.
+// TAPS, STRIDE and DILATION are those along a row; then a row of samples is read once, and taps share it. Where
+// TAPS is 0 the row's samples would be too many to hold, and every tap reads its own. Weights are (taps, outputs).
+template <typename T, int RUN, int TAPS, int STRIDE, int DILATION>
+__global__ void __launch_bounds__(128, 8) depthwise(const Shape s) {
+  const u32 channels = s.groups * s.outputs, channel = blockIdx.y * 32 + threadIdx.x % 32;
+  const u32 runs = (s.width + RUN - 1) / RUN, run = blockIdx.x * 4 + threadIdx.x / 32;
+  if (channel >= channels || run >= s.pixels / s.width * runs) return;
+  const u32 first = run / runs * s.width + run % runs * RUN, last = run / runs * s.width + s.width;
+  const Pixel pixel = read_by<T>(s, first);
+  const T* from = (const T*)((const char*)s.x + offset(pixel)) + channel / s.outputs;
+  const T* weight = (const T*)s.weight + channel;
+  T acc[RUN];
+#pragma unroll
+  for (int i = 0; i < RUN; i++) acc[i] = 0;
+  for (int row = 0; row < s.kernel_rows; row++) {
+    const bool in_row = (u32)(pixel.z + row * s.dilation_rows) < s.x_height;
+    auto sample = [&](int column) {
+      return in_row && (u32)(pixel.w + column) < s.x_width ? from[column * s.x_column] : T(0);
+    };
+    if constexpr (TAPS > 0) {
+      T samples[(RUN - 1) * STRIDE + (TAPS - 1) * DILATION + 1];
+#pragma unroll
+      for (int i = 0; i <= (RUN - 1) * STRIDE + (TAPS - 1) * DILATION; i++) samples[i] = sample(i);
+#pragma unroll
+      for (int tap = 0; tap < TAPS; tap++, weight += channels)
+#pragma unroll
+        for (int i = 0; i < RUN; i++) acc[i] = fma(samples[i * STRIDE + tap * DILATION], *weight, acc[i]);
+    } else
+      for (int tap = 0; tap < s.kernel_columns; tap++, weight += channels)
+#pragma unroll
+        for (int i = 0; i < RUN; i++)
+          acc[i] = fma(sample(i * s.stride_columns + tap * s.dilation_columns), *weight, acc[i]);
+    from += s.dilation_rows * s.x_row;
+  }
+  const T addend = s.bias ? ((const T*)s.bias)[channel] : T(0);
+#pragma unroll
+  for (int i = 0; i < RUN; i++)
+    if (first + i < last) written_by<T>(s, first + i)[channel] = add(acc[i], addend);
+}

@@ -1,0 +1,211 @@
+"""CUDA's driver where there is none: kernels are launched by the project's own code, and run on the CPU.
+
+A launch is read from the bytes that a GPU would be given. The kernel's own PTX computes it, in the
+interpreter, or, where models are run and that would take too long, the kernel for the CPU does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from overlap_tool.kernels import cpu, cuda, driver, nvrtc
+from overlap_tool.kernels.form import Form
+from support.ptx import Buffer, Memory, Program
+
+
+class Stream:
+    """A stream of launches or copies, and the event at its end. All is done at once."""
+
+    cuda_stream = 0
+
+    def __init__(self, device: torch.device | int | None = None) -> None: ...
+
+    def wait_stream(self, other: object) -> None: ...
+
+    def record_event(self) -> Stream:
+        return self
+
+    def synchronize(self) -> None: ...
+
+
+COMPILE = nvrtc.compile_kernel
+
+NAMES = """
+    x weight bias y x_image x_row x_column y_image y_row y_column x_height x_width top left
+    pixels height width stride_rows stride_columns dilation_rows dilation_columns kernel_rows kernel_columns
+    groups outputs depth whole_vectors
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a GPU is given, and the tensors that this means."""
+
+    name: str
+    numbers: tuple[int, ...]
+    dtype: torch.dtype
+    grid: tuple[int, int]
+    argument: bytes
+    shape: Any
+
+    @classmethod
+    def of(cls, name: str, grid: tuple[int, int], argument: bytes) -> Launch:
+        found = re.fullmatch(r"(\w+)<(float|double), (.*)>", name)
+        assert found, name
+        numbers = tuple(map(int, re.findall(r"\d+", found[3])))
+        shape = SimpleNamespace(**dict(zip(NAMES.split(), cuda.SHAPE.unpack(argument), strict=True)))
+        dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
+        return cls(found[1], numbers, dtype, grid, argument, shape)
+
+    def _tensor(self, address: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+        """Of exactly the memory from the first number to the last."""
+        count = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        raw = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(address)
+        return torch.frombuffer(raw, dtype=self.dtype).as_strided(size, stride)
+
+    @property
+    def images(self) -> int:
+        return self.shape.pixels // (self.shape.height * self.shape.width)
+
+    @property
+    def x(self) -> Tensor:
+        s = self.shape
+        size = self.images, s.groups * s.depth, s.x_height, s.x_width
+        return self._tensor(s.x, size, (s.x_image, 1, s.x_row, s.x_column))
+
+    @property
+    def y(self) -> Tensor:
+        s = self.shape
+        size = self.images, s.groups * s.outputs, s.height, s.width
+        return self._tensor(s.y, size, (s.y_image, 1, s.y_row, s.y_column))
+
+    @property
+    def bias(self) -> Tensor | None:
+        return (
+            self._tensor(self.shape.bias, (self.shape.groups * self.shape.outputs,), (1,))
+            if self.shape.bias
+            else None
+        )
+
+    @property
+    def packed(self) -> Tensor:
+        """Weights as they lie there."""
+        s = self.shape
+        taps = s.kernel_rows * s.kernel_columns * s.depth
+        if self.name == "depthwise":
+            size = taps, 1, 1, s.groups * s.outputs
+        else:
+            columns, at_once = self.numbers[1], 64 // self.dtype.itemsize
+            size = s.groups, -(-s.outputs // columns), -(-taps // at_once) * at_once, columns
+        return self._tensor(s.weight, size, (size[1] * size[2] * size[3], size[2] * size[3], size[3], 1))
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in / groups, height, width)"""
+        s = self.shape
+        kernel = s.kernel_rows, s.kernel_columns, s.depth
+        if self.name == "depthwise":
+            taps = self.packed.reshape(-1, s.groups, s.outputs).transpose(0, 1)
+        else:
+            taps = self.packed.transpose(1, 2).flatten(2)[:, : kernel[0] * kernel[1] * kernel[2], : s.outputs]
+        return taps.unflatten(1, kernel).permute(0, 4, 3, 1, 2).flatten(0, 1)
+
+    @property
+    def form(self) -> Form:
+        s = self.shape
+        stride, dilation = (s.stride_rows, s.stride_columns), (s.dilation_rows, s.dilation_columns)
+        rows, columns = (
+            (before, (count - 1) * step + between * (kernel - 1) + 1 - n - before)
+            for before, count, step, between, kernel, n in (
+                (s.top, s.height, s.stride_rows, s.dilation_rows, s.kernel_rows, s.x_height),
+                (s.left, s.width, s.stride_columns, s.dilation_columns, s.kernel_columns, s.x_width),
+            )
+        )
+        return Form(stride, dilation, s.groups, (rows, columns))
+
+    def by_the_cpu(self) -> None:
+        self.y.copy_(cpu.convolve(self.x, self.weight.contiguous(), self.bias, self.form))
+
+    def interpreted(self, program: Program) -> None:
+        y = Buffer.of(self.y, writable=True)
+        read = [t for t in (self.x, self.packed, self.bias) if t is not None]
+        program.run(Memory([y, *map(Buffer.of, read)]), self.argument, self.grid)
+        counts = y.counts(self.y)
+        assert (counts == 1).all(), "an output was not written once"
+        assert counts.sum() * self.dtype.itemsize // 4 == y.writes.sum(), "more than the outputs was written"
+
+
+@dataclass
+class EmulatedDriver:
+    """Stands in for the library. `launches` has what was launched, in order."""
+
+    interpret: bool = True
+    edit: Callable[[str], str] = str
+    """Done to every program, so that one can be broken."""
+    launches: list[Launch] = field(default_factory=list)
+    _modules: list[str] = field(default_factory=list)
+    _functions: list[tuple[str, Program | None]] = field(default_factory=list)
+
+    def compile_kernel(self, source: str, name: str, target: str) -> nvrtc.Compiled:
+        """Symbols say by themselves which kernel they are."""
+        if not self.interpret:
+            return nvrtc.Compiled(name, b"", "")
+        return COMPILE(source, name, target)._replace(symbol=name)
+
+    def cuModuleLoadData(self, module: Any, code: bytes) -> int:
+        self._modules.append(code.rstrip(b"\0").decode())
+        module._obj.value = len(self._modules)
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
+        ptx = self.edit(self._modules[module.value - 1])
+        self._functions.append((name.decode(), Program(ptx) if self.interpret else None))
+        function._obj.value = len(self._functions)
+        return 0
+
+    def cuLaunchKernel(self, function: Any, *given: Any) -> int:
+        (x, y, z, *threads, shared, _, arguments, _) = given
+        name, program = self._functions[function.value - 1]
+        assert (z, shared, threads[1:]) == (1, 0, [1, 1])
+        where = ctypes.cast(arguments._obj, ctypes.c_void_p).value
+        launch = Launch.of(name, (x, y), ctypes.string_at(where, cuda.SHAPE.size))
+        self.launches.append(launch)
+        if program is None:
+            launch.by_the_cpu()
+        else:
+            assert threads[0] == program.threads
+            launch.interpreted(program)
+        return 0
+
+
+@contextmanager
+def emulated_driver(target: str = "compute_90", **how: Any) -> Iterator[EmulatedDriver]:
+    """Inside, `cuda.convolve` computes on tensors of the CPU."""
+    found = EmulatedDriver(**how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "libcuda", lambda: found)
+        patch.setattr(nvrtc, "compile_kernel", found.compile_kernel)
+        patch.setattr(nvrtc, "target", lambda capability: target)
+        for name, stand_in in {
+            "device": lambda device: nullcontext(),
+            "synchronize": lambda: None,
+            "current_device": lambda: None,
+            "current_stream": Stream,
+            "get_device_capability": lambda device: (9, 0),
+        }.items():
+            patch.setattr(torch.cuda, name, stand_in)
+        cuda.forget()
+        try:
+            yield found
+        finally:
+            cuda.forget()
