@@ -29,6 +29,7 @@ NAMES = (
     "kamisli",
     "files",
     "functions",
+    "cuda-static",
     "raster",
     "reach",
 )
@@ -59,7 +60,7 @@ def main() -> None:
     console = Console(width=140)
     console.print(measured_on)
     for name in options.names or known:
-        module, _, case = name.partition(":")
+        module, _, case = name.replace("-", "_").partition(":")
         of_case, on_device = [case] if case else [], {"device": "cuda"} if gpu else {}
         tables = importlib.import_module(f"benchmarks.{module}").main(*of_case, **on_device)
         for table in tables:

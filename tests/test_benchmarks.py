@@ -36,7 +36,7 @@ def test_a_table_in_markdown():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_takes_what_it_is_called_with(name):
-    module, _, case = name.partition(":")
+    module, _, case = name.replace("-", "_").partition(":")
     signature = inspect.signature(importlib.import_module(f"benchmarks.{module}").main)
     signature.bind(*([case] if case else []), **({"device": "cuda"} if name in ON_A_GPU else {}))
 

@@ -1,0 +1,174 @@
+"""What can be said of the kernels for CUDA without a GPU: from their machine code, for three of NVIDIA's.
+
+NVRTC compiles, as it does for the engine, and says which registers and memory a kernel takes; nvdisasm, which
+comes with Triton, shows the inner loop. The bound is on issuing alone: it counts no wait for memory and no
+conflict between banks, so a GPU can only be slower.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from overlap_tool.kernels import cuda, nvrtc
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Of one multiprocessor, by NVIDIA's programming guide."""
+
+    name: str
+    target: str
+    warps: int
+    blocks: int
+    shared: int
+    """Bytes for all blocks, each of which takes 1 KiB more than it asks for."""
+    cycles: int
+    """That one multiply-add of a warp keeps a quarter of the multiprocessor's float32 units."""
+
+
+GPUS = (
+    Gpu("A100", "sm_80", 64, 32, 164 << 10, 2),
+    Gpu("H100, H200", "sm_90", 64, 32, 228 << 10, 1),
+    Gpu("B200", "sm_100", 64, 32, 228 << 10, 1),
+)
+
+REGISTERS = 64 << 10
+"""Of a multiprocessor. A warp gets whole lots of 256."""
+
+TILES = (*cuda.LARGE, *reversed(cuda.TILES.values()))
+
+KERNELS = {
+    **{
+        f"tiles of {tile.rows}x{tile.columns}, {how}": (
+            cuda.tiled_name(tile, torch.float32, by_vectors),
+            tile.threads,
+        )
+        for how, by_vectors in (("by 128 bits", True), ("number by number", False))
+        for tile in TILES
+    },
+    **{
+        f"depthwise, {columns} columns of taps": (
+            cuda.depthwise_name(8, (columns, 1, 1), torch.float32),
+            cuda.DEPTHWISE_THREADS,
+        )
+        for columns in (3, 5, 11)
+    },
+}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The innermost loop around most multiply-adds, without loops inside of it."""
+
+    instructions: int
+    multiply_adds: int
+    loads: int
+
+
+def main() -> list[Table]:
+    tool = nvdisasm()
+    table = Table(title=f"Inner loops of the kernels for CUDA: NVRTC {_nvrtc()}, nvdisasm {_version(tool)}")
+    for heading in (
+        *("kernel", "GPU", "instructions per FFMA", "loads per FFMA", "registers", "spilled bytes"),
+        *("shared memory", "warps a multiprocessor", "issue bound"),
+    ):
+        table.add_column(heading)
+    for title, (name, threads) in KERNELS.items():
+        for gpu in GPUS:
+            compiled = nvrtc.compile_kernel(cuda.source(), name, gpu.target, ("--ptxas-options=-v",))
+            registers, shared, spilled = _resources(compiled.log)
+            loop = inner_loop(_machine_code(tool, compiled.code))
+            share = loop.instructions / loop.multiply_adds
+            table.add_row(
+                title,
+                gpu.name,
+                f"{share:.2f}",
+                f"{loop.loads / loop.multiply_adds:.3f}",
+                str(registers),
+                str(spilled),
+                f"{shared / 1024:.1f} KiB",
+                str(warps(gpu, threads, registers, shared)),
+                f"{min(1, gpu.cycles / share):.0%}",
+            )
+    return [table]
+
+
+def nvdisasm() -> str:
+    triton = find_spec("triton")
+    folders = [
+        Path(root) / "backends/nvidia/bin" for root in (triton and triton.submodule_search_locations) or ()
+    ]
+    found = shutil.which("nvdisasm", path=":".join(map(str, folders))) or shutil.which("nvdisasm")
+    if found is None:
+        raise SystemExit("nvdisasm is not to be found: it comes with Triton, and with CUDA's toolkit")
+    return found
+
+
+def _machine_code(tool: str, code: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        return subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
+
+
+def inner_loop(text: str) -> Loop:
+    """A loop ends in a branch to its begin. What is behind another branch is counted as if it always ran."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            code.append(found[1])
+    loops = []
+    for at, instruction in enumerate(code):
+        branch = re.search(r"\bBRA\b.*`\((\.L\w+)\)", instruction)
+        if branch and labels[branch[1]] < at:
+            loops.append((labels[branch[1]], at + 1))
+
+    def parts(loop: tuple[int, int]) -> list[str]:
+        inside = [(a, b) for a, b in loops if loop[0] <= a and b <= loop[1] and (a, b) != loop]
+        return [code[n] for n in range(*loop) if not any(a <= n < b for a, b in inside)]
+
+    body = max(map(parts, loops), key=lambda part: sum("FFMA" in each for each in part))
+    multiply_adds = sum("FFMA" in each for each in body)
+    loads = sum(re.search(r"\b(LDS|LDG|LDGSTS)\b", each) is not None and "@!PT" not in each for each in body)
+    return Loop(len(body), multiply_adds, loads)
+
+
+def _resources(log: str) -> tuple[int, int, int]:
+    """Registers, bytes of shared memory and of what is spilled."""
+    registers = re.search(r"Used (\d+) registers", log)
+    shared = re.search(r"(\d+) bytes smem", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if registers is None or spills is None:
+        raise ValueError(f"the assembler says nothing of registers: {log}")
+    return int(registers[1]), int(shared[1]) if shared else 0, int(spills[1]) + int(spills[2])
+
+
+def warps(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
+    """That fit on a multiprocessor together, in whole blocks."""
+    of_block = threads // 32
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // of_block
+    return of_block * min(gpu.warps // of_block, gpu.blocks, by_registers, gpu.shared // (shared + 1024))
+
+
+def _nvrtc() -> str:
+    ptx = nvrtc.compile_kernel(cuda.source(), next(iter(KERNELS.values()))[0], "compute_80").code.decode()
+    found = re.search(r"Cuda compilation tools, release .*, V([\d.]+)", ptx)
+    return found[1] if found else "of unknown version"
+
+
+def _version(tool: str) -> str:
+    text = subprocess.run([tool, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"V([\d.]+)", text)
+    return found[1] if found else "of unknown version"
