@@ -197,12 +197,6 @@ def _depthwise(run: int, across: tuple[int, int, int], dtype: torch.dtype, devic
     return _loaded(depthwise_name(run, across, dtype), device, DEPTHWISE_THREADS)
 
 
-def forget() -> None:
-    """Load kernels anew when they are needed: for tests, that change what they are."""
-    _tiled.cache_clear()
-    _depthwise.cache_clear()
-
-
 def _loaded(name: str, device: int, threads: int) -> LoadedKernel:
     target = nvrtc.target(torch.cuda.get_device_capability(device))
     return LoadedKernel(nvrtc.compile_kernel(source(), name, target), device, threads)

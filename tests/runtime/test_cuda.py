@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.convolutions import CASES, Case, chain, operands
+from support.emulated_driver import forget
 from torch import Tensor
 
 import overlap_tool
@@ -64,14 +65,14 @@ def test_a_layer_whose_kernel_is_broken_has_the_same_bits(monkeypatch, broken: s
     if broken == "no compiler":
         monkeypatch.setattr(nvrtc, "_names", lambda major: iter(()))
         monkeypatch.setattr(nvrtc, "_library", nvrtc._library.__wrapped__)
-        cuda.forget()
+        forget()
     else:
         monkeypatch.setattr(cuda, "convolve", lambda *args: right(*args).mul_(1 + 2.0**-23))
     with overlap_tool.exact_kernels(), trial.fallbacks() as slow:
         with pytest.warns(SlowKernelWarning, match="on cuda:0: "):
             found = F.conv2d(*on_gpu(x, weight, bias), stride=2, padding=1)
         expected = F.conv2d(x, weight, bias, stride=2, padding=1)
-    cuda.forget()
+    forget()
     assert len(slow) == 1
     assert torch.equal(found.cpu(), expected)
 

@@ -7,6 +7,7 @@ interpreter, or, where models are run and that would take too long, the kernel f
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from overlap_tool.kernels import cpu, cuda, driver, nvrtc
+from overlap_tool.kernels.arithmetic import on_gpu, tensors
+from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.form import Form
 from support.ptx import Buffer, Memory, Program
 
@@ -47,6 +50,53 @@ NAMES = """
 """
 
 
+def at(address: int, dtype: torch.dtype, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Of exactly the memory from the first number to the last."""
+    count = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(raw, dtype=dtype).as_strided(size, stride)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A program of `PROGRAMS` over numbers side by side."""
+
+    name: str
+    dtype: torch.dtype
+    grid: tuple[int, int]
+    argument: bytes
+    xs: list[Tensor]
+    y: Tensor
+    numbers: tuple[float, ...]
+
+    SIZE = on_gpu.TASK.size
+
+    @classmethod
+    def of(cls, name: str, grid: tuple[int, int], argument: bytes) -> Elementwise:
+        found = re.fullmatch(r"elementwise_(\w+)_(float|double)", name)
+        assert found, name
+        dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
+        (*addresses, y, count), numbers = (part := on_gpu.TASK.unpack(argument))[:-4], part[-4:]
+        xs = [at(address, dtype, (count,), (1,)) for address in addresses if address]
+        taken = len(inspect.signature(PROGRAMS[found[1]]).parameters) - 1 if found[1] in NAMED else len(xs)
+        return cls(
+            found[1], dtype, grid, argument, xs, at(y, dtype, (count,), (1,)), numbers[: taken - len(xs)]
+        )
+
+    def by_the_cpu(self) -> None:
+        tensors._run(self.name, self.xs, self.numbers, self.y)
+
+    def interpreted(self, program: Program) -> None:
+        y = Buffer.of(self.y, writable=True)
+        others = [Buffer.of(x) for x in self.xs if x.data_ptr() != self.y.data_ptr()]
+        program.run(Memory([y, *others]), self.argument, self.grid)
+        assert (y.counts(self.y) == 1).all(), "a number was not written once"
+
+
+NAMED = frozenset(("softplus", "elu", "power", "power_of"))
+"""Programs that say how many numbers they take beside tensors."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """What a GPU is given, and the tensors that this means."""
@@ -58,6 +108,8 @@ class Launch:
     argument: bytes
     shape: Any
 
+    SIZE = cuda.SHAPE.size
+
     @classmethod
     def of(cls, name: str, grid: tuple[int, int], argument: bytes) -> Launch:
         found = re.fullmatch(r"(\w+)<(float|double), (.*)>", name)
@@ -68,10 +120,7 @@ class Launch:
         return cls(found[1], numbers, dtype, grid, argument, shape)
 
     def _tensor(self, address: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """Of exactly the memory from the first number to the last."""
-        count = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        raw = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(address)
-        return torch.frombuffer(raw, dtype=self.dtype).as_strided(size, stride)
+        return at(address, self.dtype, size, stride)
 
     @property
     def images(self) -> int:
@@ -152,7 +201,7 @@ class EmulatedDriver:
     interpret: bool = True
     edit: Callable[[str], str] = str
     """Done to every program, so that one can be broken."""
-    launches: list[Launch] = field(default_factory=list)
+    launches: list[Launch | Elementwise] = field(default_factory=list)
     _modules: list[str] = field(default_factory=list)
     _functions: list[tuple[str, Program | None]] = field(default_factory=list)
 
@@ -178,7 +227,8 @@ class EmulatedDriver:
         name, program = self._functions[function.value - 1]
         assert (z, shared, threads[1:]) == (1, 0, [1, 1])
         where = ctypes.cast(arguments._obj, ctypes.c_void_p).value
-        launch = Launch.of(name, (x, y), ctypes.string_at(where, cuda.SHAPE.size))
+        of = Elementwise if name.startswith("elementwise_") else Launch
+        launch = of.of(name, (x, y), ctypes.string_at(where, of.SIZE))
         self.launches.append(launch)
         if program is None:
             launch.by_the_cpu()
@@ -204,8 +254,14 @@ def emulated_driver(target: str = "compute_90", **how: Any) -> Iterator[Emulated
             "get_device_capability": lambda device: (9, 0),
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
-        cuda.forget()
+        forget()
         try:
             yield found
         finally:
-            cuda.forget()
+            forget()
+
+
+def forget() -> None:
+    """Kernels are loaded anew by the next driver."""
+    for loaded in (cuda._tiled, cuda._depthwise, on_gpu._kernel):
+        loaded.cache_clear()

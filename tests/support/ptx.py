@@ -26,7 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overlap_tool.kernels.emulation import fma_of_doubles, fma_of_singles
+from overlap_tool.kernels.arithmetic.oracle import Oracle
+from overlap_tool.kernels.emulation import fma_of_singles
 
 Lanes = npt.NDArray[Any]
 """A value for every thread. Registers hold bits: unsigned integers of 32 or 64, or bool for predicates."""
@@ -35,7 +36,7 @@ LONGEST = 1_000_000
 """Instructions that a program may take: what goes on for longer has no end."""
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
-FMA: dict[str, Callable[..., Lanes]] = {"f32": fma_of_singles, "f64": fma_of_doubles}
+FMA: dict[str, Callable[..., Lanes]] = {"f32": fma_of_singles, "f64": Oracle.fma}
 COMPARISONS = {
     "eq": np.equal,
     "ne": np.not_equal,
@@ -44,6 +45,10 @@ COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
+
+
+UNORDERED = {"equ": "eq", "neu": "ne", "ltu": "lt", "leu": "le", "gtu": "gt", "geu": "ge"}
+"""Comparisons that hold where an operand is no number."""
 
 
 class PtxError(Exception):
@@ -131,6 +136,10 @@ class Program:
             raise PtxError("no kernel of a known number of threads")
         self.threads = int(threads[1])
         self.parameter = entry[1] + "_param_0"
+        self.tables = {
+            name: np.array(list(map(int, values.split(","))), np.uint8)
+            for name, values in re.findall(r"\.global \.align 8 \.b8 (\w+)\[\d+\] = \{(.*?)\};", code)
+        }
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.shared: dict[str, int] = {}
@@ -155,6 +164,10 @@ class Program:
 
     def run(self, memory: Memory, parameters: bytes, grid: tuple[int, int], at_once: int = 4096) -> None:
         """All blocks of a grid, `at_once` threads at a time."""
+        for table in self.tables.values():
+            memory.buffers.append(
+                Buffer(table.ctypes.data, table.view(np.uint32), False, np.zeros(len(table) // 4, np.int64))
+            )
         blocks = [(x, y) for y in range(grid[1]) for x in range(grid[0])]
         together = max(1, at_once // self.threads)
         for start in range(0, len(blocks), together):
@@ -302,7 +315,9 @@ class _Run:
             if (found.dtype == bool) != (bits == 1) or (bits > 1 and found.itemsize * 8 != bits):
                 raise PtxError(f"{operand} has {found.itemsize * 8} bits, not {bits}")
             return found
-        if operand in self.program.shared or operand == self.program.parameter:
+        if operand in self.program.tables:
+            number = self.program.tables[operand].ctypes.data
+        elif operand in self.program.shared or operand == self.program.parameter:
             number = self.program.shared.get(operand, 0)  # addresses of their own spaces
         else:
             of_float = operand[:2] in ("0f", "0F", "0d", "0D")  # its bits follow, in hexadecimal
@@ -388,6 +403,30 @@ class _Run:
             found[active] = FMA[kind](*(v[active] for v in values))
             self._write(operands[0], found, active)
 
+    def _exact(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes, of: Any) -> None:
+        """Of floating-point numbers, where nothing is rounded; `.ftz` is refused."""
+        (kind,) = kinds
+        self._write(operands[0], of(*self._floats(kind, operands[1:], active)), active)
+
+    def _abs(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        self._exact(kinds, operands, active, np.abs)
+
+    def _copysign(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        self._exact(kinds, operands, active, lambda sign, x: np.copysign(x, sign))
+
+    def _rounded(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes, of: Any) -> None:
+        """Of floating-point numbers, to nearest; numpy's are IEEE 754's."""
+        how, kind = kinds
+        if how != "rn":
+            raise PtxError(f"rounding is {how}, not to nearest")
+        self._write(operands[0], of(*self._floats(kind, operands[1:], active)), active)
+
+    def _sqrt(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        self._rounded(kinds, operands, active, np.sqrt)
+
+    def _rcp(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        self._rounded(kinds, operands, active, lambda x: np.ones_like(x) / x)
+
     def _quotient(self, kind: str, operands: Sequence[str], active: Lanes) -> tuple[Lanes, Lanes]:
         """Rounded towards zero, and what is left."""
         a, b = self._integers(kind, operands, active)
@@ -398,7 +437,10 @@ class _Run:
         return (a - rest) // b, rest
 
     def _div(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
-        (kind,) = kinds  # of integers: others say how they round
+        if kinds[-1] in FLOATS:
+            self._rounded(kinds, operands, active, np.divide)
+            return
+        (kind,) = kinds
         self._write(operands[0], self._quotient(kind, operands[1:], active)[0], active)
 
     def _rem(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
@@ -406,9 +448,15 @@ class _Run:
         self._write(operands[0], self._quotient(kind, operands[1:], active)[1], active)
 
     def _min(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        if kinds[-1] in FLOATS:
+            self._exact(kinds, operands, active, np.fmin)
+            return
         self._write(operands[0], np.minimum(*self._integers(kinds[0], operands[1:], active)), active)
 
     def _max(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        if kinds[-1] in FLOATS:
+            self._exact(kinds, operands, active, np.fmax)
+            return
         self._write(operands[0], np.maximum(*self._integers(kinds[0], operands[1:], active)), active)
 
     # bits, moves and comparisons
@@ -430,6 +478,9 @@ class _Run:
         self._bitwise(kinds, operands, active, np.bitwise_not)
 
     def _neg(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
+        if kinds[-1] in FLOATS:
+            self._exact(kinds, operands, active, np.negative)
+            return
         self._write(operands[0], np.negative(*self._integers(kinds[0], operands[1:], active)), active)
 
     def _shift(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes, of: Any) -> None:
@@ -473,13 +524,31 @@ class _Run:
         self._write(operands[0], self._read(operands[1], 64, active).copy(), active)
 
     def _cvt(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
-        to, source = kinds  # between integers: the sign of the source is what counts
+        *how, to, source = kinds
+        if to in FLOATS or source in FLOATS:
+            if how != ["rn"] and (how, to, source) != ([], "f64", "f32"):
+                raise PtxError("a conversion that does not round to nearest")
+            (value,) = self._floats(source, operands[1:], active)
+            self._write(operands[0], value.astype(FLOATS[to]), active)
+            return
+        # between integers: the sign of the source is what counts
         (value,) = self._integers(source, operands[1:], active)
         bits = int(to[1:]) if to[0] in "su" else 0
         self._write(operands[0], value.astype(f"{'i' if to[0] == 's' else 'u'}{bits // 8}"), active)
 
     def _setp(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
         comparison, kind = kinds
+        if kind in FLOATS:
+            a, b = self._floats(kind, operands[1:], active)
+            nothing = np.isnan(a) | np.isnan(b)
+            if comparison in ("num", "nan"):
+                holds = nothing == (comparison == "nan")
+            elif comparison in UNORDERED:
+                holds = COMPARISONS[UNORDERED[comparison]](a, b) | nothing
+            else:
+                holds = COMPARISONS[comparison](a, b) & ~nothing
+            self._write(operands[0], holds, active)
+            return
         self._write(operands[0], COMPARISONS[comparison](*self._integers(kind, operands[1:], active)), active)
 
     def _selp(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:

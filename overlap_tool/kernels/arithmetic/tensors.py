@@ -13,6 +13,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import codegen
+from overlap_tool.kernels.arithmetic import on_gpu
 from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, loop_over
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
@@ -42,7 +43,7 @@ def compute(
     xs = [_laid_out(one, dense) for one in (x, *others)]
     if x.device.type == "cpu":
         _run(name, xs, numbers, dense)
-    else:  # the values are defined, so any processor's will do
+    elif not on_gpu.run(name, xs, numbers, dense, _run):  # the values are defined, so any processor's will do
         there = [one.cpu() for one in xs]
         dense.copy_(compute(name, *there, numbers=numbers))
     return dense if out is None or out is dense else out.copy_(dense)

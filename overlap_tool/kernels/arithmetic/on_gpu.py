@@ -1,0 +1,94 @@
+"""Runs programs on a GPU. Each is tried once, and held to what a processor computes of the same numbers."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from overlap_tool.errors import SlowKernelWarning
+from overlap_tool.kernels import nvrtc
+from overlap_tool.kernels.arithmetic.generated import INPUTS, NUMBERS
+from overlap_tool.kernels.arithmetic.in_cuda import THREADS, kernel_over
+from overlap_tool.kernels.arithmetic.programs import PROGRAMS
+from overlap_tool.kernels.driver import LoadedKernel
+
+TASK = struct.Struct(f"{INPUTS + 2}q{NUMBERS}d")
+
+TRIED = 4096
+"""Numbers of a trial."""
+
+Compute = Callable[[str, Sequence[Tensor], Sequence[float], Tensor], None]
+"""By name, of tensors and numbers, into a tensor: all dense, and laid out alike."""
+
+
+def run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor, by_processor: Compute) -> bool:
+    """Whether there is a kernel; then `y` is filled."""
+    if y.numel() == 0:
+        return True
+    kernel = _kernel(name, y.dtype, len(xs), len(numbers), y.device, by_processor)
+    if kernel is not None:
+        _launch(kernel, xs, numbers, y)
+    return kernel is not None
+
+
+def kernel_name(name: str, dtype: torch.dtype) -> str:
+    return f"elementwise_{name}_{'float' if dtype == torch.float32 else 'double'}"
+
+
+def _launch(kernel: LoadedKernel, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
+    addresses = [x.data_ptr() for x in xs] + [0] * (INPUTS - len(xs))
+    rest = [0.0] * (NUMBERS - len(numbers))
+    kernel.launch(
+        (-(-y.numel() // THREADS), 1), TASK.pack(*addresses, y.data_ptr(), y.numel(), *numbers, *rest)
+    )
+
+
+@cache
+def _kernel(
+    name: str, dtype: torch.dtype, inputs: int, numbers: int, device: torch.device, by_processor: Compute
+) -> LoadedKernel | None:
+    try:
+        entry = kernel_name(name, dtype)
+        source = kernel_over(entry, PROGRAMS[name], dtype == torch.float32, inputs, numbers)
+        target = nvrtc.target(torch.cuda.get_device_capability(device.index))
+        kernel = LoadedKernel(nvrtc.compile_kernel(source, entry, target), device.index, THREADS)
+        wrong = _difference(kernel, name, dtype, inputs, numbers, device, by_processor)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as a compiler may raise
+        wrong = f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if not wrong:
+        return kernel
+    warnings.warn(
+        f"{name} of {str(dtype).removeprefix('torch.')} on {device}: {wrong}. The processor computes it: "
+        "with the same bits, and slowly",
+        SlowKernelWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _difference(
+    kernel: LoadedKernel,
+    name: str,
+    dtype: torch.dtype,
+    inputs: int,
+    numbers: int,
+    device: torch.device,
+    by_processor: Compute,
+) -> str:
+    bits = torch.arange(TRIED * inputs, dtype=torch.int64) * (2**32 // (TRIED * inputs) - 1)
+    values = bits.to(torch.int32).view(torch.float32).to(dtype).view(inputs, TRIED)  # of all sizes
+    others = (1.0, 20.0, 1.0, 1.0)[:numbers]
+    expected = torch.empty_like(values[0])
+    by_processor(name, list(values), others, expected)
+    there = list(values.to(device))
+    found = torch.empty_like(there[0])
+    _launch(kernel, there, others, found)
+    wrong = int((~torch.isclose(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)).sum())
+    return f"{wrong} of {TRIED} numbers that were tried differ from the processor's" if wrong else ""
