@@ -12,7 +12,7 @@ help:
 	@echo "make test       install, plugins too, then lint, type-check and run the test suite"
 	@echo "make test-slow  the long checks: full widths, many more random cases"
 	@echo "make bench      all benchmarks, which takes hours; python -m benchmarks NAME runs one"
-	@echo "make gpu        on a machine with a GPU: equality of bits there and across devices, and benchmarks"
+	@echo "make gpu        on a machine with a GPU: in twelve minutes, bits, speed and memory; then the tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make docs       the documentation as a site, in build/site"
 
@@ -53,8 +53,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 gpu: $(INSTALLED)
+	$(BIN)/python scripts/on_a_gpu.py
 	$(BIN)/python -m pytest -rs tests/runtime/test_cuda.py tests/runtime/test_devices.py tests/files/test_files_commands.py::test_on_a_gpu
-	$(BIN)/python -m benchmarks --device cuda --save benchmarks/results
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
