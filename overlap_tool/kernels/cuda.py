@@ -108,49 +108,50 @@ def convolve(
     bias = None if bias is None else bias.contiguous()
     out = form.result(x, packed.shape, out)
     images, channels, height, width = out.shape
-    assert channels == 1 or out.stride(1) == 1, out.stride()
-    if out.numel() == 0:
+    reading, writing = x.stride(), out.stride()
+    assert channels == 1 or writing[1] == 1, writing
+    pixels = images * height * width
+    if pixels == 0:
         return out
-    if images * height * width > MOST_PIXELS:
+    if pixels > MOST_PIXELS:
         return _in_halves(x, packed, bias, form, out)
     _, depth, *kernel = packed.shape
-    outputs, pixels = channels // packed.groups, images * height * width
-    whole = 16 // x.element_size()
-    tile = packed.tile
+    (down, across), dilation, groups, ((top, _), (left, _)) = form
+    outputs, whole = channels // groups, 16 // x.element_size()
+    from_, to = x.data_ptr(), out.data_ptr()
     shape = SHAPE.pack(
-        x.data_ptr(),
+        from_,
         packed.values.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        *(x.stride(axis) for axis in (0, 2, 3)),
-        *(out.stride(axis) for axis in (0, 2, 3)),
+        to,
+        *(reading[0], reading[2], reading[3]),
+        *(writing[0], writing[2], writing[3]),
         *x.shape[2:],
-        *(before for before, _ in form.padding),
+        *(top, left),
         *(pixels, height, width),
-        *form.stride,
-        *form.dilation,
+        *(down, across),
+        *dilation,
         *kernel,
-        *(packed.groups, outputs, depth),
-        _by_vectors(out, outputs, whole),
+        *(groups, outputs, depth),
+        _by_vectors(to, outputs, writing, whole),
     )
+    tile, device = packed.tile, x.device.index
     if tile is not None:
-        loaded = _tiled(tile, x.dtype, _by_vectors(x, depth, whole), x.device.index)
-        grid = -(-pixels // tile.rows) * packed.groups * -(-outputs // tile.columns), 1
+        loaded = _tiled(tile, x.dtype, _by_vectors(from_, depth, reading, whole), device)
+        grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
     else:
         run = 32 // x.element_size()
-        span = (run - 1) * form.stride[1] + (kernel[1] - 1) * form.dilation[1] + 1
-        across = (kernel[1], form.stride[1], form.dilation[1]) if span <= LONGEST_ROW else (0, 1, 1)
-        loaded = _depthwise(run, across, x.dtype, x.device.index)
+        span = (run - 1) * across + (kernel[1] - 1) * dilation[1] + 1
+        row = (kernel[1], across, dilation[1]) if span <= LONGEST_ROW else (0, 1, 1)
+        loaded = _depthwise(run, row, x.dtype, device)
         grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
     loaded.launch(grid, shape)
     return out
 
 
-def _by_vectors(x: Tensor, channels: int, whole: int) -> bool:
+def _by_vectors(address: int, channels: int, stride: tuple[int, ...], whole: int) -> bool:
     """Whether the channels of a group can be read or written by 128 bits, at every pixel."""
-    return (
-        all(n % whole == 0 for n in (channels, *(x.stride(i) for i in (0, 2, 3)))) and x.data_ptr() % 16 == 0
-    )
+    return address % 16 == 0 and (channels | stride[0] | stride[2] | stride[3]) % whole == 0
 
 
 def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ Every op that PyTorch dispatches while the mode is on is treated in one of these
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -169,6 +169,25 @@ def _attention(
     return found, query.new_empty(0)
 
 
+class _Op(NamedTuple):
+    """What an op says of itself: asking it takes long."""
+
+    written: str
+    """With its namespace, as functions are registered for it."""
+    overload: str
+    name: str
+    """Without the line that ops in place have at their end."""
+    mutable: bool
+
+    @classmethod
+    @cache
+    def of(cls, func: Any) -> _Op:
+        written = func._schema.name
+        overload = written.removeprefix("aten::")
+        name = overload if overload.startswith("__") else overload.rstrip("_")
+        return cls(written, overload, name, func._schema.is_mutable)
+
+
 class _ExactKernels(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -178,27 +197,27 @@ class _ExactKernels(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        overload = func._schema.name.removeprefix("aten::")
-        name = overload if overload.startswith("__") else overload.rstrip("_")
-        if func._schema.is_mutable and args and _has_memory(args[0]):
+        written, overload, name, mutable = _Op.of(func)
+        given = [*_tensors(args), *_tensors(kwargs.values())]
+        if mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if name in ("div", "floor_divide") and all(map(_has_memory, _tensors(args))):
+        if name in ("div", "floor_divide") and all(map(_has_memory, given)):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
-        if func.is_view or name in MOVED or _only_shapes(args, kwargs):
+        if func.is_view or name in MOVED or _only_shapes(given, kwargs):
             return func(*args, **kwargs)
-        known = not any(map(torch.is_complex, _tensors(args)))
+        known = not any(map(torch.is_complex, given))
         if known and name in AS_IS:
             return func(*args, **kwargs)
         if name in MADE:
             return MADE[name](*args, **kwargs)
-        if not _with_fractions((args, list(kwargs.values()))):
+        if not _with_fractions(given):
             result = func(*args, **kwargs)
-            if not _with_fractions([result]):
+            if not _with_fractions(_tensors([result])):
                 return result
-        if func._schema.name in _registered:
+        if written in _registered:
             with self:
-                result = _registered[func._schema.name](*args, **kwargs)
-            return result if func._schema.is_mutable else _in_its_own_memory(result, args, kwargs)
+                result = _registered[written](*args, **kwargs)
+            return result if mutable else _in_its_own_memory(result, given)
         exact = self._exact(name) if known else None
         if exact is None and func._can_decompose():
             with self:
@@ -222,7 +241,7 @@ class _ExactKernels(TorchDispatchMode):
             return whole.by_the_library(func, args, kwargs)
         if name != overload:
             return args[0].copy_(result)
-        return _in_its_own_memory(result, args, kwargs)
+        return _in_its_own_memory(result, given)
 
     def _exact(self, name: str) -> Callable[..., Any] | None:
         """What computes an op in a way that no shape changes."""
@@ -280,24 +299,22 @@ def _has_memory(value: Any) -> bool:
     return isinstance(value, Tensor) and not (isinstance(value, FakeTensor) or value.is_meta)
 
 
-def _only_shapes(args: Any, kwargs: Any) -> bool:
+def _only_shapes(given: Iterable[Tensor], kwargs: dict[str, Any]) -> bool:
     """Whether there is nothing to compute with: tensors that have no memory, or are asked to make none."""
-    tensors = [*_tensors(args), *_tensors(kwargs.values())]
-    return kwargs.get("device") == torch.device("meta") or not all(map(_has_memory, tensors))
+    return not all(map(_has_memory, given)) or kwargs.get("device") == torch.device("meta")
 
 
-def _with_fractions(values: Iterable[Any]) -> bool:
+def _with_fractions(tensors: Iterable[Tensor]) -> bool:
     """Whether there are numbers among them that need not be whole: those of integers are exact."""
-    return any(each.is_floating_point() or each.is_complex() for each in _tensors(values))
+    return any(each.is_floating_point() or each.is_complex() for each in tensors)
 
 
-def _in_its_own_memory(result: Any, args: Any, kwargs: Any) -> Any:
+def _in_its_own_memory(result: Any, given: Sequence[Tensor]) -> Any:
     """Copied where it lies where an argument does, as a sum of one number may: the op itself would give a
     tensor of its own, which the model's code may change in place."""
     if not isinstance(result, Tensor):
-        return tree_map_only(Tensor, lambda part: _in_its_own_memory(part, args, kwargs), result)
+        return tree_map_only(Tensor, lambda part: _in_its_own_memory(part, given), result)
     memory = result.untyped_storage().data_ptr()
-    given = (*_tensors(args), *_tensors(kwargs.values()))
     return result.clone() if any(each.untyped_storage().data_ptr() == memory for each in given) else result
 
 
