@@ -56,11 +56,11 @@ KERNELS = {
         for tile in TILES
     },
     **{
-        f"depthwise, {columns} columns of taps": (
-            cuda.depthwise_name(8, (columns, 1, 1), torch.float32),
+        f"depthwise, {taps} columns of taps, inside of the image": (
+            cuda.depthwise_name(*cuda.run_for(taps, 1, 1, torch.float32), torch.float32),
             cuda.DEPTHWISE_THREADS,
         )
-        for columns in (3, 5, 11)
+        for taps in (3, 5, 11)
     },
 }
 
@@ -86,7 +86,7 @@ def main() -> list[Table]:
         for gpu in GPUS:
             compiled = nvrtc.compile_kernel(cuda.source(), name, gpu.target, ("--ptxas-options=-v",))
             registers, shared, spilled = _resources(compiled.log)
-            loop = inner_loop(_machine_code(tool, compiled.code))
+            loop = inner_loop(_machine_code(tool, compiled.code), shortest="inside" in title)
             share = loop.instructions / loop.multiply_adds
             table.add_row(
                 title,
@@ -120,8 +120,9 @@ def _machine_code(tool: str, code: bytes) -> str:
         return subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
 
 
-def inner_loop(text: str) -> Loop:
-    """A loop ends in a branch to its begin. What is behind another branch is counted as if it always ran."""
+def inner_loop(text: str, shortest: bool = False) -> Loop:
+    """A loop ends in a branch to its begin. What is behind another branch is counted as if it always ran, or
+    else the shortest way is taken."""
     code: list[str] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -129,20 +130,33 @@ def inner_loop(text: str) -> Loop:
             labels[label[1]] = len(code)
         elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
             code.append(found[1])
-    loops = []
+    targets = {}
     for at, instruction in enumerate(code):
-        branch = re.search(r"\bBRA\b.*`\((\.L\w+)\)", instruction)
-        if branch and labels[branch[1]] < at:
-            loops.append((labels[branch[1]], at + 1))
+        if branch := re.search(r"\bBRA\b.*`\((\.L\w+)\)", instruction):
+            targets[at] = labels[branch[1]]
+    loops = [(target, at + 1) for at, target in targets.items() if target < at]
 
-    def parts(loop: tuple[int, int]) -> list[str]:
+    def parts(loop: tuple[int, int]) -> list[int]:
         inside = [(a, b) for a, b in loops if loop[0] <= a and b <= loop[1] and (a, b) != loop]
-        return [code[n] for n in range(*loop) if not any(a <= n < b for a, b in inside)]
+        return [n for n in range(*loop) if not any(a <= n < b for a, b in inside)]
 
-    body = max(map(parts, loops), key=lambda part: sum("FFMA" in each for each in part))
-    multiply_adds = sum("FFMA" in each for each in body)
-    loads = sum(re.search(r"\b(LDS|LDG|LDGSTS)\b", each) is not None and "@!PT" not in each for each in body)
+    body = max(map(parts, loops), key=lambda part: sum("FFMA" in code[n] for n in part))
+    if shortest:
+        body = _shortest(body, code, targets)
+    multiply_adds = sum("FFMA" in code[n] for n in body)
+    loads = sum(re.search(r"^(?!@!PT).*\b(LDS|LDG|LDGSTS)\b", code[n]) is not None for n in body)
     return Loop(len(body), multiply_adds, loads)
+
+
+def _shortest(body: list[int], code: list[str], targets: dict[int, int]) -> list[int]:
+    """From the last instruction backwards: which way on is the shorter one."""
+    ways: dict[int, list[int]] = {body[-1]: [body[-1]]}
+    for at in reversed(body[:-1]):
+        following = [] if code[at].startswith("BRA") else [at + 1]
+        if targets.get(at, 0) > at:
+            following.append(targets[at])
+        ways[at] = [at, *min((ways[n] for n in following if n in ways), key=len, default=[])]
+    return ways[body[0]]
 
 
 def _resources(log: str) -> tuple[int, int, int]:

@@ -225,6 +225,9 @@ __global__ void __launch_bounds__(128, 8) depthwise(const Shape s) {
   const Pixel pixel = read_by<T>(s, first);
   const T* from = (const T*)((const char*)s.x + offset(pixel)) + channel / s.outputs;
   const T* weight = (const T*)s.weight + channel;
+  constexpr int SPAN = (RUN - 1) * STRIDE + (TAPS - 1) * DILATION + 1;
+  // inside of the image, nothing has to be asked of single samples
+  const bool whole = pixel.w >= 0 && pixel.w + SPAN <= (int)s.x_width;
   T acc[RUN];
 #pragma unroll
   for (int i = 0; i < RUN; i++) acc[i] = 0;
@@ -234,13 +237,21 @@ __global__ void __launch_bounds__(128, 8) depthwise(const Shape s) {
       return in_row && (u32)(pixel.w + column) < s.x_width ? from[column * s.x_column] : T(0);
     };
     if constexpr (TAPS > 0) {
-      T samples[(RUN - 1) * STRIDE + (TAPS - 1) * DILATION + 1];
+      T samples[SPAN];
+      if (whole && in_row) {
 #pragma unroll
-      for (int i = 0; i <= (RUN - 1) * STRIDE + (TAPS - 1) * DILATION; i++) samples[i] = sample(i);
+        for (int i = 0; i < SPAN; i++) samples[i] = from[i * s.x_column];
+      } else {
 #pragma unroll
-      for (int tap = 0; tap < TAPS; tap++, weight += channels)
+        for (int i = 0; i < SPAN; i++) samples[i] = sample(i);
+      }
 #pragma unroll
-        for (int i = 0; i < RUN; i++) acc[i] = fma(samples[i * STRIDE + tap * DILATION], *weight, acc[i]);
+      for (int tap = 0; tap < TAPS; tap++) {
+        const T by = weight[(i64)tap * (int)channels];
+#pragma unroll
+        for (int i = 0; i < RUN; i++) acc[i] = fma(samples[i * STRIDE + tap * DILATION], by, acc[i]);
+      }
+      weight += (i64)TAPS * (int)channels;
     } else
       for (int tap = 0; tap < s.kernel_columns; tap++, weight += channels)
 #pragma unroll

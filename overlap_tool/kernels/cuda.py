@@ -63,6 +63,13 @@ def tile_for(outputs: int, dtype: torch.dtype) -> Tile:
     return min(LARGE, key=lambda tile: -(-outputs // tile.columns) * tile.columns)
 
 
+def run_for(taps: int, stride: int, dilation: int, dtype: torch.dtype) -> tuple[int, tuple[int, int, int]]:
+    """Of the depthwise kernel: outputs of a row that a thread computes, and what is compiled into it."""
+    run = (64 if taps >= 5 else 32) // dtype.itemsize
+    span = (run - 1) * stride + (taps - 1) * dilation + 1
+    return run, (taps, stride, dilation) if span <= LONGEST_ROW else (0, 1, 1)
+
+
 def filled(outputs: int, dtype: torch.dtype) -> int:
     """Outputs that are computed, so many being asked for: whole blocks."""
     columns = tile_for(outputs, dtype).columns
@@ -140,9 +147,7 @@ def convolve(
         loaded = _tiled(tile, x.dtype, _by_vectors(from_, depth, reading, whole), device)
         grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
     else:
-        run = 32 // x.element_size()
-        span = (run - 1) * across + (kernel[1] - 1) * dilation[1] + 1
-        row = (kernel[1], across, dilation[1]) if span <= LONGEST_ROW else (0, 1, 1)
+        run, row = run_for(kernel[1], across, dilation[1], x.dtype)
         loaded = _depthwise(run, row, x.dtype, device)
         grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
     loaded.launch(grid, shape)

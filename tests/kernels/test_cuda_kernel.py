@@ -32,8 +32,11 @@ except ExactnessError as error:
 
 TARGETS = "compute_80", "compute_90", "compute_100"
 
-ACROSS = (3, 1, 1), (2, 2, 1), (5, 1, 1), (11, 1, 1), (0, 1, 1)
-"""Of the depthwise kernel: columns of taps, stride and dilation; 0, where each tap reads for itself."""
+RUNS = [
+    cuda.run_for(taps, stride, dilation, torch.float32)
+    for taps, stride, dilation in ((3, 1, 1), (2, 2, 1), (5, 1, 1), (11, 1, 1), (11, 1, 4))
+]
+"""Of the depthwise kernel; the last row is too long to hold."""
 
 KERNELS = {
     **{
@@ -43,7 +46,7 @@ KERNELS = {
     },
     cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, False): cuda.DOUBLES.high * cuda.DOUBLES.wide,
-    **{cuda.depthwise_name(8, across, torch.float32): 8 for across in ACROSS},
+    **{cuda.depthwise_name(*run, torch.float32): run[0] for run in RUNS},
     cuda.depthwise_name(4, (3, 1, 1), torch.float64): 4,
 }
 """By name: how many outputs a thread has."""
@@ -55,6 +58,7 @@ LAYERS = {
     "64x64": Case(12, 64, (2, 2), x="channels last", bias=False),
     "64x64, two groups": Case(8, 100, (2, 2), groups=2, x="channels last"),
     "64x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
+    "depthwise, 7 columns": Case(33, 33, (2, 7), groups=33, images=2, x="channels last"),
     "3 channels": Case(3, 48, (5, 5), (2, 2)),
     "a row too long to hold": Case(5, 5, (2, 5), (1, 3), (1, 9), groups=5, x="channels last"),
     "float64 by rows": Case(3, 40, (2, 2), dtype=torch.float64),
