@@ -255,7 +255,8 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
     counts = [
         -(-(p + n) // s) - first for n, p, s, first in zip(y.shape[-2:], padding, stride, firsts, strict=True)
     ]
-    repeated = None if bias is None else bias.repeat(stride[0] * stride[1])
+    times = stride[0] * stride[1]
+    repeated = None if bias is None else prepared.get(bias, ("repeated", times), lambda b: b.repeat(times))
     around = _around(x, firsts, counts, (top, bottom), (left, right))
     found = _convolve(x, shape, packed, repeated, Form(padding=around))
     # (images, rows of phases, columns of phases, channels, q, q) to (images, channels, q and r, q and r)

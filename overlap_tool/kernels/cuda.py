@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.kernels import nvrtc
@@ -95,11 +96,11 @@ def pack(weight: Tensor, groups: int) -> Packed:
         return Packed(taps.transpose(0, 1).contiguous(), (out, depth, height, width), groups, None)
     tile = tile_for(out // groups, weight.dtype)
     at_once = 64 // weight.element_size()
-    panels = -(-taps.shape[2] // tile.columns)
-    filled = weight.new_zeros(groups, panels, -(-taps.shape[1] // at_once) * at_once, tile.columns)
-    for panel, part in enumerate(taps.split(tile.columns, 2)):
-        filled[:, panel, : taps.shape[1], : part.shape[2]] = part
-    return Packed(filled, (out, depth, height, width), groups, tile)
+    missing = (-taps.shape[2] % tile.columns, -taps.shape[1] % at_once)
+    if any(missing):
+        taps = F.pad(taps, (0, missing[0], 0, missing[1]))
+    panels = taps.unflatten(2, (-1, tile.columns)).transpose(1, 2).contiguous()
+    return Packed(panels, (out, depth, height, width), groups, tile)
 
 
 def convolve(

@@ -18,12 +18,14 @@ from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from support.emulated_driver import Stream, emulated_driver
+from support.emulated_driver import EmulatedDriver, Stream, emulated_driver
 
 DEVICE = torch.device("cuda:0")
 FREE = 80 << 30
 
 BETWEEN_DEVICES = {"aten::copy_", "aten::_to_copy"}
+WAITING = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
+ALLOCATING = "aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view"
 INDEXED_FROM_ANYWHERE = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
@@ -95,9 +97,14 @@ class Memory:
 
 
 class EmulatedGpu(TorchDispatchMode):
+    """`launched` has the ops of PyTorch's that start work on the GPU, and `waits` what waits for its end."""
+
     def __init__(self) -> None:
         super().__init__()
         self.memory = Memory()
+        self.launched: list[str] = []
+        self.waits: list[str] = []
+        self.driver = EmulatedDriver()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,6 +122,10 @@ class EmulatedGpu(TorchDispatchMode):
             kwargs = {**kwargs, "device": torch.device("cpu") if on_gpu else asked}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
+        if name in WAITING or (here and name in BETWEEN_DEVICES and not on_gpu):
+            self.waits.append(name)
+        elif on_gpu and not func.is_view and not name.startswith(ALLOCATING):
+            self.launched.append(name)
         owners = {id(tensor.numbers): tensor for tensor in here}
         result = func(*tree_map(_numbers, args), **tree_map(_numbers, kwargs))
 
@@ -154,7 +165,7 @@ def can_emulate() -> bool:
 
 
 @contextmanager
-def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGpu]:
     """Inside, "cuda" is a device."""
     mode, generator_of_cpu = EmulatedGpu(), torch.Generator
 
@@ -165,7 +176,7 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stand_in_for_streams(monkeypatch)
     for name, stand_in in {
         "_lazy_init": lambda: None,
-        "synchronize": lambda: None,
+        "synchronize": lambda: mode.waits.append("synchronize"),
         "get_device_name": lambda device=None: "emulated",
         "mem_get_info": lambda device=None: (FREE, FREE),
         "memory_allocated": lambda: mode.memory.now,
@@ -180,8 +191,8 @@ def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     moves = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with emulated_driver(interpret=False), mode:
-            yield
+        with emulated_driver(interpret=False) as mode.driver, mode:
+            yield mode
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(moves)
         torch._C._set_only_lift_cpu_tensors(False)
