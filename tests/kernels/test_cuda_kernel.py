@@ -6,6 +6,7 @@ to be the bits of the emulation and of the kernel for the CPU, without a race, e
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from itertools import product
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.cases import tries
 from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
 from support.emulated_driver import emulated_driver
 from support.ptx import PtxError
@@ -162,37 +164,54 @@ def test_a_sum_too_small_is_a_zero_with_its_sign(channels: int, kernel) -> None:
     same(without, chain(x, weight, None, Form()))
 
 
-def random_layers(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    pads = st.tuples(st.integers(-1, 3), st.integers(-1, 3))
+pads = st.tuples(st.integers(-1, 3), st.integers(-1, 3))
 
-    def of(test: Callable[..., None]) -> Callable[..., None]:
-        held = given(st.sampled_from(TARGETS), layers(), st.tuples(pads, pads))(test)
-        return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])(held)
-
-    return of
+drawn = given(st.sampled_from(TARGETS), layers(), st.tuples(pads, pads))
 
 
-def a_random_layer(target: str, layer, padding) -> None:
-    x, weight, bias, options = layer
+def form_of(layer, padding) -> Form:
+    """With as much padding as there have to be samples."""
+    x, weight, _, options = layer
     padding = tuple(
         (before, max(after, d * (k - 1) + 1 - n - before))
         for (before, after), d, k, n in zip(
             padding, options["dilation"], weight.shape[2:], x.shape[2:], strict=True
         )
     )
-    form = Form(options["stride"], options["dilation"], options["groups"], padding)
-    held_to_the_chain(target, x, weight, bias, form)
+    return Form(options["stride"], options["dilation"], options["groups"], padding)
 
 
-@random_layers(5)
+@settings(max_examples=5, deadline=None)
+@drawn
 def test_random_layers(target, layer, padding) -> None:
-    a_random_layer(target, layer, padding)
+    held_to_the_chain(target, *layer[:3], form_of(layer, padding))
 
 
 @pytest.mark.slow
-@random_layers(200)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@drawn
 def test_two_hundred_random_layers(target, layer, padding) -> None:
-    a_random_layer(target, layer, padding)
+    held_to_the_chain(target, *layer[:3], form_of(layer, padding))
+
+
+@tries(100)
+@drawn
+def test_what_is_launched_is_the_layer(target, layer, padding) -> None:
+    """The bytes that a kernel is given, read without its code."""
+    x, weight, bias, _ = layer
+    form = form_of(layer, padding)
+    packed = cuda.pack(weight, form.groups)
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with emulated_driver(target, interpret=False) as driver:
+        found = cuda.convolve(x, packed, bias, form)
+    (launch,) = driver.launches
+    same(launch.weight, weight)
+    assert (launch.bias is None) == (bias is None)
+    same(launch.x, x)
+    blocks = launch.shape.pixels * weight.shape[0] / (launch.grid[0] * launch.grid[1])
+    assert 0 < blocks <= math.prod(launch.block)
+    same(found, cpu.convolve(x, weight, bias, form))
 
 
 def test_every_kind_of_layer_passes_its_trial() -> None:
@@ -326,7 +345,7 @@ MUTATIONS: dict[str, Callable[[str], str]] = {
 
 def mutated(edit: Callable[[str], str]) -> bool:
     """Whether it is noticed that the program is another. The layer's depth is whole chunks, and a rest."""
-    case = Case(20, 64, (1, 2), images=2, x="channels last")
+    case = Case(20, 64, (1, 2), images=4, x="channels last")
     x, weight, bias, form = operands(case)
     form = form._replace(padding=((1, 1), (1, 1)))
     changed = []

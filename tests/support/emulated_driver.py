@@ -123,6 +123,11 @@ class Launch:
         return at(address, self.dtype, size, stride)
 
     @property
+    def block(self) -> tuple[int, int]:
+        """The most outputs of a block: pixels and channels."""
+        return (4 * self.numbers[0], 32) if self.name == "depthwise" else self.numbers[:2]
+
+    @property
     def images(self) -> int:
         return self.shape.pixels // (self.shape.height * self.shape.width)
 
@@ -174,7 +179,8 @@ class Launch:
         s = self.shape
         stride, dilation = (s.stride_rows, s.stride_columns), (s.dilation_rows, s.dilation_columns)
         rows, columns = (
-            (before, (count - 1) * step + between * (kernel - 1) + 1 - n - before)
+            # no more can be cut than there is, so there may be more outputs than asked for
+            (before, max((count - 1) * step + between * (kernel - 1) + 1 - n - before, -n - min(before, 0)))
             for before, count, step, between, kernel, n in (
                 (s.top, s.height, s.stride_rows, s.dilation_rows, s.kernel_rows, s.x_height),
                 (s.left, s.width, s.stride_columns, s.dilation_columns, s.kernel_columns, s.x_width),
@@ -183,7 +189,8 @@ class Launch:
         return Form(stride, dilation, s.groups, (rows, columns))
 
     def by_the_cpu(self) -> None:
-        self.y.copy_(cpu.convolve(self.x, self.weight.contiguous(), self.bias, self.form))
+        found = cpu.convolve(self.x, self.weight.contiguous(), self.bias, self.form)
+        self.y.copy_(found[:, :, : self.shape.height, : self.shape.width])
 
     def interpreted(self, program: Program) -> None:
         y = Buffer.of(self.y, writable=True)
