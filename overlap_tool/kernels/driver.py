@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import nullcontext
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -20,16 +21,14 @@ class LoadedKernel:
         self.device, self.threads = device, threads
         self._function = ctypes.c_void_p()
         module = ctypes.c_void_p()
-        with torch.cuda.device(device):
-            torch.cuda.synchronize()  # so that PyTorch has made the device's context
+        with self._on_its_device():
             _check(libcuda().cuModuleLoadData(ctypes.byref(module), compiled.code))
         name = compiled.symbol.encode()
         _check(libcuda().cuModuleGetFunction(ctypes.byref(self._function), module, name))
 
     def launch(self, grid: tuple[int, int], argument: bytes) -> None:
         """On PyTorch's current stream of the device; nothing waits for it."""
-        here = torch.cuda.current_device() == self.device
-        with nullcontext() if here else torch.cuda.device(self.device):
+        with self._on_its_device():
             stream = ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
             arguments = ctypes.byref(ctypes.c_char_p(argument))  # an array of one pointer
             _check(
@@ -37,6 +36,25 @@ class LoadedKernel:
                     self._function, *grid, 1, self.threads, 1, 1, 0, stream, arguments, None
                 )
             )
+
+    def _on_its_device(self) -> AbstractContextManager[Any]:
+        current = torch.cuda.current_device()
+        if not getattr(_of_thread, "has_context", False):
+            _enter(current)
+            _of_thread.has_context = True
+        return nullcontext() if current == self.device else torch.cuda.device(self.device)
+
+
+_of_thread = threading.local()
+
+
+def _enter(device: int) -> None:
+    """Make PyTorch's context current. A thread that has not used the GPU yet has none."""
+    context = ctypes.c_void_p()
+    _check(libcuda().cuCtxGetCurrent(ctypes.byref(context)))
+    if not context.value:
+        _check(libcuda().cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+        _check(libcuda().cuCtxSetCurrent(context))
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable
 from itertools import product
 
@@ -244,6 +245,18 @@ def test_launches_of_what_is_made_of_chains(monkeypatch) -> None:
         monkeypatch.setitem(trial.OWN, "cpu", cpu)
         monkeypatch.setattr(trial, "choose", lambda layer: (cpu, None))
         same(product_of_matrices, a @ b)
+
+
+def test_a_thread_that_never_used_the_gpu_can_launch() -> None:
+    x, weight, bias, form = operands(CASES["2x2"])
+    found = []
+    with emulated_driver() as driver:
+        here = cuda.convolve(x, weight, bias, form)
+        other = threading.Thread(target=lambda: found.append(cuda.convolve(x, weight, bias, form)))
+        other.start()
+        other.join()
+    assert len(driver.threads) == 2
+    same(found[0], here)
 
 
 @pytest.mark.parametrize("most", [40, 100])

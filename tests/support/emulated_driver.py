@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -209,6 +210,8 @@ class EmulatedDriver:
     edit: Callable[[str], str] = str
     """Done to every program, so that one can be broken."""
     launches: list[Launch | Elementwise] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    """Those that have a context."""
     _modules: list[str] = field(default_factory=list)
     _functions: list[tuple[str, Program | None]] = field(default_factory=list)
 
@@ -217,6 +220,18 @@ class EmulatedDriver:
         if not self.interpret:
             return nvrtc.Compiled(name, b"", "")
         return COMPILE(source, name, target)._replace(symbol=name)
+
+    def cuCtxGetCurrent(self, context: Any) -> int:
+        context._obj.value = int(threading.get_ident() in self.threads)
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: int | None) -> int:
+        context._obj.value = 1
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:
+        self.threads.add(threading.get_ident())
+        return 0
 
     def cuModuleLoadData(self, module: Any, code: bytes) -> int:
         self._modules.append(code.rstrip(b"\0").decode())
@@ -230,6 +245,7 @@ class EmulatedDriver:
         return 0
 
     def cuLaunchKernel(self, function: Any, *given: Any) -> int:
+        assert threading.get_ident() in self.threads, "this thread has no context"
         (x, y, z, *threads, shared, _, arguments, _) = given
         name, program = self._functions[function.value - 1]
         assert (z, shared, threads[1:]) == (1, 0, [1, 1])
@@ -251,6 +267,7 @@ def emulated_driver(target: str = "compute_90", **how: Any) -> Iterator[Emulated
     found = EmulatedDriver(**how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "libcuda", lambda: found)
+        patch.setattr(driver, "_of_thread", threading.local())
         patch.setattr(nvrtc, "compile_kernel", found.compile_kernel)
         patch.setattr(nvrtc, "target", lambda capability: target)
         for name, stand_in in {

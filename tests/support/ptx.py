@@ -136,6 +136,7 @@ class Program:
             raise PtxError("no kernel of a known number of threads")
         self.threads = int(threads[1])
         self.parameter = entry[1] + "_param_0"
+        self.parameter_bytes = int(re.search(r"_param_0\[(\d+)\]", entry[2])[1])  # type: ignore[index]
         self.tables = {
             name: np.array(list(map(int, values.split(","))), np.uint8)
             for name, values in re.findall(r"\.global \.align 8 \.b8 (\w+)\[\d+\] = \{(.*?)\};", code)
@@ -168,6 +169,8 @@ class Program:
             memory.buffers.append(
                 Buffer(table.ctypes.data, table.view(np.uint32), False, np.zeros(len(table) // 4, np.int64))
             )
+        if len(parameters) != self.parameter_bytes:
+            raise PtxError(f"{len(parameters)} bytes of parameters, not {self.parameter_bytes}")
         blocks = [(x, y) for y in range(grid[1]) for x in range(grid[0])]
         together = max(1, at_once // self.threads)
         for start in range(0, len(blocks), together):
