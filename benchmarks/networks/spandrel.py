@@ -212,7 +212,7 @@ NETWORKS["SRFormer"] = _of(
     upscale=2,
     upsampler="pixelshuffle",
 )
-NETWORKS["SCUNet"] = _of("SCUNet", config=[1, 1, 1, 1, 1, 1, 1], dim=32)
+NETWORKS["SCUNet"] = _of("SCUNet", config=[1, 1, 1, 1, 1, 1, 1], dim=64)
 NETWORKS["Uformer"] = _of("Uformer", embed_dim=4)
 NETWORKS["FDAT"] = _of(
     "FDAT",
