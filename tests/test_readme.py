@@ -329,8 +329,16 @@ def test_every_option_exists() -> None:
         for parameter in part.params
         for option in parameter.opts
     } | {"--help"}
-    benchmarks = (ROOT / "benchmarks" / "__main__.py").read_text()
-    known |= set(re.findall(r'add_argument\("(--[\w-]+)"', benchmarks))
+    for script in ("benchmarks/__main__.py", "scripts/on_a_gpu.py"):
+        known |= set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text()))
+    known |= {
+        "--no-deps",
+        "--no-index",
+        "--only-binary",
+        "--platform",
+        "--python-version",
+        "--target",
+    }  # of pip
     for page in ALL_PAGES:
         shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()))
         assert shown <= known, page.name
