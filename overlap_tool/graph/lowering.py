@@ -465,7 +465,7 @@ def _part_of_several(
         return torch.narrow, str(kind), (operand, dim, start, parts[index].shape[dim]), {}, None
     if several.target in UNBINDS:
         (whole, *rest), named = _arguments(several, origins)
-        return torch.select, str(kind), (whole, *(rest or [named.get("dim", 0)]), index), {}, None
+        return "select", str(kind), (whole, *(rest or [named.get("dim", 0)]), index), {}, None
     if several.op == "call_module" or rule_for_function(several.target) is None:
         raise UnknownOpError(
             f"{name} ({kind})", "no rule knows this op, so its overlap is not known", REGISTER
