@@ -265,7 +265,7 @@ def _why_no_map(returned: fx.Node, origins: _Origins, tracer: Tracer) -> str:
 
 def _constant(node: fx.Node, tracer: Tracer) -> Constant:
     if node.op == "get_attr" and node.target in tracer.made:
-        return Constant(node.name, None, lambda value: value, (tracer.made[node.target],))
+        return Constant(node.name, None, Tensor.detach, (tracer.made[node.target],))
     if node.op == "get_attr":
         return Constant(node.name, source=str(node.target))
     args, kwargs = _at_this_size(_arguments(node, _Origins()))
@@ -281,7 +281,17 @@ def _callable(node: fx.Node, tracer: Tracer) -> Any:
         target = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     if not works_in_place(node, tracer) or node.kwargs.get("out") is not None:
         return target
-    return lambda value, *args, **kwargs: target(value.clone(), *args, **kwargs)
+    return _OnCopy(target)
+
+
+@dataclass(frozen=True)
+class _OnCopy:
+    """What an op in place gives of another tensor than the one that it is given."""
+
+    target: Any
+
+    def __call__(self, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.target(value.clone(), *args, **kwargs)
 
 
 def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:

@@ -19,7 +19,7 @@ from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, Step, alike
 from overlap_tool.geometry.walk import Turn, walk
-from overlap_tool.graph.network import Input, Network, Op, substituted
+from overlap_tool.graph.network import Constant, Input, Network, Op, operands, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.pieces import as_kept, as_laid_out
@@ -284,19 +284,56 @@ def as_the_model_has_it(value: Callable[[Operand], Any]) -> Callable[[Operand], 
 
 
 def evaluate_constants(network: Network) -> dict[str, Any]:
-    """The stage's weights, and what it makes of them, by id."""
+    """The stage's weights, and what it makes of them and of the size of its image, by id.
+
+    What is made twice in the same way, as masks of windows are in every block, is made once; and what is only
+    read to make others is dropped.
+    """
+    read = {
+        operand.id
+        for node in network.nodes.values()
+        if not isinstance(node, Constant | Input)
+        for operand in operands((node.args, node.kwargs))
+    }
+    last = {
+        operand.id: constant.id
+        for constant in network.constants
+        for operand in operands((constant.args, constant.kwargs))
+    }
     values: dict[str, Any] = {}
-
-    def value(operand: Operand) -> Any:
-        return values[operand.id]
-
+    same_as: dict[str, str] = {}
+    """The first constant that is made in the same way."""
+    first: dict[Any, str] = {}
     for constant in network.constants:
-        if constant.source is not None:
+        how = constant.source, constant.target, _told_apart((constant.args, constant.kwargs), same_as)
+        same_as[constant.id] = first.setdefault(how, constant.id)
+        if same_as[constant.id] in values:
+            values[constant.id] = values[same_as[constant.id]]
+        elif constant.source is not None:
             values[constant.id] = operator.attrgetter(constant.source)(network.root)
         else:
-            args, kwargs = substituted((constant.args, constant.kwargs), Operand, value)
+            given = (constant.args, constant.kwargs)
+            args, kwargs = substituted(given, Operand, lambda operand: values[operand.id])
             values[constant.id] = constant.target(*args, **kwargs)
+        for operand in operands((constant.args, constant.kwargs)):
+            if last[operand.id] == constant.id and operand.id not in read:
+                values.pop(operand.id, None)
     return values
+
+
+def _told_apart(value: Any, same_as: Mapping[str, str]) -> Any:
+    """Nested arguments as what can be compared."""
+    if isinstance(value, Operand):
+        return Operand, same_as[value.id]
+    if isinstance(value, dict):
+        return dict, tuple((key, _told_apart(item, same_as)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return type(value), tuple(_told_apart(item, same_as) for item in value)
+    if isinstance(value, slice):
+        return slice, _told_apart((value.start, value.stop, value.step), same_as)
+    if isinstance(value, float):
+        return float, value.hex()  # 0.0 and -0.0 are equal
+    return type(value), id(value) if isinstance(value, Tensor) or value.__hash__ is None else value
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:

@@ -26,6 +26,7 @@ from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.kernels.compositions import tree_sum
 from overlap_tool.rules.barriers import Tree
+from overlap_tool.runtime.execute import evaluate_constants
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -244,6 +245,16 @@ def test_the_blocks_of_torchvision(version: Any) -> None:
             return self.blocks(self.head(x).permute(0, 2, 3, 1))
 
     assert_equal(Blocks(), (48, 64), (54, 44))
+
+
+def test_masks_that_are_made_alike_are_made_once_and_nothing_else_is_kept() -> None:
+    """Every block of a network makes its own: of many blocks they would fill the memory."""
+    block = windows((4, 4), (2, 2))
+    network = fitted(trace(Between(lambda m, x: block(m, block(m, x))).eval(), ""), 1, 48, 64)
+    values = [value for value in evaluate_constants(network).values() if isinstance(value, Tensor)]
+    of_the_map = [value for value in values if value.numel() >= 48 * 64]
+    assert len(of_the_map) == 2
+    assert len({value.data_ptr() for value in of_the_map}) == 1
 
 
 def test_a_roll_without_a_mask_is_refused_by_name() -> None:
