@@ -61,7 +61,7 @@ UNBINDS = {torch.unbind, "unbind"}
 OURS = {placed, joined, beside}
 """What no model calls, and a network has beside."""
 
-KEPT_WHOLE = Registered(kept_whole, accepts_sizes=True, any_layout=False)
+KEPT_WHOLE = Registered(kept_whole, accepts_sizes=True, any_layout=True)
 
 
 @dataclass

@@ -438,7 +438,8 @@ class Tracer(fx.Tracer):
         if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.ndim == after.ndim == 4):
             return
         if before.shape[2:] == after.shape[2:]:
-            self.areas[self.path_of_module(m)] = prod(before.shape[2:])
+            # channels may be last, or many: never is a map taken for a smaller one than it is
+            self.areas[self.path_of_module(m)] = prod(sorted(before.shape[1:])[-2:])
         if isinstance(m, nn.modules.conv._ConvNd):
             self.finest = max(self.finest, prod(after.shape[2:]))
 

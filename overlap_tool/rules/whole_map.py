@@ -15,13 +15,22 @@ from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 def kept_whole(call: Call, module: nn.Module, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     """A part that the model's own code runs on the whole map. It has to return a map of the same size."""
-    given, made = call.input_shapes, call.output_shapes
-    same = (new[:1] == old[:1] and new[2:] == old[2:] for old, new in zip(given, made, strict=True))
     if any(isinstance(leaf, Operand) for leaf in tree_leaves((args, kwargs))):
         call.refuse("is kept whole, and takes more than one map")
-    if len(made[0]) != 4 or not all(same):
+    made = call.output_shapes[0]
+    follows = [bool(input.layout.following([dim])) for dim in range(len(input.shape))]
+    layout = input.layout.with_lengths(
+        {dim: made[dim] for dim, axis in enumerate(follows[: len(made)]) if not axis}
+    )
+    sizes = zip(call.sizes, call.output_shapes, strict=True)
+    if len(made) != 4 or any(layout.shape(size) != tuple(shape) for size, shape in sizes):
         call.refuse("is kept whole, and does not return a map of the size of the one that it takes")
-    return Rule(lambda patches, module, *args, **kwargs: module(*args, **kwargs), Everything(), Everything())
+    return Rule(
+        lambda patches, module, *args, **kwargs: module(*args, **kwargs),
+        Everything(),
+        Everything(),
+        layout=layout,
+    )
 
 
 @register_rule(nn.LPPool2d)

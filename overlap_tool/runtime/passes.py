@@ -15,7 +15,7 @@ from overlap_tool.graph.returned import put_together
 from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import BarrierBands, SegmentPlan, StagePlan
 from overlap_tool.rules import Operand, WholeMap
-from overlap_tool.rules.pieces import as_laid_out
+from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSource
 from overlap_tool.settings import Size, Store
@@ -147,10 +147,11 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
 def _on_the_whole(op: Op, source: Source, size: Size) -> Tensor:
     """What the model's own code makes of a map."""
     whole = source.read(Span(0, size.height), Span(0, size.width))
-    args, kwargs = substituted((op.args, op.kwargs), Operand, lambda operand: whole)
+    args, kwargs = substituted(
+        (op.args, op.kwargs), Operand, lambda operand: as_laid_out(whole, operand.layout)
+    )
     assert op.module is not None
-    made: Tensor = op.module(*args, **kwargs)
-    return made
+    return as_kept(op.module(*args, **kwargs), op.layout, size.height, size.width)
 
 
 def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import overlap_tool
-from overlap_tool.errors import OverlapToolError
+from overlap_tool.errors import GlobalOpError, OverlapToolError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,3 +138,32 @@ def test_a_part_that_returns_another_size_is_refused() -> None:
 
     with pytest.raises(OverlapToolError, match=r"middle\.1"):
         overlap_tool.analyze(autoencoder(lambda: Shrinking(8)))
+
+
+class Mixing(nn.Module):
+    """Every position with every other, channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(1, 2)
+        return ((tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens).view(x.shape)
+
+
+class MixingInside(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, stride, 1)
+        self.mix = Mixing()
+        self.tail = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.mix(self.head(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_a_part_with_its_channels_last_stays_whole_on_coarse_maps_alone() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(GlobalOpError, match="every position with every other"):
+        overlap_tool.wrap(MixingInside(1).eval(), tile=16)
+    model = MixingInside(2).eval()
+    image = torch.rand(2, 3, 40, 57)
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(overlap_tool.wrap(model, tile=16)(image), model(image))
