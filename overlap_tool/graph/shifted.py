@@ -19,7 +19,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from overlap_tool.geometry import AT_ITS_PLACE, POINTWISE, Expand, Geometry, Pad, Padding, Shrink
+from overlap_tool.geometry import AT_ITS_PLACE, POINTWISE, Expand, Geometry, Pad, Shrink, roll
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Following
 from overlap_tool.graph.network import Op, Shifted
 from overlap_tool.rules.borders import filled
@@ -60,8 +60,9 @@ def _undone(pad: Pad) -> Pad:
 
 
 def _rolled_by(op: Op) -> tuple[int, int]:
+    """By how many rows and columns an op rolls; a circular pad keeps what it brings in beside the rest."""
     rows, columns = (
-        geometry.before if isinstance(geometry, Pad) and geometry.outside is Padding.CIRCULAR else 0
+        geometry.before if isinstance(geometry, Pad) and geometry == roll(geometry.before) else 0
         for geometry in (op.rule.rows, op.rule.columns)
     )
     return rows, columns
@@ -76,17 +77,17 @@ def _pairs(graph: nx.DiGraph) -> Iterator[Shifted]:
         if isinstance(op, Op) and any(_rolled_by(op))
     ]
     undone: set[str] = set()
-    for roll in rolls:
-        if roll.id in undone:
+    for first in rolls:
+        if first.id in undone:
             continue
-        after = nx.descendants(graph, roll.id)
-        opposite = tuple(-amount for amount in _rolled_by(roll))
+        after = nx.descendants(graph, first.id)
+        opposite = tuple(-amount for amount in _rolled_by(first))
         back = next((op for op in rolls if op.id in after and _rolled_by(op) == opposite), None)
         if back is None:
             continue
         between = after & nx.ancestors(graph, back.id)
-        inside = (roll.id, *(id for id in graph if id in between))
-        pair = Shifted(roll, back, inside)
+        inside = (first.id, *(id for id in graph if id in between))
+        pair = Shifted(first, back, inside)
         alone = all({*graph.successors(id)} <= {*between, back.id} for id in inside)
         if alone and all(_stays_inside(graph, id, inside) for id in between) and _fits(graph, pair):
             undone.add(back.id)

@@ -263,6 +263,18 @@ def test_a_roll_without_a_mask_is_refused_by_name() -> None:
     assert "roll" in caught.value.where
 
 
+def test_a_circular_pad_is_no_roll() -> None:
+    def compute(m: Any, x: Tensor) -> Tensor:
+        x = F.pad(x, (2, 2, 2, 2), "circular")
+        h, w = x.shape[2:]
+        found = reverse(attend(m, partition(x.permute(0, 2, 3, 1), 4, 4)), 4, 4, h, w)
+        return torch.roll(found, (-2, -2), (1, 2)).permute(0, 3, 1, 2)
+
+    module = Between(compute).eval()
+    assert trace(module, "").shifted == ()
+    assert_equal(module, (32, 40))
+
+
 def test_a_mask_for_one_axis_alone_is_not_enough() -> None:
     def compute(m: Any, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
