@@ -233,7 +233,9 @@ from pathlib import Path
 import torch
 
 def most():
-    return int(re.search(r"VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) >> 10
+    told = Path("/proc/self/status").read_text()
+    peak, files = (int(re.search(name + r":[^0-9]*([0-9]+)", told)[1]) for name in ("VmHWM", "RssFile"))
+    return (peak - files) >> 10
 
 before = most()
 importlib.import_module(sys.argv.pop(1))
@@ -245,7 +247,8 @@ finally:
     print(most() - before, "MB,", round(time.process_time() - began, 1), "s", file=sys.stderr)
 """
 """The command line, and the memory that it took beyond what a bare import of torch takes, and the processor's
-time beyond that of importing the package of the class."""
+time beyond that of importing the package of the class. Pages of files are not counted: of the libraries on the
+disk, the system maps as many as its cache happens to hold."""
 
 
 @pytest.mark.parametrize("told_by", ["many layers", "a codec", "a file"])
@@ -263,7 +266,7 @@ def test_what_judging_a_huge_model_takes(tmp_path, wrapped, told_by) -> None:
     assert done.returncode == 2, done.stderr
     assert "over 2 GiB of weights" in done.stderr
     memory, seconds = re.findall(r"^(\d+) MB, ([\d.]+) s$", done.stderr, re.MULTILINE)[-1]
-    assert int(memory) < 500, done.stderr
+    assert int(memory) < 400, done.stderr
     assert float(seconds) < 5, done.stderr  # a second or two; a slow machine is no fault
 
 
