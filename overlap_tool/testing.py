@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import OptionError, RuleError
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.trace import trace
 from overlap_tool.kernels import engine, exact_kernels
@@ -45,7 +46,7 @@ def check_rule(op: Callable[..., Tensor], *inputs: Any) -> None:
     """
     whole, *others = inputs
     module = (op if isinstance(op, nn.Module) else _Called(op, others)).eval()
-    network = trace(module, "", whole.shape[1])
+    network = trace(module, "", Layout.of_map(whole.shape[1]))
     with torch.no_grad(), exact_kernels():
         _check_sizes(network, module, whole)
         for dim, axis in ((-2, network.rows), (-1, network.columns)):

@@ -62,6 +62,11 @@ class Layout:
         """Images, channels, rows, columns: as all maps are kept."""
         return Layout(((IMAGES,), *((n,) for n in channels), (ROWS,), (COLUMNS,)))
 
+    @staticmethod
+    def of_sequence(channels: int) -> Layout:
+        """Images, channels, columns: a map of one row, as code for sound has it."""
+        return Layout(((IMAGES,), (channels,), (COLUMNS,)))
+
     @cached_property
     def flat(self) -> Dimension:
         return tuple(factor for dimension in self.dims for factor in dimension)
@@ -98,6 +103,19 @@ class Layout:
         """The lengths of all dimensions."""
         lengths = dict(zip(Following, of, strict=True))
         return tuple(prod(f if isinstance(f, int) else lengths[f] for f in each) for each in self.dims)
+
+    def size_of(self, shape: Sequence[int]) -> MapSize | None:
+        """The images, rows and columns of a tensor of this shape; none if it cannot be of this layout.
+
+        >>> Layout.of_map(3).size_of((1, 3, 48, 64)), Layout.of_sequence(2).size_of((1, 2, 24000))
+        ((1, 48, 64), (1, 1, 24000))
+        """
+        if len(shape) != len(self.dims):
+            return None
+        lengths = dict.fromkeys(Following, 1)
+        lengths.update((d[0], n) for d, n in zip(self.dims, shape, strict=True) if d[0] in lengths)
+        size = lengths[IMAGES], lengths[ROWS], lengths[COLUMNS]
+        return size if self.shape(size) == tuple(shape) else None
 
     def place_of(self, axis: Following) -> int | None:
         """The dimension that is this axis and nothing else, if one is."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from overlap_tool.errors import OptionError
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.copying import with_own_forward
 from overlap_tool.graph.returned import Place, put_together, taken_apart
 
@@ -26,6 +27,11 @@ class Example:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     channels: tuple[int, ...] = ()
     """Those of the maps. Not known if an example has no map: then it is called with one, first of all."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of the maps as one, side by side in its channels."""
+        return Layout.of_map(sum(self.channels)) if self.channels else None
 
     @staticmethod
     def of(example: Mapping[str, Any] | tuple[Any, ...]) -> Example:

@@ -102,8 +102,8 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     def take(node: fx.Node) -> None:
         origins.note(node, tracer.sizes)
         if node.op == "placeholder":
-            node.meta |= {"layout": Layout.of_map(tracer.channels), "sizes": tracer.sizes}
-            result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.channels))
+            node.meta |= {"layout": tracer.layout, "sizes": tracer.sizes}
+            result.add_node(node.name, op=Input(node.name, tracer.dotted(""), tracer.layout))
             return
         op: Constant | Op | Barrier | Summary
         if node not in origins.input:
@@ -389,7 +389,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
         layout = Layout.of_map(*shape[1:-2])
     if layout is None:
         call.refuse("takes maps whose rows and columns are not the same dimensions")
-    if not {ROWS, COLUMNS} <= {*layout.flat}:
+    if not ({ROWS, COLUMNS} & {*layout.missing}) <= {*tracer.layout.missing}:
         call.refuse("has no rows or no columns in its result")
     made = tuple(_sizes(rule, layout, *each) for each in zip(sizes, _shapes(node), strict=True))
     node.meta |= {"layout": layout, "sizes": made}

@@ -30,8 +30,13 @@ class Input:
 
     id: str
     name: str
-    channels: int
+    layout: Layout
     scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+
+    @property
+    def channels(self) -> int:
+        """Numbers per image and position."""
+        return prod(self.layout.channels)
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,8 @@ class Network:
     """Whether the code asks for the size of its input, so that this is the network of images of one size."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
     """Those of images of other sizes, as far as they were traced."""
+    of_depths: dict[int, Network] = field(default_factory=dict, compare=False, repr=False)
+    """Of one for volumes, those for other depths."""
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

@@ -27,6 +27,8 @@ ONE_AT_A_TIME = threading.RLock()
 
 _call, _getattr = nn.Module.__call__, nn.Module.__getattr__
 
+_call_script: Callable[..., Any] = torch.jit.ScriptFunction.__call__
+
 _MISSING = object()
 
 DRAWN = (torch.rand, torch.randn, torch.randint, torch.randperm)
@@ -58,8 +60,12 @@ def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
             stack.enter_context(_replaced(vars(torch), function.__name__, _recorded(function, always=True)))
         for frame, name, function in _functions_around(root):
             stack.enter_context(_replaced(frame, name, _recorded(function)))
-        for name, method in (("__call__", _traced_call), ("__getattr__", _traced_getattr)):
-            stack.enter_context(_replaced_method(name, method))
+        for kind, name, method in (
+            (nn.Module, "__call__", _traced_call),
+            (nn.Module, "__getattr__", _traced_getattr),
+            (torch.jit.ScriptFunction, "__call__", _traced_script),
+        ):
+            stack.enter_context(_replaced_method(kind, name, method))
         _tracing.tracer, _tracing.parameters = tracer, {}
         try:
             yield
@@ -81,6 +87,14 @@ def _traced_getattr(module: nn.Module, name: str) -> Any:
     if _tracing.tracer is None:
         return value
     return _tracing.tracer.getattr(name, value, _tracing.parameters)
+
+
+def _traced_script(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """A scripted function takes no traced value: the Python function is followed that it was made from."""
+    traced = any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
+    if _tracing.tracer is None or not traced or not hasattr(function, "_torchdynamo_inline"):
+        return _call_script(function, *args, **kwargs)
+    return function._torchdynamo_inline(*args, **kwargs)
 
 
 def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
@@ -151,11 +165,11 @@ def _replaced(frame: dict[str, Any], name: str, new: Callable[..., Any]) -> Iter
 
 
 @contextmanager
-def _replaced_method(name: str, new: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(nn.Module, name)
-    setattr(nn.Module, name, new)
+def _replaced_method(kind: type, name: str, new: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(kind, name)
+    setattr(kind, name, new)
     try:
         yield
     finally:
-        if getattr(nn.Module, name) is new:
-            setattr(nn.Module, name, before)
+        if getattr(kind, name) is new:
+            setattr(kind, name, before)

@@ -155,6 +155,6 @@ def _given(network: Network) -> dict[str, Input]:
     """Every map as it stands in a segment that reads it and does not compute it."""
     scales = zip(network.rows.reaches(), network.columns.reaches(), strict=True)
     return {
-        op.id: Input(op.id, op.name, op.channels, (rows.scale, columns.scale))
+        op.id: Input(op.id, op.name, op.layout, (rows.scale, columns.scale))
         for op, (rows, columns) in zip(network.ops, scales, strict=True)
     }

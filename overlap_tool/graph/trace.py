@@ -7,15 +7,16 @@ instead: what comes of that holds for images of one size, and `fitted` traces it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import add
+from typing import Any
 
 from torch import fx, nn
 
 from overlap_tool.errors import SizeDependenceError, TraceError
-from overlap_tool.geometry.layout import MapSize
+from overlap_tool.geometry.layout import ROWS, Layout, MapSize
 from overlap_tool.graph.aftermath import Aftermath
 from overlap_tool.graph.copying import modes, put_in_modes, with_own_forward
 from overlap_tool.graph.explaining import explained
@@ -25,7 +26,16 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.pairing import pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
-from overlap_tool.graph.tracer import FITTING, SMALLER, TRIALS, TooLargeError, Tracer, TrialError
+from overlap_tool.graph.tracer import (
+    DEPTH,
+    FITTING,
+    SMALLER,
+    TRIALS,
+    TooLargeError,
+    Tracer,
+    TrialError,
+    fitting_to,
+)
 from overlap_tool.graph.values import UnmaskedRoll, check_values
 
 APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
@@ -37,20 +47,22 @@ ROUNDS = 4
 """So often a module is traced, with more of its parts kept whole each time, before it is refused."""
 
 KEPT = 32
-"""For so many sizes of images a network is kept."""
+"""For so many sizes of images, or depths, a network is kept."""
 
 
-def trace(module: nn.Module, name: str, channels: int | None = None) -> Network:
+def trace(module: nn.Module, name: str, layout: Layout | int | None = None) -> Network:
     """The network of a module that takes one map and returns one.
 
-    `channels` is the number of input channels; left out, it is read from the module's layers. Of several
-    threads, one traces at a time.
+    `layout` says what the map's dimensions are, or how many channels an image has; left out, it is read from
+    the module's layers. Of several threads, one traces at a time.
     """
+    if isinstance(layout, int):
+        layout = Layout.of_map(layout)
     with ONE_AT_A_TIME, OwnRandomness(), _in_eval_mode(module):
-        if channels is not None:
-            return _trace(module, name, channels)
+        if layout is not None:
+            return _trace(module, name, layout)
         refusals: list[TrialError] = []
-        for candidate in input_channels(module):
+        for candidate in input_layouts(module):
             try:
                 return _trace(module, name, candidate)
             except TrialError as refusal:
@@ -68,15 +80,38 @@ def fitted(network: Network, images: int, height: int, width: int) -> Network:
         if size not in network.of_sizes:
             root = with_own_forward(network.root)
             with OwnRandomness(), _in_eval_mode(root):
-                channels = network.ops[0].channels
+                layout = network.ops[0].layout
                 found = _in_rounds(
-                    lambda apart: _of_one_size(root, network.name, channels, size, apart)[0],
+                    lambda apart: _of_one_size(root, network.name, layout, size, apart)[0],
                     network.parts_whole,
                 )
-            while len(network.of_sizes) >= KEPT:
-                del network.of_sizes[next(iter(network.of_sizes))]
+            _make_room(network.of_sizes)
             network.of_sizes[size] = replace(found, of_sizes=network.of_sizes)
         return network.of_sizes[size]
+
+
+def as_deep(network: Network, shape: Sequence[int]) -> Network:
+    """The network for maps of this shape: the same one, but for volumes of another depth."""
+    layout = network.ops[0].layout
+    channels = layout.channels
+    if len(channels) != 2 or len(shape) != len(layout.dims) or shape[1] != channels[0]:
+        return network
+    depth = shape[2]
+    if depth == channels[1]:
+        return network
+    with ONE_AT_A_TIME:
+        if depth not in network.of_depths:
+            root = with_own_forward(network.root)
+            with OwnRandomness(), _in_eval_mode(root):
+                found = _trace(root, network.name, Layout.of_map(shape[1], depth))
+            _make_room(network.of_depths)
+            network.of_depths[depth] = found
+        return network.of_depths[depth]
+
+
+def _make_room(kept: dict[Any, Network]) -> None:
+    while len(kept) >= KEPT:
+        del kept[next(iter(kept))]
 
 
 class _Refused(Exception):
@@ -88,9 +123,9 @@ class _Refused(Exception):
         self.tracer = tracer
 
 
-def _trace(module: nn.Module, name: str, channels: int) -> Network:
+def _trace(module: nn.Module, name: str, layout: Layout) -> Network:
     """For images of any size or, of code that asks for it, for one as large as a trial."""
-    return _in_rounds(lambda apart: _with_parts_whole(module, name, channels, apart), frozenset())
+    return _in_rounds(lambda apart: _with_parts_whole(module, name, layout, apart), frozenset())
 
 
 def _in_rounds(make: Callable[[frozenset[str]], Network], apart: frozenset[str]) -> Network:
@@ -109,22 +144,22 @@ def _in_rounds(make: Callable[[frozenset[str]], Network], apart: frozenset[str])
     raise AssertionError("the last round returns or raises")
 
 
-def _with_parts_whole(module: nn.Module, name: str, channels: int, apart: frozenset[str]) -> Network:
-    tracer = Tracer(name, module, channels, TRIALS, apart)
+def _with_parts_whole(module: nn.Module, name: str, layout: Layout, apart: frozenset[str]) -> Network:
+    tracer = Tracer(name, module, layout, fitting_to(layout, TRIALS), apart)
     try:
         try:
             return _of_any_size(tracer)
         except TooLargeError:
-            tracer = Tracer(name, module, channels, SMALLER, apart)
+            tracer = Tracer(name, module, layout, fitting_to(layout, SMALLER), apart)
             return _of_any_size(tracer)
     except _Refused as refused:
         if not (tracer.asked or isinstance(refused.refusal, SizeDependenceError)):
             raise
     try:
-        network, tracer = _of_one_size(module, name, channels, TRIALS[0], apart)
+        network, tracer = _of_one_size(module, name, layout, fitting_to(layout, TRIALS)[0], apart)
     except TooLargeError:
-        network, tracer = _of_one_size(module, name, channels, SMALLER[0], apart)
-    _checked(network, tracer, lambda size: _traced_at(size, module, name, channels, apart))
+        network, tracer = _of_one_size(module, name, layout, fitting_to(layout, SMALLER)[0], apart)
+    _checked(network, tracer, lambda size: _traced_at(size, module, name, layout, apart))
     return network
 
 
@@ -149,15 +184,16 @@ def _checked(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tr
 
 
 def _of_one_size(
-    module: nn.Module, name: str, channels: int, size: MapSize, apart: frozenset[str]
+    module: nn.Module, name: str, layout: Layout, size: MapSize, apart: frozenset[str]
 ) -> tuple[Network, Tracer]:
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
-    for more in APART:
+    for more in fitting_to(layout, APART):
         images, height, width = map(add, size, more)
+        height = 1 if ROWS in layout.missing else height
         other = images, height, width
-        first, second = (Tracer(name, module, channels, (each,), apart) for each in (size, other))
+        first, second = (Tracer(name, module, layout, (each,), apart) for each in (size, other))
         error = _recorded(first)
         try:
             beside = _recorded(second)
@@ -181,9 +217,9 @@ def _of_one_size(
 
 
 def _traced_at(
-    size: MapSize, module: nn.Module, name: str, channels: int, apart: frozenset[str]
+    size: MapSize, module: nn.Module, name: str, layout: Layout, apart: frozenset[str]
 ) -> Tracer | None:
-    tracer = Tracer(name, module, channels, (size,), apart)
+    tracer = Tracer(name, module, layout, (size,), apart)
     if _recorded(tracer) is not None:
         return None
     functionalise(tracer.graph, tracer)
@@ -265,6 +301,19 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         put_in_modes(module, before)
+
+
+def input_layouts(module: nn.Module) -> list[Layout]:
+    """What a module may take: maps of as many axes as its convolutions have, or images; of as many channels
+    as its layers have, in order, or of a colour or a grey image."""
+    axes = [len(m.kernel_size) for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    made: dict[int, Callable[[int], Layout]]
+    made = {1: Layout.of_sequence, 2: Layout.of_map, 3: lambda channels: Layout.of_map(channels, DEPTH)}
+    return [
+        make(channels)
+        for make in (made[n] for n in sorted({*axes} or {2}, key=lambda n: (n != 2, n)))
+        for channels in input_channels(module)
+    ]
 
 
 def input_channels(module: nn.Module) -> list[int]:

@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves as leaves
 
 from overlap_tool.errors import (
@@ -36,7 +37,7 @@ from overlap_tool.errors import (
     TraceError,
     UnknownOpError,
 )
-from overlap_tool.geometry.layout import MapSize
+from overlap_tool.geometry.layout import ROWS, Layout, MapSize
 from overlap_tool.graph.aftermath import same_values
 from overlap_tool.graph.copying import twin, with_own_forward
 from overlap_tool.graph.randomness import OwnRandomness
@@ -59,6 +60,17 @@ at both trials does not follow the size."""
 SMALLER: Sizes = ((2, 960, 1920), (3, 3840, 8640))
 """For a module that makes more numbers of a trial map than there are addresses, as when it compares every
 position with every other."""
+
+DEPTH = 96
+"""How deep the volumes of the trials are. A trace holds for one depth."""
+
+
+def fitting_to(layout: Layout, sizes: Sizes) -> Sizes:
+    """The same sizes, of one row if maps of this layout have no rows. Sounds are long, and hops are, too."""
+    if ROWS not in layout.missing:
+        return sizes
+    return tuple((images, 1, 8 * columns) for images, _, columns in sizes)
+
 
 REGISTER = (
     "Register a rule for it with overlap_tool.register_rule, in a plugin "
@@ -243,14 +255,15 @@ class Tracer(fx.Tracer):
         self,
         name: str,
         root: nn.Module,
-        channels: int,
+        layout: Layout,
         sizes: Sizes = TRIALS,
         apart: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.root, self.root_module_name = root, type(root).__name__
         self.name = name
-        self.channels = channels
+        self.layout = layout
+        """What the dimensions of the map are made of that it takes."""
         self.sizes = sizes
         self.of_one_size = len(sizes) == 1
         """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
@@ -281,7 +294,7 @@ class Tracer(fx.Tracer):
         self.asked = False
         """Whether code has asked for a size that differs between the trials."""
         self.found_barrier = False
-        self.parts: dict[str, int] = {"": channels}
+        self.parts: dict[str, int] = {"": layout.channels[0]}
         """The parts that were called with one map, and its channels."""
         self.stopped_in = ""
         self.decision: fx.Node | None = None
@@ -291,10 +304,7 @@ class Tracer(fx.Tracer):
         dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
-            self.trials = tuple(
-                torch.empty(batch, channels, height, width, device=device, dtype=dtype)
-                for batch, height, width in sizes
-            )
+            self.trials = tuple(torch.empty(layout.shape(size), device=device, dtype=dtype) for size in sizes)
 
     def dotted(self, path: str) -> str:
         return ".".join(part for part in (self.name, path) if part) or type(self.root).__name__
@@ -315,7 +325,7 @@ class Tracer(fx.Tracer):
     def coarse_parts_like(self, path: str) -> frozenset[str]:
         """The innermost part at or around this one whose map is coarser than another, and others of its
         class; none if there is none."""
-        finest = max(self.finest, self.sizes[0][1] * self.sizes[0][2])
+        finest = max(self.finest, prod(self.trials[0].shape[2:]))
         coarse = {path for path, area in self.areas.items() if area < finest}
         while path and path not in coarse:
             path = path.rpartition(".")[0]
@@ -346,6 +356,8 @@ class Tracer(fx.Tracer):
         return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if m._forward_pre_hooks:
+            return False  # its hook is followed, which makes its weight of others, and then its own code
         if rule_for_module(m) is not None or module_qualified_name in self.apart:
             return True
         path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
@@ -426,7 +438,7 @@ class Tracer(fx.Tracer):
     def note_part(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and not kwargs and isinstance(args[0], Proxy):
             values = args[0].node.meta["values"]
-            is_map = isinstance(values[0], Tensor) and values[0].ndim == 4
+            is_map = isinstance(values[0], Tensor) and values[0].ndim == len(self.layout.dims)
             if is_map and len({value.shape[1] for value in values}) == 1:
                 self.parts.setdefault(self.path_of_module(m), values[0].shape[1])
 
@@ -435,11 +447,14 @@ class Tracer(fx.Tracer):
         if len(given) != 1 or given[0] is not next(iter(args), None) or not isinstance(made, Proxy):
             return
         before, after = (each.node.meta["values"][0] for each in (given[0], made))
-        if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.ndim == after.ndim == 4):
+        ndim = len(self.layout.dims)
+        if not (isinstance(before, Tensor) and isinstance(after, Tensor)):
+            return
+        if not before.ndim == after.ndim == ndim:
             return
         if before.shape[2:] == after.shape[2:]:
             # channels may be last, or many: never is a map taken for a smaller one than it is
-            self.areas[self.path_of_module(m)] = prod(sorted(before.shape[1:])[-2:])
+            self.areas[self.path_of_module(m)] = prod(sorted(before.shape[1:])[2 - ndim :])
         if isinstance(m, nn.modules.conv._ConvNd):
             self.finest = max(self.finest, prod(after.shape[2:]))
 
@@ -674,7 +689,7 @@ class Tracer(fx.Tracer):
                 f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
                 f"{', '.join(map(str, shapes))}: {_first_line(error)}",
                 "Check that the module takes one map of "
-                f"{self.channels} channels, or name a stage that does with `stage`",
+                f"{self.layout.channels[0]} channels, or name a stage that does with `stage`",
             ) from error
         finally:
             self.evaluating = False
@@ -721,13 +736,18 @@ def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
 
 
+def _makes_weights(hook: Any) -> bool:
+    """Whether a hook makes a layer's weight of two others, before each call, and nothing else."""
+    return type(hook) is WeightNorm
+
+
 def _refuse_what_it_hides(module: nn.Module, where: Callable[[], str]) -> None:
     """What tracing would not see, or see once too often."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or any(not _makes_weights(hook) for hook in module._forward_pre_hooks.values()):
         raise TraceError(
             where(),
             "has forward hooks, which change what it computes and which tracing does not see",
-            "Remove them, for instance with torch.nn.utils.remove_spectral_norm or remove_weight_norm",
+            "Remove them, for instance with torch.nn.utils.remove_spectral_norm",
         )
     compiled = getattr(module, "_compiled_call_impl", None) is not None
     if compiled or qualified_name(type(module)) == "torch._dynamo.eval_frame.OptimizedModule":

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from overlap_tool.errors import CopyError, GlobalOpError, TraceError
-from overlap_tool.geometry.layout import MapSize
+from overlap_tool.geometry.layout import ROWS, MapSize
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.returned import taken_apart
@@ -45,16 +45,16 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
         if network.shifted:
             raise
         return
-    side = max(1, int(SIDE / max(Fraction(1), network.rows.scale)))
+    side = max(1, int(SIDE / max(Fraction(1), network.rows.scale, network.columns.scale)))
     maps = [_small_map(tracer, side * times) for times in TIMES]
     pairs = ((x, _own_result(module, x)) for x in maps[:-2])
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
-    recorded = None if x is None else traced_at((1, *x.shape[2:]))
+    recorded = None if x is None else traced_at(_size(tracer, x))
     if recorded is not None:
         _require_equal(tracer, _AsTraced(module, recorded), recorded.returns, x, own)
     if network.shifted:
         tried = (maps[0] if x is None else x, *maps[-2:])
-        traces = ((traced_at((1, *x.shape[2:])), x) for x in tried)
+        traces = ((traced_at(_size(tracer, x)), x) for x in tried)
         _require_masks(network, ((_AsTraced(module, trace), x) for trace, x in traces if trace is not None))
 
 
@@ -80,8 +80,15 @@ def _nearly_equal(first: Tensor, second: Tensor) -> bool:
 
 def _small_map(tracer: Tracer, side: int) -> Tensor:
     like = tracer.trials[0]
-    x = torch.rand(1, tracer.channels, side, 2 * side, generator=torch.Generator().manual_seed(0))
+    size = (1, 1, 2 * SIDE * side) if ROWS in tracer.layout.missing else (1, side, 2 * side)
+    x = torch.rand(tracer.layout.shape(size), generator=torch.Generator().manual_seed(0))
     return x.to(like.device, like.dtype)
+
+
+def _size(tracer: Tracer, x: Tensor) -> MapSize:
+    size = tracer.layout.size_of(x.shape)
+    assert size is not None
+    return size
 
 
 def _own_result(module: nn.Module, x: Tensor) -> Any:

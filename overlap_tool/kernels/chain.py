@@ -14,6 +14,7 @@ matrix product is a convolution with one tap. Taps of zeros change no value, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
+from overlap_tool.kernels.volumes import by_planes
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -84,32 +86,31 @@ def convolution(
     groups: int,
 ) -> Tensor:
     """`aten.convolution` by chains, its output laid out in memory as the library's is."""
+    rest = transposed, output_padding, groups
     if not _fits(x, weight, bias, weight.shape[0 if transposed else 1] * (1 if transposed else groups)):
-        return _own_error(
-            torch.convolution, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-        )
+        return _own_error(torch.convolution, x, weight, bias, stride, padding, dilation, *rest)
     if x.ndim == 3:  # one-dimensional: a map of one row
         y = convolution(
             prepared, x.unsqueeze(2), weight.unsqueeze(2), bias, (1, *stride), (0, *padding), (1, *dilation),
             transposed, (0, *output_padding), groups,
         )  # fmt: skip
         return y.squeeze(2)
-    if x.ndim != 4:
-        raise ExactnessError(
-            f"a convolution of {tuple(x.shape)}",
-            "there is no exact kernel for three dimensions",
-            f"Use {ExactnessError.STOCK}",
-        )
     _check(x, "a convolution")
+    if not transposed and any(
+        n + 2 * p <= d * (k - 1)
+        for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
+    ):
+        return _own_error(torch.convolution, x, weight, bias, stride, padding, dilation, *rest)
+    if x.ndim == 5:
+        return by_planes(
+            partial(convolution, prepared),
+            lambda weight, taps, fold: prepared.get(weight, ("taps", taps, transposed, groups), fold),
+            x, weight, bias, stride, padding, dilation, *rest,
+        )  # fmt: skip
     form = Form(_pair(stride), _pair(dilation), groups)
     if transposed:
         y = _transposed(x, weight, bias, form, _pair(padding), output_padding, prepared)
     else:
-        sizes = zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
-        if any(n + 2 * p <= d * (k - 1) for n, p, d, k in sizes):
-            return _own_error(
-                torch.convolution, x, weight, bias, stride, padding, dilation, False, (0, 0), groups
-            )
         packed = prepared.packed(weight, groups, (), lambda w: w)
         down, across = padding
         form = form._replace(padding=((down, down), (across, across)))

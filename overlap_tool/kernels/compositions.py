@@ -9,7 +9,8 @@ place on what they have made, as far as they can: maps are large.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -192,50 +193,57 @@ def cudnn_batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Ten
     return (*batch_norm(x, *args), x.new_empty(0, dtype=torch.uint8))
 
 
-def avg_pool2d(
+def avg_pool(
+    axes: int,
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
+    padding: Sequence[int] = (0,),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
     """Window sums tap by tap, over the number of samples as the library counts them."""
-    kernel = [*kernel, *kernel][:2]
-    stride = [*stride, *stride][:2] if stride else kernel
-    padding = [*padding, *padding][:2]
+    kernel, stride, padding = ((list(each) * axes)[:axes] for each in (kernel, stride or kernel, padding))
     sizes, ends = [], []
-    for n, k, s, p in zip(x.shape[-2:], kernel, stride, padding, strict=True):
+    for n, k, s, p in zip(x.shape[-axes:], kernel, stride, padding, strict=True):
         size = (n + 2 * p - k + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (size - 1) * s >= n + p:  # no window may begin in the padding at the end
             size -= 1
         sizes.append(size)
         ends.append(max(0, (size - 1) * s + k - n - p))
-    padded = torch.nn.functional.pad(x, (padding[1], ends[1], padding[0], ends[0]))
-    total = _window_sum(padded, kernel, stride, sizes)
+    around = [n for both in zip(padding, ends, strict=True) for n in reversed(both)][::-1]
+    total = _window_sum(torch.nn.functional.pad(x, around), kernel, stride, sizes)
     if divisor_override is not None:
         return quotient(total, divisor_override)
-    counts = []
-    for n, k, s, p, size in zip(x.shape[-2:], kernel, stride, padding, sizes, strict=True):
+    counted = torch.ones((), dtype=torch.int64, device=x.device)
+    for n, k, s, p, size in zip(x.shape[-axes:], kernel, stride, padding, sizes, strict=True):
         start = torch.arange(size, device=x.device) * s - p
         stop = (start + k).clamp(max=n + p)
-        counts.append(stop - start if count_include_pad else stop.clamp(max=n) - start.clamp(min=0))
-    return total / (counts[0][:, None] * counts[1]).to(x.dtype)
+        of_axis = stop - start if count_include_pad else stop.clamp(max=n) - start.clamp(min=0)
+        counted = counted[..., None] * of_axis
+    return total / counted.to(x.dtype)
 
 
 def _window_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], sizes: Sequence[int]) -> Tensor:
     total: Tensor | None = None
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            tap = x[
-                ...,
-                i : i + (sizes[0] - 1) * stride[0] + 1 : stride[0],
-                j : j + (sizes[1] - 1) * stride[1] + 1 : stride[1],
-            ]
-            total = tap if total is None else total + tap
+    for starts in product(*map(range, kernel)):
+        tap = x
+        for axis, (i, size, s) in enumerate(zip(starts, sizes, stride, strict=True), x.ndim - len(sizes)):
+            tap = tap.narrow(axis, i, (size - 1) * s + 1)[(slice(None),) * axis + (slice(None, None, s),)]
+        total = tap if total is None else total + tap
     assert total is not None
     return total
+
+
+def adaptive_avg_pool3d(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(size) != (1, 1, 1):
+        raise ExactnessError(
+            f"an adaptive pool of volumes to {tuple(size)}",
+            "there is an exact one to one number alone",
+            f"Use {ExactnessError.STOCK}",
+        )
+    return mean(x, (-3, -2, -1), keepdim=True)
 
 
 def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -251,40 +259,29 @@ def bins(n: int, parts: int) -> list[tuple[int, int]]:
     return [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
 
 
-def upsample_bilinear2d(
-    x: Tensor,
-    size: Sequence[int],
-    align_corners: bool,
-    scale_rows: float | None = None,
-    scale_columns: float | None = None,
-) -> Tensor:
-    """Along rows, then along columns."""
-    for dim, new, scale in zip((-2, -1), size, (scale_rows, scale_columns), strict=True):
+def upsample_linear(x: Tensor, size: Sequence[int], align_corners: bool, *scales: float | None) -> Tensor:
+    """Axis by axis, columns last."""
+    for dim, new, scale in _of_axes(size, scales):
         low, high, part = linear_positions(x.shape[dim], new, align_corners, scale)
         x = between(x, dim, low, high, part)
     return x
 
 
-def upsample_nearest2d(
-    x: Tensor, size: Sequence[int], scale_rows: float | None = None, scale_columns: float | None = None
+def upsample_nearest(
+    own: Any, centred: bool, x: Tensor, size: Sequence[int], *scales: float | None
 ) -> Tensor:
-    return _nearest(torch._C._nn.upsample_nearest2d, False, x, size, scale_rows, scale_columns)
-
-
-def upsample_nearest_exact2d(
-    x: Tensor, size: Sequence[int], scale_rows: float | None = None, scale_columns: float | None = None
-) -> Tensor:
-    return _nearest(torch._C._nn._upsample_nearest_exact2d, True, x, size, scale_rows, scale_columns)
-
-
-def _nearest(own: Any, centred: bool, x: Tensor, size: Sequence[int], *scales: float | None) -> Tensor:
     """The library's own where that is by float32. Else its bits depend on how the map lies in memory."""
     if x.dtype == torch.float32:
         result: Tensor = own(x, size, *scales)
         return result
-    for dim, new, scale in zip((-2, -1), size, scales, strict=True):
+    for dim, new, scale in _of_axes(size, scales):
         x = x.index_select(dim, nearest_positions(x.shape[dim], new, scale, centred).to(x.device))
     return x
+
+
+def _of_axes(size: Sequence[int], scales: Sequence[float | None]) -> Iterable[tuple[int, int, float | None]]:
+    scales = scales or [None] * len(size)
+    return zip(range(-len(size), 0), size, scales, strict=True)
 
 
 def nearest_positions(old: int, new: int, scale: float | None, centred: bool = False) -> Tensor:
@@ -312,7 +309,7 @@ def between(x: Tensor, dim: int, low: Tensor, high: Tensor, part: Tensor) -> Ten
     """a + t * (b - a), which is a where a and b are the same."""
     a, b = (x.index_select(dim, place.to(x.device)) for place in (low, high))
     t = part.to(x.dtype).to(x.device)
-    return a + (t[:, None] if dim == -2 else t) * (b - a)
+    return a + t.view(-1, *[1] * (-1 - dim)) * (b - a)
 
 
 def _in_place(program: str, x: Tensor) -> Tensor:

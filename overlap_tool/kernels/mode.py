@@ -29,24 +29,24 @@ from overlap_tool.kernels import chain, compositions, whole
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
 
 MOVES = """
-    _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided
-    cat channel_shuffle clone constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted
-    empty_strided equal expand eye fill flip full full_like gather im2col index index_fill index_select
-    is_nonzero is_pinned item lift lift_fresh masked_fill masked_scatter masked_select
-    native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros one_hot ones ones_like
-    permute pin_memory pixel_shuffle pixel_unshuffle record_stream reflection_pad1d reflection_pad2d repeat
-    repeat_interleave replication_pad1d replication_pad2d resize roll scalar_tensor scatter select_scatter set
-    slice_scatter split_with_sizes_copy stack tril triu unbind unfold view where zero zeros
-    zeros_like
+    _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided cat channel_shuffle clone
+    constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted empty_strided equal
+    expand eye fill flip full full_like gather im2col index index_fill index_select is_nonzero is_pinned
+    item lift lift_fresh masked_fill masked_scatter masked_select native_channel_shuffle new_empty
+    new_empty_strided new_full new_ones new_zeros one_hot ones ones_like permute pin_memory pixel_shuffle
+    pixel_unshuffle record_stream reflection_pad1d reflection_pad2d reflection_pad3d repeat
+    repeat_interleave replication_pad1d replication_pad2d replication_pad3d resize roll scalar_tensor
+    scatter select_scatter set slice_scatter split_with_sizes_copy stack tril triu unbind unfold view
+    where zero zeros zeros_like
 """
 """Move numbers, or make them of none."""
 
 COMPARES = """
-    _assert_async adaptive_max_pool2d all amax amin aminmax any argmax argmin argsort bitwise_and bitwise_not
-    bitwise_or bitwise_xor bucketize clamp clamp_max clamp_min cummax cummin eq ge gt hardshrink hardtanh
-    isfinite isinf isnan kthvalue le logical_and logical_not logical_or logical_xor lt max
-    max_pool2d_with_indices maximum median min minimum nan_to_num nanmedian ne nonzero relu searchsorted sort
-    threshold topk unique_consecutive
+    _assert_async adaptive_max_pool2d all amax amin aminmax any argmax argmin argsort bitwise_and
+    bitwise_not bitwise_or bitwise_xor bucketize clamp clamp_max clamp_min cummax cummin eq ge gt
+    hardshrink hardtanh isfinite isinf isnan kthvalue le logical_and logical_not logical_or logical_xor lt
+    max max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum nan_to_num nanmedian ne
+    nonzero relu searchsorted sort threshold topk unique_consecutive
 """
 """Compare numbers, and choose among them."""
 
@@ -109,11 +109,18 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit": compositions.batch_norm,
     "_native_batch_norm_legit_no_training": compositions.batch_norm,
     "cudnn_batch_norm": compositions.cudnn_batch_norm,
-    "avg_pool2d": compositions.avg_pool2d,
+    "avg_pool2d": partial(compositions.avg_pool, 2),
+    "avg_pool3d": partial(compositions.avg_pool, 3),
     "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
-    "upsample_bilinear2d": compositions.upsample_bilinear2d,
-    "upsample_nearest2d": compositions.upsample_nearest2d,
-    "_upsample_nearest_exact2d": compositions.upsample_nearest_exact2d,
+    "_adaptive_avg_pool3d": compositions.adaptive_avg_pool3d,
+    **dict.fromkeys(
+        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), compositions.upsample_linear
+    ),
+    **{
+        name: partial(compositions.upsample_nearest, getattr(torch._C._nn, name), "exact" in name)
+        for axes in (1, 2, 3)
+        for name in (f"upsample_nearest{axes}d", f"_upsample_nearest_exact{axes}d")
+    },
     "col2im": compositions.fold,
     "mm": chain.matmul,
     "bmm": chain.batched_matmul,

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
 from overlap_tool.errors import OptionError, TraceError
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.example import Example
 from overlap_tool.graph.network import Network
@@ -111,8 +112,8 @@ class _Observed:
 
     scales: dict[str, Fraction] = field(default_factory=dict)
     """For each part that is called with one map and returns one: samples of its input per pixel."""
-    inputs: dict[str, int] = field(default_factory=dict)
-    """For each part in `scales`, the channels of its input."""
+    inputs: dict[str, Layout] = field(default_factory=dict)
+    """For each part in `scales`, that of its input."""
     finest: dict[str, Fraction] = field(default_factory=dict)
     """For each part in `scales`, the larger of the scales of input and output."""
     several: set[str] = field(default_factory=set)
@@ -135,7 +136,7 @@ def survey(model: nn.Module, only: str | None = None, example: Example | None = 
     """
     plugins.discover()  # for their rules
     if example is not None:
-        network = trace(example.applied_to(model), "", sum(example.channels) or None)
+        network = trace(example.applied_to(model), "", example.layout)
         return Survey((Stage("", model, network, Fraction(1)),), 1, network.ops[0].channels)
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
@@ -389,7 +390,7 @@ def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None
         seen.latent = max([seen.latent, *scales])
     elif call.simple and given and made:
         seen.scales.setdefault(call.path, scales[0])
-        seen.inputs.setdefault(call.path, given[0][1])
+        seen.inputs.setdefault(call.path, Layout.of_map(given[0][1]))
         seen.finest[call.path] = max(seen.finest.get(call.path, scales[0]), *scales)
     elif given and made:
         seen.several.add(call.path)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry.layout import ROWS, Layout
+from overlap_tool.geometry.layout import COLUMNS, ROWS, Following, Layout
 from overlap_tool.kernels.compositions import bins
 from overlap_tool.rules import pooling
 from overlap_tool.rules.pieces import as_laid_out
@@ -32,8 +32,13 @@ def reduction(
 
 
 def _require_rows_in_order(call: Call, layout: Layout, dims: Sequence[int]) -> None:
-    if any(ROWS in layout.dims[dim][1:] for dim in dims):
+    if any(_in_bands(layout) in layout.dims[dim][1:] for dim in dims):
         call.refuse("reduces a dimension in which the rows of a map do not follow each other")
+
+
+def _in_bands(layout: Layout) -> Following:
+    """Along which axis a barrier reads a map part by part."""
+    return COLUMNS if ROWS in layout.missing else ROWS
 
 
 def _plain_reduction(kind: str, layout: Layout, dims: Sequence[int], keepdim: bool = False) -> Reduction:
@@ -99,8 +104,8 @@ def _accumulated(
     step: str,
     transform: Callable[[Tensor], Tensor] = lambda band: band,
 ) -> Tensor:
-    """What a reduction makes of dimensions, which are kept with length one, from bands of rows."""
-    by_rows = next(dim for dim in dims if ROWS in layout.dims[dim])
+    """What a reduction makes of dimensions, which are kept with length one, from bands of the map."""
+    by_rows = next(dim for dim in dims if _in_bands(layout) in layout.dims[dim])
     tree = Tree(step, by_rows)
     for band in whole.bands():
         values = transform(as_laid_out(band, layout))

@@ -31,14 +31,20 @@ def pad(
     outside = PADDING_MODES[mode]
     if outside is Padding.CIRCULAR and min(*rows, *columns) < 0:
         call.refuse("pads circularly and crops at once")
-    if any(any(amount) for amount in amounts.values()):
-        if any((*rows, *columns)) or input.layout.following(d for d, each in amounts.items() if any(each)):
-            call.refuse("pads other dimensions than rows and columns")
-        made = call.output_shapes[0]
-        layout = input.layout.with_lengths({dim: made[dim] for dim, each in amounts.items() if any(each)})
-        return Rule(lambda patches, *args, **kwargs: F.pad(*args, **kwargs), layout=layout)
+    others = {dim: amount for dim, amount in amounts.items() if any(amount)}
+    if input.layout.following(others):
+        call.refuse("pads the images, or several of rows, columns and images at once")
     down, across = (Pad(before, after, outside) for before, after in (rows, columns))
-    return filled(input.layout, down, across, 0.0 if value is None else value)
+    if not others:
+        return filled(input.layout, down, across, 0.0 if value is None else value)
+    layout = input.layout.with_lengths({dim: call.output_shapes[0][dim] for dim in others})
+    around = filled(layout, down, across, 0.0 if value is None else value)
+    own = [n for dim in range(ndim - 1, min(others) - 1, -1) for n in others.get(dim, (0, 0))]
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return around.run(patches, F.pad(input, own, mode, value))
+
+    return replace(around, run=run, layout=layout)
 
 
 def filled(layout: Layout, rows: Pad, columns: Pad, fill: float = 0.0) -> Rule:
@@ -57,12 +63,17 @@ def _places_of_axes(input: Operand) -> tuple[int, int]:
     return tuple(-1 if place is None else place for place in places)  # type: ignore[return-value]
 
 
-@register_rule(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+@register_rule(
+    nn.ZeroPad1d, nn.ConstantPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d,
+    nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
+    nn.ZeroPad3d, nn.ConstantPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d,
+    any_layout=True,
+)  # fmt: skip
 def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     modes = {
-        nn.ReflectionPad2d: "reflect",
-        nn.ReplicationPad2d: "replicate",
-        nn.CircularPad2d: "circular",
+        nn.modules.padding._ReflectionPadNd: "reflect",
+        nn.modules.padding._ReplicationPadNd: "replicate",
+        nn.modules.padding._CircularPadNd: "circular",
     }
     mode = next((name for kind, name in modes.items() if isinstance(module, kind)), "constant")
     return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module

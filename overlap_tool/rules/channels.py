@@ -27,7 +27,7 @@ def along_the_map(dims: list[int], input: Operand) -> bool:
 
 
 def _every_position(dims: list[int], input: Operand) -> bool:
-    return input.layout.following(dims) == {ROWS, COLUMNS}
+    return input.layout.following(dims) == {ROWS, COLUMNS} - {*input.layout.missing}
 
 
 def _only_channels(call: Call, input: Operand, dim: Any, doing: str) -> list[int]:

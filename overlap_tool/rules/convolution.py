@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
-from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
+from overlap_tool.rules.padding import PADDING_MODES, of_depth, pair, same_padding
 from overlap_tool.rules.pieces import Patches, cleared, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -33,8 +34,13 @@ def windows(
     return rows, columns
 
 
-@register_rule(F.conv2d, torch.conv2d)
-def conv2d(
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {4: F.conv2d, 5: F.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {4: F.conv_transpose2d, 5: F.conv_transpose3d}
+"""By how many dimensions a map has."""
+
+
+@register_rule(F.conv2d, torch.conv2d, F.conv3d, torch.conv3d)
+def conv(
     call: Call,
     input: Operand,
     weight: Operand,
@@ -47,32 +53,67 @@ def conv2d(
     if weight.spatial or weight.summary:
         call.refuse("convolves with weights that are made from the input")
 
+    return _of_options(call, weight.shape, stride, padding, dilation, groups, "zeros")
+
+
+@register_rule(nn.Conv2d, nn.Conv3d)
+def conv_module(call: Call, module: nn.Conv2d | nn.Conv3d, input: Operand) -> Rule:
+    rule = _of_options(
+        call,
+        module.weight.shape,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+    )
+
+    def run(patches: Patches, module: nn.Conv2d | nn.Conv3d, input: Tensor) -> Any:
+        return rule.run(patches, input, module.weight, module.bias)
+
+    return replace(rule, run=run)
+
+
+def _of_options(
+    call: Call, weight: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int, mode: str
+) -> Rule:
+    kernel, outside = weight[2:], PADDING_MODES[mode]
+    convolve = CONVOLUTIONS[len(weight)]
+    rows, columns = windows(kernel, stride, padding, dilation, outside)
+    around = _around_depth(kernel, padding, dilation)
+
     def run(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
-        piece = extend(input, patches, Padding.CONSTANT)
-        return F.conv2d(piece, weight, bias, stride, 0, dilation, groups)
-
-    kernel = weight.shape[-2:]
-    rows, columns = windows(kernel, stride, padding, dilation)
-    return Rule(
-        run, rows, columns, prod(weight.shape), kernel=pair(kernel), stride=pair(stride), uniform=True
-    )
-
-
-@register_rule(nn.Conv2d)
-def conv2d_module(call: Call, module: nn.Conv2d, input: Operand) -> Rule:
-    outside = PADDING_MODES[module.padding_mode]
-
-    def run(patches: Patches, module: nn.Conv2d, input: Tensor) -> Tensor:
         piece = extend(input, patches, outside)
-        return F.conv2d(piece, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+        if any(around):  # all of the depth is here
+            piece = F.pad(piece, (0, 0, 0, 0, *around), "constant" if mode == "zeros" else mode)
+        return convolve(piece, weight, bias, stride, 0, dilation, groups)
 
-    rows, columns = windows(module.kernel_size, module.stride, module.padding, module.dilation, outside)
-    macs = prod(module.weight.shape)
     return Rule(
-        run, rows, columns, macs, kernel=pair(module.kernel_size), stride=pair(module.stride), uniform=True
+        run,
+        rows,
+        columns,
+        prod(weight) * _planes(call),
+        scratch=int(any(around)),
+        kernel=pair(kernel),
+        stride=pair(stride),
+        uniform=True,
     )
+
+
+def _planes(call: Call) -> int:
+    """How deep the result is; an image is one plane."""
+    return prod(call.output_shapes[0][2:-2])
+
+
+def _around_depth(kernel: Sequence[int], padding: Any, dilation: Any) -> tuple[int, int]:
+    """How many planes a convolution of volumes adds before and after."""
+    if len(kernel) < 3 or padding == "valid":
+        return 0, 0
+    if padding == "same":
+        return same_padding(kernel[0], of_depth(dilation))
+    return of_depth(padding), of_depth(padding)
 
 
 @register_rule("compressai.layers.layers.MaskedConv2d")
@@ -128,8 +169,8 @@ def trim_to(op: Transposed, patch: Patch) -> Trim:
     return Trim(before, after + more, lead, lead - tail - more * op.stride)
 
 
-@register_rule(F.conv_transpose2d, torch.conv_transpose2d)
-def conv_transpose2d(
+@register_rule(F.conv_transpose2d, torch.conv_transpose2d, F.conv_transpose3d, torch.conv_transpose3d)
+def conv_transpose(
     call: Call,
     input: Operand,
     weight: Operand,
@@ -149,6 +190,9 @@ def conv_transpose2d(
         )
     )
 
+    convolve = TRANSPOSED[len(weight.shape)]
+    deep = [of_depth(each) for each in (padding, output_padding)] if len(weight.shape) == 5 else []
+
     def run(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
@@ -156,26 +200,28 @@ def conv_transpose2d(
         if any(patch.have.empty for patch in patches):
             # no input feeds these outputs: a zero stands in, and the bias alone comes out
             lengths = [max(1, patch.have.length) for patch in patches]
-            input = input.new_zeros((*input.shape[:2], *lengths))
+            input = input.new_zeros((*input.shape[:-2], *lengths))
         else:
             input = cleared(input, patches)
         zeros = [amount for trim in reversed(trims) for amount in (trim.before, trim.after)]
         if any(zeros):
             input = F.pad(input, zeros)
-        padding = [trim.padding for trim in trims]
-        output_padding = [trim.output_padding for trim in trims]
-        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        padding = [*deep[:1], *(trim.padding for trim in trims)]
+        output_padding = [*deep[1:], *(trim.output_padding for trim in trims)]
+        return convolve(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included
-    macs = prod(weight.shape)
+    macs = prod(weight.shape) * _planes(call)
     return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride), uniform=True)
 
 
-@register_rule(nn.ConvTranspose2d)
-def conv_transpose2d_module(call: Call, module: nn.ConvTranspose2d, input: Operand) -> Rule:
+@register_rule(nn.ConvTranspose2d, nn.ConvTranspose3d)
+def conv_transpose_module(
+    call: Call, module: nn.ConvTranspose2d | nn.ConvTranspose3d, input: Operand
+) -> Rule:
     weight = Operand("weight", tuple(module.weight.shape), spatial=False)
-    rule = conv_transpose2d(
+    rule = conv_transpose(
         call,
         input,
         weight,
@@ -187,7 +233,7 @@ def conv_transpose2d_module(call: Call, module: nn.ConvTranspose2d, input: Opera
         module.dilation,
     )
 
-    def run(patches: Patches, module: nn.ConvTranspose2d, input: Tensor) -> Any:
+    def run(patches: Patches, module: nn.ConvTranspose2d | nn.ConvTranspose3d, input: Tensor) -> Any:
         return rule.run(patches, input, module.weight, module.bias)
 
     return replace(rule, run=run)

@@ -132,8 +132,12 @@ def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
 
 @register_rule("unsqueeze", torch.unsqueeze, any_layout=True)
 def unsqueeze(call: Call, input: Operand, dim: int) -> Rule:
+    """A dimension of length one. Before the columns of a map without rows it is that of the only row."""
     place = dim % (len(input.shape) + 1)
-    return Rule(lambda patches, input, dim: input.unsqueeze(place), layout=input.layout.with_ones([place]))
+    layout = input.layout.with_ones([place])
+    if ROWS in layout.missing and layout.dims[place + 1 :] == ((COLUMNS,),):
+        layout = Layout((*layout.dims[:place], (ROWS,), (COLUMNS,)))
+    return Rule(lambda patches, input, dim: input.unsqueeze(place), layout=layout)
 
 
 @register_rule("squeeze", torch.squeeze, any_layout=True)
@@ -143,7 +147,10 @@ def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
     if dim is None:
         call.refuse("drops every dimension of length one, which that of the images may be")
     dims = [d % ndim for d in (dim if isinstance(dim, tuple | list) else (dim,))]
-    dropped = [d for d in dims if input.layout.dims[d] == (1,)]
+    in_one_row = all(rows == 1 for _, rows, _ in call.sizes)
+    dropped = [
+        d for d in dims if input.layout.dims[d] == (1,) or (in_one_row and input.layout.dims[d] == (ROWS,))
+    ]
     if any(input.shape[d] == 1 for d in set(dims) - set(dropped)):
         call.refuse("drops the dimension of images, rows or columns")
     layout = input.layout.with_lengths({}, dropped)

@@ -50,7 +50,8 @@ class _Grouped(WholeMap):
 
 @register_rule(moments)
 def moments_of_a_map(call: Call, input: Operand, groups: int) -> Reduction:
-    layout = Layout.of_map(groups, input.channels // groups)
+    channels, *others = input.layout.channels
+    layout = Layout.of_map(groups, channels // groups, *others)
     dims = range(2, len(input.shape) + 1)
     mean = reduction(call, "mean", layout, dims)
     variance = reduction(call, "var", layout, dims, unbiased=False)
@@ -70,6 +71,8 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
+    if input.ndim == 3:  # a map of one row
+        return group_norm(input.unsqueeze(2), num_groups, weight, bias, eps).squeeze(2)
     everywhere = (slice(None), slice(None), *[None] * (input.ndim - 2))
     found = moments(input, num_groups).repeat_interleave(input.shape[1] // num_groups, 2)
     centre, variance = found[:, 0][everywhere], found[:, 1][everywhere]
@@ -86,7 +89,7 @@ def normalize(
     return input / input.norm(p, dim, keepdim=True).clamp_min(eps)
 
 
-@compose(F.instance_norm, nn.InstanceNorm2d)
+@compose(F.instance_norm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,

@@ -16,11 +16,16 @@ PADDING_MODES = {
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """One number for both axes, or one each."""
+    """One number for rows and columns, or one each; of three, those behind that of the depth."""
     if isinstance(value, int):
         return value, value
-    first, second = (*value, *value)[:2]
+    first, second = (*value, *value)[-2:]
     return first, second
+
+
+def of_depth(value: int | Sequence[int]) -> int:
+    """That of the depth, of one number for all axes or of three."""
+    return value if isinstance(value, int) else value[0]
 
 
 def same_padding(kernel: int, dilation: int) -> tuple[int, int]:

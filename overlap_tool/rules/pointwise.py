@@ -123,12 +123,13 @@ def dropout_function(
 BY_THE_BATCH = "normalises by the mean and variance of all maps of the batch"
 
 
-@register_rule(nn.BatchNorm2d)
-def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, any_layout=True)
+def batch_norm(call: Call, module: Any, input: Operand) -> Rule:
     if module.running_mean is None:
         call.refuse_global(BY_THE_BATCH)
+    _refuse_no_channels(call, input)
 
-    def run(patches: Patches, module: nn.BatchNorm2d, input: Tensor) -> Tensor:
+    def run(patches: Patches, module: Any, input: Tensor) -> Tensor:
         # by the stored figures, whatever mode the module is in, and without updating them
         mean, variance = module.running_mean, module.running_var
         return F.batch_norm(input, mean, variance, module.weight, module.bias, eps=module.eps)
@@ -136,7 +137,12 @@ def batch_norm(call: Call, module: nn.BatchNorm2d, input: Operand) -> Rule:
     return Rule(run)
 
 
-@register_rule(F.batch_norm)
+def _refuse_no_channels(call: Call, input: Operand) -> None:
+    if input.layout.following([1]):
+        call.refuse("normalises along rows, columns or images instead of channels")
+
+
+@register_rule(F.batch_norm, any_layout=True)
 def batch_norm_function(
     call: Call,
     input: Operand,
@@ -150,6 +156,7 @@ def batch_norm_function(
 ) -> Rule:
     if training or running_mean is None:
         call.refuse_global(BY_THE_BATCH)
+    _refuse_no_channels(call, input)
     return Rule(lambda patches, *args, **kwargs: F.batch_norm(*args, **kwargs))
 
 

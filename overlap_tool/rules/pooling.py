@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Padding, Patch, Span, Window
 from overlap_tool.geometry.listed import Listed, ratio_between
 from overlap_tool.kernels.compositions import bins
-from overlap_tool.rules.padding import pair
+from overlap_tool.rules.padding import of_depth, pair
 from overlap_tool.rules.pieces import Patches, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -25,8 +26,8 @@ def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: b
     return rows, columns
 
 
-@register_rule(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
+@register_rule(F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d)
+def max_pool(
     call: Call,
     input: Operand,
     kernel_size: Any,
@@ -43,14 +44,16 @@ def max_pool2d(
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         piece = extend(input, patches, Padding.CONSTANT, value=float("-inf"))
-        return F.max_pool2d(piece, kernel_size, strides, 0, dilation)
+        if piece.ndim == 4:
+            return F.max_pool2d(piece, kernel_size, strides, 0, dilation)
+        return F.max_pool3d(piece, kernel_size, strides, (of_depth(padding), 0, 0), dilation, ceil_mode)
 
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
-@register_rule(nn.MaxPool2d)
-def max_pool2d_module(call: Call, module: nn.MaxPool2d, input: Operand) -> Rule:
-    return max_pool2d(
+@register_rule(nn.MaxPool2d, nn.MaxPool3d)
+def max_pool_module(call: Call, module: nn.MaxPool2d | nn.MaxPool3d, input: Operand) -> Rule:
+    return max_pool(
         call,
         input,
         module.kernel_size,
@@ -89,6 +92,34 @@ def avg_pool2d(
         return total / (rows_read[:, None] * columns_read)
 
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
+
+
+@register_rule(F.avg_pool3d)
+def avg_pool3d(
+    call: Call,
+    input: Operand,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Rule:
+    if ceil_mode or any((of_depth(padding), *pair(padding))):
+        call.refuse("pools volumes with padding, or with windows that go beyond them")
+    strides = stride or kernel_size
+    rows, columns = _pool_windows(kernel_size, strides, 0, 1, False)
+
+    def run(patches: Patches, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return F.avg_pool3d(input, *args, **kwargs)
+
+    return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
+
+
+@register_rule(nn.AvgPool3d)
+def avg_pool3d_module(call: Call, module: nn.AvgPool3d, input: Operand) -> Rule:
+    rule = avg_pool3d(call, input, module.kernel_size, module.stride, module.padding, module.ceil_mode)
+    return replace(rule, run=lambda patches, module, input: module(input))
 
 
 @register_rule(nn.AvgPool2d)

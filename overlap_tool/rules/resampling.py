@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Expand, Geometry, Linear, Listed, Padding, Shrink, Window, ratio_between
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.kernels.compositions import between, linear_positions, nearest_positions
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -46,7 +48,11 @@ def pixel_unshuffle_module(call: Call, module: nn.PixelUnshuffle, input: Operand
     return pixel_unshuffle(call, input, module.downscale_factor).of_module
 
 
-@register_rule(F.interpolate)
+OF_IMAGES = {"linear": "bilinear", "trilinear": "bilinear"}
+"""Modes by what they are of rows and columns."""
+
+
+@register_rule(F.interpolate, any_layout=True)
 def interpolate(
     call: Call,
     input: Operand,
@@ -57,10 +63,45 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Rule:
+    axes = len(input.shape) - 2
+    name, mode = mode, OF_IMAGES.get(mode, mode)
     if antialias or mode not in ("nearest", "nearest-exact", "bilinear"):
-        call.refuse(f"interpolates in the mode {mode!r}{' with antialias' if antialias else ''}")
-    by_size = size is not None or recompute_scale_factor
-    factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+        call.refuse(f"interpolates in the mode {name!r}{' with antialias' if antialias else ''}")
+    by_size = size is not None or bool(recompute_scale_factor)
+    factors = list(scale_factor) if isinstance(scale_factor, tuple | list) else [scale_factor] * axes
+    if input.layout == Layout.of_sequence(input.channels):
+        rule = _of_images(call, mode, bool(align_corners), by_size, [1.0, *factors])
+        return replace(
+            rule,
+            run=lambda patches, input, *_, **__: rule.run(patches, input.unsqueeze(2)).squeeze(2),
+            layout=input.layout,
+        )
+    if not (input.layout.is_kept and axes in (2, 3)):
+        call.refuse("interpolates a map whose dimensions are not images, channels, rows and columns")
+    rule = _of_images(call, mode, bool(align_corners), by_size, factors[-2:])
+    if axes == 2:
+        return rule
+    old, new = input.shape[2], call.output_shapes[0][2]
+    scale = None if by_size else factors[0]
+    if mode == "bilinear":
+        low, high, part = linear_positions(old, new, bool(align_corners), scale)
+    else:
+        places = nearest_positions(old, new, scale, centred=mode == "nearest-exact")
+
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Along the depth, of which all is there, and then its planes."""
+        if mode == "bilinear":
+            deep = between(input, -3, low, high, part)
+        else:
+            deep = input.index_select(2, places.to(input.device))
+        made: Tensor = rule.run(patches, deep.flatten(1, 2))
+        return made.unflatten(1, (-1, new))
+
+    return replace(rule, run=run, scratch=1)
+
+
+def _of_images(call: Call, mode: str, align_corners: bool, by_size: bool, factors: Sequence[Any]) -> Rule:
+    """On rows and columns."""
     if mode != "nearest-exact" and not align_corners:
         wanted = [_factor(call, dim) for dim in (-2, -1)] if by_size else map(float, factors)
         ratios = [ratio for factor in wanted if (ratio := _ratio(factor, mode)) is not None]
@@ -68,7 +109,7 @@ def interpolate(
             return (_nearest if mode == "nearest" else _bilinear)(ratios)
     if not call.of_one_size:
         call.refuse_size("has sampling positions that follow the size of its input")
-    return _listed(call, mode, bool(align_corners), (None, None) if by_size else factors)
+    return _listed(call, mode, align_corners, (None, None) if by_size else factors)
 
 
 @register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)

@@ -41,6 +41,7 @@ def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
         return (numbers.uniform(shape).to(kind) + fine - 0.5) * (2 * most)
 
     x, y, z = values(2, 7, 13, 17), values(2, 7, 13, 17), values(2, 7, 13, 17)
+    deep = torch.stack([x, y, z], 2)
     wide = values(50_000, most=1000.0)
     positive = wide.abs()
     channels, scales = values(7), values(7).abs() + 0.125
@@ -95,6 +96,10 @@ def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
         },
         "avg_pool2d": [(x, [3, 3], [2, 2], [1, 1]), (x, [2, 3], [2, 3], zeros, True, False, 5)],
         "_adaptive_avg_pool2d": [(x, [1, 1]), (x, [3, 5])],
+        "avg_pool3d": [(deep, [2, 3, 3], [1, 2, 2], [1, 1, 0]), (deep, [2, 2, 2])],
+        "_adaptive_avg_pool3d": [(deep, [1, 1, 1])],
+        "upsample_linear1d": [(x.flatten(2), [301], False, None)],
+        "upsample_trilinear3d": [(deep, [7, 26, 34], False, None, 2.0, 2.0), (deep, [3, 11, 40], True)],
         "upsample_bilinear2d": [(x, [26, 34], False, 2.0, 2.0), (x, [11, 40], True)],
         "col2im": [(values(2, 63, 63), [13, 17], [3, 3], [1, 1], [1, 1], [2, 2])],
         "convolution": [

@@ -30,12 +30,13 @@ from overlap_tool.errors import (
     TraceError,
     TrainingModeError,
 )
+from overlap_tool.geometry.layout import Layout, MapSize
 from overlap_tool.graph.copying import copied, with_own_forward
 from overlap_tool.graph.example import Example
-from overlap_tool.graph.network import Input, Network
+from overlap_tool.graph.network import Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.standing_in import StandIn, put_back, stands_in
-from overlap_tool.graph.trace import fitted, trace
+from overlap_tool.graph.trace import as_deep, fitted, trace
 from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline, raster
@@ -50,6 +51,7 @@ from overlap_tool.planning.choose import (
     plan_stage,
     require_uniform,
 )
+from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
@@ -104,7 +106,7 @@ class TiledForward(StandIn):
         self._network: Network | None = None
         self._snapshot: Snapshot | None = None
         """The module as it was when it was traced."""
-        self._plans: dict[Shape, StagePlan] = {}
+        self._plans: dict[tuple[Shape, Layout], StagePlan] = {}
 
     @property
     def network(self) -> Network:
@@ -131,21 +133,19 @@ class TiledForward(StandIn):
         self.others = ()
 
     def fitted(self, images: int, rows: int, columns: int) -> Network:
-        """The network for inputs of this size. If the module refuses them, its own error is raised."""
-        try:
-            return fitted(self.network, images, rows, columns)
-        except TrialError as refusal:
-            raise refusal.own or refusal from None
+        """The network for inputs of this size."""
+        return _or_own_error(lambda: fitted(self.network, images, rows, columns))
 
     def plan(self, shape: Shape) -> StagePlan:
         return self._plan(self.network, shape)
 
     def _plan(self, network: Network, shape: Shape) -> StagePlan:
-        plan = self._plans.get(shape)
+        key = shape, network.ops[0].layout
+        plan = self._plans.get(key)
         if plan is None:
             plan = plan_stage(self.name, network, self.input_scale, shape, self.settings)
             # another dict, since other threads may be reading this one
-            self._plans = dict([*self._plans.items(), (shape, plan)][-PLANS_KEPT:])
+            self._plans = dict([*self._plans.items(), (key, plan)][-PLANS_KEPT:])
         return plan
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,12 +159,14 @@ class TiledForward(StandIn):
             if not self.example.same_as(example):
                 return self._by(example)(*args, **kwargs)
         with engine(self.settings.engine):
+            if isinstance(whole, Tensor):
+                network = _or_own_error(partial(as_deep, network, whole.shape))
             if not _takes(network, whole):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
-            images, _, rows, columns = whole.shape
-            if not (fitted := self.fitted(images, rows, columns)).accepts(rows, columns):
-                return self._at_odd_size(fitted, whole, args, kwargs)
+            size = _size_of(network, whole)
+            if not (fits := _or_own_error(partial(fitted, network, *size))).accepts(*size[1:]):
+                return self._at_odd_size(fits, whole, args, kwargs)
             return (_runner.get() or TiledForward.tiled)(self, whole)
 
     def _by(self, example: Example) -> TiledForward:
@@ -186,15 +188,17 @@ class TiledForward(StandIn):
 
     def tiled(self, whole: Tensor) -> Any:
         assert self._network is not None, "a call begins by asking whether it still holds"
-        shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
-        plan = self._plan(self._network, shape)
+        network = as_deep(self._network, whole.shape)
+        size = _size_of(network, whole)
+        plan = self._plan(network, Shape(*size, whole.element_size()))
         device = next((p.device for p in self.module.parameters()), whole.device)
+        map = as_kept(whole, network.ops[0].layout, *size[1:])
         results = passes.Results(plan, self.settings.store)
         with TileProgress(self.name, plan.tiles) as progress:
             values = passes.run(
                 plan.network,
                 plan.segments,
-                TensorSource(whole, device),
+                TensorSource(map, device),
                 results.sinks,
                 partial(TensorSink, store=self.settings.store),
                 self.settings.batch,
@@ -211,7 +215,7 @@ class TiledForward(StandIn):
             return self.original(*args, **kwargs)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, OverlapToolError | torch.OutOfMemoryError):
-                network.require(*whole.shape[2:])
+                network.require(*_size_of(network, whole)[1:])
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,13 +223,24 @@ class TiledForward(StandIn):
         return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}, "others": ()}
 
 
+def _or_own_error(find: Callable[[], Network]) -> Network:
+    """A network for inputs of some size. If the module refuses them, its own error is raised."""
+    try:
+        return find()
+    except TrialError as refusal:
+        raise refusal.own or refusal from None
+
+
 def _takes(network: Network, whole: Any) -> bool:
     """Whether this is a map such as the stage was traced for, of whatever size."""
-    first = network.ops[0]
-    assert isinstance(first, Input)
-    if not isinstance(whole, Tensor) or whole.ndim != 4 or not whole.is_floating_point():
-        return False
-    return whole.shape[1] == first.channels
+    layout = network.ops[0].layout
+    return isinstance(whole, Tensor) and whole.is_floating_point() and layout.size_of(whole.shape) is not None
+
+
+def _size_of(network: Network, whole: Tensor) -> MapSize:
+    size = network.ops[0].layout.size_of(whole.shape)
+    assert size is not None, "asked by _takes"
+    return size
 
 
 def _traced_anew(module: nn.Module, name: str, before: Network | None, example: Example | None) -> Network:
@@ -233,10 +248,10 @@ def _traced_anew(module: nn.Module, name: str, before: Network | None, example: 
     # other threads run the module itself
     twin = with_own_forward(module) if example is None else example.applied_to(module)
     if before is None and example is not None:
-        return trace(twin, name, sum(example.channels) or None)
+        return trace(twin, name, example.layout)
     if before is not None:
         try:
-            return trace(twin, name, before.ops[0].channels)
+            return trace(twin, name, before.ops[0].layout)
         except TrialError:
             pass
     return trace(twin, name)

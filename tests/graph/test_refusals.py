@@ -37,6 +37,7 @@ from overlap_tool.errors import (
     UnknownOpError,
 )
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph import explaining
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.spread import Extent, spread
@@ -202,7 +203,7 @@ def test_an_explanation_is_over_within_a_second(slow) -> None:
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return _take_long(gradient)
 
-    tracer = Tracer("stage", Slow(), 3)
+    tracer = Tracer("stage", Slow(), Layout.of_map(3))
     tracer.root = Slow()
     began = time.monotonic()
     error = explained(UnknownOpError("stage", "lacks a rule", ""), tracer)

@@ -234,7 +234,7 @@ import torch
 
 def most():
     told = Path("/proc/self/status").read_text()
-    peak, files = (int(re.search(name + r":[^0-9]*([0-9]+)", told)[1]) for name in ("VmHWM", "RssFile"))
+    peak, files = (int(re.search(f"{name}:[^0-9]*([0-9]+)", told)[1]) for name in ("VmHWM", "RssFile"))
     return (peak - files) >> 10
 
 before = most()
@@ -247,7 +247,7 @@ finally:
     print(most() - before, "MB,", round(time.process_time() - began, 1), "s", file=sys.stderr)
 """
 """The command line, and the memory that it took beyond what a bare import of torch takes, and the processor's
-time beyond that of importing the package of the class. Pages of files are not counted: of the libraries on the
+    peak, files = (int(re.search(f"{name}:[^0-9]*([0-9]+)", told)[1]) for name in ("VmHWM", "RssFile"))
 disk, the system maps as many as its cache happens to hold."""
 
 

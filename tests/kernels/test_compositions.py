@@ -198,9 +198,16 @@ NEUTRAL: dict[str, list[tuple]] = {
     "cudnn_batch_norm": [(ONE, NONE, *STATISTICS, False, 0.1, 1e-5)],
     "avg_pool2d": [(ALL_ONES,), (ALL_ONES, ALL_ONES, [0, 0], True, False, 1)],
     "_adaptive_avg_pool2d": [(ALL_ONES,)],
+    "avg_pool3d": [([1, 1, 1],)],
+    "_adaptive_avg_pool3d": [([1, 1, 1],)],
+    "upsample_linear1d": [([1], True), ([1], False)],
     "upsample_bilinear2d": [(ALL_ONES, True), (ALL_ONES, False)],
-    "upsample_nearest2d": [(ALL_ONES,)],
-    "_upsample_nearest_exact2d": [(ALL_ONES,)],
+    "upsample_trilinear3d": [([1, 1, 1], True), ([1, 1, 1], False)],
+    **{
+        f"{name}{axes}d": [([1] * axes,)]
+        for name in ("upsample_nearest", "_upsample_nearest_exact")
+        for axes in (1, 2, 3)
+    },
     "col2im": [(ALL_ONES, ALL_ONES, ALL_ONES, [0, 0], ALL_ONES)],
     "convolution": [
         (torch.ones(1, 1, 1, 1), None, ALL_ONES, [0, 0], ALL_ONES, transposed, [0, 0], 1)
@@ -214,6 +221,8 @@ NEUTRAL: dict[str, list[tuple]] = {
 """Of every op that is composed, arguments with which the first one comes out as it is, or nearly."""
 
 DIMENSIONS = {"mm": 2, "addmm": 2, "bmm": 3, "baddbmm": 3}
+DIMENSIONS |= {name: 3 for name in NEUTRAL if name.endswith("1d")}
+DIMENSIONS |= {name: 5 for name in NEUTRAL if name.endswith("3d")}
 
 
 def test_all_that_is_composed_is_in_that_list() -> None:
@@ -226,7 +235,7 @@ def test_a_result_lies_in_memory_of_its_own(name: str, part_of_a_larger: bool) -
     """Who changes it in place changes nothing else: `x.sum(1, keepdim=True)` of one channel was x itself."""
     larger = torch.rand(2, 3, 1, 1) + 0.5
     x = larger[:, 1:2] if part_of_a_larger else larger[:, 1:2].clone()
-    x = x.flatten(DIMENSIONS.get(name, 4) - 1)
+    x = x[..., None].flatten(DIMENSIONS.get(name, 4) - 1)
     before = larger.clone(), x.clone()
     for arguments in NEUTRAL[name]:
         op = getattr(torch.ops.aten, name)

@@ -24,7 +24,8 @@ MODELS = vectors.published_digests("models")
 FAST = ("mbt2018-mean", "elic2022-official")
 NOTHING_ROUNDED = {
     *("abs", "ceil", "copysign", "floor", "neg", "sgn", "sign", "signbit", "trunc", "index_put"),
-    *("upsample_nearest2d", "_upsample_nearest_exact2d"),
+    *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{axes}d" for axes in (1, 2, 3)),
 }
 SAME_FUNCTION = {"cudnn_batch_norm", "_native_batch_norm_legit"}
 """As `native_batch_norm`: another name for it, of a device or of training."""

@@ -1,0 +1,119 @@
+"""Layers for maps of one axis, such as sound: those for images, on a map of one row.
+
+The exact engine computes them so, too, and their bits are those of the functions that stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overlap_tool.rules.registry import compose
+
+One = int | Sequence[int]
+"""A number for the only axis, perhaps in a tuple."""
+
+
+def _behind(first: int, of_axis: One) -> tuple[int, int]:
+    """The numbers for both axes."""
+    return first, of_axis if isinstance(of_axis, int) else of_axis[0]
+
+
+@compose(F.conv1d, torch.conv1d, nn.Conv1d)
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: One = 1,
+    padding: One | str = 0,
+    dilation: One = 1,
+    groups: int = 1,
+) -> Tensor:
+    return F.conv2d(
+        input.unsqueeze(2),
+        weight.unsqueeze(2),
+        bias,
+        _behind(1, stride),
+        padding if isinstance(padding, str) else _behind(0, padding),
+        _behind(1, dilation),
+        groups,
+    ).squeeze(2)
+
+
+@compose(F.conv_transpose1d, torch.conv_transpose1d, nn.ConvTranspose1d)
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: One = 1,
+    padding: One = 0,
+    output_padding: One = 0,
+    groups: int = 1,
+    dilation: One = 1,
+) -> Tensor:
+    return F.conv_transpose2d(
+        input.unsqueeze(2),
+        weight.unsqueeze(2),
+        bias,
+        _behind(1, stride),
+        _behind(0, padding),
+        _behind(0, output_padding),
+        groups,
+        _behind(1, dilation),
+    ).squeeze(2)
+
+
+@compose(F.max_pool1d, torch.max_pool1d, nn.MaxPool1d)
+def max_pool1d(
+    input: Tensor,
+    kernel_size: One,
+    stride: One | None = None,
+    padding: One = 0,
+    dilation: One = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    pool: Callable[..., Any] = F.max_pool2d
+    return pool(
+        input.unsqueeze(2),
+        _behind(1, kernel_size),
+        _behind(1, kernel_size if stride is None else stride),
+        _behind(0, padding),
+        _behind(1, dilation),
+        ceil_mode,
+        return_indices,
+    ).squeeze(2)
+
+
+@compose(F.avg_pool1d, torch.avg_pool1d, nn.AvgPool1d)
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: One,
+    stride: One | None = None,
+    padding: One = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    return F.avg_pool2d(
+        input.unsqueeze(2),
+        _behind(1, kernel_size),
+        _behind(1, kernel_size if stride is None else stride),
+        _behind(0, padding),
+        ceil_mode,
+        count_include_pad,
+    ).squeeze(2)
+
+
+@compose(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, nn.AdaptiveAvgPool1d)
+def adaptive_avg_pool1d(input: Tensor, output_size: One) -> Tensor:
+    return F.adaptive_avg_pool2d(input.unsqueeze(2), _behind(1, output_size)).squeeze(2)
+
+
+@compose(F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d)
+def adaptive_max_pool1d(input: Tensor, output_size: One, return_indices: bool = False) -> Any:
+    pool: Callable[..., Any] = F.adaptive_max_pool2d
+    return pool(input.unsqueeze(2), _behind(1, output_size), return_indices).squeeze(2)
