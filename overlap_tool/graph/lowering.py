@@ -258,7 +258,8 @@ def _why_no_map(returned: fx.Node, origins: _Origins, tracer: Tracer) -> str:
         return "returns what does not depend on its input"
     if not isinstance(returned.meta["values"][0], Tensor):
         return "returns a number that follows the size of its input"
-    if tracer.name and origins.is_map(returned) and not returned.meta["layout"].is_kept:
+    of_images = tracer.name and tracer.layout.is_kept
+    if of_images and origins.is_map(returned) and not returned.meta["layout"].is_kept:
         return "is a part, and returns a map whose dimensions are not images, channels, rows and columns"
     return ""
 

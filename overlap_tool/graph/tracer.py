@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves as leaves
 
@@ -326,7 +327,7 @@ class Tracer(fx.Tracer):
         """The innermost part at or around this one whose map is coarser than another, and others of its
         class; none if there is none."""
         finest = max(self.finest, prod(self.trials[0].shape[2:]))
-        coarse = {path for path, area in self.areas.items() if area < finest}
+        coarse = {path for path, area in self.areas.items() if 2 * area <= finest}  # and not just cropped
         while path and path not in coarse:
             path = path.rpartition(".")[0]
         if not path:
@@ -402,7 +403,7 @@ class Tracer(fx.Tracer):
         if any(True for _ in (*m.parameters(), *m.buffers())):
             reason = f"calls a {type(m).__name__} with weights that is not one of its own submodules"
             raise TraceError(self.where(), reason, "Make it in __init__, as an attribute or in a ModuleList")
-        if any(isinstance(part, nn.modules.dropout._DropoutNd) and part.training for part in m.modules()):
+        if any(isinstance(part, _DropoutNd) and part.training for part in m.modules()):
             reason = f"makes a {type(m).__name__} when it runs, which drops at random in eval mode, too"
             raise TraceError(self.where(), reason, "Make it in __init__")
         for path, part in m.named_modules(prefix=f"{type(m).__name__}_{len(self.made_modules)}"):
@@ -415,9 +416,9 @@ class Tracer(fx.Tracer):
     def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
         axes = {"1d": "1 axis", "3d": "3 axes"}.get(type(m).__name__[-2:])
-        of_torch = type(m).__module__.startswith("torch.nn.")
+        positional = type(m).__module__.startswith("torch.nn.") and not isinstance(m, _DropoutNd)
         given = args[0] if args else None
-        if axes and of_torch and rule_for_module(m) is None and isinstance(given, Proxy) and given.ndim == 4:
+        if axes and positional and isinstance(given, Proxy) and given.ndim == 4:
             raise TraceError(
                 f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})",
                 f"{type(m).__name__} works on maps of {axes}, and images have rows and columns",

@@ -141,8 +141,8 @@ class TakesTwo(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 3, 1), TakesTwo()), "missing 1 required positional argument: 'step'"),
         (Doing(lambda m, x: m.relu(x, 2, 3)), "takes 2 positional arguments but 4 were given"),
         (Doing(lambda m, x: x + {}["key"]), "KeyError: 'key'"),
-        (nn.Sequential(nn.Conv1d(3, 3, 3), nn.Tanh()), "Conv1d works on maps of 1 axis"),
-        (nn.Sequential(nn.Conv3d(3, 3, 3), nn.Tanh()), "Conv3d works on maps of 3 axes"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv1d(3, 3, 3)), "Conv1d works on maps of 1 axis"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv3d(3, 3, 3)), "Conv3d works on maps of 3 axes"),
     ],
 )
 def test_what_the_module_itself_cannot_do_is_not_for_a_rule(module, reason) -> None:

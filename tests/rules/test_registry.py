@@ -197,7 +197,7 @@ def test_only_a_rule_that_accepts_sizes_is_given_them():
         (nn.Upsample(scale_factor=0.4, mode="area"), "g_a.block.1 (Upsample)"),
         (Functional(lambda m, x: F.conv2d(x, x.mean(0, keepdim=True))), "g_a.block.1.mean (mean)"),
         (Functional(lambda m, x: torch.roll(x, 1, 0)), "g_a.block.1.roll (roll)"),
-        (Functional(lambda m, x: F.pad(x, (1, 1, 0, 0, 1, 1))), "g_a.block.1.pad (pad)"),
+        (Functional(lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1))), "g_a.block.1.pad (pad)"),
         (nn.CircularPad2d((-1, 2, 0, 0)), "g_a.block.1 (CircularPad2d)"),
         (Functional(lambda m, x: x[0]), "g_a.block.1.getitem (getitem)"),
         (nn.Sequential(Mystery()), "g_a.block.1.0.special_i0 (special_i0)"),
