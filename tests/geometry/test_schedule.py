@@ -17,6 +17,7 @@ from overlap_tool.geometry import (
     Expand,
     Geometry,
     Linear,
+    Overlap,
     Pad,
     Padding,
     Span,
@@ -127,7 +128,7 @@ def test_a_cut_covers_the_size_once_in_tiles_of_one_length_but_the_last(size, ti
 @many
 def test_no_step_of_a_stream_computes_more_than_a_tile(case, tile):
     """Of any op; rounded up to periods, since cuts fall between them. Borders that reflect the image or take
-    its other end are read besides, and after tiles that padding alone feeds, the overlap."""
+    its other end are read besides, and after tiles that read nothing of the image, the overlap."""
     try:
         reaches = case.axis.reaches()
     except MisalignedJoin:
@@ -145,11 +146,11 @@ def test_no_step_of_a_stream_computes_more_than_a_tile(case, tile):
     elif ahead < tile and not any(op.geometry and op.geometry.padding in reading for op in case.axis.ops):
         period = lcm(*(reach.period.input for reach in reaches))
         plan = stream(case.axis, case.n, spans)
-        fed_by_padding_alone = plan.steps[0].compute[0].empty
+        fed_by_nothing = plan.steps[0].compute[0].empty
         for op, steps in each_op(case, plan):
             of_a_tile = (tile / reaches[-1].scale + period) * reaches[op].scale
-            if fed_by_padding_alone:
-                of_a_tile += max(0, case.axis.overlaps()[op].before)
+            if fed_by_nothing:
+                of_a_tile += max(0, sum(case.axis.overlaps()[op]))
             assert all(step.compute[op].length <= of_a_tile for step in steps)
 
 
@@ -161,6 +162,17 @@ def test_after_tiles_that_padding_alone_feeds_one_also_computes_its_overlap():
     steps = stream(axis, 2, stream_cuts(axis, axis.sizes(2)[-1], 1)).steps
     assert [step.compute[0].length for step in steps] == [0, 0, 2, 0]
     assert [step.compute[1].length for step in steps] == [0, 0, 3, 1]
+
+
+def test_after_a_tile_that_reads_nothing_one_computes_its_overlap_on_both_sides():
+    """The first output lies between the taps of a dilated transposed convolution, and reads nothing. It was
+    said that the next tile computes its overlap before itself besides; here that is a crop, of one sample
+    less, and it computes two ahead."""
+    axis = chain(Pad(-2, 0), Transposed(2, 2, 2, 0, 2), Pad(-1, 0))
+    assert axis.overlaps()[1] == Overlap(-1, 2)
+    steps = stream(axis, 9, stream_cuts(axis, axis.sizes(9)[-1], 9)).steps
+    assert [step.compute[-1].length for step in steps] == [1, 9]
+    assert [step.compute[1].length for step in steps] == [0, 6]
 
 
 def test_the_first_tile_of_a_stream_leaves_room_for_what_it_reads_ahead():
