@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from overlap_tool import __version__
 from overlap_tool.checkpoint.conditions import StateDict
@@ -21,6 +22,7 @@ from overlap_tool.checkpoint.reading import read_payload, refuse_hollow_tensors
 from overlap_tool.checkpoint.writing import save_atomically
 from overlap_tool.checkpoint.zoo import PREFIX
 from overlap_tool.errors import CheckpointError
+from overlap_tool.graph.example import is_map
 
 FORMAT = "overlap-tool/tiled"
 VERSION = 1
@@ -49,7 +51,8 @@ class Artefact:
     """A wrapped model as plain data.
 
     `architecture` is a registered name or `pkg.module:Class`; `overlaps` are the stages' left, right, top and
-    bottom, for whoever reads the file without the tool. A stage with barriers has none.
+    bottom, for whoever reads the file without the tool. A stage with barriers has none. `example` says how
+    the model is called, if not with an image alone: a method, and its arguments, with maps of one sample.
     """
 
     architecture: str
@@ -57,6 +60,7 @@ class Artefact:
     state: StateDict
     settings: dict[str, Any]
     overlaps: dict[str, list[int]] = field(default_factory=dict)
+    example: dict[str, Any] | None = None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         payload = {
@@ -67,6 +71,7 @@ class Artefact:
             "arguments": self.arguments,
             "settings": self.settings,
             "overlaps": self.overlaps,
+            **({} if self.example is None else {"example": self.example}),
             "weights_sha256": hash_weights(self.state),
             "state_dict": self.state,
         }
@@ -107,13 +112,14 @@ class Artefact:
                 dict(payload["state_dict"]),
                 dict(payload["settings"]),
                 dict(payload["overlaps"]),
+                _checked_example(payload.get("example"), Path(where)),
             )
             promised = payload["weights_sha256"]
             if not isinstance(artefact.architecture, str):
                 raise TypeError("architecture")
             if not all(isinstance(tensor, Tensor) for tensor in artefact.state.values()):
                 raise TypeError("state_dict")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 where, f"a part of it is missing or malformed ({error!r})", REWRAP
             ) from error
@@ -121,3 +127,22 @@ class Artefact:
         if hash_weights(artefact.state) != promised:
             raise CheckpointError(where, "its weights are not those it was written with", REWRAP)
         return artefact
+
+
+def _checked_example(example: Any, file: Path) -> dict[str, Any] | None:
+    """A call with some map, of plain values; a pickle may hold anything, and contain itself."""
+    if example is None:
+        return None
+    call = {key: example[key] for key in ("method", "args", "kwargs")}
+    kinds = zip(call.values(), (str, tuple, dict), strict=True)
+    values = tree_leaves((call["args"], call["kwargs"]))
+    if not all(isinstance(*each) for each in kinds) or not all(
+        isinstance(key, str) for key in call["kwargs"]
+    ):
+        raise TypeError("example")
+    if not any(map(is_map, values)):
+        raise ValueError("example")
+    for value in values:
+        if isinstance(value, Tensor):
+            refuse_hollow_tensors({"example": value}, file)
+    return call

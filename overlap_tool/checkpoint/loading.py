@@ -33,6 +33,8 @@ class Loaded:
     """What the constructor was given; fit for JSON."""
     weights_sha256: str
     source: str
+    example: Mapping[str, Any] | None = None
+    """How the file of a wrapped model says that it is called, if not with an image alone."""
 
     @staticmethod
     def of(model: nn.Module) -> Loaded:
@@ -58,16 +60,17 @@ def load_checkpoint(
     plugins.discover()
     where = os.fspath(source) if source else ""
     _refuse_contradictions(where, architecture, model_class, kwargs)
+    example = None
     if model_class is not None:
-        model, name, arguments = _from_class(where, model_class, kwargs, trust)
+        model, name, arguments, example = _from_class(where, model_class, kwargs, trust)
     elif where.startswith(zoo.PREFIX):
         model, known, arguments = zoo.from_zoo(where)
         name = known.name
     else:
-        model, name, arguments = _from_file(where, architecture, trust)
+        model, name, arguments, example = _from_file(where, architecture, trust)
     refuse_nonfinite(model, where or name)
     remember(model, Origin(name, arguments))
-    return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where)
+    return Loaded(model.eval(), name, arguments, hash_weights(model.state_dict()), where, example)
 
 
 def rebuild(
@@ -128,37 +131,42 @@ def _refuse_contradictions(
         )
 
 
-def _from_class(
-    where: str, model_class: str, kwargs: Mapping[str, Any] | None, trust: bool
-) -> tuple[nn.Module, str, dict[str, Any]]:
+_Found = tuple[nn.Module, str, dict[str, Any], dict[str, Any] | None]
+"""A model, what it is called, what its constructor was given, and how it is called."""
+
+
+def _from_class(where: str, model_class: str, kwargs: Mapping[str, Any] | None, trust: bool) -> _Found:
     third_party.look_in_working_folder()
     payload: Any = read_payload(where, trust) if where else None
-    if kwargs is None and is_artefact(payload):
+    example = None
+    if is_artefact(payload):
         wrapped = Artefact.parse(payload, where)
-        kwargs = wrapped.arguments if wrapped.architecture == model_class else None
+        if wrapped.architecture == model_class:
+            kwargs = wrapped.arguments if kwargs is None else kwargs
+            example = wrapped.example
     model = third_party.construct(model_class, kwargs or {})
     if where:
         found = weights_of(payload, where)
         state = dict(found.state_dict()) if isinstance(found, nn.Module) else found
         third_party.fill(model, state, f"{where} as {model_class}")
-    return model, model_class, dict(kwargs or {})
+    return model, model_class, dict(kwargs or {}), example
 
 
-def _from_file(where: str, name: str | None, trust: bool) -> tuple[nn.Module, str, dict[str, Any]]:
+def _from_file(where: str, name: str | None, trust: bool) -> _Found:
     forced = registry.find(name) if name is not None else None
     payload = read_payload(where, trust)
     if forced is None and is_artefact(payload):
         # it says itself what it is: for a class of the user's own, nothing else could
         wrapped = Artefact.parse(payload, where)
         model = rebuild(wrapped.architecture, wrapped.arguments, wrapped.state, where, trust)
-        return model, wrapped.architecture, wrapped.arguments
+        return model, wrapped.architecture, wrapped.arguments, wrapped.example
     found = weights_of(payload, where)
     if isinstance(found, nn.Module):
-        return _from_module(found, where, forced)
+        return *_from_module(found, where, forced), None
     state = strip_prefixes(found, where)
     architecture = forced or registry.detect(state, where)
     model, arguments = assemble(architecture, state, where)
-    return model, architecture.name, arguments
+    return model, architecture.name, arguments, None
 
 
 def _from_module(

@@ -10,12 +10,12 @@ import typer
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
+    CallOptions,
     ModelOptions,
     StageOption,
     busy,
     load_plugins,
     make_folder,
-    parse_object,
     parse_size,
     refuse_unfit_target,
 )
@@ -34,6 +34,8 @@ EXAMPLES = """
   overlap-tool analyze weights.pt --model mynet.models:Net --kwargs '{"width": 64}' --format json
 
   overlap-tool analyze weights.pt --model mynet.models:Net --example '{"qp": 21}'
+
+  overlap-tool analyze weights.pt --model mynet.models:Net --method encode
 """
 
 
@@ -53,10 +55,6 @@ def analyze(
         Path | None,
         typer.Option("--html", metavar="FILE.html", help="Write the report as a page, with pictures."),
     ] = None,
-    example: Annotated[
-        str | None,
-        typer.Option("--example", metavar="JSON", help="Arguments of its forward that follow the image."),
-    ] = None,
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FOLDER", help="Write its pictures there, as SVG.")
     ] = None,
@@ -65,6 +63,7 @@ def analyze(
     ] = None,
     *,
     model: ModelOptions,
+    call: CallOptions,
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
     image, arguments = parse_size(size), model.arguments()
@@ -80,8 +79,8 @@ def analyze(
             size=image,
             memory=memory,
             stage=stage,
-            example=None if example is None else parse_object("--example", example),
             **arguments,
+            **call.arguments(),
         )
 
         from overlap_tool import report

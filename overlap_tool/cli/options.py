@@ -96,6 +96,47 @@ class ModelOptions:
         }
 
 
+@dataclass(frozen=True)
+class CallOptions:
+    """How the model is called, if it takes more than an image."""
+
+    example: Annotated[
+        str | None,
+        typer.Option(
+            "--example",
+            metavar="JSON",
+            help='Arguments by name that follow the image, such as {"qp": 21}; {"map": 3} is a map of 3 '
+            "channels, and with one all arguments are named.",
+        ),
+    ] = None
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="NAME", help="What is called in place of its forward.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What functions take that ask how a model is called."""
+        given = None if self.example is None else parse_object("--example", self.example)
+        return {"example": None if given is None else _with_maps(given), "method": self.method}
+
+
+def _with_maps(value: Any) -> Any:
+    """The same, with a map of one sample in the place of each object that stands for one."""
+    if isinstance(value, dict) and set(value) == {"map"}:
+        channels = value["map"]
+        if type(channels) is not int or channels < 1:
+            raise OptionError(
+                f"--example {json.dumps(value)}",
+                "is no map, which has a number of channels",
+                'Write {"map": 3}',
+            )
+        import torch
+
+        return torch.zeros(1, 1, 1, 1).expand(1, channels, 1, 1)
+    if isinstance(value, dict):
+        return {key: _with_maps(item) for key, item in value.items()}
+    return [_with_maps(item) for item in value] if isinstance(value, list) else value
+
+
 def glance_at_checkpoint(path: str | os.PathLike[str]) -> None:
     """Refuse one that asks for too much before torch is imported, which takes longer than to see that.
 

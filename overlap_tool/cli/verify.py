@@ -12,6 +12,7 @@ from rich.text import Text
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
+    CallOptions,
     Device,
     ModelOptions,
     StageOption,
@@ -35,6 +36,8 @@ EXAMPLES = """
   overlap-tool verify zoo:bmshj2018-hyperprior --tile 128 --ablate
 
   overlap-tool verify mbt2018.pt --against of-another-machine.json
+
+  overlap-tool verify weights.pt --model mynet.models:Net --example '{"qp": 21}' --method encode
 
 [bold]Exit codes[/bold]
 
@@ -101,6 +104,7 @@ def verify(
     device: Device = "cpu",
     *,
     model: ModelOptions,
+    call: CallOptions,
 ) -> None:
     """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
     sizes = None if tiles is None else [parse_tile(part) for part in tiles.split(",")]
@@ -132,6 +136,7 @@ def verify(
         device=device,
         against=against,
         **arguments,
+        **call.arguments(),
         progress=_told_on_a_terminal(),
     )
     for path, written in (

@@ -9,6 +9,7 @@ import typer
 
 from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
+    CallOptions,
     ModelOptions,
     busy,
     load_plugins,
@@ -28,6 +29,8 @@ EXAMPLES = """
   overlap-tool wrap --memory 2GiB mbt2018.pt --output small.tiled.pt
 
   overlap-tool wrap --tile 3840x64 --schedule stream zoo:cheng2020-attn
+
+  overlap-tool wrap weights.pt --model mynet.models:Net --example '{"image": {"map": 3}, "mask": {"map": 1}}'
 """
 
 
@@ -74,6 +77,7 @@ def wrap(
     ] = "3840x2160",
     *,
     model: ModelOptions,
+    call: CallOptions,
 ) -> None:
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
     image, arguments = parse_size(size), model.arguments()
@@ -104,6 +108,7 @@ def wrap(
             engine=engine,
             uniform=uniform,
             inplace=True,
+            **call.arguments(),
         )
         image = retrofit.brought_up_to_fit(tiled, image)
         plans = retrofit.plans(tiled, image)

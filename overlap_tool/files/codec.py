@@ -89,6 +89,7 @@ class Codec:
             "tool": __version__,
             "model": [self.architecture, self.weights_sha256],
             "tiles": asdict(self.stages[0].settings),
+            "call": repr(self.stages[0].example),
             "engine": self.fingerprint,
         }
 

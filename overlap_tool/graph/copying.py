@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from overlap_tool.errors import CopyError
+from overlap_tool.graph.standing_in import StandIn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,10 +61,10 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def with_own_forward(module: Model) -> Model:
-    """The same module, on the same parts and weights, but with the forward of its class: its own may be one
-    in tiles."""
+    """The same module, on the same parts and weights, but with the forward of its class, and what else of
+    its class it was given in tiles."""
     made: Model = object.__new__(type(module))
-    vars(made).update(vars(module))
+    vars(made).update((name, value) for name, value in vars(module).items() if not isinstance(value, StandIn))
     vars(made).pop("forward", None)
     return made
 

@@ -6,18 +6,30 @@ holds for the values that it was made with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from inspect import getattr_static, isfunction
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.copying import with_own_forward
 from overlap_tool.graph.returned import Place, put_together, taken_apart
+from overlap_tool.graph.standing_in import StandIn
+
+FORWARD = "forward"
+
+SHOWN = 40
+"""Characters of a parameter that reports show."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""Besides tensors, the parameters that a file without code can hold, alone or in tuples, lists and dicts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +39,8 @@ class Example:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     channels: tuple[int, ...] = ()
     """Those of the maps. Not known if an example has no map: then it is called with one, first of all."""
+    method: str = FORWARD
+    """What is called."""
 
     @property
     def layout(self) -> Layout | None:
@@ -34,21 +48,53 @@ class Example:
         return Layout.of_map(sum(self.channels)) if self.channels else None
 
     @staticmethod
-    def of(example: Mapping[str, Any] | tuple[Any, ...]) -> Example:
-        """From the arguments of a call, or from those by keyword that follow an image."""
-        if isinstance(example, Mapping):
-            call = (Place(0),), dict(example)
-            if _maps_in(call):
-                raise OptionError("example", "has maps among keyword arguments", "Give `example` as a tuple")
-            return Example(call)
-        maps, (args, kwargs) = taken_apart((tuple(example), {}), is_map)
-        if not maps:
-            raise OptionError(
-                "example",
-                "has no map, which is a tensor of images, channels, rows and columns",
-                "Give an image of any size among the arguments",
-            )
-        return Example((args, kwargs), tuple(each.shape[1] for each in maps))
+    def of(example: Given, method: str | None = None) -> Example | None:
+        """From the arguments of a call, or those by keyword, which follow an image if there is no map among
+        them. None if the model is called as most are: with an image alone."""
+        if isinstance(example, Example) or (example is None and method is None):
+            return example
+        named = example is None or isinstance(example, Mapping)
+        call = ((), dict(example or {})) if named else (tuple(example or ()), {})
+        made = Example.of_arguments(*call, method or FORWARD)
+        if made.channels:
+            return made
+        if named:
+            return Example(((Place(0),), made.arguments[1]), (), made.method)
+        raise OptionError(
+            "example",
+            "has no map, which is a tensor of images, channels, rows and columns",
+            "Give an image of any size among the arguments",
+        )
+
+    @staticmethod
+    def of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], method: str) -> Example:
+        maps, (places, named) = taken_apart((args, kwargs), is_map)
+        return Example((places, named), tuple(each.shape[1] for each in maps), method)
+
+    def as_data(self, channels: int) -> dict[str, Any]:
+        """What a file holds of it, which `of_data` reads: a call with maps of one sample. `channels` are
+        those of all maps together."""
+        for value in tree_leaves(self.arguments):
+            if not isinstance(value, Place | Tensor) and type(value) not in PLAIN:
+                raise OptionError(
+                    "example",
+                    f"has a {type(value).__name__} in it, which a file without code cannot hold",
+                    "Save the model's own weights, and wrap it after loading them",
+                )
+        maps = [torch.zeros(1, each, 1, 1) for each in self.channels or (channels,)]
+        args, kwargs = put_together(tree_map(_stored, self.arguments), maps)
+        return {"method": self.method, "args": args, "kwargs": kwargs}
+
+    @staticmethod
+    def of_data(data: Mapping[str, Any] | None) -> Example | None:
+        if data is None:
+            return None
+        return Example.of_arguments(data["args"], data["kwargs"], data["method"])
+
+    def __str__(self) -> str:
+        args, kwargs = self.arguments
+        given = [*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())]
+        return f"{self.method}({', '.join(given)})"
 
     def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Example] | None:
         """The maps of another call as one, and its arguments as an example; None if tiles do not cover it."""
@@ -59,14 +105,32 @@ class Example:
         if self.channels and channels != self.channels:
             return None
         whole = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-        return whole, Example((places, named), self.channels)
+        return whole, Example((places, named), self.channels, self.method)
 
     def same_as(self, other: Example) -> bool:
         """Whether all but the maps is the same."""
         (own, shape), (others, other_shape) = tree_flatten(self.arguments), tree_flatten(other.arguments)
         return shape == other_shape and all(map(_same, own, others))
 
-    def call(self, function: Any, whole: Any) -> Any:
+    def function_of(self, kind: type[nn.Module]) -> Callable[..., Any]:
+        """The method, of a class of models."""
+        named = self.method == FORWARD or (
+            not hasattr(nn.Module, self.method) and isfunction(getattr_static(kind, self.method, None))
+        )
+        if not named:
+            raise OptionError(
+                f"method={self.method!r}",
+                f"is no method of {kind.__name__} that takes maps",
+                f"Give one of these as `method`: {', '.join(_methods_of(kind))}",
+            )
+        function: Callable[..., Any] = getattr(kind, self.method)
+        return function
+
+    def run(self, model: nn.Module, whole: Tensor) -> Any:
+        """What the model gives of the maps that lie side by side in one."""
+        return self.call(model if self.method == FORWARD else getattr(model, self.method), whole)
+
+    def call(self, function: Callable[..., Any], whole: Any) -> Any:
         """Call a function with the maps that lie side by side in one."""
         starts = [sum(self.channels[:i]) for i in range(len(self.channels))]
         maps = (
@@ -80,21 +144,64 @@ class Example:
     def applied_to(self, model: nn.Module) -> nn.Module:
         """The same model, on the same weights, as one that takes one map."""
         made, kind = with_own_forward(model), type(model)
+        function = self.function_of(kind)
 
         def forward(self: nn.Module, whole: Any) -> Any:
-            return example.call(lambda *args, **kwargs: kind.forward(self, *args, **kwargs), whole)
+            self.__class__ = kind  # the method may call the model, and that is its own forward
+            try:
+                return example.call(partial(function, self), whole)
+            finally:
+                self.__class__ = one_map
 
         example = self
-        made.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+        one_map = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+        made.__class__ = one_map
         return made
+
+
+def _stored(value: Any) -> Any:
+    """A tensor as numbers of its own, which a view of others is not."""
+    return (
+        value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if isinstance(value, Tensor)
+        else value
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Place):
+        return "map"
+    if isinstance(value, Tensor):
+        return f"tensor of {list(value.shape)}"
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        inside = ", ".join(map(_shown, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    return shorten(repr(value), SHOWN)
 
 
 def is_map(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
 
 
-def _maps_in(value: Any) -> bool:
-    return bool(taken_apart(value, is_map)[0])
+Given = Mapping[str, Any] | tuple[Any, ...] | Example | None
+"""What users give as an example."""
+
+
+def example_of(model: nn.Module) -> Example | None:
+    """How a model is called that was wrapped with an example."""
+    found = (getattr(value, "example", None) for value in vars(model).values() if isinstance(value, StandIn))
+    return next((example for example in found if isinstance(example, Example)), None)
+
+
+def _methods_of(kind: type[nn.Module]) -> Iterator[str]:
+    yield FORWARD
+    for name in dir(kind):
+        if (
+            not name.startswith("_")
+            and not hasattr(nn.Module, name)
+            and isfunction(getattr_static(kind, name))
+        ):
+            yield name
 
 
 def _same(first: Any, second: Any) -> bool:

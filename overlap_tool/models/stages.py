@@ -24,7 +24,7 @@ from overlap_tool import plugins
 from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.copying import copied
-from overlap_tool.graph.example import Example
+from overlap_tool.graph.example import FORWARD, Example
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.standing_in import put_back
 from overlap_tool.graph.trace import input_channels, trace
@@ -57,6 +57,8 @@ class Stage:
     """Samples of its input per pixel of the image, on either axis."""
     inline: InlineStage | None = None
     """How the model computes it, if not by calling this module."""
+    example: Example | None = None
+    """How the module is called, if not with one map."""
 
     @property
     def begins(self) -> tuple[nn.Module, Callable[..., Tensor]]:
@@ -70,15 +72,19 @@ class Stage:
 
     def run_by(self, forward: Callable[..., Any]) -> None:
         """From now on, the model computes it by this function."""
-        self.module.forward = forward
+        setattr(self.module, self._method, forward)
         if self.inline is not None:
             self.inline.serve()
 
     def run_by_itself(self) -> None:
         """The model's own code computes it again."""
-        del self.module.forward
+        delattr(self.module, self._method)
         if self.inline is not None:
             self.inline.release()
+
+    @property
+    def _method(self) -> str:
+        return FORWARD if self.example is None else self.example.method
 
 
 def _itself(value: Any) -> Any:
@@ -136,8 +142,13 @@ def survey(model: nn.Module, only: str | None = None, example: Example | None = 
     """
     plugins.discover()  # for their rules
     if example is not None:
+        if isinstance(model, ClosedLoop):
+            raise OptionError(
+                "example", f"{type(model).__name__} is a closed loop, which reads one image", "Leave it out"
+            )
         network = trace(example.applied_to(model), "", example.layout)
-        return Survey((Stage("", model, network, Fraction(1)),), 1, network.ops[0].channels)
+        stage = Stage("", model, network, Fraction(1), example=example)
+        return Survey((stage,), 1, network.ops[0].channels)
     if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
     inlined = {each.name: each for each in inline.stages_of(model)}

@@ -18,7 +18,7 @@ from overlap_tool.geometry.axis import exact_overlap
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.copying import copied
-from overlap_tool.graph.example import Example
+from overlap_tool.graph.example import Example, Given, example_of
 from overlap_tool.graph.network import Barrier, Input, Network, Op
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.standing_in import put_back, stands_in
@@ -219,6 +219,8 @@ class Analysis:
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
     causal: tuple[CausalReach, ...] = ()
     """Of a closed loop: how far its networks read the reconstruction."""
+    call: str = ""
+    """How it is called, if not with an image alone: a method, and its arguments."""
 
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)
@@ -240,7 +242,8 @@ def analyze(
     architecture: str | None = None,
     model_class: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    example: Given = None,
+    method: str | None = None,
     trust: bool = False,
 ) -> Analysis:
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
@@ -249,7 +252,8 @@ def analyze(
     analysed, and it stays wrapped. `size` is the image's width and height;
     `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
     chosen tile takes. A model that takes more than an image is called as in `example`: the arguments of a
-    call, `(image, 3)`, or those by keyword that follow an image, `{"qp": 21}`.
+    call, `(image, 3)`, or those by keyword, `{"qp": 21}`, which follow an image if no map is among them;
+    `method` names what is called in place of `forward`. A wrapped model is called as it was wrapped.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
@@ -267,7 +271,10 @@ def analyze(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
     subject = _apart(model) if isinstance(model, nn.Module) else loaded.model
-    found = survey(subject, only=stage, example=None if example is None else Example.of(example))
+    call = Example.of(example, method)
+    if call is None:
+        call = example_of(model) if isinstance(model, nn.Module) else Example.of_data(loaded.example)
+    found = survey(subject, only=stage, example=call)
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,
@@ -278,6 +285,7 @@ def analyze(
         stages=tuple(_stage_report(part, padded, tiles, chosen) for part in found.stages),
         untiled=found.untiled,
         causal=() if found.loop is None else found.loop.causal_reaches(),
+        call="" if call is None else str(call),
     )
 
 

@@ -28,7 +28,8 @@ def headline(certificate: Certificate) -> str:
         image.name if image.size == image.padded else f"{image.name} ({image.size} padded to {image.padded})"
         for image in certificate.images
     )
-    return f"{certificate.architecture}, weights {certificate.weights_sha256[:12]}, on {images}"
+    called = f", called by {certificate.call}" if certificate.call else ""
+    return f"{certificate.architecture}{called}, weights {certificate.weights_sha256[:12]}, on {images}"
 
 
 def verdict(certificate: Certificate) -> str:

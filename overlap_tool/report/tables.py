@@ -230,7 +230,8 @@ def plan_table(architecture: str, image: Size, plans: Mapping[str, Plan]) -> Tab
 def headline(analysis: Analysis) -> str:
     arguments = ", ".join(f"{key}={value}" for key, value in analysis.arguments.items())
     padded = "" if analysis.padded == analysis.image else f", padded to {analysis.padded}"
-    return f"{analysis.architecture}({arguments}), image {analysis.image}{padded}"
+    called = f", called by {analysis.call}" if analysis.call else ""
+    return f"{analysis.architecture}({arguments}){called}, image {analysis.image}{padded}"
 
 
 def in_units(n: int) -> str:

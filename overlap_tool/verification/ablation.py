@@ -64,7 +64,7 @@ def _ablate(
     blank: Check,
 ) -> Check:
     with short_of_overlap(stages, zeros, settings):
-        run = run_model(model, image)
+        run = run_model(model, image, example=stages[0].example)
     figures: dict[str, Figure] = {"zeros": zeros}
     likelihoods = [name for name in exact.outputs if name.partition(".")[0] == "likelihoods"]
     if likelihoods:
@@ -105,7 +105,11 @@ class _ShortForward:
         # NaN makes NaN of every output that reads it
         self.fill = 0.0 if zeros == "input" else math.nan
 
-    def __call__(self, whole: Tensor) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        example = self.stage.example
+        call = (args[0], None) if example is None else example.of_call(args, kwargs)
+        assert call is not None, "the model is called as in the example"
+        whole = call[0]
         shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
         plan = plan_stage(self.stage.name, self.stage.network, self.stage.input_scale, shape, self.settings)
         results, input = passes.Results(plan), TensorSource(whole, whole.device)

@@ -118,6 +118,8 @@ class Certificate:
     """Ops without an exact kernel, which PyTorch's own computed of whole tensors, between the stages."""
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: no check is made of them by themselves."""
+    call: str = ""
+    """How the model was called, if not with an image alone: a method, and its arguments."""
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(self.of(status))} {status}" for status in get_args(Status))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, RuleError
+from overlap_tool.graph.example import Example
 from overlap_tool.kernels import engine
 from overlap_tool.models import coded
 from overlap_tool.models.stages import Stage
@@ -63,16 +64,28 @@ class Coded:
 
 @torch.no_grad()
 def run_model(
-    model: nn.Module, image: Tensor, stages: Sequence[Stage] = (), kernels: Engine = "exact"
+    model: nn.Module,
+    image: Tensor,
+    stages: Sequence[Stage] = (),
+    kernels: Engine = "exact",
+    example: Example | None = None,
 ) -> Run:
-    with watched_stages(stages) as seen, watched_symbols(model) as symbols, engine(kernels):
-        outputs = tensors_in(model(image.clone()))
+    """What the model gives of an image, or of maps side by side in one if it is called as in an example: it
+    is one stage then."""
+    watched = watched_stages(stages if example is None else ())
+    with watched as seen, watched_symbols(model) as symbols, engine(kernels):
+        given = image.clone()
+        outputs = tensors_in(model(given) if example is None else example.run(model, given))
+    if example is not None:
+        seen = {stage.name: Seen(image, outputs) for stage in stages}
     return Run(outputs, tuple(symbols), seen)
 
 
 @torch.no_grad()
-def compress(model: Any, image: Tensor, kernels: Engine = "exact") -> Coded:
+def compress(model: Any, image: Tensor, kernels: Engine = "exact", example: Example | None = None) -> Coded:
     """What the model's own compress gives. What it cannot do without tiles is no fault of tiles."""
+    if example is not None:
+        return Coded(None, "the model is called as in an example, which says nothing of its compress")
     if not hasattr(model, "compress"):
         return Coded(None, "the model has no compress")
     try:

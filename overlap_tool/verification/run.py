@@ -15,6 +15,7 @@ from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
 from overlap_tool.graph.copying import copied
+from overlap_tool.graph.example import Example, Given
 from overlap_tool.graph.standing_in import stands_in
 from overlap_tool.graph.trace import fitted
 from overlap_tool.kernels import fallbacks, ops_of_the_library
@@ -25,7 +26,7 @@ from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.analysis import StageOverlap
 from overlap_tool.planning.choose import Shape, StagePlan, plan_stage
-from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
+from overlap_tool.settings import ORDERS, SCHEDULES, Engine, Order, Schedule, Settings, Size
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model
 from overlap_tool.verification.certificate import MODEL, Certificate, Check, PlanRecord
@@ -56,9 +57,18 @@ class _Subject:
     whole: bool
     """Whether the model is asked, too, and not only one stage of it."""
     ablate: bool
+    example: Example | None
+    """How the model is called, if not with an image alone."""
     own_images: bool
     """Whether the images are files, and none is made up."""
     progress: Callable[[str], None]
+
+    def run(self, model: nn.Module, image: Tensor, kernels: Engine = "exact") -> equality.Run:
+        """What this model, or one made of it, gives."""
+        return equality.run_model(model, image, kernels=kernels, example=self.example)
+
+    def compress(self, model: nn.Module, image: Tensor, kernels: Engine = "exact") -> equality.Coded:
+        return equality.compress(model, image, kernels, self.example)
 
     def name_of(self, stage: Stage) -> str:
         return stage.name or type(self.model).__name__
@@ -79,6 +89,8 @@ def verify(
     architecture: str | None = None,
     model_class: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    example: Given = None,
+    method: str | None = None,
     trust: bool = False,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Certificate:
@@ -90,7 +102,8 @@ def verify(
     its networks alone have tiles, of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
     under `exact_kernels()`; the difference to the library's kernels is noted. `against` is the certificate of
-    another machine, whose digests are held to those of this one.
+    another machine, whose digests are held to those of this one. `example` and `method` say how a model is
+    called that takes more than an image, as for `wrap`; a file of a wrapped model says so itself.
     """
     place = machine.find_device(device)
     elsewhere = None if against is None else Elsewhere.read(against)
@@ -109,7 +122,8 @@ def verify(
         loaded = checkpoint.load_checkpoint(
             model, architecture=architecture, model_class=model_class, kwargs=kwargs, trust=trust
         )
-    found = survey(loaded.model, only=stage)
+    call = Example.of(example, method) or Example.of_data(loaded.example)
+    found = survey(loaded.model, only=stage, example=call)
     if found.loop is not None:
         ways = _orders(found.loop, schedules, settings)
         stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
@@ -120,7 +134,9 @@ def verify(
         elsewhere.refuse_unlike(loaded.weights_sha256, [picture.record for picture in pictures])
     loaded.model.to(place)
     complete_tables(loaded.model, loaded.source or loaded.architecture)
-    subject = _Subject(loaded.model, found, ways, stage_ways, stage is None, ablate, bool(images), progress)
+    subject = _Subject(
+        loaded.model, found, ways, stage_ways, stage is None, ablate, call, bool(images), progress
+    )
     with torch.no_grad(), fallbacks() as slow, ops_of_the_library() as library_ops:
         results = [_verify_on(subject, picture, place) for picture in pictures]
     plans = tuple(plan for of_image, _, _ in results for plan in of_image)
@@ -152,6 +168,7 @@ def verify(
         fallbacks=tuple(slow),
         library_ops=tuple(library_ops),
         untiled=found.untiled,
+        call="" if call is None else str(call),
     )
 
 
@@ -226,7 +243,7 @@ def _verify_on(
     image = picture.values.to(place, dtype)
     blank = Check("", MODEL, picture.record.name, "skipped")
     subject.progress(f"{blank.image}: the untouched model")
-    exact = equality.run_model(subject.model, image, subject.found.stages)
+    exact = equality.run_model(subject.model, image, subject.found.stages, example=subject.example)
     digests = map_digests(
         {
             subject.name_of(stage) if name == ALONE else f"{subject.name_of(stage)}.{name}": values
@@ -244,7 +261,7 @@ def _verify_on(
     if subject.whole:
         stages_hold = all(check.status != "failed" for check in checks if check.name == "stage-equality")
         subject.progress(f"{blank.image}: the untouched model's bitstream")
-        written = equality.compress(subject.model, image)
+        written = subject.compress(subject.model, image)
         digests |= map_digests(exact.outputs)
         digests |= {} if written.stream is None else {"strings": stream_digest(written.stream)}
         checks += _model_checks(subject, image, exact, written, stages_hold, blank)
@@ -328,34 +345,31 @@ def _model_checks(
     model, progress = subject.model, subject.progress
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
     progress(f"{blank.image}: the same with the library's kernels")
-    stock = equality.run_model(model, image, kernels="stock"), equality.compress(model, image, "stock")
+    stock = subject.run(model, image, "stock"), subject.compress(model, image, "stock")
     checks = [
         equality.check_latents(exact, written, subject.own_images, blank),
         equality.note_difference("exact-against-stock", (exact, written), stock, blank),
     ]
     tiled: list[tuple[Settings, Check]] = []
     streams = [] if written.stream is None else [written.stream]
-    wrapped = wrap(model)
+    wrapped = wrap(model, example=subject.example)
     for way in subject.ways:
         of_way = replace(blank, tile=way.tile, schedule=way.schedule)
         progress(f"{blank.image}: the model in {way}")
         rewrap(wrapped, way)
         try:
-            found = equality.run_model(wrapped, image)
+            found = subject.run(wrapped, image)
         except Exception as error:
             checks.append(equality.raised(replace(of_way, name="model-equality"), error))
             continue
         checks += equality.check_outputs(found, exact, stages_hold, of_way)
-        by_tiles = equality.compress(wrapped, image)
+        by_tiles = subject.compress(wrapped, image)
         checks.append(equality.check_bitstream(by_tiles, written, pixels, of_way))
         if by_tiles.stream is not None and not any(coded.same(by_tiles.stream, one) for one in streams):
             streams.append(by_tiles.stream)
         tiled.append((way, of_way))
         rewrap(wrapped, replace(way, engine="stock"))
-        noted = (
-            equality.run_model(wrapped, image, kernels="stock"),
-            equality.compress(wrapped, image, "stock"),
-        )
+        noted = subject.run(wrapped, image, "stock"), subject.compress(wrapped, image, "stock")
         checks.append(equality.note_difference("stock-tiles-against-stock", noted, stock, of_way))
     if not streams:
         reason = written.refusal

@@ -32,7 +32,7 @@ from overlap_tool.errors import (
 )
 from overlap_tool.geometry.layout import Layout, MapSize
 from overlap_tool.graph.copying import copied, with_own_forward
-from overlap_tool.graph.example import Example
+from overlap_tool.graph.example import Example, Given, example_of
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.standing_in import StandIn, put_back, stands_in
@@ -149,7 +149,9 @@ class TiledForward(StandIn):
         return plan
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
+        kind = type(self.module)
+        own = kind.forward if self.example is None else self.example.function_of(kind)
+        return own(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self.require_inference()
@@ -307,7 +309,8 @@ def wrap(
     batch: int = 1,
     engine: Engine = "exact",
     uniform: bool = False,
-    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    example: Given = None,
+    method: str | None = None,
     inplace: bool = False,
 ) -> Model:
     """The same model with its stages computed tile by tile, in bounded memory.
@@ -320,8 +323,9 @@ def wrap(
     for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage.
 
     A model that takes more than an image is called as in `example`: the arguments of a call, `(image, 3)`, or
-    those by keyword that follow an image, `{"qp": 21}`. Maps among them have one size; parameters may change
-    from call to call. A copy is wrapped, unless `inplace`.
+    those by keyword, `{"qp": 21}`, which follow an image if there is no map among them. Maps have one size;
+    parameters may change from call to call. `method="encode"` computes that method in tiles in place of
+    `forward`. A copy is wrapped, unless `inplace`.
 
     >>> import overlap_tool
     >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
@@ -345,7 +349,7 @@ def wrap(
             uniform=uniform,
         ),
         inplace,
-        None if example is None else Example.of(example),
+        Example.of(example, method),
     )
 
 
@@ -388,7 +392,7 @@ def unwrap(model: Model, *, inplace: bool = False) -> Model:
 def tiled_stages(model: nn.Module) -> dict[str, TiledForward]:
     """The tiled forwards of a wrapped model, by the names of their stages."""
     _wrap_replaced_stages(model)
-    forwards = {name: vars(module).get("forward") for name, module in inline.named_modules(model)}
+    forwards = {name: _forward_of(module) for name, module in inline.named_modules(model)}
     return {name: forward for name, forward in forwards.items() if isinstance(forward, TiledForward)}
 
 
@@ -446,7 +450,7 @@ def restore(
     """The wrapped model of an artefact; `where` names it in refusals."""
     settings = settings_in(artefact.settings, where)
     model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where, trust)
-    return _wrapped(model.to(device).eval(), settings, inplace=True)
+    return _wrapped(model.to(device).eval(), settings, True, Example.of_data(artefact.example))
 
 
 def save(
@@ -461,12 +465,10 @@ def save(
     the class, "package.module:Class", and `arguments` are those of its constructor, fit for JSON.
     """
     settings = _settings_of_wrapped(model)
-    if any(stage.example is not None for stage in tiled_stages(model).values()):
-        raise OptionError(
-            type(model).__name__,
-            "is wrapped with an example of its arguments, which a file does not hold",
-            "Save the model's own weights, and wrap it after loading them",
-        )
+    call, example = example_of(model), None
+    if call is not None:
+        (stage,) = tiled_stages(model).values()
+        example = call.as_data(stage.network.ops[0].channels)
     origin = checkpoint.origin_of(model)
     if architecture is not None:
         origin = checkpoint.Origin(architecture, arguments or {})
@@ -475,7 +477,7 @@ def save(
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     # plain numbers: who loads the file knows no class of ours
     plain = asdict(settings) | {"tile": settings.tile and tuple(settings.tile)}
-    Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps).write(path)
+    Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps, example).write(path)
 
 
 def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> checkpoint.Origin:
@@ -503,7 +505,9 @@ def _wrapped(model: Model, settings: Settings, inplace: bool, example: Example |
 
 
 def _tiling(model: nn.Module, example: Example | None = None) -> Tiling:
-    return LoopTiling(model) if isinstance(model, ClosedLoop) else StageTiling(model, example)
+    if isinstance(model, ClosedLoop) and example is None:
+        return LoopTiling(model)
+    return StageTiling(model, example)
 
 
 @dataclass(frozen=True)
@@ -567,9 +571,9 @@ def _require(settings: Settings, networks: Iterable[Network]) -> None:
 
 
 def _forward_of(part: nn.Module) -> TiledForward | inline.PartForward | None:
-    """The forward that it was given, if it was."""
-    forward = vars(part).get("forward")
-    return forward if isinstance(forward, TiledForward | inline.PartForward) else None
+    """The forward, or another method in its place, that it was given, if it was."""
+    given = (value for value in vars(part).values() if isinstance(value, TiledForward | inline.PartForward))
+    return next(given, None)
 
 
 def _wrap_replaced_stages(model: nn.Module) -> None:

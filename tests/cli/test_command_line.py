@@ -260,3 +260,54 @@ def _assert_one_message(code: int, out: str, err: str, named: list[str]) -> None
     assert len(err.strip().splitlines()) == 1
     for word in named:
         assert re.search(re.escape(word), err), (word, err)
+
+
+@pytest.fixture(scope="module")
+def rated_path(tmp_path_factory) -> Path:
+    """A model that takes a rate index, or by another method a second map."""
+    from support.networks import Rated
+
+    path = tmp_path_factory.mktemp("rated") / "rated.pt"
+    torch.manual_seed(0)
+    torch.save(Rated().state_dict(), path)
+    return path
+
+
+RATED = ("--model", "support.networks:Rated")
+WEIGH = ("--method", "weigh", "--example", '{"x": {"map": 3}, "weight": {"map": 1}, "steps": [2, 3]}')
+
+
+@pytest.mark.parametrize("call", [("--example", '{"qp": 2}'), WEIGH], ids=["a parameter", "a method of maps"])
+def test_models_that_take_more_than_an_image(run, rated_path, tmp_path, call) -> None:
+    wrapped = tmp_path / "rated.tiled.pt"
+    assert run("wrap", rated_path, *RATED, *call, "--tile", 16, "--size", "64x48", "-o", wrapped)[0] == 0
+    how = ("--size", "64x48", "--format", "json")
+    of_weights = run("analyze", rated_path, *RATED, *call, *how)
+    assert of_weights[0] == 0
+    assert run("analyze", wrapped, "--trust", *how)[:2] == of_weights[:2]
+    assert run("analyze", wrapped, *RATED, *how)[:2] == of_weights[:2]
+    certificates = [tmp_path / f"{name}.json" for name in ("weights", "wrapped")]
+    for path, source in zip(certificates, ((rated_path, *RATED, *call), (wrapped, "--trust")), strict=True):
+        assert run("verify", *source, "--tile", 16, "--report", path)[0] == 0
+    of_weights, of_wrapped = (json.loads(path.read_text()) for path in certificates)
+    assert of_weights["checks"] == of_wrapped["checks"]
+    assert {check["name"] for check in of_weights["checks"] if check["status"] == "passed"} == {
+        "stage-equality",
+        "minimality",
+        "model-equality",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (("--example", "[3]"), "--example [3]: is not a JSON object"),
+        (("--example", '{"x": {"map": 0}}'), '--example {"map": 0}: is no map'),
+        (("--method", "train"), "--method train: is no method of Rated"),
+        (("--example", '{"pq": 3}'), "pq"),
+    ],
+)
+def test_calls_that_are_none(run, rated_path, call, told) -> None:
+    code, out, err = run("analyze", rated_path, *RATED, *call)
+    assert (code, out) == (2, "")
+    assert told in err

@@ -126,3 +126,28 @@ class TwoBarriers(nn.Module):
 def two_barriers() -> TwoBarriers:
     torch.manual_seed(3)
     return TwoBarriers().eval()
+
+
+class Rated(nn.Module):
+    """With a rate index, and a second map, as encoders of video have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 5, stride=2, padding=2), nn.Conv2d(6, 3, 3, padding=1)
+        self.weighted = nn.Conv2d(4, 3, 3, padding=1)
+        self.gains = nn.Parameter(torch.rand(3, 6, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor, qp: int) -> Tensor:
+        return F.interpolate(self.last(self.encode(x, qp)), scale_factor=2.0)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, qp: int, *, deep: bool = False) -> Tensor:
+        y = self.first(x) * self.gains[qp]
+        return self.last(y.relu()) if deep else y
+
+    def weigh(self, x: Tensor, weight: Tensor, steps: tuple[int, Tensor]) -> dict[str, Tensor]:
+        return {"x": self.weighted(torch.cat([x, weight], 1)) * steps[0] / steps[1]}
+
+    @staticmethod
+    def halved(x: Tensor) -> Tensor:
+        return x / 2

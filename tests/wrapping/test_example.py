@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import networks
 from torch import Tensor, nn
 
 import overlap_tool
-from overlap_tool.errors import OptionError, OverlapToolError
+from overlap_tool.errors import CheckpointError, OptionError, OverlapToolError, UntrustedClassError
+from overlap_tool.graph.standing_in import stands_in
+from overlap_tool.models.closed_loop import ClosedLoop
+from overlap_tool.wrapping.retrofit import tiled_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,13 +135,174 @@ def test_analyze_with_an_example() -> None:
     assert (stage.left, stage.right) == (2, 2)
 
 
-def test_what_an_example_has_to_be(tmp_path: Path) -> None:
+def test_what_an_example_has_to_be() -> None:
     with pytest.raises(OptionError, match="has no map"):
         overlap_tool.analyze(made(Rated), example=(3,))
-    with pytest.raises(OptionError, match="among keyword arguments"):
+    with pytest.raises(OverlapToolError, match="missing 1 required positional argument: 'image'"):
         overlap_tool.analyze(made(Masked), example={"mask": torch.rand(1, 1, 8, 8)})
     with pytest.raises(OverlapToolError, match="qp"):
         overlap_tool.analyze(made(Rated))
-    tiled = overlap_tool.wrap(made(Rated), example={"qp": 2})
-    with pytest.raises(OptionError, match="example of its arguments"):
-        overlap_tool.save(tiled, tmp_path / "rated.pt", "package.module:Rated")
+
+
+def rated(tmp_path: Path, **example: Any) -> tuple[nn.Module, nn.Module]:
+    """A wrapped model as it comes out of a file, and the one that it was made of."""
+    model = made(networks.Rated)
+    tiled = overlap_tool.wrap(model, tile=16, **example)
+    overlap_tool.save(tiled, tmp_path / "rated.pt", "support.networks:Rated")
+    with pytest.raises(UntrustedClassError):
+        overlap_tool.load(tmp_path / "rated.pt")
+    return overlap_tool.load(tmp_path / "rated.pt", trust=True), model
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_a_method_in_place_of_forward(monkeypatch, schedule) -> None:
+    model, image = made(networks.Rated), torch.rand(1, 3, 61, 84)
+    tiled = overlap_tool.wrap(model, tile=16, schedule=schedule, example=(image, 1), method="encode")
+    no_code_of_its_own(monkeypatch)
+    with overlap_tool.exact_kernels(), torch.no_grad():
+        for qp in (1, 0):
+            assert torch.equal(tiled.encode(image, qp), model.encode(image, qp))
+        assert torch.equal(tiled.encode(image, qp=2, deep=True), model.encode(image, qp=2, deep=True))
+        assert torch.equal(copy.deepcopy(tiled).encode(image, 1), model.encode(image, 1))
+        assert torch.equal(tiled(image, 1), model(image, 1))  # by its own code, which calls encode
+    plain = overlap_tool.unwrap(tiled)
+    assert not stands_in(plain)
+
+
+def test_a_method_that_takes_an_image_alone() -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 5, padding=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("is not asked for")
+
+        def transform(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    model, image = made(Ends), torch.rand(1, 3, 40, 50)
+    tiled = overlap_tool.wrap(model, tile=16, method="transform")
+    with overlap_tool.exact_kernels(), torch.no_grad():
+        assert torch.equal(tiled.transform(image), model.transform(image))
+    assert overlap_tool.analyze(model, method="transform").stages[0].left == 2
+    with overlap_tool.tiled(model, tile=16, method="transform"):
+        assert len(tiled_stages(model)) == 1
+    assert not stands_in(model)
+
+
+def test_a_method_that_calls_the_model() -> None:
+    """Whose forward is its own then, and no call of the example."""
+
+    class Encoder(Masked):
+        def encode(self, image: Tensor, qp: int) -> Tensor:
+            return self(image, image[:, :1], strength=qp)
+
+    model, image = made(Encoder), torch.rand(1, 3, 40, 48)
+    tiled = overlap_tool.wrap(model, tile=16, example={"qp": 3}, method="encode")
+    with overlap_tool.exact_kernels(), torch.no_grad():
+        assert torch.equal(tiled.encode(image, 3), model.encode(image, 3))
+
+
+def test_all_arguments_by_keyword() -> None:
+    model, image, mask = made(Masked), torch.rand(1, 3, 40, 48), torch.rand(1, 1, 40, 48)
+    tiled = overlap_tool.wrap(model, tile=16, example={"image": image, "mask": mask, "strength": 1.0})
+    assert_same(tiled, model, image=image, mask=mask, strength=1.0)
+    assert_same(tiled, model, image, mask)
+
+
+@pytest.mark.parametrize("method", ["train", "halved", "_apply", "nothing", "gains"])
+def test_what_a_method_has_to_be(method) -> None:
+    with pytest.raises(OptionError, match=r"is no method of Rated that takes maps.*forward, encode, weigh"):
+        overlap_tool.wrap(made(networks.Rated), method=method)
+
+
+def test_a_file_holds_the_example(tmp_path: Path) -> None:
+    loaded, model = rated(tmp_path, example={"qp": 2})
+    image = torch.rand(1, 3, 40, 48)
+    assert_same(loaded, model, image, 2)
+    assert_same(loaded, model, image, qp=1)
+    analysis = overlap_tool.analyze(tmp_path / "rated.pt", trust=True)
+    assert analysis.call == "forward(map, qp=2)"
+    assert analysis.stages == overlap_tool.analyze(model, example={"qp": 2}).stages
+    assert overlap_tool.analyze(loaded).stages == analysis.stages
+
+
+def test_a_file_holds_the_method_maps_and_tensors(tmp_path: Path) -> None:
+    steps = 3, torch.rand(1, 3, 1, 1, dtype=torch.float64).expand(2, 3, 1, 1)[:1]
+    maps = torch.rand(1, 3, 40, 48), torch.rand(1, 1, 40, 48)
+    loaded, model = rated(tmp_path, example=(*maps, (3, torch.tensor([2.0]))), method="weigh")
+    (stage,) = tiled_stages(loaded).values()
+    assert stage.example is not None
+    assert (stage.example.method, stage.example.channels) == ("weigh", (3, 1))
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        found, expected = (each.weigh(*maps, (3, torch.tensor([2.0])))["x"] for each in (loaded, model))
+        assert torch.equal(found, expected)
+    assert torch.load(tmp_path / "rated.pt", weights_only=True)["example"]["args"][2][0] == steps[0]
+
+
+class Rate(IntEnum):
+    LOW = 0
+    HIGH = 2
+
+
+def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
+    tiled = overlap_tool.wrap(made(networks.Rated), example={"qp": Rate.HIGH})
+    with pytest.raises(OptionError, match="has a Rate in it, which a file without code cannot hold"):
+        overlap_tool.save(tiled, tmp_path / "rated.pt", "support.networks:Rated")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": 3},
+        {"args": []},
+        {"args": ()},
+        {"args": (torch.zeros(1, 1, 1, 1).expand(1, 10**9, 10**3, 1),)},
+        {"kwargs": {1: 2}},
+        None,
+    ],
+    ids=["method", "no arguments", "no map", "hollow", "keywords", "contains itself"],
+)
+def test_a_file_with_a_malformed_example(tmp_path: Path, change) -> None:
+    rated(tmp_path, example={"qp": 2})
+    payload = torch.load(tmp_path / "rated.pt", weights_only=True)
+    if change is None:
+        payload["example"]["kwargs"]["qp"] = payload["example"]["kwargs"]
+    else:
+        payload["example"] |= change
+    torch.save(payload, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"missing or malformed|more than the file holds"):
+        overlap_tool.load(tmp_path / "bad.pt", trust=True)
+
+
+@pytest.mark.parametrize("method", [None, "weigh"])
+def test_verify_with_an_example(method) -> None:
+    example: Any = {"qp": 2}
+    if method == "weigh":
+        example = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8), (2, 0.5)
+    certificate = overlap_tool.verify(
+        made(networks.Rated), tiles=[16], ablate=True, example=example, method=method
+    )
+    assert certificate.holds
+    assert certificate.call == ("forward(map, qp=2)" if method is None else "weigh(map, map, (2, 0.5))")
+    names = {check.name for check in certificate.of("passed")}
+    assert names == {"stage-equality", "minimality", "model-equality"}
+    assert [plan.stage for plan in certificate.plans] == ["Rated", "Rated"]
+    assert all(check.figures["differing"] for check in certificate.checks if check.name == "ablation")
+
+
+class Loop(networks.PlainCnn):
+    """With all that a closed loop brings, though it never loops."""
+
+    block, colours, networks = 8, 3, MappingProxyType({})
+
+    def nothing(self, *args: Any) -> None: ...
+
+    causal_reaches = in_order = working_bytes = compress = decompress = nothing
+
+
+def test_a_closed_loop_reads_one_image() -> None:
+    assert isinstance(made(Loop), ClosedLoop)
+    with pytest.raises(OptionError, match="is a closed loop, which reads one image"):
+        overlap_tool.wrap(made(Loop), example={"qp": 1})
