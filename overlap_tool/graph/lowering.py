@@ -29,9 +29,9 @@ from overlap_tool.graph.network import (
     Network,
     Op,
     Summary,
+    at_trial,
     leaves,
     operands,
-    substituted,
 )
 from overlap_tool.graph.returned import paths
 from overlap_tool.graph.rewriting import IsMap, inserted, maps_among, rewritten
@@ -47,7 +47,8 @@ from overlap_tool.rules import (
     rule_for_function,
     rule_for_module,
 )
-from overlap_tool.rules.assigning import assign
+from overlap_tool.rules.assigning import assign, scattered
+from overlap_tool.rules.borders import expanded_index
 from overlap_tool.rules.layouts import image_by_image, joined
 from overlap_tool.rules.placing import placed
 from overlap_tool.rules.products import beside
@@ -111,7 +112,8 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
         elif node in origins.summaries:
             op = _summary(node, origins, tracer)
         elif isinstance(node.meta["values"][0], Tensor):
-            for made_before in (rewritten, _placed_before, _joined_before) if node.target not in OURS else ():
+            befores = _scattered_before, rewritten, _placed_before, _joined_before
+            for made_before in befores if node.target not in OURS else ():
                 for new in made_before(node, origins.is_map, tracer):
                     take(new)
             op = _op(node, origins, names, tracer)
@@ -185,6 +187,26 @@ def _placed_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node
         node.replace_input_with(value, map)
         new.append(map)
     return new
+
+
+def _scattered_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
+    """Let a map that is written to some rows and columns of another have as many of them as that."""
+    if node.target is not assign or not tracer.of_one_size:
+        return []
+    whole, key, value = node.args
+    if not (isinstance(whole, fx.Node) and isinstance(value, fx.Node) and is_map(value)):
+        return []
+    sizes = [shape[-2:] for shape in _shapes(whole)]
+    slices = expanded_index(key, len(_shapes(whole)[0]))[-2:]
+    for trial, (shape, size) in enumerate(zip(_shapes(value), sizes, strict=True)):
+        written = at_trial(slices, trial)
+        if size == shape[-2:] or not all(isinstance(each, slice) for each in written):
+            return []
+        if shape[-2:] != tuple(len(range(*each.indices(n))) for each, n in zip(written, size, strict=True)):
+            return []
+    map = inserted(scattered, (value, *slices, SizeArgument(tuple(sizes))), node, tracer)
+    node.args = (whole, key, map)
+    return [map]
 
 
 def _spread_over(
@@ -269,7 +291,7 @@ def _constant(node: fx.Node, tracer: Tracer) -> Constant:
         return Constant(node.name, None, Tensor.detach, (tracer.made[node.target],))
     if node.op == "get_attr":
         return Constant(node.name, source=str(node.target))
-    args, kwargs = _at_this_size(_arguments(node, _Origins()))
+    args, kwargs = at_trial(_arguments(node, _Origins()))
     return Constant(node.name, None, _callable(node, tracer), args, kwargs)
 
 
@@ -304,7 +326,7 @@ def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
     def described(source: fx.Node) -> Any:
         return _operand(source, origins)
 
-    args, kwargs = _at_this_size(fx.node.map_arg((node.args, node.kwargs), described))
+    args, kwargs = at_trial(fx.node.map_arg((node.args, node.kwargs), described))
     numbers = sum(tensor[:1].numel() for tensor in tensors(node.meta["values"][0]))
     target = _callable(node, tracer)
     if works_in_place(node, tracer):
@@ -327,11 +349,6 @@ def _arguments(node: fx.Node, origins: _Origins) -> tuple[tuple[Any, ...], dict[
         return _operand(source, origins)
 
     return fx.node.map_arg(node.args, described), dict(fx.node.map_arg(node.kwargs, described))
-
-
-def _at_this_size(argument: Any) -> Any:
-    """Nested arguments with the numbers that a trace at one size was made with."""
-    return substituted(argument, SizeArgument, lambda size: size.values[0])
 
 
 def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer) -> Op | Barrier:
@@ -375,7 +392,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
     if pick is not None:
         target, rule = _picked(call, rule, pick)
     if tracer.of_one_size:
-        args, kwargs = _at_this_size((args, kwargs))
+        args, kwargs = at_trial((args, kwargs))
     sources = tuple(operand.id for operand in inputs)
     shape = tuple(node.meta["values"][0].shape)
     if isinstance(rule, Reduction):
@@ -507,7 +524,7 @@ def _rule(
         raise UnknownOpError(where, "no rule knows this op, so its overlap is not known", REGISTER)
     if not registered.accepts_sizes:
         if call.of_one_size:
-            args, kwargs = _at_this_size((args, kwargs))
+            args, kwargs = at_trial((args, kwargs))
         elif any(isinstance(leaf, SizeArgument) for leaf in leaves((args, kwargs))):
             call.refuse_size("takes an argument that follows the size of its input")
     maps = [operand for operand in operands((args, kwargs)) if operand.spatial]

@@ -18,7 +18,7 @@ from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.geometry.walk import Reads
 from overlap_tool.graph.returned import ALONE, paths
-from overlap_tool.rules import Operand, Reduction, Rule
+from overlap_tool.rules import Operand, Reduction, Rule, SizeArgument
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,11 @@ def substituted(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
     if isinstance(value, slice):
         return slice(*(substituted(end, kind, by) for end in (value.start, value.stop, value.step)))
     return value
+
+
+def at_trial(argument: Any, trial: int = 0) -> Any:
+    """Nested arguments with the numbers that they have at one of the sizes that were traced."""
+    return substituted(argument, SizeArgument, lambda size: size.values[trial])
 
 
 def operands(value: Any) -> Iterator[Operand]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Layout
+from overlap_tool.graph.network import at_trial
 from overlap_tool.graph.tracer import Tracer
 from overlap_tool.kernels.compositions import NEGLIGIBLE
 from overlap_tool.rules.products import MATRIX_PRODUCTS, beside, over_positions
@@ -33,7 +34,11 @@ def inserted(target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node,
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args)
     node.meta["scope"] = before.meta["scope"]
-    node.meta["values"] = tuple(tracer.evaluate(node, trial) for trial in range(len(tracer.sizes)))
+    values = []
+    for trial in range(len(tracer.sizes)):
+        node.args = at_trial(args, trial)
+        values.append(tracer.evaluate(node, trial))
+    node.args, node.meta["values"] = args, tuple(values)
     tracer.nodes[node.name] = node
     tracer.of_input.add(node)
     return node

@@ -162,6 +162,12 @@ def full_index(call: Call, index: Any, ndim: int) -> tuple[Any, ...]:
     dots = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(dots) > 1:
         call.refuse("has several dots in its index")
+    return expanded_index(index, ndim)
+
+
+def expanded_index(index: Any, ndim: int) -> tuple[Any, ...]:
+    items = index if isinstance(index, tuple) else (index,)
+    dots = [i for i, item in enumerate(items) if item is Ellipsis]
     before, after = (items[: dots[0]], items[dots[0] + 1 :]) if dots else (items, ())
     left = ndim - sum(item is not None for item in (*before, *after))
     return (*before, *[WHOLE] * left, *after)

@@ -206,7 +206,20 @@ def far_less_than_the_map(m: Any, x: Tensor) -> Tensor:
     return m.wide(x)[:, :, :20, 3:30:2]
 
 
+def writing_a_checkerboard(m: Any, x: Tensor) -> Tensor:
+    wide, out = m.wide(x), torch.zeros_like(x)
+    out[..., 0::2, 1::2] = wide[..., 0::2, 1::2]
+    out[..., 1::2, 0::2] = m.wide(x[..., 1::2, 0::2])
+    return m.wide(out)
+
+
+def writing_inside_a_frame(m: Any, x: Tensor) -> Tensor:
+    x[..., 3:-2, : x.shape[3] // 2] = m.wide(x)[..., 3:-2, : x.shape[3] // 2]
+    return x
+
+
 TRACED = [
+    writing_a_checkerboard, writing_inside_a_frame,
     padded_to_a_multiple, padded_on_both_sides, same_as_tensorflow, joined_by_size, joined_by_linear,
     joined_by_corners, up_by_corners, unet_that_pads_its_skips, cropped_in_the_middle, asserting, deciding,
     upscaling_by_less_than_two, shrinking_between, nearest_exact, halves, chunks, narrowed, by_a_number,
@@ -386,7 +399,7 @@ def drawn(draw: random.Random) -> Callable[[Any, Tensor], Tensor]:
         [lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: x[..., ::2, ::2]]
     )
     both_sides, ahead, several = (draw.random() < 0.5 for _ in range(3))
-    touch = draw.choice([as_it_is, writing_a_part, adding_coordinates, spreading_a_value, pooling_by_size])
+    touch = draw.choice(TOUCHES)
 
     def compute(m: Any, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -442,6 +455,18 @@ def spreading_a_value(m: Any, x: Tensor) -> Tensor:
 def pooling_by_size(m: Any, x: Tensor) -> Tensor:
     small = F.adaptive_max_pool2d(x, (max(1, x.shape[2] // 2), max(1, x.shape[3] // 3)))
     return x * F.interpolate(small, size=x.shape[2:]).sigmoid()
+
+
+def writing_some_positions(m: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :, 1::2, ::3] = m.wide(x)[:, :, 1::2, ::3]
+    y[:, 2:, : x.shape[2] // 2] *= 2
+    return y
+
+
+TOUCHES = [
+    as_it_is, writing_a_part, writing_some_positions, adding_coordinates, spreading_a_value, pooling_by_size,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("CASES", 600)) // 60))
