@@ -58,6 +58,8 @@ def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for function in MAKERS:
             stack.enter_context(_replaced(vars(torch), function.__name__, _recorded(function, always=True)))
+        stack.enter_context(_replaced(vars(torch), "as_tensor", _as_tensor))
+        stack.enter_context(_replaced(vars(torch.jit), "isinstance", _is_instance))
         for frame, name, function in _functions_around(root):
             stack.enter_context(_replaced(frame, name, _recorded(function)))
         for kind, name, method in (
@@ -95,6 +97,23 @@ def _traced_script(function: Any, *args: Any, **kwargs: Any) -> Any:
     if _tracing.tracer is None or not traced or not hasattr(function, "_torchdynamo_inline"):
         return _call_script(function, *args, **kwargs)
     return function._torchdynamo_inline(*args, **kwargs)
+
+
+_is_instance_of, _tensor_of = torch.jit.isinstance, torch.as_tensor
+
+
+@wraps(_is_instance_of)
+def _is_instance(value: Any, kind: Any) -> Any:
+    """Of a traced value, what would be said of the tensor that it stands for."""
+    return _is_instance_of(value.node.meta["values"][0] if isinstance(value, fx.Proxy) else value, kind)
+
+
+@wraps(_tensor_of)
+def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+    """A traced value is a tensor already."""
+    if not isinstance(data, fx.Proxy):
+        return _tensor_of(data, dtype=dtype, device=device)
+    return data if dtype is None else data.to(dtype)
 
 
 def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:

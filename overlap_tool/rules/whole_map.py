@@ -23,7 +23,7 @@ def kept_whole(call: Call, module: nn.Module, input: Operand, *args: Any, **kwar
         {dim: made[dim] for dim, axis in enumerate(follows[: len(made)]) if not axis}
     )
     sizes = zip(call.sizes, call.output_shapes, strict=True)
-    if len(made) != 4 or any(layout.shape(size) != tuple(shape) for size, shape in sizes):
+    if len(made) != len(input.shape) or any(layout.shape(size) != tuple(shape) for size, shape in sizes):
         call.refuse("is kept whole, and does not return a map of the size of the one that it takes")
     return Rule(
         lambda patches, module, *args, **kwargs: module(*args, **kwargs),

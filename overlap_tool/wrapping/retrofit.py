@@ -27,6 +27,7 @@ from overlap_tool.errors import (
     CheckpointError,
     OptionError,
     OverlapToolError,
+    SizeDependenceError,
     TraceError,
     TrainingModeError,
 )
@@ -167,9 +168,22 @@ class TiledForward(StandIn):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
             size = _size_of(network, whole)
-            if not (fits := _or_own_error(partial(fitted, network, *size))).accepts(*size[1:]):
+            try:
+                fits = _or_own_error(partial(fitted, network, *size))
+            except SizeDependenceError:
+                # small maps may take another way through the code than all larger ones
+                if self._in_one_tile(*size[1:]):
+                    return self.original(*args, **kwargs)
+                raise
+            if not fits.accepts(*size[1:]):
                 return self._at_odd_size(fits, whole, args, kwargs)
             return (_runner.get() or TiledForward.tiled)(self, whole)
+
+    def _in_one_tile(self, rows: int, columns: int) -> bool:
+        tile = self.settings.tile
+        return tile is not None and (
+            rows <= tile.height * self.input_scale and columns <= tile.width * self.input_scale
+        )
 
     def _by(self, example: Example) -> TiledForward:
         """The forward for calls with other parameters."""
