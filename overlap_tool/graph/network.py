@@ -289,7 +289,13 @@ class Network:
 
     def require_one_map(self, where: str) -> None:
         """Refuse a stage that returns anything but one map, where that is to be written."""
-        output = self.nodes[self.output]
+        output, given = self.nodes[self.output], self.ops[0].layout
+        if given != Layout.of_map(self.ops[0].channels):
+            raise OptionError(
+                where,
+                f"takes {'a volume' if given.is_kept else 'sound'}, and an image is to be read",
+                "Call it in Python, with overlap_tool.load",
+            )
         if set(self.results) != {self.output} or (isinstance(output, Op) and not output.layout.is_kept):
             named = ", ".join(filter(None, paths(self.returns))) or "no map"
             raise OptionError(

@@ -304,14 +304,14 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def input_layouts(module: nn.Module) -> list[Layout]:
-    """What a module may take: maps of as many axes as its convolutions have, or images; of as many channels
-    as its layers have, in order, or of a colour or a grey image."""
+    """What a module may take: maps of as many axes as its convolutions have, the first before others, or
+    images; of as many channels as its layers have, in order, or of a colour or a grey image."""
     axes = [len(m.kernel_size) for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     made: dict[int, Callable[[int], Layout]]
     made = {1: Layout.of_sequence, 2: Layout.of_map, 3: lambda channels: Layout.of_map(channels, DEPTH)}
     return [
         make(channels)
-        for make in (made[n] for n in sorted({*axes} or {2}, key=lambda n: (n != 2, n)))
+        for make in (made[n] for n in dict.fromkeys(axes or [2]))
         for channels in input_channels(module)
     ]
 

@@ -23,6 +23,9 @@ from torch import Tensor
 
 Taps = tuple[int, ...]
 
+PART = 8
+"""What lies side by side at once is as much as a part of the input, one of so many."""
+
 
 def by_planes(
     of_images: Callable[..., Tensor],
@@ -56,8 +59,8 @@ def by_planes(
     for outputs, taps in _alike(planes, in_order, plane_of):
         # without a tap, one stands in, with zeros: the bias alone comes out
         weights = folded(weight, taps, partial(_folded, taps or (0,), transposed, groups))
-        for part in outputs.split(max(1, depth // max(1, len(taps)))):
-            read = torch.tensor([[plane_of(tap, int(output)) for output in part] for tap in taps])
+        for part in outputs.split(max(1, depth // (PART * max(1, len(taps))))):
+            read = [[plane_of(tap, int(output)) for output in part] for tap in taps]
             given = _side_by_side(x, read, groups) if taps else _nothing(x, len(part))
             found = of_images(
                 given, weights, bias, stride[1:], padding[1:], dilation[1:], transposed, output_padding[1:],
@@ -89,12 +92,15 @@ def _folded(taps: Taps, transposed: bool, groups: int, weight: Tensor) -> Tensor
     return weight.unflatten(0, (groups, -1)).permute(0, 3, 1, 2, 4, 5).flatten(0, 2)
 
 
-def _side_by_side(x: Tensor, read: Tensor, groups: int) -> Tensor:
+def _side_by_side(x: Tensor, read: Sequence[Sequence[Any]], groups: int) -> Tensor:
     """For each output plane an image, whose channels are those of all planes that it reads, channels last."""
-    planes = x[:, :, read.to(x.device)].unflatten(1, (groups, -1))
-    # (images, groups, channels, taps, outputs, rows, columns)
-    channels_last: Any = planes.permute(0, 4, 5, 6, 1, 3, 2).flatten(4).flatten(0, 1)
-    return channels_last.permute(0, 3, 1, 2)
+    images, channels, _, *size = x.shape
+    given = x.new_empty((images, len(read[0]), *size, groups, len(read), channels // groups))
+    for tap, planes in enumerate(read):  # as far apart as the outputs that read them
+        apart = planes[1] - planes[0] if len(planes) > 1 else 1
+        through = x[:, :, planes[0] : planes[-1] + 1 : apart].unflatten(1, (groups, -1))
+        given[..., tap, :] = through.permute(0, 3, 4, 5, 1, 2)
+    return given.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _nothing(x: Tensor, outputs: int) -> Tensor:

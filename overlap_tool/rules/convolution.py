@@ -81,21 +81,23 @@ def _of_options(
     convolve = CONVOLUTIONS[len(weight)]
     rows, columns = windows(kernel, stride, padding, dilation, outside)
     around = _around_depth(kernel, padding, dilation)
+    alike = around[0] == around[1] and (mode == "zeros" or not around[0])
+    own = (around[0], 0, 0) if alike and around[0] else 0
 
     def run(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
         piece = extend(input, patches, outside)
-        if any(around):  # all of the depth is here
+        if not alike:  # all of the depth is here
             piece = F.pad(piece, (0, 0, 0, 0, *around), "constant" if mode == "zeros" else mode)
-        return convolve(piece, weight, bias, stride, 0, dilation, groups)
+        return convolve(piece, weight, bias, stride, own, dilation, groups)
 
     return Rule(
         run,
         rows,
         columns,
         prod(weight) * _planes(call),
-        scratch=int(any(around)),
+        scratch=int(not alike),
         kernel=pair(kernel),
         stride=pair(stride),
         uniform=True,

@@ -112,7 +112,7 @@ def _of_images(call: Call, mode: str, align_corners: bool, by_size: bool, factor
     return _listed(call, mode, align_corners, (None, None) if by_size else factors)
 
 
-@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, any_layout=True)
 def upsample_module(call: Call, module: nn.Upsample, input: Operand) -> Rule:
     return interpolate(
         call,

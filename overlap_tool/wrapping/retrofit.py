@@ -163,7 +163,10 @@ class TiledForward(StandIn):
                 return self._by(example)(*args, **kwargs)
         with engine(self.settings.engine):
             if isinstance(whole, Tensor):
-                network = _or_own_error(partial(as_deep, network, whole.shape))
+                try:
+                    network = as_deep(network, whole.shape)
+                except TrialError:  # the model itself says what is wrong with so many planes
+                    return self.original(*args, **kwargs)
             if not _takes(network, whole):
                 # not a map that tiles are for: the model's own code says what is wrong with it, if so
                 return self.original(*args, **kwargs)
