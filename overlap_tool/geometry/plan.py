@@ -169,14 +169,14 @@ def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
     """Steps that stand alone, in groups of at most `most` that do the same to pieces of the same shape."""
     groups: dict[tuple[object, ...], list[list[Step]]] = {}
     for step in steps:
-        same = groups.setdefault(_form(axis, step), [[]])
+        same = groups.setdefault(form_of(axis, step), [[]])
         if len(same[-1]) == most:
             same.append([])
         same[-1].append(step)
     return [group for same in groups.values() for group in same]
 
 
-def _form(axis: Axis, step: Step) -> tuple[object, ...]:
+def form_of(axis: Axis, step: Step) -> tuple[object, ...]:
     """What a step does, wherever it lies: lengths and differences; but places, where a border takes part."""
     form: list[object] = []
     for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):

@@ -12,6 +12,7 @@ using u32 = unsigned;
 struct Shape {
   const void *x, *weight, *bias;  // channels of a pixel of x lie side by side, and of y, too
   void* y;
+  const void* others[2];  // what `finished` reads beside; they lie as y does
   i64 x_image, x_row, x_column, y_image, y_row, y_column;  // strides, in numbers
   u32 x_height, x_width;
   int top, left;  // rows and columns of zeros before x; less than nothing cuts
@@ -30,6 +31,15 @@ __device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_
 __device__ __forceinline__ double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
+
+// What becomes of an output, `at` being its place in y. A program that is fused with the chain stands before all
+// this.
+#ifndef FINISHED
+template <typename T>
+__device__ __forceinline__ T finished(T value, const void* const* others, i64 at) {
+  return value;
+}
+#endif
 
 // From global to shared memory, without waiting for it. Where nothing is there nothing is read, and zeros come.
 template <int BYTES>
@@ -197,12 +207,14 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
     const u32 pixel = first_pixel + m0 + 8 * i;
     if (pixel >= s.pixels) break;  // so are the later ones
     T* const to = written_by<T>(s, pixel) + first;
+    const i64 at = to - (T*)s.y;
 #pragma unroll
     for (int j = 0; j < WIDE; j += SIZE) {
       const int n = n0 + 4 * j;
       V found;
 #pragma unroll
-      for (int k = 0; k < SIZE; k++) found.at[k] = add(acc[i][j + k], addends[j + k]);
+      for (int k = 0; k < SIZE; k++)
+        if (n + k < left) found.at[k] = finished(add(acc[i][j + k], addends[j + k]), s.others, at + n + k);
       if (s.whole_vectors) {
         if (n < left) *(V*)(to + n) = found;
       } else
@@ -262,5 +274,8 @@ __global__ void __launch_bounds__(128, 8) depthwise(const Shape s) {
   const T addend = s.bias ? ((const T*)s.bias)[channel] : T(0);
 #pragma unroll
   for (int i = 0; i < RUN; i++)
-    if (first + i < last) written_by<T>(s, first + i)[channel] = add(acc[i], addend);
+    if (first + i < last) {
+      T* const to = written_by<T>(s, first + i) + channel;
+      *to = finished(add(acc[i], addend), s.others, to - (T*)s.y);
+    }
 }

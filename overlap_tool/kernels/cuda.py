@@ -13,14 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.kernels import nvrtc
-from overlap_tool.kernels.driver import LoadedKernel
+from overlap_tool.kernels.arithmetic.fused import Expression, named
+from overlap_tool.kernels.arithmetic.in_cuda import finished_by
+from overlap_tool.kernels.arithmetic.programs import PROGRAMS
+from overlap_tool.kernels.driver import AnyTensor, Launch, LoadedKernel, noted
 from overlap_tool.kernels.form import Form
 
 PIECE = (7, 11)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
 
-SHAPE = struct.Struct("4q6q2I2i3I6i3ii4x")
-"""What `Shape` in `chain.cu` holds."""
+REST = struct.Struct("6q2I2i3I6i3ii4x")
+"""What `Shape` in `chain.cu` holds behind the addresses."""
+
+OTHERS = 2
+"""The most that the program reads which finishes outputs."""
 
 DEPTHWISE_THREADS = 128
 
@@ -81,7 +87,7 @@ def filled(outputs: int, dtype: torch.dtype) -> int:
 class Packed:
     """Weights in the order in which a kernel reads them."""
 
-    values: Tensor
+    values: AnyTensor
     shape: tuple[int, int, int, int]
     groups: int
     tile: Tile | None
@@ -115,44 +121,64 @@ def convolve(
         x = x.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     out = form.result(x, packed.shape, out)
-    images, channels, height, width = out.shape
-    reading, writing = x.stride(), out.stride()
-    assert channels == 1 or writing[1] == 1, writing
-    pixels = images * height * width
-    if pixels == 0:
-        return out
+    assert out.shape[1] == 1 or out.stride(1) == 1, out.stride()
+    pixels = out.numel() // out.shape[1]
     if pixels > MOST_PIXELS:
         return _in_halves(x, packed, bias, form, out)
-    _, depth, *kernel = packed.shape
-    (down, across), dilation, groups, ((top, _), (left, _)) = form
-    outputs, whole = channels // groups, 16 // x.element_size()
-    from_, to = x.data_ptr(), out.data_ptr()
-    shape = SHAPE.pack(
-        from_,
-        packed.values.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        to,
-        *(reading[0], reading[2], reading[3]),
-        *(writing[0], writing[2], writing[3]),
-        *x.shape[2:],
-        *(top, left),
-        *(pixels, height, width),
-        *(down, across),
-        *dilation,
-        *kernel,
-        *(groups, outputs, depth),
-        _by_vectors(to, outputs, writing, whole),
-    )
-    tile, device = packed.tile, x.device.index
-    if tile is not None:
-        loaded = _tiled(tile, x.dtype, _by_vectors(from_, depth, reading, whole), device)
-        grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
-    else:
-        run, row = run_for(kernel[1], across, dilation[1], x.dtype)
-        loaded = _depthwise(run, row, x.dtype, device)
-        grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
-    loaded.launch(grid, shape)
+    if pixels:
+        work = Convolution(x, packed, bias, form, out)
+        noted(work)
+        work.launch().run()
     return out
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a kernel is given. `program` makes what is written of every output and of `others`, which lie as
+    `out` does."""
+
+    x: AnyTensor
+    packed: Packed
+    bias: AnyTensor | None
+    form: Form
+    out: AnyTensor
+    program: Expression = 0
+    others: tuple[AnyTensor, ...] = ()
+
+    def launch(self) -> Launch:
+        x, packed, out = self.x, self.packed, self.out
+        images, channels, height, width = out.shape
+        reading, writing = x.stride(), out.stride()
+        pixels = images * height * width
+        _, depth, *kernel = packed.shape
+        (down, across), dilation, groups, ((top, _), (left, _)) = self.form
+        outputs, whole = channels // groups, 16 // x.element_size()
+        rest = REST.pack(
+            *(reading[0], reading[2], reading[3]),
+            *(writing[0], writing[2], writing[3]),
+            *x.shape[2:],
+            *(top, left),
+            *(pixels, height, width),
+            *(down, across),
+            *dilation,
+            *kernel,
+            *(groups, outputs, depth),
+            _by_vectors(out.data_ptr(), outputs, writing, whole),
+        )
+        tile = packed.tile
+        if tile is not None:
+            threads = tile.threads
+            name = tiled_name(tile, x.dtype, _by_vectors(x.data_ptr(), depth, reading, whole))
+            grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
+        else:
+            threads = DEPTHWISE_THREADS
+            run, row = run_for(kernel[1], across, dilation[1], x.dtype)
+            name = depthwise_name(run, row, x.dtype)
+            grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
+        others = *self.others, *(None,) * (OTHERS - len(self.others))
+        program = "" if self.program == 0 else named(self.program)
+        loaded = _loaded(name, program, len(self.others), x.device.index, threads)
+        return Launch(loaded, grid, (x, packed.values, self.bias, out, *others), rest)
 
 
 def _by_vectors(address: int, channels: int, stride: tuple[int, ...], whole: int) -> bool:
@@ -177,8 +203,10 @@ def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: 
 
 
 @cache
-def source() -> str:
-    return (files("overlap_tool.kernels") / "chain.cu").read_text()
+def source(program: str = "", single: bool = True, others: int = 0) -> str:
+    """With what finishes outputs."""
+    finish = finished_by(program, PROGRAMS[program], single, others) if program else ""
+    return finish + (files("overlap_tool.kernels") / "chain.cu").read_text()
 
 
 def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool) -> str:
@@ -195,15 +223,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @cache
-def _tiled(tile: Tile, dtype: torch.dtype, by_vectors: bool, device: int) -> LoadedKernel:
-    return _loaded(tiled_name(tile, dtype, by_vectors), device, tile.threads)
-
-
-@cache
-def _depthwise(run: int, across: tuple[int, int, int], dtype: torch.dtype, device: int) -> LoadedKernel:
-    return _loaded(depthwise_name(run, across, dtype), device, DEPTHWISE_THREADS)
-
-
-def _loaded(name: str, device: int, threads: int) -> LoadedKernel:
+def _loaded(name: str, program: str, others: int, device: int, threads: int) -> LoadedKernel:
     target = nvrtc.target(torch.cuda.get_device_capability(device))
-    return LoadedKernel(nvrtc.compile_kernel(source(), name, target), device, threads)
+    code = source(program, "<float" in name, others)
+    return LoadedKernel(nvrtc.compile_kernel(code, name, target), device, threads)

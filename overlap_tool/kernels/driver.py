@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from struct import pack
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,33 +21,75 @@ class LoadedKernel:
 
     def __init__(self, compiled: Compiled, device: int, threads: int) -> None:
         self.device, self.threads = device, threads
-        self._function = ctypes.c_void_p()
+        self.function = ctypes.c_void_p()
         module = ctypes.c_void_p()
-        with self._on_its_device():
+        with in_order(device):
             _check(libcuda().cuModuleLoadData(ctypes.byref(module), compiled.code))
         name = compiled.symbol.encode()
-        _check(libcuda().cuModuleGetFunction(ctypes.byref(self._function), module, name))
+        _check(libcuda().cuModuleGetFunction(ctypes.byref(self.function), module, name))
 
-    def launch(self, grid: tuple[int, int], argument: bytes) -> None:
-        """On PyTorch's current stream of the device; nothing waits for it."""
-        with self._on_its_device():
-            stream = ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
-            arguments = ctypes.byref(ctypes.c_char_p(argument))  # an array of one pointer
-            _check(
-                libcuda().cuLaunchKernel(
-                    self._function, *grid, 1, self.threads, 1, 1, 0, stream, arguments, None
-                )
-            )
 
-    def _on_its_device(self) -> AbstractContextManager[Any]:
-        current = torch.cuda.current_device()
-        if not getattr(_of_thread, "has_context", False):
-            _enter(current)
-            _of_thread.has_context = True
-        return nullcontext() if current == self.device else torch.cuda.device(self.device)
+@contextmanager
+def in_order(device: int) -> Iterator[ctypes.c_void_p]:
+    """PyTorch's current stream of the device, which is the current one inside. Nothing waits for what is
+    launched on it."""
+    current = torch.cuda.current_device()
+    if not getattr(_of_thread, "has_context", False):
+        _enter(current)
+        _of_thread.has_context = True
+    with nullcontext() if current == device else torch.cuda.device(device):
+        yield ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+
+
+class Readied:
+    """A launch but for addresses, which are the first of its `words`."""
+
+    def __init__(self, kernel: LoadedKernel, grid: tuple[int, int], argument: bytes) -> None:
+        self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
+        arguments = ctypes.byref(ctypes.c_void_p(ctypes.addressof(self.words)))  # an array of one pointer
+        self._where = kernel.function, *grid, 1, kernel.threads, 1, 1, 0
+        self._arguments, self._launch = arguments, libcuda().cuLaunchKernel
+
+    def run(self, stream: ctypes.c_void_p) -> None:
+        if result := self._launch(*self._where, stream, self._arguments, None):
+            _check(result)
+
+
+AnyTensor = Any
+"""A tensor, or what a tape knows of one: its form, and where it lies."""
+
+
+class Launch(NamedTuple):
+    """A kernel, and what it is given: a structure that begins with addresses."""
+
+    kernel: LoadedKernel
+    grid: tuple[int, int]
+    tensors: tuple[AnyTensor | None, ...]
+    rest: bytes
+
+    def run(self) -> None:
+        addresses = (0 if each is None else each.data_ptr() for each in self.tensors)
+        argument = pack(f"{len(self.tensors)}q", *addresses) + self.rest
+        with in_order(self.kernel.device) as stream:
+            Readied(self.kernel, self.grid, argument).run(stream)
 
 
 _of_thread = threading.local()
+
+
+def noted(work: Any) -> None:
+    """Tell whoever records this thread's work what is about to be launched."""
+    if (note := getattr(_of_thread, "note", None)) is not None:
+        note(work)
+
+
+@contextmanager
+def noting(note: Callable[[Any], None]) -> Iterator[None]:
+    _of_thread.note = note
+    try:
+        yield
+    finally:
+        _of_thread.note = None
 
 
 def _enter(device: int) -> None:

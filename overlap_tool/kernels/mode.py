@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError, PluginError
@@ -288,6 +288,11 @@ def exact_kernels() -> Iterator[None]:
 def is_exact() -> bool:
     """Whether this thread computes by the exact engine."""
     return getattr(_active, "on", False)
+
+
+def computes_first() -> bool:
+    """Whether nothing stands between the code that runs and the exact engine."""
+    return isinstance(_get_current_dispatch_mode(), _ExactKernels)
 
 
 def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

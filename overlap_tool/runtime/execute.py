@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from overlap_tool.graph.network import Constant, Input, Network, Op, operands, s
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.pieces import as_kept, as_laid_out
+from overlap_tool.runtime.repeated import Played, Script, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
 
@@ -171,8 +173,27 @@ class _Run:
         self.aboves: dict[int, Tensor] = {}
         """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
         reads its columns of it before it writes them for the next band, so one buffer serves both."""
+        self.repeats = repeats(network, rows, columns, self.corner.device)
+        self.script: Script | None = None
+        """Of the tile that is being recorded."""
 
     def tile(self, row: Step, column: Step) -> None:
+        if self.repeats is None or len(self.group) > 1:
+            self.by_turns(row, column)
+            return
+        form = self.repeats.form(row, column)
+        if (script := self.repeats.script(form)) is not None:
+            self.script = script
+            try:
+                with script.recorder.on():
+                    self.by_turns(row, column)
+            finally:
+                self.script = None
+            self.repeats.keep(form, script)
+        elif (played := self.repeats.known.get(form)) is None or not self.by_tape(played, row, column):
+            self.by_turns(row, column)
+
+    def by_turns(self, row: Step, column: Step) -> None:
         held: dict[int, _Held] = {}
         for turn in walk(self.network.reads, row, column):
             op = self.network.ops[turn.op]
@@ -181,12 +202,48 @@ class _Run:
             else:
                 self.take(turn, op, held)
 
+    def by_tape(self, played: Played, row: Step, column: Step) -> bool:
+        """Whether the tile was computed as another one was. If not, nothing has changed."""
+        given = []
+        for what, op in played.takes:
+            if what == "read":
+                source = self.sources[self.network.ops[op].id]
+                given.append(source.read(row.hold[op], column.hold[op]))
+                self.expect(op, source)
+            elif what == "left":
+                given.append(self.lefts[op])
+            else:
+                given.append(self.aboves[op][..., self.across(op, column.compute[op])])
+        found = played.tape.play(given)
+        if found is None:
+            return False
+        for what, op in played.takes:
+            if what == "left":
+                del self.lefts[op]
+        for (where, op), values in zip(played.leaves, found, strict=True):
+            if where == "left":
+                self.lefts[op] = values
+            else:
+                sink = self.sinks[self.network.ops[op].id]
+                sink.write(row.compute[op], column.compute[op], values)
+        return True
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.script is None else self.script.recorder.paused()
+
     def read(self, turn: Turn, source: Source, held: dict[int, _Held]) -> None:
         if turn.held is not None:
-            pieces = [source.read(turn.held.rows, step.hold[turn.op]) for step in self.group]
+            with self.unrecorded():
+                pieces = [source.read(turn.held.rows, step.hold[turn.op]) for step in self.group]
             held[turn.op] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), *turn.held)
+            if self.script is not None:
+                self.script.take("read", turn.op, held[turn.op].values)
+        with self.unrecorded():
+            self.expect(turn.op, source)
+
+    def expect(self, op: int, source: Source) -> None:
         if self.upcoming is not None and len(self.group) == 1:
-            source.expect(self.upcoming[0].hold[turn.op], self.upcoming[1].hold[turn.op])
+            source.expect(self.upcoming[0].hold[op], self.upcoming[1].hold[op])
 
     def take(self, turn: Turn, op: Op, held: dict[int, _Held]) -> None:
         new = None if turn.patches is None else self.run(op, *turn.patches, held)
@@ -199,8 +256,11 @@ class _Run:
             self.set_aside(turn, held[turn.op])
 
     def write(self, turn: Turn, sink: Sink, new: Tensor) -> None:
-        for step, part in zip(self.group, new.chunk(len(self.group)), strict=True):
-            sink.write(turn.computed.rows, step.compute[turn.op], part)
+        with self.unrecorded():
+            for step, part in zip(self.group, new.chunk(len(self.group)), strict=True):
+                sink.write(turn.computed.rows, step.compute[turn.op], part)
+        if self.script is not None:
+            self.script.leave("write", turn.op, new)
 
     def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
         def value(operand: Operand) -> Any:
@@ -212,7 +272,10 @@ class _Run:
                 return self.nothing(operand, vertical, horizontal)
             return held[self.network.index[operand.id]].piece(vertical.have, horizontal.have)
 
-        return compute_piece(op, (vertical, horizontal), value)
+        found = compute_piece(op, (vertical, horizontal), value)
+        if self.script is not None and not (vertical.have.empty or horizontal.have.empty):
+            self.script.recorder.follows(found)
+        return found
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
         """A piece without samples, for outputs that padding alone feeds."""
@@ -223,6 +286,8 @@ class _Run:
     def put_together(self, turn: Turn, new: Tensor | None) -> Tensor:
         """What later ops read: what was computed, with what the tiles to the left and above kept."""
         left = self.lefts.pop(turn.op, None)
+        if left is not None and self.script is not None:
+            self.script.take("left", turn.op, left)
         if not turn.joins:
             block = left if turn.computed.columns.empty else new
             assert block is not None
@@ -234,8 +299,7 @@ class _Run:
         if left is not None:
             block[..., : turn.before] = left
         if top:
-            above = self.aboves[turn.op][..., :top, self.across(turn)]
-            block[..., :top, turn.before :] = above
+            block[..., :top, turn.before :] = self.above(turn)[..., :top, :]
         if new is not None:
             block[..., top:, turn.before :] = new
         return block
@@ -244,16 +308,26 @@ class _Run:
         """What later tiles read."""
         if not turn.kept.columns.empty:
             self.lefts[turn.op] = held.piece(held.rows, turn.kept.columns).clone()
+            if self.script is not None:
+                self.script.leave("left", turn.op, self.lefts[turn.op])
         if not (turn.kept.rows.empty or turn.computed.columns.empty):
             below = held.piece(turn.kept.rows, turn.computed.columns)
             if turn.op not in self.aboves:
                 size = self.rows.kept[turn.op], self.columns.extents[turn.op].length
                 self.aboves[turn.op] = _empty(held.values, *size)
-            self.aboves[turn.op][..., : below.shape[-2], self.across(turn)] = below
+            self.above(turn)[..., : below.shape[-2], :] = below
 
-    def across(self, turn: Turn) -> slice:
-        """Where the columns that a tile computes lie in what the bands above kept."""
-        return _slice(turn.computed.columns, self.columns.extents[turn.op].start)
+    def above(self, turn: Turn) -> Tensor:
+        """What the bands above kept of the columns that a tile computes."""
+        with self.unrecorded():
+            above = self.aboves[turn.op][..., self.across(turn.op, turn.computed.columns)]
+        if self.script is not None:
+            self.script.take("above", turn.op, above)
+        return above
+
+    def across(self, op: int, columns: Span) -> slice:
+        """Where these columns lie in what the bands above kept."""
+        return _slice(columns, self.columns.extents[op].start)
 
 
 def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:

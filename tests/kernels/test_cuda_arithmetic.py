@@ -51,9 +51,9 @@ def bits(x: Tensor) -> Tensor:
 def held_to_the_processor(target: str, name: str, xs: list[Tensor], given: tuple[float, ...] = ()) -> None:
     found, expected = torch.full_like(xs[0], 7), torch.empty_like(xs[0])
     with emulated_driver(target) as driver:
-        assert on_gpu.run(name, xs, given, found, tensors._run)
+        assert on_gpu.run(name, xs, given, found, tensors.by_processor)
     assert driver.launches[-1].numbers == given
-    tensors._run(name, xs, given, expected)
+    tensors.by_processor(name, xs, given, expected)
     wrong = bits(found) != bits(expected)
     assert not wrong.any(), f"{int(wrong.sum())} of {len(wrong)}: {xs[0][wrong][:3]}"
 
@@ -91,7 +91,7 @@ def test_what_is_hardest_to_round_is_rounded_right(name: str) -> None:
     )
     found = torch.empty_like(x)
     with emulated_driver():
-        assert on_gpu.run(name, [x], (), found, tensors._run)
+        assert on_gpu.run(name, [x], (), found, tensors.by_processor)
     assert torch.equal(bits(found), bits(expected))
     looked_up = torch.tensor([float.fromhex(given) for given, _ in HALFWAY[name]])
     held_to_the_processor("compute_90", name, [looked_up])
@@ -119,8 +119,8 @@ def test_in_place_and_at_any_length() -> None:
         for count in (1, 255, 256, 257):
             x = numbers(torch.float32)[:1].repeat(count) + torch.arange(count) / 64
             expected = torch.sigmoid(x)
-            tensors._run("sigmoid", [x.clone()], (), expected)
-            assert on_gpu.run("sigmoid", [x], (), x, tensors._run)
+            tensors.by_processor("sigmoid", [x.clone()], (), expected)
+            assert on_gpu.run("sigmoid", [x], (), x, tensors.by_processor)
             assert torch.equal(bits(x), bits(expected))
 
 
@@ -134,7 +134,7 @@ def test_a_program_whose_kernel_is_broken_is_the_processors() -> None:
             emulated_driver(edit=lambda ptx, pair=(right, wrong): ptx.replace(*pair)),
             pytest.warns(SlowKernelWarning, match=r"exp of float32 on cpu: .*The processor computes it"),
         ):
-            assert not on_gpu.run("exp", [x], (), found, tensors._run), what
+            assert not on_gpu.run("exp", [x], (), found, tensors.by_processor), what
 
 
 def test_all_programs_are_known_here() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu, cuda, elementwise, nvrtc, trial
+from overlap_tool.kernels.arithmetic import fused, tensors
 from overlap_tool.kernels.form import Form
 
 try:
@@ -124,6 +125,32 @@ def test_interpreted_every_bit_is_the_chains(target: str, name: str) -> None:
 @pytest.mark.parametrize(("target", "name"), [each for each in product(TARGETS, OURS) if each not in QUICK])
 def test_interpreted_every_bit_is_the_chains_on_all_targets(target: str, name: str) -> None:
     check(target, name)
+
+
+FINISHED = {
+    "root and product": (("mul", 1, ("rsqrt", 0)), 1),
+    "sum, then bounded below": (("relu", ("add", ("leaky_relu", 0, (0.2).hex()), 1)), 1),
+    "of three": (("sub", ("mul", 0, 2), ("div", 1, (3.0).hex())), 2),
+}
+"""What is made of outputs, and of how many tensors beside."""
+
+
+@pytest.mark.parametrize("what", FINISHED)
+@pytest.mark.parametrize(
+    "name", ["128x96, with a rest", "3 channels", "depthwise, 7 columns", "float64 by rows"]
+)
+def test_interpreted_what_is_made_of_outputs_is_what_programs_make_of_them(name: str, what: str) -> None:
+    expression, count = FINISHED[what]
+    x, weight, bias, form = operands(OURS[name])
+    x = x.contiguous(memory_format=torch.channels_last)
+    chained = cpu.convolve(x, weight, bias, form)
+    others = tuple(torch.randn_like(chained) for _ in range(count))
+    expected = tensors.compute(fused.named(expression), chained, *others)
+    out = torch.full_like(chained, 7)
+    work = cuda.Convolution(x, cuda.pack(weight, form.groups), bias, form, out, expression, others)
+    with emulated_driver("compute_90"):
+        work.launch().run()
+    same(out, expected)
 
 
 def special(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,9 +20,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from overlap_tool.kernels import cpu, cuda, driver, nvrtc
 from overlap_tool.kernels.arithmetic import on_gpu, tensors
+from overlap_tool.kernels.arithmetic.generated import INPUTS
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.form import Form
 from support.ptx import Buffer, Memory, Program
@@ -45,7 +48,7 @@ class Stream:
 COMPILE = nvrtc.compile_kernel
 
 NAMES = """
-    x weight bias y x_image x_row x_column y_image y_row y_column x_height x_width top left
+    x weight bias y other another x_image x_row x_column y_image y_row y_column x_height x_width top left
     pixels height width stride_rows stride_columns dilation_rows dilation_columns kernel_rows kernel_columns
     groups outputs depth whole_vectors
 """
@@ -58,8 +61,17 @@ def at(address: int, dtype: torch.dtype, size: tuple[int, ...], stride: tuple[in
     return torch.frombuffer(raw, dtype=dtype).as_strided(size, stride)
 
 
+class Named:
+    name: str
+
+    @property
+    def told(self) -> str:
+        """The name, of what is made of several by the last of them."""
+        return re.sub(r"_[0-9a-f]{16}$", "", self.name)
+
+
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Named):
     """A program of `PROGRAMS` over numbers side by side."""
 
     name: str
@@ -70,14 +82,15 @@ class Elementwise:
     y: Tensor
     numbers: tuple[float, ...]
 
-    SIZE = on_gpu.TASK.size
+    TASK = struct.Struct(f"{INPUTS + 1}q{on_gpu.REST.format}")
+    SIZE = TASK.size
 
     @classmethod
     def of(cls, name: str, grid: tuple[int, int], argument: bytes) -> Elementwise:
         found = re.fullmatch(r"elementwise_(\w+)_(float|double)", name)
         assert found, name
         dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
-        (*addresses, y, count), numbers = (part := on_gpu.TASK.unpack(argument))[:-4], part[-4:]
+        (*addresses, y, count), numbers = (part := cls.TASK.unpack(argument))[:-4], part[-4:]
         xs = [at(address, dtype, (count,), (1,)) for address in addresses if address]
         taken = len(inspect.signature(PROGRAMS[found[1]]).parameters) - 1 if found[1] in NAMED else len(xs)
         return cls(
@@ -85,7 +98,7 @@ class Elementwise:
         )
 
     def by_the_cpu(self) -> None:
-        tensors._run(self.name, self.xs, self.numbers, self.y)
+        tensors.by_processor(self.name, self.xs, self.numbers, self.y)
 
     def interpreted(self, program: Program) -> None:
         y = Buffer.of(self.y, writable=True)
@@ -99,7 +112,7 @@ NAMED = frozenset(("softplus", "elu", "power", "power_of"))
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launch(Named):
     """What a GPU is given, and the tensors that this means."""
 
     name: str
@@ -108,17 +121,20 @@ class Launch:
     grid: tuple[int, int]
     argument: bytes
     shape: Any
+    program: str | None
+    """What makes of the outputs what is written."""
 
-    SIZE = cuda.SHAPE.size
+    SHAPE = struct.Struct(f"{4 + cuda.OTHERS}q{cuda.REST.format}")
+    SIZE = SHAPE.size
 
     @classmethod
     def of(cls, name: str, grid: tuple[int, int], argument: bytes) -> Launch:
-        found = re.fullmatch(r"(\w+)<(float|double), (.*)>", name)
+        found = re.fullmatch(r"(\w+)<(float|double), (.*)>(?: (\w+))?", name)
         assert found, name
         numbers = tuple(map(int, re.findall(r"\d+", found[3])))
-        shape = SimpleNamespace(**dict(zip(NAMES.split(), cuda.SHAPE.unpack(argument), strict=True)))
+        shape = SimpleNamespace(**dict(zip(NAMES.split(), cls.SHAPE.unpack(argument), strict=True)))
         dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
-        return cls(found[1], numbers, dtype, grid, argument, shape)
+        return cls(found[1], numbers, dtype, grid, argument, shape, found[4])
 
     def _tensor(self, address: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
         return at(address, self.dtype, size, stride)
@@ -140,9 +156,16 @@ class Launch:
 
     @property
     def y(self) -> Tensor:
+        return self._written(self.shape.y)
+
+    @property
+    def others(self) -> list[Tensor]:
+        return [self._written(each) for each in (self.shape.other, self.shape.another) if each]
+
+    def _written(self, address: int) -> Tensor:
         s = self.shape
         size = self.images, s.groups * s.outputs, s.height, s.width
-        return self._tensor(s.y, size, (s.y_image, 1, s.y_row, s.y_column))
+        return self._tensor(address, size, (s.y_image, 1, s.y_row, s.y_column))
 
     @property
     def bias(self) -> Tensor | None:
@@ -191,11 +214,14 @@ class Launch:
 
     def by_the_cpu(self) -> None:
         found = cpu.convolve(self.x, self.weight.contiguous(), self.bias, self.form)
-        self.y.copy_(found[:, :, : self.shape.height, : self.shape.width])
+        found = found[:, :, : self.shape.height, : self.shape.width]
+        if self.program is not None:
+            found = tensors.compute(self.program, found, *self.others)
+        self.y.copy_(found)
 
     def interpreted(self, program: Program) -> None:
         y = Buffer.of(self.y, writable=True)
-        read = [t for t in (self.x, self.packed, self.bias) if t is not None]
+        read = [t for t in (self.x, self.packed, self.bias, *self.others) if t is not None]
         program.run(Memory([y, *map(Buffer.of, read)]), self.argument, self.grid)
         counts = y.counts(self.y)
         assert (counts == 1).all(), "an output was not written once"
@@ -217,9 +243,11 @@ class EmulatedDriver:
 
     def compile_kernel(self, source: str, name: str, target: str) -> nvrtc.Compiled:
         """Symbols say by themselves which kernel they are."""
+        finished = re.match(r"#define FINISHED (\w+)", source)
+        symbol = f"{name} {finished[1]}" if finished else name
         if not self.interpret:
-            return nvrtc.Compiled(name, b"", "")
-        return COMPILE(source, name, target)._replace(symbol=name)
+            return nvrtc.Compiled(symbol, b"", "")
+        return COMPILE(source, name, target)._replace(symbol=symbol)
 
     def cuCtxGetCurrent(self, context: Any) -> int:
         context._obj.value = int(threading.get_ident() in self.threads)
@@ -253,11 +281,12 @@ class EmulatedDriver:
         of = Elementwise if name.startswith("elementwise_") else Launch
         launch = of.of(name, (x, y), ctypes.string_at(where, of.SIZE))
         self.launches.append(launch)
-        if program is None:
-            launch.by_the_cpu()
-        else:
-            assert threads[0] == program.threads
-            launch.interpreted(program)
+        with _disable_current_modes():  # a driver works unseen
+            if program is None:
+                launch.by_the_cpu()
+            else:
+                assert threads[0] == program.threads
+                launch.interpreted(program)
         return 0
 
 
@@ -287,5 +316,5 @@ def emulated_driver(target: str = "compute_90", **how: Any) -> Iterator[Emulated
 
 def forget() -> None:
     """Kernels are loaded anew by the next driver."""
-    for loaded in (cuda._tiled, cuda._depthwise, on_gpu._kernel):
+    for loaded in (cuda._loaded, on_gpu.kernel_of):
         loaded.cache_clear()

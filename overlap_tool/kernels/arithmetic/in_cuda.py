@@ -185,24 +185,44 @@ class Writer:
 def kernel_over(name: str, program: Program, single: bool, inputs: int, numbers: int) -> str:
     """A kernel of that name, which computes `program(o, *inputs, *numbers)` for every number."""
     kind = "float" if single else "double"
+    tables, body, found = _written(
+        program,
+        single,
+        *(f"(({kind} const*)task.x[{n}])[i]" for n in range(inputs)),
+        *(f"({kind})task.numbers[{n}]" for n in range(numbers)),
+    )
+    return f"""{HEAD}{tables}
+__global__ void __launch_bounds__({THREADS}) {name}(const Task task) {{
+  const i64 i = (i64)blockIdx.x * {THREADS} + threadIdx.x;
+  if (i >= task.count) return;
+  {body}
+  (({kind}*)task.y)[i] = {found};
+}}
+"""
+
+
+def finished_by(name: str, program: Program, single: bool, others: int) -> str:
+    """What stands before `chain.cu` where a program takes its outputs, and so many tensors beside."""
+    kind = "float" if single else "double"
+    tables, body, found = _written(
+        program, single, "value", *(f"(({kind} const*)others[{n}])[at]" for n in range(others))
+    )
+    return f"""#define FINISHED {name}
+using i64 = long long;
+{tables}
+__device__ __forceinline__ {kind} finished({kind} value, const void* const* others, i64 at) {{
+  {body}
+  return {found};
+}}
+"""
+
+
+def _written(program: Program, single: bool, *inputs: str) -> tuple[str, str, str]:
+    """A program over inputs, as tables, statements and the result."""
     o = Writer(single)
-    xs = [o.named(f"(({kind} const*)task.x[{n}])[i]", kind) for n in range(inputs)]
-    scalars = [o.named(f"({kind})task.numbers[{n}]", kind) for n in range(numbers)]
-    found = program(o, *xs, *scalars)
-    tables = [
+    found = program(o, *(o.named(each, "float" if single else "double") for each in inputs))
+    tables = "\n".join(
         f"__device__ const double {name}[] = {{{', '.join(float(value).hex() for value in values)}}};"
         for values, name in o.tables.items()
-    ]
-    body = "\n  ".join(o.statements)
-    return "\n".join(
-        (
-            HEAD,
-            *tables,
-            f"__global__ void __launch_bounds__({THREADS}) {name}(const Task task) {{",
-            f"  const i64 i = (i64)blockIdx.x * {THREADS} + threadIdx.x;",
-            "  if (i >= task.count) return;",
-            f"  {body}",
-            f"  (({kind}*)task.y)[i] = {found.text};",
-            "}",
-        )
     )
+    return tables, "\n  ".join(o.statements), found.text

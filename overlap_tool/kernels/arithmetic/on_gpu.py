@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,9 +16,10 @@ from overlap_tool.kernels import nvrtc
 from overlap_tool.kernels.arithmetic.generated import INPUTS, NUMBERS
 from overlap_tool.kernels.arithmetic.in_cuda import THREADS, kernel_over
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.driver import LoadedKernel
+from overlap_tool.kernels.driver import AnyTensor, Launch, LoadedKernel, noted
 
-TASK = struct.Struct(f"{INPUTS + 2}q{NUMBERS}d")
+REST = struct.Struct(f"q{NUMBERS}d")
+"""What `Task` holds behind the addresses."""
 
 TRIED = 4096
 """Numbers of a trial."""
@@ -26,13 +28,32 @@ Compute = Callable[[str, Sequence[Tensor], Sequence[float], Tensor], None]
 """By name, of tensors and numbers, into a tensor: all dense, and laid out alike."""
 
 
+@dataclass(frozen=True)
+class Elementwise:
+    """A program over tensors, and the kernel that computes it."""
+
+    kernel: LoadedKernel
+    name: str
+    xs: tuple[AnyTensor, ...]
+    numbers: tuple[float, ...]
+    y: AnyTensor
+
+    def launch(self) -> Launch:
+        nothing = (None,) * (INPUTS - len(self.xs))
+        rest = REST.pack(self.y.numel(), *self.numbers, *[0.0] * (NUMBERS - len(self.numbers)))
+        grid = -(-self.y.numel() // THREADS), 1
+        return Launch(self.kernel, grid, (*self.xs, *nothing, self.y), rest)
+
+
 def run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor, by_processor: Compute) -> bool:
     """Whether there is a kernel; then `y` is filled."""
     if y.numel() == 0:
         return True
-    kernel = _kernel(name, y.dtype, len(xs), len(numbers), y.device, by_processor)
+    kernel = kernel_of(name, y.dtype, len(xs), len(numbers), y.device, by_processor)
     if kernel is not None:
-        _launch(kernel, xs, numbers, y)
+        work = Elementwise(kernel, name, tuple(xs), tuple(numbers), y)
+        noted(work)
+        work.launch().run()
     return kernel is not None
 
 
@@ -40,16 +61,8 @@ def kernel_name(name: str, dtype: torch.dtype) -> str:
     return f"elementwise_{name}_{'float' if dtype == torch.float32 else 'double'}"
 
 
-def _launch(kernel: LoadedKernel, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
-    addresses = [x.data_ptr() for x in xs] + [0] * (INPUTS - len(xs))
-    rest = [0.0] * (NUMBERS - len(numbers))
-    kernel.launch(
-        (-(-y.numel() // THREADS), 1), TASK.pack(*addresses, y.data_ptr(), y.numel(), *numbers, *rest)
-    )
-
-
 @cache
-def _kernel(
+def kernel_of(
     name: str, dtype: torch.dtype, inputs: int, numbers: int, device: torch.device, by_processor: Compute
 ) -> LoadedKernel | None:
     try:
@@ -89,6 +102,6 @@ def _difference(
     by_processor(name, list(values), others, expected)
     there = list(values.to(device))
     found = torch.empty_like(there[0])
-    _launch(kernel, there, others, found)
+    Elementwise(kernel, name, tuple(there), others, found).launch().run()
     wrong = int((~torch.isclose(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)).sum())
     return f"{wrong} of {TRIED} numbers that were tried differ from the processor's" if wrong else ""

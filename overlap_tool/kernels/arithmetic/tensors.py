@@ -42,8 +42,10 @@ def compute(
     dense = torch.empty_like(x) if out is None or not _alike(out, x) else out
     xs = [_laid_out(one, dense) for one in (x, *others)]
     if x.device.type == "cpu":
-        _run(name, xs, numbers, dense)
-    elif not on_gpu.run(name, xs, numbers, dense, _run):  # the values are defined, so any processor's will do
+        by_processor(name, xs, numbers, dense)
+    elif not on_gpu.run(
+        name, xs, numbers, dense, by_processor
+    ):  # the values are defined, so any processor's will do
         there = [one.cpu() for one in xs]
         dense.copy_(compute(name, *there, numbers=numbers))
     return dense if out is None or out is dense else out.copy_(dense)
@@ -58,7 +60,7 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
-def _run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
+def by_processor(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
     if y.numel() == 0:
         return
     single = y.dtype == torch.float32

@@ -1,0 +1,112 @@
+"""Tiles that do the same as one before: on a GPU, by what was recorded of that one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan, Step, form_of
+from overlap_tool.graph.network import Network
+from overlap_tool.kernels.mode import computes_first
+from overlap_tool.kernels.tape import Recorder, Tape, copied_alike, is_right, is_tried, tape_of
+
+RECORDED = 2
+"""Which of the tiles that do the same: by the first, kernels are tried and weights packed."""
+
+
+@dataclass
+class Script:
+    """What a tile takes and leaves, op by op, in the order in which its tape has it."""
+
+    recorder: Recorder = field(default_factory=Recorder)
+    takes: list[tuple[Literal["read", "left", "above"], int]] = field(default_factory=list)
+    leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
+    given: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    """Copies of what was given."""
+    found: list[Tensor] = field(default_factory=list)
+    tries: bool = False
+    """Whether the tape is tried: only then are the tensors kept."""
+
+    def take(self, what: Literal["read", "left", "above"], op: int, tensor: Tensor) -> None:
+        if (what, op) not in self.takes:
+            self.takes.append((what, op))
+            if self.tries:
+                self.given.append(tensor)
+                with self.recorder.paused():
+                    self.before.append(copied_alike(tensor))
+            self.recorder.gives(tensor)
+
+    def leave(self, what: Literal["write", "left"], op: int, tensor: Tensor) -> None:
+        self.leaves.append((what, op))
+        if self.tries:
+            self.found.append(tensor)
+        self.recorder.returns(tensor)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A tape, and what it takes and leaves."""
+
+    tape: Tape
+    takes: Sequence[tuple[Literal["read", "left", "above"], int]]
+    leaves: Sequence[tuple[Literal["write", "left"], int]]
+
+
+class Repeats:
+    """Of the tiles of a pass, those that do the same."""
+
+    def __init__(self, network: Network, rows: AxisPlan, columns: AxisPlan) -> None:
+        self._forms: dict[int, int] = {}
+        counts = [self._numbered(*each) for each in ((network.rows, rows), (network.columns, columns))]
+        self._counts = {(a, b): n * m for a, n in counts[0].items() for b, m in counts[1].items()}
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._constants: dict[Any, Tensor] = {}
+        self._untried: set[tuple[int, int]] = set()
+        self.known: dict[tuple[int, int], Played] = {}
+
+    def _numbered(self, axis: Axis, plan: AxisPlan) -> Counter[int]:
+        numbers: dict[object, int] = {}
+        for step in plan.steps:
+            self._forms[id(step)] = numbers.setdefault((form_of(axis, step), _kept(step)), len(numbers))
+        return Counter(self._forms[id(step)] for step in plan.steps)
+
+    def form(self, row: Step, column: Step) -> tuple[int, int]:
+        return self._forms[id(row)], self._forms[id(column)]
+
+    def script(self, form: tuple[int, int]) -> Script | None:
+        """Of a tile that is to be recorded."""
+        self._seen[form] += 1
+        if self._seen[form] == RECORDED < self._counts[form] or form in self._untried:
+            return Script(tries=form in self._untried)
+        return None
+
+    def keep(self, form: tuple[int, int], script: Script) -> None:
+        self._untried.discard(form)
+        tape = tape_of(script.recorder, self._constants)
+        if tape is None:
+            return
+        if not script.tries and not is_tried(tape):
+            self._untried.add(form)
+        elif is_right(tape, script.before, script.given, script.found):
+            self.known[form] = Played(tape, script.takes, script.leaves)
+
+
+def repeats(network: Network, rows: AxisPlan, columns: AxisPlan, device: torch.device) -> Repeats | None:
+    """Nothing where tiles are not recorded."""
+    if device.type != "cuda" or not computes_first():
+        return None
+    return Repeats(network, rows, columns)
+
+
+def _kept(step: Step) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        (compute.start - hold.start, compute.length, hold.length, keep.start - hold.start, keep.length)
+        for compute, hold, keep in zip(step.compute, step.hold, step.keep, strict=True)
+    )
