@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.geometry import Padding, Patch
-from overlap_tool.geometry.layout import Layout
+from overlap_tool.geometry.layout import IMAGES, Layout
 
 Patches = tuple[Patch, Patch]
 """Rows and columns."""
@@ -78,12 +78,10 @@ def as_kept(piece: Tensor, layout: Layout, rows: int, columns: int) -> Tensor:
         if piece.ndim != len(layout.dims) or piece.shape[-2:] != (rows, columns):
             raise ValueError("another number of rows or columns")
         return piece
-    others = prod(layout.sizes((1, rows, columns)))
-    if (
-        others == 0
-        or piece.numel() % others
-        or piece.shape != layout.shape(size := (piece.numel() // others, rows, columns))
-    ):
+    place, others = layout.place_of(IMAGES), prod(layout.sizes((1, rows, columns)))
+    images = piece.shape[place] if place is not None else piece.numel() // max(1, others)
+    size = images, rows, columns
+    if piece.shape != layout.shape(size):
         raise ValueError("another number of rows or columns")
     apart = piece.reshape(*layout.sizes(size), *[1] * len(layout.missing))
     return apart.permute(*sorted(range(apart.ndim), key=layout.order.__getitem__))
