@@ -240,7 +240,7 @@ def _recorded(tracer: Tracer) -> TraceError | None:
     except TraceError as refusal:
         error = refusal
     finally:
-        tracer.left = aftermath.numbers()
+        tracer.left = aftermath.numbers() if tracer.of_one_size else {}
         changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
     if error is not None:
         _drop_what_failed(tracer)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,15 +47,17 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
             raise
         return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale, network.columns.scale)))
-    maps = [_small_map(tracer, side * times) for times in TIMES]
-    pairs = ((x, _own_result(module, x)) for x in maps[:-2])
+    small, larger = (  # none is drawn that is not needed: the largest takes a second, and a GiB
+        (_small_map(tracer, side * times) for times in tried) for tried in (TIMES[:-2], TIMES[-2:])
+    )
+    pairs = ((x, _own_result(module, x)) for x in small)
     x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
     recorded = None if x is None else traced_at(_size(tracer, x))
     if recorded is not None:
         _require_equal(tracer, _AsTraced(module, recorded), recorded.returns, x, own)
     if network.shifted:
-        tried = (maps[0] if x is None else x, *maps[-2:])
-        traces = ((traced_at(_size(tracer, x)), x) for x in tried)
+        first = _small_map(tracer, side) if x is None else x
+        traces = ((traced_at(_size(tracer, x)), x) for x in chain([first], larger))
         _require_masks(network, ((_AsTraced(module, trace), x) for trace, x in traces if trace is not None))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool.errors import GlobalOpError, TraceError
+from overlap_tool.graph import values
 from overlap_tool.graph.trace import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +43,21 @@ def assert_tiles_are_right(module: nn.Module, height: int = 40, width: int = 56)
     wrapped = overlap_tool.wrap(module.eval(), tile=16)
     with torch.no_grad(), overlap_tool.exact_kernels():
         assert torch.equal(wrapped(image), module(image))
+
+
+def test_no_larger_map_is_drawn_than_the_module_is_held_to(monkeypatch) -> None:
+    """Maps of up to 512x1024 were drawn for every part, though rolls alone are looked at on them: of one with
+    many channels these take gigabytes, and a second each."""
+    drawn: list[Any] = []
+    draw = values._small_map
+
+    def noted(*args: Any) -> Tensor:
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(values, "_small_map", noted)
+    trace(nn.Conv2d(64, 8, 3, padding=1).eval(), "part", 64)
+    assert [tuple(x.shape) for x in drawn] == [(1, 64, 16, 32)]
 
 
 # --- questions that have one answer ------------------------------------------------------------------------
