@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,14 @@ def _model(name: str) -> Iterator[str]:
     text = "same strings" if others["strings"] == strings["strings"] else "OTHER STRINGS"
     yield f"{same(found, expected)}, {text}, decoded across: {same(decoded, again)}: {name}"
     yield from (f"SLOW: {each.layer}: {each.reason}" for each in slow)
+    there.cuda()
+    for schedule in ("tiles", "stream"):  # most tiles are played from what was recorded of others
+        with torch.no_grad(), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            tiled = overlap_tool.wrap(there, tile=32, schedule=schedule)(x.cuda())["x_hat"].cpu()
+        yield f"{same(tiled, expected)}, in {schedule} of 32: {name}"
+        slow_ones = (each for each in told if issubclass(each.category, overlap_tool.SlowKernelWarning))
+        yield from (f"SLOW: {each.message}" for each in slow_ones)
 
 
 def throughput() -> Iterator[str]:

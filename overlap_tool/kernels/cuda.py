@@ -51,11 +51,12 @@ class Tile(NamedTuple):
         return self.rows // self.high * (self.columns // self.wide)
 
 
-TILES = {16: Tile(128, 16, 8, 4, 10), 32: Tile(64, 32, 8, 8, 16), 64: Tile(64, 64, 8, 8, 8)}
+TILES = {16: Tile(128, 16, 8, 4, 10), 32: Tile(128, 32, 8, 8, 8), 64: Tile(64, 64, 8, 8, 8)}
 """For layers of at most so many outputs: their blocks are few, so these are smaller."""
 
-LARGE = Tile(128, 96, 8, 8, 2), Tile(128, 64, 8, 8, 4)
-"""For layers of more outputs: whichever has less to fill up."""
+LARGE = Tile(128, 64, 8, 8, 4), Tile(128, 96, 8, 8, 2)
+"""For layers of more outputs: whichever has less to fill up, or else the first, of which more warps are there
+at once."""
 
 DOUBLES = Tile(64, 32, 4, 4, 4)
 

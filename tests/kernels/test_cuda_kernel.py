@@ -56,12 +56,12 @@ KERNELS = {
 """By name: how many outputs a thread has."""
 
 LAYERS = {
-    "128x96, whole chunks": Case(16, 192, (2, 1), x="channels last"),
+    "128x96, whole chunks": Case(16, 288, (2, 1), x="channels last"),
     "128x96, with a rest": Case(20, 96, (1, 2), x="channels last", images=2),
     "128x64": Case(4, 128, (3, 3), (2, 2), x="channels last"),
     "64x64": Case(12, 64, (2, 2), x="channels last", bias=False),
     "64x64, two groups": Case(8, 100, (2, 2), groups=2, x="channels last"),
-    "64x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
+    "128x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
     "depthwise, 7 columns": Case(33, 33, (2, 7), groups=33, images=2, x="channels last"),
     "3 channels": Case(3, 48, (5, 5), (2, 2)),
     "a row too long to hold": Case(5, 5, (2, 5), (1, 3), (1, 9), groups=5, x="channels last"),
