@@ -12,6 +12,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
+from overlap_tool.kernels.arithmetic.operators import Operators
+
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 
@@ -31,10 +33,13 @@ FIELDS = (
 ITEM = 8192
 """Numbers that a thread takes at a time."""
 
+ON_NUMBERS = {"+": "fadd", "-": "fsub", "*": "fmul", "/": "fdiv"}
+ON_INTEGERS = {"+": "add", "-": "sub", "*": "mul", "&": "and_", "|": "or_", "^": "xor", "<<": "shl"}
+
 Program = Callable[..., Any]
 
 
-class Vector:
+class Vector(Operators):
     """Numbers, integers or truth values, one in each lane, with Python's operators."""
 
     def __init__(self, o: Generator, value: ir.Value) -> None:
@@ -45,12 +50,12 @@ class Vector:
         kind = self.value.type
         return kind.element if isinstance(kind, ir.VectorType) else kind
 
-    def _binary(self, other: Any, on_numbers: str, on_integers: str, swap: bool = False) -> Vector:
+    def _binary(self, sign: str, other: Any, swap: bool = False) -> Vector:
         a, b = self.value, self.o.lifted(other, self.kind).value
         if swap:
             a, b = b, a
-        name = on_integers if isinstance(self.kind, ir.IntType) else on_numbers
-        return Vector(self.o, getattr(self.o.b, name)(a, b))
+        names = ON_INTEGERS if isinstance(self.kind, ir.IntType) else ON_NUMBERS
+        return Vector(self.o, getattr(self.o.b, names[sign])(a, b))
 
     def _compared(self, how: str, other: Any) -> Vector:
         a, b = self.value, self.o.lifted(other, self.kind).value
@@ -58,59 +63,14 @@ class Vector:
             return Vector(self.o, self.o.b.icmp_signed(how, a, b))
         return Vector(self.o, self.o.b.fcmp_ordered(how, a, b))
 
-    def __add__(self, other: Any) -> Vector:
-        return self._binary(other, "fadd", "add")
-
-    def __sub__(self, other: Any) -> Vector:
-        return self._binary(other, "fsub", "sub")
-
-    def __rsub__(self, other: Any) -> Vector:
-        return self._binary(other, "fsub", "sub", swap=True)
-
-    def __mul__(self, other: Any) -> Vector:
-        return self._binary(other, "fmul", "mul")
-
-    def __truediv__(self, other: Any) -> Vector:
-        return self._binary(other, "fdiv", "")
-
-    def __rtruediv__(self, other: Any) -> Vector:
-        return self._binary(other, "fdiv", "", swap=True)
-
-    def __and__(self, other: Any) -> Vector:
-        return self._binary(other, "", "and_")
-
-    def __or__(self, other: Any) -> Vector:
-        return self._binary(other, "", "or_")
-
-    def __xor__(self, other: Any) -> Vector:
-        return self._binary(other, "", "xor")
-
     def __lshift__(self, count: int) -> Vector:
-        return self._binary(count, "", "shl")
+        return self._binary("<<", count)
 
     def __neg__(self) -> Vector:
         return Vector(self.o, self.o.b.fneg(self.value))
 
     def __invert__(self) -> Vector:
         return Vector(self.o, self.o.b.not_(self.value))
-
-    def __lt__(self, other: Any) -> Vector:
-        return self._compared("<", other)
-
-    def __le__(self, other: Any) -> Vector:
-        return self._compared("<=", other)
-
-    def __gt__(self, other: Any) -> Vector:
-        return self._compared(">", other)
-
-    def __ge__(self, other: Any) -> Vector:
-        return self._compared(">=", other)
-
-    def __eq__(self, other: object) -> Vector:  # type: ignore[override]
-        return self._compared("==", other)
-
-    __radd__, __rmul__, __rand__, __ror__ = __add__, __mul__, __and__, __or__
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Generator:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from overlap_tool.kernels.arithmetic.generated import INPUTS, NUMBERS, Program
+from overlap_tool.kernels.arithmetic.operators import Operators
 
 THREADS = 256
 
@@ -28,7 +29,7 @@ struct Task {{
 """
 
 
-class Scalar:
+class Scalar(Operators):
     """A number, an integer or a truth value of one thread, with Python's operators."""
 
     def __init__(self, o: Writer, text: str, kind: str) -> None:
@@ -45,33 +46,6 @@ class Scalar:
     def _compared(self, sign: str, other: Any) -> Scalar:
         return self.o.named(f"{self.text} {sign} {self.o.lifted(other, self.kind)}", "bool")
 
-    def __add__(self, other: Any) -> Scalar:
-        return self._binary("+", other)
-
-    def __sub__(self, other: Any) -> Scalar:
-        return self._binary("-", other)
-
-    def __rsub__(self, other: Any) -> Scalar:
-        return self._binary("-", other, swap=True)
-
-    def __mul__(self, other: Any) -> Scalar:
-        return self._binary("*", other)
-
-    def __truediv__(self, other: Any) -> Scalar:
-        return self._binary("/", other)
-
-    def __rtruediv__(self, other: Any) -> Scalar:
-        return self._binary("/", other, swap=True)
-
-    def __and__(self, other: Any) -> Scalar:
-        return self._binary("&", other)
-
-    def __or__(self, other: Any) -> Scalar:
-        return self._binary("|", other)
-
-    def __xor__(self, other: Any) -> Scalar:
-        return self._binary("^", other)
-
     def __lshift__(self, count: int) -> Scalar:
         return self.o.named(f"(i64)((unsigned long long){self.text} << {count})", self.kind)
 
@@ -80,24 +54,6 @@ class Scalar:
 
     def __invert__(self) -> Scalar:
         return self.o.named(f"!{self.text}", "bool")
-
-    def __lt__(self, other: Any) -> Scalar:
-        return self._compared("<", other)
-
-    def __le__(self, other: Any) -> Scalar:
-        return self._compared("<=", other)
-
-    def __gt__(self, other: Any) -> Scalar:
-        return self._compared(">", other)
-
-    def __ge__(self, other: Any) -> Scalar:
-        return self._compared(">=", other)
-
-    def __eq__(self, other: object) -> Scalar:  # type: ignore[override]
-        return self._compared("==", other)
-
-    __radd__, __rmul__, __rand__, __ror__ = __add__, __mul__, __and__, __or__
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Writer:
