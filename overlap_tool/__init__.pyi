@@ -64,6 +64,7 @@ from .verification import verify as verify
 from .wrapping import load as load
 from .wrapping import plans as plans
 from .wrapping import rewrap as rewrap
+from .wrapping import run_stream as run_stream
 from .wrapping import save as save
 from .wrapping import settings_of as settings_of
 from .wrapping import tiled as tiled

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import ceil, lcm
+from typing import NamedTuple
 
 from overlap_tool.geometry import Geometry, Padding, Patch, Span, hull, patch
 from overlap_tool.geometry.axis import Axis, Lengths
@@ -154,15 +155,70 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     first, last = at(cuts[0].start), at(cuts[-1].stop)
     needed = axis.needs({end: Span(first[end], last[end]) for end in axis.ends}, sizes)
     stops = (first, *(at(cut.stop) for cut in cuts))
-    frontiers = [_frontiers(axis, sizes, needed, each) for each in stops]
-    unread = [_first_unread(axis, sizes, done, needed) for done in frontiers]
-    steps = []
-    for done, now, low, next_low in zip(frontiers, frontiers[1:], unread, unread[1:], strict=False):
-        spans = tuple(map(Span, done, now))
-        hold = tuple(Span(min(a, b), stop) for a, b, stop in zip(low, done, now, strict=True))
-        keep = tuple(Span(min(start, stop), stop) for start, stop in zip(next_low, now, strict=True))
-        steps.append(Step(spans, hold, keep, _patches(axis, sizes, spans)))
-    return AxisPlan(sizes, tuple(steps))
+    places = [_come_to(axis, sizes, needed, each) for each in stops]
+    return AxisPlan(sizes, tuple(_between(axis, sizes, *both) for both in pairwise(places)))
+
+
+class Progress(NamedTuple):
+    """How far a stream has come: of every op, how many outputs are done, and the first still to be read."""
+
+    done: tuple[int, ...]
+    unread: tuple[int, ...]
+
+
+def _come_to(axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stops: Mapping[int, int]) -> Progress:
+    done = _frontiers(axis, sizes, needed, stops)
+    return Progress(done, _first_unread(axis, sizes, done, needed))
+
+
+def _between(axis: Axis, sizes: Sequence[int], before: Progress, after: Progress) -> Step:
+    """The step of a stream from one place to the next."""
+    spans = tuple(map(Span, before.done, after.done))
+    hold = tuple(
+        Span(min(low, done), now)
+        for low, done, now in zip(before.unread, before.done, after.done, strict=True)
+    )
+    keep = tuple(Span(min(low, now), now) for low, now in zip(after.unread, after.done, strict=True))
+    return Step(spans, hold, keep, _patches(axis, sizes, spans))
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A stream of a map whose length is not known yet: `axis` is that of one far too long."""
+
+    axis: Axis
+    n: int
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return self.axis.sizes(self.n)
+
+    @cached_property
+    def needed(self) -> tuple[Span, ...]:
+        return self.axis.needs({len(self.sizes) - 1: Span(0, self.sizes[-1])}, self.sizes)
+
+    def at(self, outputs: int) -> Progress:
+        """Where the stream stands once so many outputs are done."""
+        return _come_to(self.axis, self.sizes, self.needed, {len(self.sizes) - 1: outputs})
+
+    def outputs_of(self, inputs: int, at_least: int) -> int:
+        """The most outputs that so many inputs are enough for."""
+        last = len(self.sizes) - 1
+
+        def enough(outputs: int) -> bool:
+            return _frontiers(self.axis, self.sizes, self.needed, {last: outputs})[0] <= inputs
+
+        low, more = at_least, max(1, int(self.axis.scale))
+        while enough(low + more):
+            low, more = low + more, 2 * more
+        high = low + more
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if enough(middle) else (low, middle)
+        return low
+
+    def step(self, before: Progress, after: Progress) -> Step:
+        return _between(self.axis, self.sizes, before, after)
 
 
 def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:

@@ -48,6 +48,7 @@ from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.registry import qualified_name
+from overlap_tool.rules.sequences import recurrent
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
@@ -382,6 +383,15 @@ class Tracer(fx.Tracer):
             )
         if m not in self.submodule_paths:
             self.take_in(m)
+        if _goes_forward(m, args, kwargs):
+            own: Any = m
+            made = self.create_proxy(
+                "call_function",
+                recurrent,
+                (args[0], list(own._flat_weights), own.num_layers, own.bias, own.batch_first),
+                {},
+            )
+            return made, _StateOf(self.where())
         _refuse_what_it_hides(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
             self.require_axes(m, args)
@@ -735,6 +745,31 @@ def _is_torchs(module: nn.Module) -> bool:
     """Whether PyTorch computes it, and it is not made of other ops."""
     is_made_of_others = isinstance(module, nn.Sequential) or composition_of(type(module)) is not None
     return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
+
+
+def _goes_forward(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is an LSTM that begins with zeros, and goes from the first step to the last."""
+    return (
+        type(m) is nn.LSTM
+        and not (m.bidirectional or m.proj_size or m._forward_pre_hooks or kwargs)
+        and len(args) == 1
+        and isinstance(args[0], Proxy)
+        and args[0].ndim == 3
+    )
+
+
+class _StateOf:
+    """What an LSTM returns beside its outputs: code for inference drops it."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TraceError(
+            self.where,
+            "uses the state that an LSTM ends with, which depends on all of the map",
+            f"{REGISTER} that makes the whole module one op",
+        )
 
 
 def _makes_weights(hook: Any) -> bool:

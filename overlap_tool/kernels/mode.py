@@ -176,6 +176,46 @@ def _attention(
     return found, query.new_empty(0)
 
 
+LSTM = 2
+"""How oneDNN's function for recurrent layers is told that one is an LSTM."""
+
+
+@register_exact_op("aten::mkldnn_rnn_layer")
+def _recurrent_layer(
+    x: Tensor,
+    of_input: Tensor,
+    of_hidden: Tensor,
+    bias_of_input: Tensor | None,
+    bias_of_hidden: Tensor | None,
+    hidden: Tensor,
+    cell: Tensor,
+    reverse: bool,
+    batch_sizes: Sequence[int],
+    mode: int,
+    hidden_size: int,
+    num_layers: int,
+    has_biases: bool,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A layer of an LSTM, step by step, as PyTorch's own function has it where it does not call oneDNN. The
+    last result is what a gradient would read."""
+    if mode != LSTM or batch_sizes:
+        raise ExactnessError(
+            "a recurrent layer", "there is an exact one for an LSTM alone", f"Use {ExactnessError.STOCK}"
+        )
+    if not has_biases:
+        bias_of_input = bias_of_hidden = None
+    linear = torch.nn.functional.linear
+    gates = linear(x, of_input, bias_of_input)
+    outputs = []
+    for of_step in reversed(gates.unbind()) if reverse else gates.unbind():
+        taken, kept, new, shown = (linear(hidden, of_hidden, bias_of_hidden) + of_step).chunk(4, -1)
+        cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
+        hidden = shown.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell, x.new_empty(0)
+
+
 class _Op(NamedTuple):
     """What an op says of itself: asking it takes long."""
 

@@ -15,6 +15,7 @@ from overlap_tool import checkpoint
 from overlap_tool.errors import CopyError, OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.geometry.axis import exact_overlap
+from overlap_tool.geometry.layout import ROWS
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.copying import copied
@@ -249,7 +250,7 @@ def analyze(
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
     `model` is a module, the path of a checkpoint, or `zoo:NAME`; of a wrapped one, what was wrapped is
-    analysed, and it stays wrapped. `size` is the image's width and height;
+    analysed, and it stays wrapped. `size` is the image's width and height; of sound, the width counts;
     `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
     chosen tile takes. A model that takes more than an image is called as in `example`: the arguments of a
     call, `(image, 3)`, or those by keyword, `{"qp": 21}`, which follow an image if no map is among them;
@@ -275,6 +276,8 @@ def analyze(
     if call is None:
         call = example_of(model) if isinstance(model, nn.Module) else Example.of_data(loaded.example)
     found = survey(subject, only=stage, example=call)
+    if any(ROWS in stage.network.ops[0].layout.missing for stage in found.stages):
+        image = Size(image.width, 1)  # sound: a map of one row
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,

@@ -106,7 +106,9 @@ class Rule:
     it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`. A rule is
     `uniform` if its `run` can do with pieces that go beyond the image, where anything may stand: `extend` and
     `cleared` see to that. One that is local always can. `layout` says what the dimensions of the result are
-    made of, where that is not to be seen from its shape: in other dimensions than those of the operands.
+    made of, where that is not to be seen from its shape: in other dimensions than those of the operands. An
+    op on a map of one row that goes through it from the first column to the last has a `scan` beside its
+    `run`: `scan(state, *args, **kwargs)` returns the outputs of the next columns, and the state after them.
     """
 
     run: Callable[..., Any]
@@ -119,6 +121,7 @@ class Rule:
     proved: bool = True
     uniform: bool = False
     layout: Layout | None = None
+    scan: Callable[..., tuple[Any, Any]] | None = None
 
     @classmethod
     def windowed(

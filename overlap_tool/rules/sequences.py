@@ -1,4 +1,4 @@
-"""Layers for maps of one axis, such as sound: those for images, on a map of one row.
+"""Layers for maps of one axis, such as sound: those for images, on a map of one row; and recurrent layers.
 
 The exact engine computes them so, too, and their bits are those of the functions that stand here.
 """
@@ -11,8 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from overlap_tool.rules.registry import compose
+from overlap_tool.geometry import Everything
+from overlap_tool.geometry.layout import COLUMNS, IMAGES
+from overlap_tool.rules.registry import Call, Operand, Rule, compose, register_rule
 
 One = int | Sequence[int]
 """A number for the only axis, perhaps in a tuple."""
@@ -117,3 +120,47 @@ def adaptive_avg_pool1d(input: Tensor, output_size: One) -> Tensor:
 def adaptive_max_pool1d(input: Tensor, output_size: One, return_indices: bool = False) -> Any:
     pool: Callable[..., Any] = F.adaptive_max_pool2d
     return pool(input.unsqueeze(2), _behind(1, output_size), return_indices).squeeze(2)
+
+
+def recurrent(
+    input: Tensor, weights: Sequence[Tensor], layers: int, has_bias: bool, batch_first: bool
+) -> Tensor:
+    """The outputs of an LSTM at every step, from a state of zeros."""
+    if has_torch_function_unary(input):  # so that it can be traced as one op
+        return handle_torch_function(recurrent, (input,), input, weights, layers, has_bias, batch_first)
+    return _next_steps(None, input, weights, layers, has_bias, batch_first)[0]
+
+
+State = tuple[Tensor, Tensor]
+
+
+def _next_steps(
+    state: State | None,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    layers: int,
+    has_bias: bool,
+    batch_first: bool,
+) -> tuple[Tensor, State]:
+    if state is None:
+        images = input.shape[0 if batch_first else 1]
+        zeros = input.new_zeros(layers, images, weights[1].shape[1])
+        state = zeros, zeros
+    made, hidden, cell = torch._VF.lstm(
+        input, state, list(weights), has_bias, layers, 0.0, False, False, batch_first
+    )
+    return made, (hidden, cell)
+
+
+@register_rule(recurrent, any_layout=True)
+def recurrent_layer(
+    call: Call, input: Operand, weights: Sequence[Operand], layers: int, has_bias: bool, batch_first: bool
+) -> Rule:
+    """Every output depends on all steps before it: the whole map at once, or step by step with a state."""
+    steps = (IMAGES,), (COLUMNS,)
+    if input.layout.dims[:2] != (steps if batch_first else steps[::-1]):
+        call.refuse("steps through something else than the columns of a map of one row")
+    layout = input.layout.with_lengths({2: weights[1].shape[1]})
+    return Rule(
+        lambda patches, *args: recurrent(*args), Everything(), Everything(), layout=layout, scan=_next_steps
+    )

@@ -65,7 +65,11 @@ def execute_pass(
         raise ValueError("tiles that keep something for others cannot be computed in batches")
     if any(rows.kept) and columns.overlapping:
         raise ValueError("rows are kept, but columns recomputed, which would be kept twice")
-    run = _Run(network, rows, columns, *_endless(network, rows, columns, sources, sinks), values)
+    given = next(op.id for op in network.ops if isinstance(op, Input))
+    top, left = (max(0, plan.extents[network.index[given]].start) for plan in (rows, columns))
+    corner = sources[given].read(Span(top, top + 1), Span(left, left + 1))
+    endless = _endless(network, rows, columns, sources, sinks)
+    run = Run(network, rows, columns, *endless, values, corner)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
     )
@@ -143,7 +147,9 @@ class _Held:
         return self.values[..., _slice(rows, self.rows.start), _slice(columns, self.columns.start)]
 
 
-class _Run:
+class Run:
+    """One pass over a network, tile by tile."""
+
     def __init__(
         self,
         network: Network,
@@ -152,6 +158,7 @@ class _Run:
         sources: Mapping[str, Source],
         sinks: Mapping[str, Sink],
         values: Mapping[str, Any],
+        corner: Tensor,
     ) -> None:
         self.network = network
         self.rows = rows
@@ -164,9 +171,7 @@ class _Run:
         images."""
         self.upcoming: tuple[Step, Step] | None = None
         """The steps of the next tile."""
-        given = next(op for op in network.ops if isinstance(op, Input))
-        row, column = (max(0, plan.extents[network.index[given.id]].start) for plan in (rows, columns))
-        self.corner = sources[given.id].read(Span(row, row + 1), Span(column, column + 1))
+        self.corner = corner
         """One sample, which shows how many images there are, their type and their device."""
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""

@@ -136,7 +136,7 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
         if isinstance(node, Summary):
             values[node.id] = _of_values(node, values)
         elif isinstance(node, Op):
-            whole = _on_the_whole(node, {**sources, **made}[node.inputs[0]], part.wholes[node.id])
+            whole = _on_the_whole(node, values, {**sources, **made}[node.inputs[0]], part.wholes[node.id])
             made[node.id] = TensorSource(whole, whole.device)
         else:
             source = {**sources, **made}[node.source]
@@ -144,14 +144,16 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
     return made
 
 
-def _on_the_whole(op: Op, source: Source, size: Size) -> Tensor:
+def _on_the_whole(op: Op, values: Mapping[str, Any], source: Source, size: Size) -> Tensor:
     """What the model's own code makes of a map."""
     whole = source.read(Span(0, size.height), Span(0, size.width))
-    args, kwargs = substituted(
-        (op.args, op.kwargs), Operand, lambda operand: as_laid_out(whole, operand.layout)
-    )
-    assert op.module is not None
-    return as_kept(op.module(*args, **kwargs), op.layout, size.height, size.width)
+
+    def value(operand: Operand) -> Any:
+        return as_laid_out(whole, operand.layout) if operand.spatial else values[operand.id]
+
+    args, kwargs = substituted((op.args, op.kwargs), Operand, value)
+    compute = op.target if op.module is None else op.module
+    return as_kept(compute(*args, **kwargs), op.layout, size.height, size.width)
 
 
 def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:

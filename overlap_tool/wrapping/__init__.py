@@ -10,5 +10,6 @@ from overlap_tool.wrapping.retrofit import (
     unwrap,
     wrap,
 )
+from overlap_tool.wrapping.streaming import run_stream
 
-__all__ = ["load", "plans", "rewrap", "save", "settings_of", "tiled", "unwrap", "wrap"]
+__all__ = ["load", "plans", "rewrap", "run_stream", "save", "settings_of", "tiled", "unwrap", "wrap"]
