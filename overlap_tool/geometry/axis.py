@@ -143,7 +143,7 @@ class Axis:
         overlaps = [reaches[end].overlap for end in self.ends]
         return Overlap(max(each.before for each in overlaps), max(each.after for each in overlaps))
 
-    @property
+    @cached_property
     def receptive_field(self) -> int:
         """The most inputs, end to end, that any one output reads of what is wanted."""
         reaches = self.reaches()

@@ -197,6 +197,21 @@ class Endless:
     def needed(self) -> tuple[Span, ...]:
         return self.axis.needs({len(self.sizes) - 1: Span(0, self.sizes[-1])}, self.sizes)
 
+    @cached_property
+    def held_back(self) -> int:
+        """How many of the last inputs wait for more: as many as any output reads, and what an end mirrors."""
+        scales = [reach.scale for reach in self.axis.reaches()]
+        mirrored = [
+            (max(-op.geometry.need(Span(0, 1)).start, self._beyond(index, op.geometry)) + 1) / scales[index]
+            for index, op in enumerate(self.axis.ops)
+            if op.geometry is not None and op.geometry.padding is Padding.REFLECT
+        ]
+        return self.axis.receptive_field + (self.axis.period + ceil(sum(mirrored)) if mirrored else 0)
+
+    def _beyond(self, index: int, geometry: Geometry) -> int:
+        size = self.sizes[index]
+        return geometry.need(Span(size - 1, size)).stop - self.sizes[self.axis.ops[index].inputs[0]]
+
     def at(self, outputs: int) -> Progress:
         """Where the stream stands once so many outputs are done."""
         return _come_to(self.axis, self.sizes, self.needed, {len(self.sizes) - 1: outputs})

@@ -131,17 +131,17 @@ def recurrent(
     return _next_steps(None, input, weights, layers, has_bias, batch_first)[0]
 
 
-State = tuple[Tensor, Tensor]
+_State = tuple[Tensor, Tensor]
 
 
 def _next_steps(
-    state: State | None,
+    state: _State | None,
     input: Tensor,
     weights: Sequence[Tensor],
     layers: int,
     has_bias: bool,
     batch_first: bool,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, _State]:
     if state is None:
         images = input.shape[0 if batch_first else 1]
         zeros = input.new_zeros(layers, images, weights[1].shape[1])

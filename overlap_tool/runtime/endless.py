@@ -1,7 +1,7 @@
 """Runs a stage on sound that arrives in chunks, and whose length nobody knows before it ends.
 
 Until then the stream is that of a sound far too long: what it computes is the same, since nothing of it lies
-near the end. As much of the input is held back as any output reads, for what the end mirrors.
+near the end. As much of the input is held back as any output reads, and as the end could mirror.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from overlap_tool.geometry import POINTWISE, Pad, Span
 from overlap_tool.geometry.plan import AxisPlan, Endless, whole
 from overlap_tool.graph.network import Constant, Network, Op, substituted
 from overlap_tool.rules import Operand
-from overlap_tool.runtime.execute import Run, evaluate_constants
+from overlap_tool.runtime.execute import Execution, evaluate_constants
 
 OF_LENGTHS = (
     operator.getitem, torch.narrow, "narrow", "view", "reshape", torch.reshape, "expand", "unflatten",
@@ -75,7 +75,7 @@ class ChunkByChunk:
         source, sink = {self.network.ops[0].id: self.given}, {self.network.output: self.made}
         self.row = rows.steps[0]
         values = evaluate_constants(self.network)
-        self.run = Run(self.network, rows, columns, source, sink, values, first[..., :1])
+        self.run = Execution(self.network, rows, columns, source, sink, values, first[..., :1])
         self.run.repeats = None  # no step is like another for sure, while the length is not known
 
     def follow(self, network: Network, n: int) -> None:
@@ -88,7 +88,7 @@ class ChunkByChunk:
         return self.catch_up()
 
     def catch_up(self) -> Tensor | None:
-        ready = self.given.stop - self.stream.axis.receptive_field
+        ready = self.given.stop - self.stream.held_back
         outputs = self.stream.outputs_of(ready, self.outputs)
         return self.advance(outputs) if outputs > self.outputs else None
 

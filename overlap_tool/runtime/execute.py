@@ -69,7 +69,7 @@ def execute_pass(
     top, left = (max(0, plan.extents[network.index[given]].start) for plan in (rows, columns))
     corner = sources[given].read(Span(top, top + 1), Span(left, left + 1))
     endless = _endless(network, rows, columns, sources, sinks)
-    run = Run(network, rows, columns, *endless, values, corner)
+    run = Execution(network, rows, columns, *endless, values, corner)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
     )
@@ -147,7 +147,7 @@ class _Held:
         return self.values[..., _slice(rows, self.rows.start), _slice(columns, self.columns.start)]
 
 
-class Run:
+class Execution:
     """One pass over a network, tile by tile."""
 
     def __init__(

@@ -21,7 +21,7 @@ from overlap_tool.errors import OptionError, TraceError
 from overlap_tool.geometry import Patch
 from overlap_tool.graph.network import Op
 from overlap_tool.graph.trace import trace
-from overlap_tool.runtime.execute import Run
+from overlap_tool.runtime.execute import Execution
 
 
 class Mirrored(nn.Module):
@@ -84,13 +84,13 @@ def test_sound_that_never_ends_takes_no_more_memory_and_no_more_time() -> None:
 
 
 def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, run = Counter[str](), Run.run
+    computed, run = Counter[str](), Execution.run
 
-    def counted(self: Run, op: Op, vertical: Patch, horizontal: Patch, held: Any) -> Tensor:
+    def counted(self: Execution, op: Op, vertical: Patch, horizontal: Patch, held: Any) -> Tensor:
         computed[op.kind] += horizontal.out.length
         return run(self, op, vertical, horizontal, held)
 
-    monkeypatch.setattr(Run, "run", counted)
+    monkeypatch.setattr(Execution, "run", counted)
     model = nn.Sequential(nn.Conv1d(1, 1, 9, padding=4), nn.Conv1d(1, 1, 5, padding=2)).eval()
     list(run_stream(model, torch.randn(1, 1, 600).split(50, -1)))
     assert computed["conv2d"] == 2 * 600

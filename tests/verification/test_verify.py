@@ -35,7 +35,7 @@ from overlap_tool.kernels.form import Form
 from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
-from overlap_tool.runtime.execute import Run
+from overlap_tool.runtime.execute import Execution
 from overlap_tool.settings import Settings
 from overlap_tool.verification import Check, equality
 from overlap_tool.verification.images import seeded, telling_size
@@ -318,13 +318,13 @@ def test_a_layer_that_ran_by_another_kernel_is_in_every_report(monkeypatch) -> N
 
 
 def test_a_schedule_that_hands_on_the_wrong_samples_is_blamed(monkeypatch) -> None:
-    right = Run.put_together
+    right = Execution.put_together
 
-    def wrong(self: Run, turn: Turn, new: Tensor | None) -> Tensor:
+    def wrong(self: Execution, turn: Turn, new: Tensor | None) -> Tensor:
         block = right(self, turn, new)
         return block.roll(1, -1) if turn.joins else block
 
-    monkeypatch.setattr(Run, "put_together", wrong)
+    monkeypatch.setattr(Execution, "put_together", wrong)
     certificate = overlap_tool.verify(PlainCnn().eval(), tiles=[16])
     found = {check.schedule: check for check in _of(certificate, "stage-equality")}
     assert found["stream"].figures["fault"] == "schedule"
