@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ MAKERS = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.
 """What makes tensors of numbers alone. `torch.zeros(rows, columns)` refuses traced sizes, and of plain ones
 it would make a tensor as large as the trial map."""
 
+NOT_THE_MODELS = frozenset({"torch", "overlap_tool"} | sys.stdlib_module_names)
+"""Packages whose code is no model's own."""
+
 EINOPS = ("rearrange", "reduce", "repeat", "einsum")
 
 
@@ -59,7 +63,10 @@ def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
         for function in MAKERS:
             stack.enter_context(_replaced(vars(torch), function.__name__, _recorded(function, always=True)))
         stack.enter_context(_replaced(vars(torch), "as_tensor", _as_tensor))
-        stack.enter_context(_replaced(vars(torch.jit), "isinstance", _is_instance))
+        stack.enter_context(_replaced(vars(torch.jit), "isinstance", _is_scripted_instance))
+        stack.enter_context(_replaced(vars(torch), "is_tensor", _is_tensor))
+        for frame in _frames_of_its_packages(root):
+            stack.enter_context(_replaced(frame, "isinstance", _is_instance))
         for frame, name, function in _functions_around(root):
             stack.enter_context(_replaced(frame, name, _recorded(function)))
         for kind, name, method in (
@@ -102,10 +109,26 @@ def _traced_script(function: Any, *args: Any, **kwargs: Any) -> Any:
 _is_instance_of, _tensor_of = torch.jit.isinstance, torch.as_tensor
 
 
+def _stood_for(value: Any) -> Any:
+    """The tensor, or number, that a traced value stands for."""
+    return value.node.meta["values"][0] if isinstance(value, fx.Proxy) and _tracing.tracer else value
+
+
 @wraps(_is_instance_of)
-def _is_instance(value: Any, kind: Any) -> Any:
-    """Of a traced value, what would be said of the tensor that it stands for."""
-    return _is_instance_of(value.node.meta["values"][0] if isinstance(value, fx.Proxy) else value, kind)
+def _is_scripted_instance(value: Any, kind: Any) -> Any:
+    return _is_instance_of(_stood_for(value), kind)
+
+
+@wraps(isinstance)
+def _is_instance(value: Any, kind: Any) -> bool:
+    """A traced value is what it stands for, to the model's code alone: what PyTorch takes for a tensor, it
+    reads the memory of."""
+    return isinstance(value, kind) or isinstance(_stood_for(value), kind)
+
+
+@wraps(torch.is_tensor)
+def _is_tensor(value: Any) -> bool:
+    return isinstance(_stood_for(value), torch.Tensor)
 
 
 @wraps(_tensor_of)
@@ -139,7 +162,7 @@ def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Ca
     as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
     forwards = [type(root).forward, *(part.forward for part in root.modules())]
     frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
-    frames += _holders_of_einops()
+    frames += _holders_of_einops(_imported())
     for frame in {id(frame): frame for frame in frames}.values():
         for name, value in frame.copy().items():
             if not name.startswith("_") and id(value) in as_they_stand:
@@ -148,6 +171,26 @@ def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Ca
         function = frame[name] if name in frame else getattr(builtins, name)
         if frame is vars(builtins) or rule_for_function(function) is not None:
             yield frame, name, function
+
+
+def _frames_of_its_packages(root: nn.Module) -> list[dict[str, Any]]:
+    """The global names of the model's own code: of all modules of the packages that its classes are from,
+    where these do not say themselves what an instance is."""
+    homes = {kind.__module__.partition(".")[0] for part in root.modules() for kind in type(part).__mro__}
+    frames = _frames_of(frozenset(homes) - NOT_THE_MODELS, _imported())
+    return [frame for frame in frames if "isinstance" not in frame]
+
+
+def _imported() -> tuple[int, ...]:
+    """Tells one set of imported modules from another: to look at thousands takes as long as to trace a few
+    layers, so that what was found of them is kept."""
+    return tuple(map(id, sys.modules.copy().values()))
+
+
+@lru_cache(maxsize=1)
+def _frames_of(packages: frozenset[str], imported: tuple[int, ...]) -> list[dict[str, Any]]:
+    modules = (module for name, module in sys.modules.copy().items() if name.partition(".")[0] in packages)
+    return [vars(module) for module in modules if isinstance(module, ModuleType)]
 
 
 def _public(module: Any) -> list[Callable[..., Any]]:
@@ -160,15 +203,12 @@ def _einops_functions() -> tuple[Callable[..., Any], ...]:
     return () if einops is None else tuple(getattr(einops, name) for name in EINOPS)
 
 
-def _holders_of_einops() -> Iterator[dict[str, Any]]:
+@lru_cache(maxsize=1)
+def _holders_of_einops(imported: tuple[int, ...]) -> list[dict[str, Any]]:
     """The namespaces of all modules that have one of them by its own name: einops itself, and helpers."""
     functions = dict(zip(EINOPS, _einops_functions(), strict=False))
-    for module in list(sys.modules.values()):
-        frame = getattr(module, "__dict__", {})
-        if frame.keys().isdisjoint(functions):
-            continue  # of thousands of modules, nearly all
-        if any(frame.get(name) is function for name, function in functions.items()):
-            yield frame
+    frames = (getattr(module, "__dict__", {}) for module in sys.modules.copy().values())
+    return [frame for frame in frames if any(frame.get(name) is each for name, each in functions.items())]
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
     """Refuse a module that computes something else when it is traced. `traced_at` gives the trace that holds
     for a map of this size.
 
-    Its code may ask what no trace answers as the module itself would, such as whether its input is a tensor.
+    Its code may ask what no trace answers as the module itself would, such as for the type of its input.
     It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
     """
     if any(tensor.is_meta for tensor in (*tracer.root.parameters(), *tracer.root.buffers())):
@@ -66,8 +66,7 @@ def _require_equal(tracer: Tracer, again: _AsTraced, returns: Any, x: Any, own: 
     if structure != returns or not all(map(_nearly_equal, again.run(x), results)):
         raise TraceError(
             f"{tracer.dotted('')} ({type(tracer.root).__name__})",
-            "computes something else when it is traced, perhaps since its code asks whether its input is a "
-            "torch.Tensor",
+            "computes something else when it is traced, perhaps since its code asks for its input's type",
             f"Do not ask it there, or {REGISTER[0].lower()}{REGISTER[1:]} that makes it one op",
         )
 

@@ -283,18 +283,16 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
 
 
 def _observed(model: nn.Module) -> _Observed:
-    failures: list[Exception] = []
+    failures: list[str] = []  # and no exceptions, each of which would keep a copy of the model
     for channels in input_channels(model):
         for side in TRIAL_IMAGES:
-            trial = copied(model).eval()
             try:
-                return _run_once(trial, channels, side)
+                return _run_once(copied(model).eval(), channels, side)
             except Exception as failure:
-                failures.append(failure)
-    reason = str(failures[0]).strip().split("\n")[0]
+                failures.append(str(failure).strip().split("\n")[0])
     raise TraceError(
         type(model).__name__,
-        f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {reason}",
+        f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {failures[0]}",
         "Give a class whose forward takes an image alone, or the module of the transforms, as `model_class`",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -197,8 +198,41 @@ def test_a_block_that_switches_autocast_off_is_analysed():
     assert_tiles_are_right(doing(in_full_precision))
 
 
+def by_being_an_instance(m: Any, y: Tensor) -> Tensor:
+    if not isinstance(y, list | tuple) and isinstance(y, Tensor) and torch.is_tensor(y):
+        return y * 2
+    return y
+
+
+def by_its_sizes(m: Any, y: Tensor) -> Tensor:
+    columns = y.shape[3]
+    largest = y.max(1, keepdim=True)
+    return y + largest[0] * 3 if isinstance(columns, int) and isinstance(largest, tuple) else y
+
+
+@pytest.mark.parametrize("compute", [by_being_an_instance, by_its_sizes])
+def test_instances_are_what_they_are_when_the_module_runs(compute):
+    """It was refused, for what was traced was something else."""
+    assert_tiles_are_right(doing(compute))
+    assert "isinstance" not in globals()
+
+
+def test_while_a_module_is_traced_other_threads_see_what_is_there():
+    """A traced value is one to them: what PyTorch would take for a tensor it may not be."""
+    seen: list[tuple[bool, bool]] = []
+
+    def tells(m: Any, y: Tensor) -> Tensor:
+        told = threading.Thread(target=lambda: seen.append((isinstance(y, Tensor), isinstance(m, nn.Module))))
+        told.start()
+        told.join()
+        return y if isinstance(y, Tensor) else m.head(y)
+
+    overlap_tool.analyze(doing(tells))
+    assert {(False, True), (True, True)} == {*seen}  # the last are maps that the module itself is held to
+
+
 def by_type(m: Any, y: Tensor) -> Tensor:
-    return y * 2 if isinstance(y, Tensor) else y
+    return y * 2 if type(y) is Tensor else y
 
 
 def test_a_module_that_computes_something_else_when_it_is_traced_is_refused():

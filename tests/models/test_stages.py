@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from fractions import Fraction
 
 import pytest
@@ -26,6 +27,7 @@ from overlap_tool import report
 from overlap_tool.errors import OptionError, TraceError, UnknownOpError
 from overlap_tool.graph import explaining
 from overlap_tool.graph.network import Op
+from overlap_tool.models import stages
 from overlap_tool.models.stages import survey
 from overlap_tool.wrapping.retrofit import untiled
 
@@ -94,6 +96,30 @@ def test_a_model_that_fails_on_a_trial_image_is_refused_with_its_own_words() -> 
 
     with pytest.raises(TraceError, match="needs a licence"):
         survey(Broken())
+
+
+def test_a_trial_that_fails_leaves_no_copy_of_the_model(monkeypatch) -> None:
+    """One was left for every number of channels among the layers and every size: a codec of 120 million
+    weights took 9 GB before it was run on three channels."""
+
+    class Broken(ThirdPartyCodec):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("needs a licence")
+
+    made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    alive: list[int] = []
+
+    def noted(model: nn.Module) -> nn.Module:
+        alive.append(len(made))
+        copied = copy.deepcopy(model)
+        made.add(copied)
+        return copied
+
+    monkeypatch.setattr(stages, "copied", noted)
+    with pytest.raises(TraceError, match="needs a licence"):
+        survey(Broken())
+    assert len(alive) >= 4
+    assert not any(alive)
 
 
 def test_a_survey_changes_nothing_in_the_model() -> None:
