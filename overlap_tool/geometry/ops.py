@@ -454,39 +454,6 @@ def roll(shift: int) -> Pad:
 
 
 @dataclass(frozen=True)
-class Windows(Geometry):
-    """Window attention: every output reads the whole window it lies in.
-
-    The windows of size `window` are cut at `shift` and every `window` samples on either side; a cyclic shift
-    whose wrapped windows are masked, as in Swin, has exactly this dependence. A window is computed at once,
-    since all its outputs read the same keys and values. An op that does not fill up its input accepts only
-    `whole` windows.
-    """
-
-    window: int
-    shift: int = 0
-    whole: bool = False
-
-    @property
-    def period(self) -> Period:
-        return Period(self.window, self.window)
-
-    def size(self, n: int) -> int:
-        return 0 if self.whole and n % self.window else n
-
-    def together(self, outputs: Span, n: int) -> Span:
-        return self.need(outputs).clip(n)
-
-    def need(self, outputs: Span) -> Span:
-        first = (outputs.start - self.shift) // self.window
-        last = (outputs.stop - 1 - self.shift) // self.window
-        return Span(first * self.window + self.shift, (last + 1) * self.window + self.shift)
-
-    def begins(self, start: int) -> int:
-        return start
-
-
-@dataclass(frozen=True)
 class Global(Geometry):
     """Every output reads every input. The output is as long as the input, or `length` long."""
 

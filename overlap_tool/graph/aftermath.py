@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-Collection = dict[Any, Any] | list[Any] | set[Any]
+Holder = dict[Any, Any] | list[Any] | set[Any]
 
 
 class Aftermath:
@@ -40,6 +41,21 @@ class Aftermath:
             if not isinstance(value, Tensor)
         }
 
+    def left_behind(self, made: Collection[str]) -> dict[str, Any] | None:
+        """The attributes that it set to plain numbers, by their dotted names; none if it left anything else.
+        What was `made` stands beside them in the module itself for as long as it is traced."""
+        before: dict[int, Any] = {id(collection): items for collection, items in self.attributes}
+        left: dict[str, Any] = {}
+        for path, part in self.module.named_modules():
+            old = before.pop(id(vars(part)), {})
+            for key, value in vars(part).items():
+                if (key not in old or old[key] is not value) and (path or key not in made):
+                    if not _is_of_numbers(value):
+                        return None
+                    left[f"{path}.{key}".strip(".")] = value
+        others = [collection for collection, _ in self.attributes if id(collection) in before]
+        return left if all(_same_items(each, before[id(each)]) for each in others) else None
+
     def undo(self, from_input: Callable[[fx.Proxy], bool]) -> list[str]:
         """The dotted names of tensors that changed, and of attributes that hold what was made of the input.
 
@@ -62,6 +78,35 @@ class Aftermath:
         return changed
 
 
+@contextmanager
+def with_attributes(module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, attributes of its parts have these values."""
+    held = [(attributes, attributes.copy()) for attributes, _, _ in _attributes(module, values)]
+    set_attributes(module, values)
+    try:
+        yield
+    finally:
+        for attributes, before in held:
+            _restore(attributes, before)
+
+
+def set_attributes(module: nn.Module, values: Mapping[str, Any]) -> None:
+    for attributes, key, value in _attributes(module, values):
+        attributes[key] = value
+
+
+def _attributes(module: nn.Module, values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    for name, value in values.items():
+        path, _, key = name.rpartition(".")
+        yield vars(module.get_submodule(path)), key, value
+
+
+def _is_of_numbers(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_of_numbers, value))
+    return isinstance(value, int | float)
+
+
 def _inside(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
     """A value, and if it is a collection, everything that it holds."""
     seen = set() if seen is None else seen
@@ -78,12 +123,12 @@ def _items(collection: Any) -> list[Any]:
     return list(collection.values()) if isinstance(collection, dict) else list(collection)
 
 
-def _same_items(collection: Collection, before: Collection) -> bool:
+def _same_items(collection: Holder, before: Holder) -> bool:
     both = (list(collection), list(before)), (_items(collection), _items(before))
     return all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in both)
 
 
-def _restore(collection: Collection, before: Collection) -> None:
+def _restore(collection: Holder, before: Holder) -> None:
     if isinstance(collection, list):
         collection[:] = before
     else:

@@ -131,6 +131,12 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
             continue
         for new in _joined_before(node, origins.is_map, tracer):
             take(new)
+        for each in node.all_input_nodes:
+            op = result.nodes[each.name]["op"] if each.name in result else None
+            if isinstance(op, Op) and op.rule.whole:  # a pass computes what is returned
+                again = inserted(joined, (each,), node, tracer)
+                node.replace_input_with(each, again)
+                take(again)
         returned = _returned_maps(node, origins, tracer)
     if returned is None:
         return Network(tracer.name, result, "", tracer.root)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from overlap_tool.errors import SizeDependenceError
 from overlap_tool.graph.aftermath import same_values
+from overlap_tool.graph.network import leaves
 from overlap_tool.graph.tracer import REGISTER, Tracer
 from overlap_tool.rules import SizeArgument
 
@@ -46,6 +47,26 @@ def pair_traces(first: Tracer, second: Tracer) -> None:
         counterparts[node] = other
     first.sizes = (*first.sizes, *second.sizes)
     first.trials = (*first.trials, *second.trials)
+
+
+def are_the_same(first: Tracer, second: Tracer) -> bool:
+    """Whether two traces at one size have the same ops with the same numbers."""
+    counterparts: dict[fx.Node, fx.Node] = {}
+    if len(first.graph.nodes) != len(second.graph.nodes) or first.returns != second.returns:
+        return False
+    try:
+        for node, other in zip(first.graph.nodes, second.graph.nodes, strict=True):
+            paired = [
+                _paired(own, its, counterparts, node, first)
+                for own, its in ((node.args, other.args), (node.kwargs, other.kwargs))
+            ]
+            same = (node.op, node.target) == (other.op, other.target) and _same_made(node, first, second)
+            if not same or any(isinstance(leaf, SizeArgument) for leaf in leaves(paired)):
+                return False
+            counterparts[node] = other
+    except SizeDependenceError:
+        return False
+    return True
 
 
 def refusal(node: fx.Node, tracer: Tracer) -> SizeDependenceError:

@@ -17,13 +17,13 @@ from torch import fx, nn
 
 from overlap_tool.errors import SizeDependenceError, TraceError
 from overlap_tool.geometry.layout import ROWS, Layout, MapSize
-from overlap_tool.graph.aftermath import Aftermath
+from overlap_tool.graph.aftermath import Aftermath, with_attributes
 from overlap_tool.graph.copying import modes, put_in_modes, with_own_forward
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
 from overlap_tool.graph.network import Network
-from overlap_tool.graph.pairing import pair_traces
+from overlap_tool.graph.pairing import are_the_same, pair_traces
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
 from overlap_tool.graph.tracer import (
@@ -31,6 +31,7 @@ from overlap_tool.graph.tracer import (
     FITTING,
     SMALLER,
     TRIALS,
+    VALUES_ARE_READ,
     TooLargeError,
     Tracer,
     TrialError,
@@ -197,6 +198,9 @@ def _of_one_size(
         error = _recorded(first)
         try:
             beside = _recorded(second)
+            following = [name for name in first.left if first.left[name] != second.left.get(name)]
+            if following and error is None and beside is None and not _written_before_read(first, second):
+                raise _changes(following[0], first)
             pair_traces(first, second)
         except (TooLargeError, SizeDependenceError) as refusal:
             refusals.append(refusal)
@@ -204,16 +208,28 @@ def _of_one_size(
         if error is None and beside is not None:
             refusals.append(beside)
             continue
-        following = [name for name in first.left if first.left[name] != second.left.get(name)]
-        if following and error is None:
-            raise _changes(following[0], first)
         try:
             if error is not None:
                 raise _obstacle_before(first) or error
-            return _lowered(first), first
+            network = _lowered(first)
+            return (replace(network, left=first.left_behind or {}) if following else network), first
         except TraceError as refusal:
             raise _Refused(refusal, first) from refusal
-    raise _Refused(refusals[0], first) from refusals[0]
+    reason = error if isinstance(error, TrialError) else refusals[0]
+    raise _Refused(reason, first) from reason
+
+
+def _written_before_read(first: Tracer, second: Tracer) -> bool:
+    """Whether all that both traces leave behind are numbers, and what an earlier forward left of those, at
+    either size, makes no difference to a later one."""
+    if first.left_behind is None or second.left_behind is None:
+        return False
+    for left in (first.left_behind, second.left_behind):
+        again = Tracer(first.name, first.root, first.layout, first.sizes, first.apart)
+        with with_attributes(first.root, left):
+            if _recorded(again) is not None or not are_the_same(first, again):
+                return False
+    return True
 
 
 def _traced_at(
@@ -239,8 +255,12 @@ def _recorded(tracer: Tracer) -> TraceError | None:
         raise
     except TraceError as refusal:
         error = refusal
+        if tracer.of_one_size and isinstance(refusal, TrialError) and refusal.own is None:
+            own = tracer.own_failure()
+            refusal.own = None if isinstance(own, VALUES_ARE_READ) else own
     finally:
-        tracer.left = aftermath.numbers() if tracer.of_one_size else {}
+        if tracer.of_one_size:
+            tracer.left, tracer.left_behind = aftermath.numbers(), aftermath.left_behind(tracer.made)
         changed = aftermath.undo(lambda proxy: tracer.depends_on_input(proxy.node))
     if error is not None:
         _drop_what_failed(tracer)

@@ -200,6 +200,10 @@ class Proxy(fx.Proxy):
     def data(self) -> Any:
         return self.detach()
 
+    @property
+    def mT(self) -> Any:
+        return self.transpose(-2, -1)
+
     def dim(self) -> int:
         return self.ndim
 
@@ -286,6 +290,8 @@ class Tracer(fx.Tracer):
         """What the forward returns, with places instead of what was traced."""
         self.left: dict[str, list[int | float]] = {}
         """The numbers that attributes held once the forward had run."""
+        self.left_behind: dict[str, Any] | None = None
+        """The attributes that it set, if to nothing but numbers."""
         self.assigned: dict[str, Any] = {}
         """What the forward has put in the place of weights, by their dotted names: made of other weights."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}

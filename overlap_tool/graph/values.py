@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from itertools import chain
@@ -26,8 +26,8 @@ SIDE = 16
 """The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
 
 TIMES = 1, 2, 4, 8, 16, 32
-"""Multiples of it that are tried until the module takes one. In the last two, windows are shifted that have
-no neighbours in a smaller one."""
+"""Multiples of it that are tried until the module takes one; if it takes none, then those that its windows
+fit in. In the last two, windows are shifted that have no neighbours in a smaller one."""
 
 
 @torch.no_grad()
@@ -47,16 +47,18 @@ def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize]
             raise
         return
     side = max(1, int(SIDE / max(Fraction(1), network.rows.scale, network.columns.scale)))
-    small, larger = (  # none is drawn that is not needed: the largest takes a second, and a GiB
-        (_small_map(tracer, side * times) for times in tried) for tried in (TIMES[:-2], TIMES[-2:])
-    )
-    pairs = ((x, _own_result(module, x)) for x in small)
-    x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
+    periods = (network.rows.period, network.columns.period)
+    for fitting in ((1, 1), periods) if max(periods) <= SIDE * TIMES[-1] else ((1, 1),):
+        small, larger = (_small_maps(tracer, side, tried, fitting) for tried in (TIMES[:-2], TIMES[-2:]))
+        pairs = ((x, _own_result(module, x)) for x in small)
+        x, own = next(((x, own) for x, own in pairs if own is not None), (None, None))
+        if x is not None:
+            break
     recorded = None if x is None else traced_at(_size(tracer, x))
     if recorded is not None:
         _require_equal(tracer, _AsTraced(module, recorded), recorded.returns, x, own)
     if network.shifted:
-        first = _small_map(tracer, side) if x is None else x
+        first = next(_small_maps(tracer, side, (1,), fitting)) if x is None else x
         traces = ((traced_at(_size(tracer, x)), x) for x in chain([first], larger))
         _require_masks(network, ((_AsTraced(module, trace), x) for trace, x in traces if trace is not None))
 
@@ -80,11 +82,18 @@ def _nearly_equal(first: Tensor, second: Tensor) -> bool:
     return bool((same | ((first - second).abs() <= near)).all())
 
 
-def _small_map(tracer: Tracer, side: int) -> Tensor:
+def _small_maps(
+    tracer: Tracer, side: int, multiples: Iterable[int], fitting: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Maps of so many rows, and twice as many columns, or of as many more as whole periods take. None is
+    drawn that is not looked at: the largest takes a second, and a GiB."""
     like = tracer.trials[0]
-    size = (1, 1, 2 * SIDE * side) if ROWS in tracer.layout.missing else (1, side, 2 * side)
-    x = torch.rand(tracer.layout.shape(size), generator=torch.Generator().manual_seed(0))
-    return x.to(like.device, like.dtype)
+    for times in multiples:
+        n = side * times
+        size = (1, 2 * SIDE * n) if ROWS in tracer.layout.missing else (n, 2 * n)
+        height, width = (-(-n // period) * period for n, period in zip(size, fitting, strict=True))
+        x = torch.rand(tracer.layout.shape((1, height, width)), generator=torch.Generator().manual_seed(0))
+        yield x.to(like.device, like.dtype)
 
 
 def _size(tracer: Tracer, x: Tensor) -> MapSize:
@@ -157,7 +166,7 @@ class _AsTraced(fx.Interpreter):
         places: dict[str, fx.Node] = {}
         counts: Counter[str] = Counter()
         for node in self.graph.nodes:
-            if node.op in ("call_function", "call_method"):
+            if node.op in ("call_function", "call_method") and self.tracer.depends_on_input(node):
                 name = self.tracer.dotted(
                     f"{node.meta['scope']}.{self.tracer.kind(node).strip('_')}".strip(".")
                 )

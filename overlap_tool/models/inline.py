@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from overlap_tool.errors import PluginError
+from overlap_tool.graph.copying import twin as twin
 from overlap_tool.graph.standing_in import StandIn
 
 
@@ -24,7 +25,8 @@ class InlineStage:
 
     name: str
     module: nn.Module
-    """From a map to a map. Its parameters are those of the parts: the same objects, not copies."""
+    """From a map to a map. Its parameters are those of the parts: the same objects, not copies. What it calls
+    of the parts themselves is a `twin` of theirs, whose forward is not replaced."""
     begins: tuple[nn.Module, Callable[..., Tensor]]
     """The part that is called first, and what makes the stage's input of its arguments."""
     ends: tuple[nn.Module, Callable[[Any], Tensor]]

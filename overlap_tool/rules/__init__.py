@@ -17,7 +17,6 @@ from overlap_tool.rules import (
     sequences,
     unfolding,
     whole_map,
-    windows,
 )
 from overlap_tool.rules.pieces import Patches, cleared, extend, place
 from overlap_tool.rules.registry import (
@@ -35,7 +34,6 @@ from overlap_tool.rules.registry import (
     rule_for_function,
     rule_for_module,
 )
-from overlap_tool.rules.windows import Attention, attend, attention_in_windows
 
 register_quantiser(
     "compressai.entropy_models.entropy_models.EntropyModel",
@@ -43,7 +41,6 @@ register_quantiser(
 )
 
 __all__ = [
-    "Attention",
     "Call",
     "Operand",
     "Patch",
@@ -53,8 +50,6 @@ __all__ = [
     "SizeArgument",
     "WholeMap",
     "assigning",
-    "attend",
-    "attention_in_windows",
     "barriers",
     "borders",
     "channels",
@@ -79,5 +74,4 @@ __all__ = [
     "sequences",
     "unfolding",
     "whole_map",
-    "windows",
 ]

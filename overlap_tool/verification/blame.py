@@ -57,6 +57,8 @@ def find_fault(plan: StagePlan, given: Tensor) -> Blame:
     plans = whole(network.rows, given.shape[-2]), whole(network.columns, given.shape[-1])
     values: dict[str, Any] = {**evaluate_constants(network), network.ops[0].id: given}
     parts = {op.id: part for part in plan.segments for op in part.segment.network.ops if isinstance(op, Op)}
+    # the model's own ops on a rolled map have fewer windows: there, a rule is held to itself on the whole map
+    on_rolled = {id for pair in network.shifted for id in (*pair.inside, pair.back.id)}
     last_readers = {map: node.id for node in network.nodes.values() for map in maps_read(node)}
 
     def value(operand: Operand) -> Any:
@@ -67,7 +69,11 @@ def find_fault(plan: StagePlan, given: Tensor) -> Blame:
             found: Blame | None = None
             if isinstance(node, Op):
                 everything = _patches(plans, network.index[node.id])
-                full = _by_the_model(node, value, everything)
+                full = (
+                    compute_piece(node, everything, partial(_piece, value=value, patches=everything))
+                    if node.id in on_rolled
+                    else _by_the_model(node, value, everything)
+                )
                 if not node.rule.whole:
                     found = _first_difference(node, parts[node.id], value, full, everything)
                 values[node.id] = full

@@ -32,6 +32,7 @@ from overlap_tool.errors import (
     TrainingModeError,
 )
 from overlap_tool.geometry.layout import Layout, MapSize
+from overlap_tool.graph.aftermath import set_attributes
 from overlap_tool.graph.copying import copied, with_own_forward
 from overlap_tool.graph.example import Example, Given, example_of
 from overlap_tool.graph.network import Network
@@ -105,6 +106,8 @@ class TiledForward(StandIn):
         self.input_scale = input_scale
         self.settings = settings
         self._network: Network | None = None
+        self._layout: Layout | None = None
+        """Of the map for which it was traced first, here or in what this is a copy of."""
         self._snapshot: Snapshot | None = None
         """The module as it was when it was traced."""
         self._plans: dict[tuple[Shape, Layout], StagePlan] = {}
@@ -116,7 +119,7 @@ class TiledForward(StandIn):
             with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
                 if not self._is_as_traced():
                     self._snapshot = None  # nor is it if that is refused
-                    self.is_traced_as(_traced_anew(self.module, self.name, self._network, self.example))
+                    self.is_traced_as(_traced_anew(self.module, self.name, self._layout, self.example))
         assert self._network is not None
         return self._network
 
@@ -124,7 +127,8 @@ class TiledForward(StandIn):
         return self._network is not None and self._snapshot is not None and self._snapshot.holds()
 
     def is_traced_as(self, network: Network) -> None:
-        self._network, self._snapshot = network, Snapshot(self.module)
+        self._network, self._snapshot = network, Snapshot(self.module, network.left)
+        self._layout = network.ops[0].layout
         self._plans.clear()
 
     def settle(self, settings: Settings) -> None:
@@ -180,7 +184,9 @@ class TiledForward(StandIn):
                 raise
             if not fits.accepts(*size[1:]):
                 return self._at_odd_size(fits, whole, args, kwargs)
-            return (_runner.get() or TiledForward.tiled)(self, whole)
+            result = (_runner.get() or TiledForward.tiled)(self, whole)
+            set_attributes(self.module, fits.left)
+            return result
 
     def _in_one_tile(self, rows: int, columns: int) -> bool:
         tile = self.settings.tile
@@ -262,15 +268,15 @@ def _size_of(network: Network, whole: Tensor) -> MapSize:
     return size
 
 
-def _traced_anew(module: nn.Module, name: str, before: Network | None, example: Example | None) -> Network:
+def _traced_anew(module: nn.Module, name: str, layout: Layout | None, example: Example | None) -> Network:
     """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
     # other threads run the module itself
     twin = with_own_forward(module) if example is None else example.applied_to(module)
-    if before is None and example is not None:
-        return trace(twin, name, example.layout)
-    if before is not None:
+    if layout is None and example is not None:
+        layout = example.layout
+    if layout is not None:
         try:
-            return trace(twin, name, before.ops[0].layout)
+            return trace(twin, name, layout)
         except TrialError:
             pass
     return trace(twin, name)

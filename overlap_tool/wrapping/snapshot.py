@@ -11,7 +11,8 @@ import operator
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,8 +34,13 @@ Reader = Callable[[Any], tuple[Any, ...]]
 class Snapshot:
     """A module as it is now."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, written: Iterable[str] = ()) -> None:
+        """`written` are names of attributes that its forward writes before it reads them."""
         self.parts = tuple(module.modules())
+        not_read: dict[int, set[str]] = {}
+        for name in written:
+            path, _, key = name.rpartition(".")
+            not_read.setdefault(id(module.get_submodule(path)), set()).add(key)
         self._held: list[tuple[Any, Reader, tuple[Any, ...]]] = []
         self._numbers: list[tuple[Any, Reader, tuple[Any, ...]]] = []
         # hooks of the whole run around its forward, whatever that is
@@ -43,6 +49,8 @@ class Snapshot:
         while to_do:
             thing = to_do.pop()
             reader = _reader(thing)
+            if id(thing) in not_read:
+                reader = partial(_of_module, but=frozenset(not_read[id(thing)]))
             if reader is None or id(thing) in seen:
                 continue
             seen.add(id(thing))
@@ -103,9 +111,11 @@ def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     return version, tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device
 
 
-def _of_module(module: nn.Module) -> tuple[Any, ...]:
+def _of_module(module: nn.Module, but: frozenset[str] = frozenset()) -> tuple[Any, ...]:
     return type(module), *(
-        value for key, value in vars(module).items() if key not in NOT_READ and not _is_ours(type(value))
+        value
+        for key, value in vars(module).items()
+        if key not in NOT_READ and key not in but and not _is_ours(type(value))
     )
 
 

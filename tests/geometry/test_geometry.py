@@ -29,7 +29,6 @@ from overlap_tool.geometry import (
     Span,
     Transposed,
     Window,
-    Windows,
     brought_up,
     hull,
     padding_free_overlap,
@@ -197,19 +196,6 @@ def roll_cases(draw) -> Case:
     return Case(roll(shift), lambda a: {a - shift}, 1, Padding.CIRCULAR)
 
 
-@st.composite
-def attention_cases(draw) -> Case:
-    size = draw(st.integers(1, 6))
-    shift = draw(st.integers(-size, size))
-    cuts = range(shift - REACH * size, REACH * size, size)
-
-    def feeds(output: int) -> set[int]:
-        start = max(cut for cut in cuts if cut <= output)
-        return set(range(start, start + size))
-
-    return Case(Windows(size, shift), feeds, 1)
-
-
 FAMILIES = {
     "window": window_cases(),
     "pooling with ceil_mode": pooling_cases(),
@@ -220,7 +206,6 @@ FAMILIES = {
     "shrink": shrink_cases(),
     "pad": pad_cases(),
     "roll": roll_cases(),
-    "window attention": attention_cases(),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -324,30 +309,6 @@ def test_linear_begins_where_its_grid_starts_anew(ratio, whole):
         return (output + Fraction(1, 2)) * Fraction(down, up) - Fraction(1, 2)
 
     assert position(Linear(up, down).begins(start)) == start + position(0)
-
-
-@given(window=st.integers(1, 6), n=st.integers(1, 30), data=st.data())
-@many
-def test_attention_windows_are_those_that_roll_and_mask_leave(window, n, data):
-    """Swin's own steps on a ramp: fill up to whole windows, roll, cut, and part what the roll joined."""
-    shift = data.draw(st.integers(0, window - 1))
-    rolled = np.roll(np.arange(-(-n // window) * window), -shift)
-    region = np.where(rolled < shift, 1, 0)
-    seen = {}
-    for start in range(0, len(rolled), window):
-        for side in (0, 1):
-            part = rolled[start : start + window][region[start : start + window] == side]
-            seen |= {int(a): tight({int(i) for i in part if i < n}) for a in part}
-    geometry = Windows(window, shift)
-    assert [geometry.reads(Span(a, a + 1), n) for a in range(n)] == [seen[a] for a in range(n)]
-    first = data.draw(st.integers(0, n - 1))
-    last = data.draw(st.integers(first, n - 1))
-    assert geometry.together(Span(first, last + 1), n) == hull([seen[first], seen[last]])
-    assert Windows(window, shift, whole=True).size(n) == (n if n % window == 0 else 0)
-
-
-def test_an_attention_window_begins_where_the_piece_does():
-    assert [Windows(4, 2).begins(start) for start in (-3, 0, 5)] == [-3, 0, 5]
 
 
 # --- sizes -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.cases import tries
+from support.windows import Windows
 
 from overlap_tool.geometry import (
     POINTWISE,
@@ -23,7 +24,6 @@ from overlap_tool.geometry import (
     Span,
     Transposed,
     Window,
-    Windows,
     patch,
     roll,
 )

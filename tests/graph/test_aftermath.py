@@ -71,6 +71,24 @@ def counting_in_a_tensor(m: Any, y: Tensor) -> Tensor:
 
 
 def remembering_its_size(m: Any, y: Tensor) -> Tensor:
+    m.last = y.shape[2], y.shape[3]
+    return y[:, :, : m.last[0]]
+
+
+def reading_the_last_size(m: Any, y: Tensor) -> Tensor:
+    before, m.calls = m.calls, y.shape[2]
+    return y + before
+
+
+def keeping_what_its_size_gives(m: Any, y: Tensor) -> Tensor:
+    """Of the second image of a size it would take what it kept."""
+    if m.calls != y.shape[2]:
+        m.calls, m.last = y.shape[2], torch.arange(y.shape[2], device=y.device)[:, None]
+    return y * m.last
+
+
+def asking_whether_it_was_called(m: Any, y: Tensor) -> Tensor:
+    y = y if m.last is None else -y
     m.last = y.shape[2]
     return y
 
@@ -81,7 +99,9 @@ def remembering_its_size(m: Any, y: Tensor) -> Tensor:
         (keeping, "last"),
         (noting, "notes"),
         (noting_what_is_new, "features"),
-        (remembering_its_size, "last"),
+        (reading_the_last_size, "calls"),
+        (keeping_what_its_size_gives, "calls"),
+        (asking_whether_it_was_called, "last"),
         (counting_in_a_tensor, "mean"),
     ],
 )
@@ -93,6 +113,22 @@ def test_an_attribute_that_changes_with_every_input_is_refused(compute, where):
     assert refused.value.where == where
 
 
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_numbers_of_its_size_are_left_behind_as_the_model_leaves_them(schedule):
+    """Written before they are read: what an earlier image left is no matter."""
+    module = doing(remembering_its_size)
+    tiled = overlap_tool.wrap(module, tile=(11, 8), schedule=schedule)
+    traced = tiled.forward.network
+    for height, width in ((30, 41), (16, 16), (30, 41)):
+        x = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            found = tiled(x)
+            with exact_kernels():
+                assert torch.equal(found, module(x))
+        assert tiled.last == module.last == (height, width)
+    assert tiled.forward.network is traced, "what it writes itself is no change of the module"
+
+
 def counting(m: Any, y: Tensor) -> Tensor:
     m.calls += 1
     m.notes["seen"].append(y.shape[1])
@@ -102,7 +138,15 @@ def counting(m: Any, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "compute",
-    [keeping, noting, noting_what_is_new, remembering_its_size, counting_in_a_tensor, counting],
+    [
+        keeping,
+        noting,
+        noting_what_is_new,
+        remembering_its_size,
+        keeping_what_its_size_gives,
+        counting_in_a_tensor,
+        counting,
+    ],
 )
 def test_a_model_has_the_attributes_that_it_had(compute):
     module = doing(compute)

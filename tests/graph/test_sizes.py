@@ -352,9 +352,9 @@ def test_a_tensor_made_by_the_size_is_refused(compute) -> None:
     assert "by the size of its input" in refused.value.reason or "other values" in refused.value.reason
 
 
-def test_code_that_leaves_the_size_behind_is_refused() -> None:
+def test_code_that_leaves_its_map_behind_is_refused() -> None:
     def remembering(m: Any, x: Tensor) -> Tensor:
-        m.seen = {"size": [x.shape[2]]}
+        m.seen = {"size": [x.shape[2], x]}
         return F.pad(x, (0, -x.shape[3] % 8))
 
     with pytest.raises(TraceError, match="changes while the module runs"):

@@ -288,6 +288,23 @@ def test_a_mask_for_one_axis_alone_is_not_enough() -> None:
         trace(Between(compute).eval(), "stage")
 
 
+def test_the_last_part_may_be_one_that_is_kept_whole() -> None:
+    """What nobody reads but the caller was not found among what is read."""
+
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(2)[0]
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 3, 3, padding=1), Sorted())
+    assert trace(module.eval(), "").parts_whole == {"2"}
+    assert_equal(module, (48, 64))
+
+
+def test_a_matrix_transposed_by_its_attribute() -> None:
+    assert_equal(Between(lambda m, x: 2 * x.mT.mT), (48, 64))
+
+
 @pytest.mark.parametrize(
     ("compute", "reason"),
     [

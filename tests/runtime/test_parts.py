@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from support.cases import tries
 from support.networks import PlainCnn
 from support.random_networks import cases
+from support.windows import Windows
 from test_barriers import tile_of_input
 from torch import Tensor
 
 from overlap_tool.errors import OptionError
-from overlap_tool.geometry import Span, Window, Windows
+from overlap_tool.geometry import Span, Window
 from overlap_tool.geometry.axis import Axis, AxisOp
 from overlap_tool.geometry.plan import stream, stream_cuts, together
 from overlap_tool.geometry.walk import Area

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
-
 
 class SwinAttention(nn.Module):
     """From a map to attention in its windows. `fills` brings the map to whole windows with zeros."""
@@ -51,25 +49,3 @@ class SwinAttention(nn.Module):
         region = region.reshape(height // w, w, width // w, w).transpose(1, 2).reshape(-1, w * w)
         apart = region[:, :, None] != region[:, None]
         return torch.zeros(apart.shape, dtype=self.bias.dtype).masked_fill(apart, self.closed)
-
-
-@register_rule(SwinAttention)
-def swin_attention(call: Call, module: SwinAttention, input: Operand) -> Rule:
-    channels = input.channels
-
-    def attention(module: SwinAttention) -> Attention:
-        def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            q, k, v = module.qkv(tokens).unflatten(-1, (3, module.heads, -1)).unbind(-3)
-            return q / math.sqrt(q.shape[-1]), k, v
-
-        return Attention(project, lambda q, k: q @ k.transpose(-2, -1), module.bias, module.proj)
-
-    return attention_in_windows(
-        attention,
-        window=module.window,
-        shift=module.shift,
-        channels=channels,
-        weights=4 * channels**2,
-        heads=module.heads,
-        fills=module.fills,
-    )

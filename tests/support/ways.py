@@ -10,6 +10,7 @@ from torch import Tensor
 from overlap_tool.geometry import plan
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.trace import fitted
 from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.settings import Store
@@ -53,6 +54,7 @@ def in_tiles(
     device: str = "cpu",
     store: Store = "device",
 ) -> Tensor:
+    network = fitted(network, x.shape[0], *x.shape[2:])
     rows, columns = plans(network, x, tile, planner)
     sink = TensorSink(rows.sizes[-1], columns.sizes[-1], store)
     execute(network, rows, columns, TensorSource(x, torch.device(device)), sink, batch)

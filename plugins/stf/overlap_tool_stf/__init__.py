@@ -1,6 +1,6 @@
 """STF and WACNN (Zou, Song and Zhang, CVPR 2022): how their checkpoints are recognised and built.
 
-Importing this registers them, and the rules for the authors' own classes.
+Importing this registers them, and the stages of the authors' own class.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""Multi-head attention in windows, with relative positions as Swin has them, on maps; and its rule."""
+"""Multi-head attention in windows, with relative positions as Swin has them, on maps."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
 
 CLOSED = -100.0
 """What is added to the similarity of two places that only the roll made neighbours."""
@@ -52,19 +48,18 @@ class WindowAttention(nn.Module):
         tokens = x.view(images, channels, down, side, across, side).permute(0, 2, 4, 3, 5, 1)
         qkv = self.qkv(tokens.reshape(-1, side * side, channels))
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = self.scaled(q) @ k.transpose(-2, -1) + self.bias()
+        scores = q * (self.channels // self.heads) ** -0.5 @ k.transpose(-2, -1) + self.bias()
         if self.shift:
-            mask = _mask(down, across, side, self.shift).to(scores)
-            scores = (scores.unflatten(0, (images, -1)) + mask[:, None]).flatten(0, 1)
+            closed = CLOSED * made_neighbours(down, across, side, self.shift).flatten(0, 1).to(scores)
+            scores = (scores.unflatten(0, (images, -1)) + closed[:, None]).flatten(0, 1)
         found = self.proj((torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2))
         windows = found.view(images, down, across, side, side, channels)
         return windows.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
 
-    def scaled(self, queries: Tensor) -> Tensor:
-        return queries * (self.channels // self.heads) ** -0.5
-
     def bias(self) -> Tensor:
-        return bias_of(self.relative_position_bias_table, self.relative_position_index)
+        """(heads, places, places)"""
+        index = self.relative_position_index
+        return self.relative_position_bias_table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
 
 
 def relative_positions(window: int) -> Tensor:
@@ -76,43 +71,12 @@ def relative_positions(window: int) -> Tensor:
     return down * (2 * window - 1) + across
 
 
-def by_heads(qkv: Tensor, heads: int, scaled: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of tokens, each (..., heads, channels of a head)."""
-    queries, keys, values = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)
-    return scaled(queries), keys, values
-
-
-def bias_of(table: Tensor, index: Tensor) -> Tensor:
-    """(heads, places, places)"""
-    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
-
-
-def _mask(down: int, across: int, window: int, shift: int) -> Tensor:
-    """For every window of a rolled map, what is added to the similarities of its places."""
+def made_neighbours(down: int, across: int, window: int, shift: int) -> Tensor:
+    """For every window of a rolled map, which two of its places only the roll made neighbours: (windows down,
+    across, places, places)."""
     wrapped = [torch.zeros(count, window, dtype=torch.bool) for count in (down, across)]
     for axis in wrapped:
         axis[-1, window - shift :] = True
     region = 2 * wrapped[0].int()[:, None, :, None] + wrapped[1].int()[None, :, None]
-    region = region.reshape(down * across, window * window)
-    return CLOSED * (region[:, :, None] != region[:, None]).float()
-
-
-@register_rule(WindowAttention)
-def window_attention(call: Call, module: WindowAttention, input: Operand) -> Rule:
-    def attention(module: WindowAttention) -> Attention:
-        return Attention(
-            project=lambda tokens: by_heads(module.qkv(tokens), module.heads, module.scaled),
-            similarity=lambda queries, keys: queries @ keys.transpose(-2, -1),
-            bias=module.bias(),
-            merge=module.proj,
-        )
-
-    return attention_in_windows(
-        attention,
-        window=module.window,
-        shift=module.shift,
-        channels=module.channels,
-        weights=module.qkv.weight.numel() + module.proj.weight.numel(),
-        heads=module.heads,
-        fills=module.fills,
-    )
+    region = region.reshape(down, across, window * window)
+    return region[..., None] != region[:, :, None]

@@ -1,90 +1,67 @@
-"""The authors' own classes, by qualified name: their code is a fork called compressai, too.
+"""STF by the authors' own class: their code is a fork called compressai, too.
 
-WACNN needs a rule for one of its layers. STF hands tokens from layer to layer, (images, positions, channels),
-with their height and width, inline in all of its methods. So its transforms are ours, on its own weights.
+It hands tokens from layer to layer, (images, positions, channels), with their height and width, inline in all
+of its methods. So each transform is a module here, which calls their parts as the methods do.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from overlap_tool.errors import UnknownOpError
 from overlap_tool.models import inline
-from overlap_tool.models.inline import InlineStage
-from overlap_tool.rules import (
-    Attention,
-    Call,
-    Operand,
-    Patches,
-    Rule,
-    attention_in_windows,
-    place,
-    register_rule,
-)
-from overlap_tool_stf.attention import bias_of, by_heads
-from overlap_tool_stf.swin import analysis, synthesis
+from overlap_tool.models.inline import InlineStage, twin
 
 
-@register_rule("compressai.layers.win_attention.WinBasedAttention")
-def win_based_attention(call: Call, module: Any, input: Operand) -> Rule:
-    """WACNN's attention with its skip: a map of whole windows to a map."""
+class Analysis(nn.Module):
+    """From an image to y."""
 
-    def attention(module: Any) -> Attention:
-        attn = module.attn
-        return Attention(
-            project=lambda tokens: by_heads(attn.qkv(tokens), attn.num_heads, lambda q: q * attn.scale),
-            similarity=lambda queries, keys: queries @ keys.transpose(-2, -1),
-            bias=bias_of(attn.relative_position_bias_table, attn.relative_position_index),
-            merge=attn.proj,
-        )
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.patch_embed, self.layers = twin(model.patch_embed), twin(model.layers)
 
-    rule = attention_in_windows(
-        attention,
-        window=module.window_size,
-        shift=module.shift_size,
-        channels=module.dim,
-        weights=module.attn.qkv.weight.numel() + module.attn.proj.weight.numel(),
-        heads=module.num_heads,
-        fills=False,
-    )
+    def forward(self, image: Tensor) -> Tensor:
+        map: Tensor = self.patch_embed(image)
+        return _through(self.layers, map)
 
-    def run(patches: Patches, module: Any, input: Tensor) -> Tensor:
-        rows, columns = patches
-        skip = place(input, (rows.have.start, columns.have.start), patches)
-        return skip + rule.run(patches, module, input)
 
-    return Rule(run, rule.rows, rule.columns, rule.macs, rule.scratch)
+class Synthesis(nn.Module):
+    """From y to an image."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.syn_layers, self.end_conv = twin(model.syn_layers), twin(model.end_conv)
+
+    def forward(self, y: Tensor) -> Tensor:
+        image: Tensor = self.end_conv(_through(self.syn_layers, y))
+        return image
+
+
+def _through(layers: Any, map: Tensor) -> Tensor:
+    tokens, (height, width) = map.flatten(2).transpose(1, 2), map.shape[2:]
+    for layer in layers:
+        tokens, height, width = layer(tokens, height, width)
+    return _as_map(tokens, height, width)
 
 
 @inline.register_inline_stages("compressai.models.stf.SymmetricalTransFormer")
 def symmetrical_transformer(model: Any) -> tuple[InlineStage, ...]:
     """The first part computes all of y from the image, and the layers hand on its tokens. From y back, the
     layers hand its tokens on to the last part, which computes the image."""
-    from overlap_tool_stf import STF
-
-    state = model.state_dict()
-    if not STF.detect(state):
-        _refuse(f"{type(model).__name__} ({type(model).__module__})")
-    arguments = STF.arguments(state)
-    del arguments["slices"]
-    with torch.device("meta"):
-        g_a, g_s = analysis(**arguments), synthesis(**arguments)
-    y = arguments["embed_dim"] << len(arguments["depths"]) - 1
+    y = model.embed_dim << len(model.layers) - 1
     return (
         InlineStage(
             "g_a",
-            _on_weights_of(model, g_a),
+            Analysis(model).eval(),
             begins=(model.patch_embed, lambda image: image),
             ends=(model.layers[-1], lambda output: _as_map(*output)),
             forwards={model.patch_embed: _compute, **dict.fromkeys(model.layers, _hand_on)},
         ),
         InlineStage(
             "g_s",
-            _on_weights_of(model, g_s),
+            Synthesis(model).eval(),
             begins=(model.syn_layers[0], _as_map),
             ends=(model.end_conv, lambda image: image),
             forwards={
@@ -93,17 +70,6 @@ def symmetrical_transformer(model: Any) -> tuple[InlineStage, ...]:
             },
         ),
     )
-
-
-def _on_weights_of(model: nn.Module, stage: nn.Module) -> nn.Module:
-    """The stage with the model's own parameters and buffers, which have the same names."""
-    theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for key, blank in stage.state_dict().items():
-        if key not in theirs or theirs[key].shape != blank.shape:
-            _refuse(f"{key} of {type(model).__name__} ({type(model).__module__})")
-        path, _, name = key.rpartition(".")
-        setattr(stage.get_submodule(path), name, theirs[key])
-    return stage.eval()
 
 
 def _as_map(tokens: Tensor, height: int, width: int) -> Tensor:
@@ -124,20 +90,3 @@ def _compute_from_tokens(stage: nn.Module, map: Tensor, channels: int) -> Tensor
     if of more images. Their numbers and their order are still those of y."""
     tokens = map.permute(0, 2, 3, 1)
     return _compute(stage, tokens.reshape(-1, *map.shape[2:], channels).permute(0, 3, 1, 2))
-
-
-@register_rule("compressai.models.stf.PatchEmbed")
-def patch_embed(call: Call, module: Any, input: Operand) -> Rule:
-    """The only part of STF's analysis that maps a map to a map, so the only one that could be a stage in a
-    class whose inline stages are not known. What follows would be left out of the tiles without a word."""
-    _refuse(f"{call.name} ({call.kind})")
-
-
-def _refuse(where: str) -> NoReturn:
-    raise UnknownOpError(
-        where,
-        "STF's code hands on tokens with their height and width, not maps, and this is not the class whose "
-        "transforms are known",
-        'Leave `model_class` out, or say `architecture="stf"`, with CompressAI itself installed: its '
-        "transforms are maps, and it loads the same checkpoint",
-    )

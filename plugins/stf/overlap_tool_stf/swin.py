@@ -9,14 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.geometry import Padding, Window
-from overlap_tool.rules import Call, Operand, Patches, Rule, extend, register_rule
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool_stf.attention import WindowAttention
 
 WINDOW = 4
-PATCH = Window(2, 2, outside=Padding.CONSTANT, ceil=True)
-"""Every 2x2 samples become one; a last odd row or column is filled up with zeros."""
 
 
 class Scale(nn.Module):
@@ -61,18 +57,11 @@ class Mlp(nn.Module):
 class PatchEmbed(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj = PatchConv(3, channels, kernel_size=2, stride=2)
+        self.proj = nn.Conv2d(3, channels, kernel_size=2, stride=2)
         self.norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
-
-
-class PatchConv(nn.Conv2d):
-    """A convolution of patches that do not overlap."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(_even(input))
+        return self.norm(self.proj(_even(x)))
 
 
 class PatchMerging(nn.Module):
@@ -80,19 +69,13 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gather = GatherPatches()
         self.reduction = ChannelLinear(4 * channels, 2 * channels, bias=False)
         self.norm = ChannelNorm(4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reduction(self.norm(self.gather(x)))
-
-
-class GatherPatches(nn.Module):
-    """The four samples of every patch as channels: down before across."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _patches(_even(x))
+        x = _even(x)
+        patches = torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
+        return self.reduction(self.norm(patches))
 
 
 class PatchSplit(nn.Module):
@@ -149,24 +132,5 @@ def _scales(
 
 
 def _even(x: Tensor) -> Tensor:
+    """Every 2x2 samples become one: a last odd row or column is filled up with zeros."""
     return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-
-
-def _patches(x: Tensor) -> Tensor:
-    return torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
-
-
-@register_rule(GatherPatches)
-def gather_patches(call: Call, module: GatherPatches, input: Operand) -> Rule:
-    def run(patches: Patches, module: GatherPatches, input: Tensor) -> Tensor:
-        return _patches(extend(input, patches, Padding.CONSTANT))
-
-    return Rule(run, PATCH, PATCH, kernel=(2, 2), stride=(2, 2))
-
-
-@register_rule(PatchConv)
-def patch_conv(call: Call, module: PatchConv, input: Operand) -> Rule:
-    def run(patches: Patches, module: PatchConv, input: Tensor) -> Tensor:
-        return F.conv2d(extend(input, patches, Padding.CONSTANT), module.weight, module.bias, stride=2)
-
-    return Rule(run, PATCH, PATCH, module.weight.numel(), kernel=(2, 2), stride=(2, 2))

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-import overlap_tool_tcm.authors  # noqa: F401  (registers the rules of their blocks)
 from overlap_tool.checkpoint import (
     Architecture,
     StateDict,

@@ -1,12 +1,11 @@
-"""Multi-head attention within windows, on the window grid or shifted against it; and its rule."""
+"""Multi-head attention within windows, on the window grid or shifted against it."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from overlap_tool_stf.attention import made_neighbours
 from torch import Tensor, nn
-
-from overlap_tool.rules import Attention, Call, Operand, Rule, attention_in_windows, register_rule
 
 
 class WindowAttention(nn.Module):
@@ -50,8 +49,8 @@ class WindowAttention(nn.Module):
         queries, keys, values = (part.transpose(-2, -3) for part in self.project(windows))
         scores = self.similarity(queries, keys) + self.bias()
         if self.shift:
-            scores[:, -1].masked_fill_(self._apart(self.rows), float("-inf"))
-            scores[:, :, -1].masked_fill_(self._apart(self.columns), float("-inf"))
+            apart = made_neighbours(height // side, width // side, side, self.shift).to(scores.device)
+            scores = scores.masked_fill(apart[:, :, None], float("-inf"))
         found = F.softmax(scores, dim=-1) @ values
         found = self.linear(found.transpose(-2, -3).flatten(-2))
         return found.unflatten(3, (side, side)).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
@@ -69,21 +68,3 @@ class WindowAttention(nn.Module):
         reach = self.window - 1
         rows, columns = (place[:, None] - place[None, :] + reach for place in (self.rows, self.columns))
         return self.relative_position_params[:, rows, columns]
-
-    def _apart(self, place: Tensor) -> Tensor:
-        """Which queries and keys of the last windows lie at opposite borders."""
-        at_the_end = place < self.window - self.shift
-        return at_the_end[:, None] != at_the_end[None, :]
-
-
-@register_rule(WindowAttention)
-def window_attention(call: Call, module: WindowAttention, input: Operand) -> Rule:
-    return attention_in_windows(
-        lambda module: Attention(module.project, module.similarity, module.bias(), module.linear),
-        window=module.window,
-        shift=module.shift,
-        channels=input.channels,
-        weights=module.embedding_layer.weight.numel() + module.linear.weight.numel(),
-        heads=module.heads,
-        fills=False,
-    )
