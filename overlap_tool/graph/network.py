@@ -15,7 +15,7 @@ from torch import nn
 from overlap_tool.errors import OptionError, SizeError
 from overlap_tool.geometry import Geometry
 from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
-from overlap_tool.geometry.layout import Layout
+from overlap_tool.geometry.layout import ROWS, Layout
 from overlap_tool.geometry.walk import Reads
 from overlap_tool.graph.returned import ALONE, paths
 from overlap_tool.rules import Operand, Reduction, Rule, SizeArgument
@@ -289,15 +289,26 @@ class Network:
                 else f"No number of {lines} near {n} works: use another stage",
             )
 
-    def require_one_map(self, where: str) -> None:
-        """Refuse a stage that returns anything but one map, where that is to be written."""
-        output, given = self.nodes[self.output], self.ops[0].layout
+    @property
+    def takes_sound(self) -> bool:
+        """Whether its input has one axis, and so is a map of one row."""
+        return ROWS in self.ops[0].layout.missing
+
+    def require_image(self, where: str) -> None:
+        """Refuse a stage that takes anything else, where an image is to be read or made up."""
+        given = self.ops[0].layout
         if given != Layout.of_map(self.ops[0].channels):
             raise OptionError(
                 where,
-                f"takes {'a volume' if given.is_kept else 'sound'}, and an image is to be read",
-                "Call it in Python, with overlap_tool.load",
+                f"takes {'sound' if self.takes_sound else 'a volume'}, and here an image is given to it",
+                "Wrap it in Python, and compare overlap_tool.wrap(model)(x) with model(x) under "
+                "overlap_tool.exact_kernels()",
             )
+
+    def require_one_map(self, where: str) -> None:
+        """Refuse a stage that returns anything but one map, where that is to be written."""
+        self.require_image(where)
+        output = self.nodes[self.output]
         if set(self.results) != {self.output} or (isinstance(output, Op) and not output.layout.is_kept):
             named = ", ".join(filter(None, paths(self.returns))) or "no map"
             raise OptionError(

@@ -15,7 +15,6 @@ from overlap_tool import checkpoint
 from overlap_tool.errors import CopyError, OptionError
 from overlap_tool.geometry import Overlap, padding_free_overlap
 from overlap_tool.geometry.axis import exact_overlap
-from overlap_tool.geometry.layout import ROWS
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph import segments
 from overlap_tool.graph.copying import copied
@@ -276,8 +275,8 @@ def analyze(
     if call is None:
         call = example_of(model) if isinstance(model, nn.Module) else Example.of_data(loaded.example)
     found = survey(subject, only=stage, example=call)
-    if any(ROWS in stage.network.ops[0].layout.missing for stage in found.stages):
-        image = Size(image.width, 1)  # sound: a map of one row
+    if any(stage.network.takes_sound for stage in found.stages):
+        image = Size(image.width, 1)
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,

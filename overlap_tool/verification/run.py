@@ -124,6 +124,8 @@ def verify(
         )
     call = Example.of(example, method) or Example.of_data(loaded.example)
     found = survey(loaded.model, only=stage, example=call)
+    for part in found.stages:
+        part.network.require_image(part.name or loaded.architecture)
     if found.loop is not None:
         ways = _orders(found.loop, schedules, settings)
         stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)

@@ -569,6 +569,7 @@ class StageTiling:
         short: list[BudgetError] = []
         for stage in tiled_stages(self.model).values():
             rows, columns = (_scaled(side, stage.input_scale) for side in (size.height, size.width))
+            rows = 1 if stage.network.takes_sound else rows
             try:
                 made[stage.name] = stage.plan(Shape(images, rows, columns))
             except BudgetError as error:

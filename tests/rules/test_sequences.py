@@ -116,7 +116,7 @@ def test_chunks_have_the_bits_of_the_whole(name: str, schedule: Any) -> None:
         sound = torch.randn(2, 2, length)
         with torch.no_grad(), exact_kernels():
             assert torch.equal(tiled(sound), model(sound)), length
-    (plan,) = overlap_tool.plans(tiled, (1000, 1)).values()
+    (plan,) = overlap_tool.plans(tiled, (1000, 700)).values()  # it has no rows
     assert plan.tiles >= 10
 
 

@@ -91,3 +91,5 @@ def test_images_in_files_are_no_volumes(tmp_path: Any) -> None:
     (stage,) = tiled_stages(overlap_tool.wrap(Skips().eval(), tile=16)).values()
     with pytest.raises(OptionError, match="takes a volume"):
         stage.network.require_one_map("it")
+    with pytest.raises(OptionError, match="takes a volume"):
+        overlap_tool.verify(Skips().eval(), tiles=[16])
