@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from math import prod
 from typing import Any, cast
 
@@ -310,8 +311,13 @@ class Tape:
             for at, entry in enumerate(entries)
         ]
         """What PyTorch gave memory to and is not read again."""
-        self.fingerprint = tuple(step.fingerprint for step in self._steps), tuple(self._at.items())
-        """Of all that decides about bits, but for the numbers."""
+        order = [place.root for place in self.given], *((*entry.reads, *entry.writes) for entry in entries)
+        number = {root: n for n, root in enumerate(dict.fromkeys(chain.from_iterable(order)))}
+        self.fingerprint = (
+            *(step.fingerprint(number) for step in self._steps),
+            *((number[root], at) for root, at in self._at.items()),
+        )
+        """Of all that decides about bits, but for the numbers. Roots are counted as they come."""
 
     def _arranged(
         self, entries: list[Entry], last: dict[int, int], scratch: set[int]
@@ -385,7 +391,10 @@ class _Launched:
                     self._launch.words[at] = fixed[place.root] + place.offset
                 else:
                     self._moving.append((at, place.root, place.offset))
-        self.fingerprint = launch.kernel, launch.grid, launch.rest, tuple(self._moving)
+        self._told = launch.kernel, launch.grid, launch.rest
+
+    def fingerprint(self, number: Mapping[int, int]) -> Any:
+        return self._told, tuple((at, number[root], offset) for at, root, offset in self._moving)
 
     def run(self, stream: Any, addresses: Mapping[int, int], memory: dict[int, Memory]) -> None:
         words = self._launch.words
@@ -405,7 +414,12 @@ class _Dispatched:
             for at, place in enumerate(tree_leaves(call.out))
             if isinstance(place, Lying) and place.root in makes
         ]
-        self.fingerprint = call.func, repr((call.args, call.kwargs))
+
+    def fingerprint(self, number: Mapping[int, int]) -> Any:
+        told = (
+            replace(each, root=number[each.root]) if isinstance(each, Lying) else each for each in self._flat
+        )
+        return self._call.func, self._spec, repr(list(told))
 
     def run(self, stream: Any, addresses: dict[int, int], memory: dict[int, Memory]) -> None:
         given = [_tensor(each, memory) if isinstance(each, Lying) else each for each in self._flat]

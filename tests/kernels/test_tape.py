@@ -16,7 +16,7 @@ from torch import Tensor
 
 import overlap_tool
 from overlap_tool.kernels import tape
-from overlap_tool.kernels.tape import Entry, Recorder, Tape, copied_alike, is_right, tape_of
+from overlap_tool.kernels.tape import Entry, Recorder, Tape, copied_alike, is_right, is_tried, tape_of
 
 if torch.cuda.is_available() or not can_emulate():
     pytest.skip("a GPU cannot, or need not, be emulated", allow_module_level=True)
@@ -171,6 +171,21 @@ def test_what_came_about_unseen_is_refused(gpu) -> None:
         recorder.gives(normal(1, 4, 3, 3))
         recorder.follows(normal(1, 4, 3, 3))
     assert recorder.refused
+
+
+def test_what_was_tried_is_not_tried_again_whatever_else_was_seen(gpu) -> None:
+    weight, x = normal(4, 4, 3, 3), normal(1, 4, 7, 5)
+    code = lambda x: [F.conv2d(F.pad(x, (1, 1, 1, 1), value=2.0), weight).sigmoid()]  # noqa: E731
+    check(code, x)
+    recorder = Recorder()
+    with recorder.on():
+        torch.ones(3, device="cuda").add_(1)  # counts as a root before all others
+        recorder.gives(x)
+        for each in code(x):
+            recorder.returns(each)
+    again = tape_of(recorder, {})
+    assert again is not None
+    assert is_tried(again)
 
 
 def test_a_tape_that_gives_other_bits_is_not_played(gpu, monkeypatch) -> None:
