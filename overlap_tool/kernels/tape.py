@@ -41,9 +41,8 @@ ALIGNED = 512
 
 MAKES_ROOM = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split())
 
-UNREPEATABLE = (
-    torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded
-)  # fmt: skip
+ASKS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+"""Of ops that hand numbers to Python."""
 
 
 class NotRepeatable(Exception):
@@ -198,11 +197,14 @@ class Recorder(TorchDispatchMode):
         reads = [place.root for place in places.values()]
         derived = any(self.roots[root].derived for root in reads)
         if derived and (
-            any(tag in func.tags for tag in UNREPEATABLE)
+            any(tag in func.tags for tag in ASKS)
             or any(not isinstance(leaf, Tensor) for leaf in tree_leaves(result) if leaf is not None)
             or any(each.device != self.given_on for each in made)
         ):
             self.refused = f"{func} hands numbers to Python, or to another device"
+            return
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.refused = f"{func} draws other numbers every time"
             return
         written = list(_written(func, args, kwargs))
         new = [each for each in made if each.untyped_storage()._cdata not in self._known]

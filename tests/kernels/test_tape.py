@@ -144,12 +144,13 @@ def test_tensors_that_lie_otherwise_are_not_played(gpu) -> None:
         lambda x: [x * x.sum().item()],
         lambda x: [x if bool((x > 0).all()) else -x],
         lambda x: [x + torch.rand_like(x)],
+        lambda x: [x + torch.rand(1, 4, 3, 3, device="cuda")],
         lambda x: [x[x > 0]],
         lambda x: [x.cpu().cuda()],
         lambda x: [x.cpu().to(x.device) + x],
     ],
 )
-def test_what_hands_numbers_to_python_is_refused(gpu, code: Code) -> None:
+def test_what_hands_numbers_to_python_or_draws_them_is_refused(gpu, code: Code) -> None:
     recorder, found = recorded(code, normal(1, 4, 3, 3))
     assert found is None
     assert recorder.refused
