@@ -52,7 +52,7 @@ class Artefact:
 
     `architecture` is a registered name or `pkg.module:Class`; `overlaps` are the stages' left, right, top and
     bottom, for whoever reads the file without the tool. A stage with barriers has none. `example` says how
-    the model is called, if not with an image alone: a method, and its arguments, with maps of one sample.
+    the model is called, if not with an image alone: a method, and its arguments, with small maps.
     """
 
     architecture: str

@@ -120,7 +120,7 @@ class CallOptions:
 
 
 def _with_maps(value: Any) -> Any:
-    """The same, with a map of one sample in the place of each object that stands for one."""
+    """The same, with a small map in the place of each object that stands for one."""
     if isinstance(value, dict) and set(value) == {"map"}:
         channels = value["map"]
         if type(channels) is not int or channels < 1:
@@ -131,7 +131,7 @@ def _with_maps(value: Any) -> Any:
             )
         import torch
 
-        return torch.zeros(1, 1, 1, 1).expand(1, channels, 1, 1)
+        return torch.zeros(1, 1, 1, 1).expand(1, channels, 2, 2)
     if isinstance(value, dict):
         return {key: _with_maps(item) for key, item in value.items()}
     return [_with_maps(item) for item in value] if isinstance(value, list) else value

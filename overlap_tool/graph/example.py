@@ -68,12 +68,12 @@ class Example:
 
     @staticmethod
     def of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], method: str) -> Example:
-        maps, (places, named) = taken_apart((args, kwargs), is_map)
+        maps, (places, named) = taken_apart((args, kwargs), _is_map_among((args, kwargs)))
         return Example((places, named), tuple(each.shape[1] for each in maps), method)
 
     def as_data(self, channels: int) -> dict[str, Any]:
-        """What a file holds of it, which `of_data` reads: a call with maps of one sample. `channels` are
-        those of all maps together."""
+        """What a file holds of it, which `of_data` reads: a call with small maps. `channels` are those of all
+        maps together."""
         for value in tree_leaves(self.arguments):
             if not isinstance(value, Place | Tensor) and type(value) not in PLAIN:
                 raise OptionError(
@@ -81,7 +81,7 @@ class Example:
                     f"has a {type(value).__name__} in it, which a file without code cannot hold",
                     "Save the model's own weights, and wrap it after loading them",
                 )
-        maps = [torch.zeros(1, each, 1, 1) for each in self.channels or (channels,)]
+        maps = [torch.zeros(1, each, 2, 2) for each in self.channels or (channels,)]
         args, kwargs = put_together(tree_map(_stored, self.arguments), maps)
         return {"method": self.method, "args": args, "kwargs": kwargs}
 
@@ -98,7 +98,7 @@ class Example:
 
     def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Example] | None:
         """The maps of another call as one, and its arguments as an example; None if tiles do not cover it."""
-        maps, (places, named) = taken_apart((args, kwargs), is_map)
+        maps, (places, named) = taken_apart((args, kwargs), _is_map_among((args, kwargs)))
         channels = tuple(each.shape[1] for each in maps)
         if not maps or len({(each.shape[0], each.shape[2:], each.dtype) for each in maps}) > 1:
             return None
@@ -181,6 +181,14 @@ def _shown(value: Any) -> str:
 
 def is_map(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+
+
+def _is_map_among(call: Any) -> Callable[[Any], bool]:
+    """Which arguments of a call are maps: beside a larger one, what has one row and one column is a
+    parameter, such as a quantisation step for each channel."""
+    sizes = {tuple(leaf.shape[2:]) for leaf in tree_leaves(call) if is_map(leaf)}
+    parameters = {(1, 1)} if sizes - {(1, 1)} else set()
+    return lambda value: is_map(value) and tuple(value.shape[2:]) not in parameters
 
 
 Given = Mapping[str, Any] | tuple[Any, ...] | Example | None

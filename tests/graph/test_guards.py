@@ -68,7 +68,7 @@ def by_its_least_side(m: Any, x: Tensor, h: int, w: int, a: int, b: int) -> Tens
 
 def asserting(m: Any, x: Tensor, h: int, w: int, a: int, b: int) -> Tensor:
     assert min(h, w) > b, f"{h}x{w} is too small"
-    if h % 7 == a:
+    if h < 1000 and h % 7 == a:
         raise ValueError(f"{h}x{w} does not suit {a}")
     return x
 

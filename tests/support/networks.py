@@ -151,3 +151,14 @@ class Rated(nn.Module):
     @staticmethod
     def halved(x: Tensor) -> Tensor:
         return x / 2
+
+
+class Stepped(nn.Module):
+    """With a quantisation step for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 5, stride=2, padding=2), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.last(self.first(x) * step)

@@ -204,6 +204,20 @@ def test_a_method_that_calls_the_model() -> None:
         assert torch.equal(tiled.encode(image, 3), model.encode(image, 3))
 
 
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_a_step_for_each_channel_is_a_parameter(monkeypatch, tmp_path, schedule) -> None:
+    """As DCVC's encoders take it: a tensor of four dimensions, of one row and one column. It was taken for a
+    map, and since that has another size than the image, the model's own code ran."""
+    model, image = made(networks.Stepped), torch.rand(1, 3, 41, 50)
+    steps = torch.rand(1, 6, 1, 1), torch.rand(1, 6, 1, 1)
+    tiled = overlap_tool.wrap(model, tile=16, schedule=schedule, example=(image, steps[0]))
+    no_code_of_its_own(monkeypatch)
+    overlap_tool.save(tiled, tmp_path / "stepped.pt", "support.networks:Stepped")
+    for each in (tiled, overlap_tool.load(tmp_path / "stepped.pt", trust=True)):
+        for step in steps:
+            assert_same(each, model, image, step)
+
+
 def test_all_arguments_by_keyword() -> None:
     model, image, mask = made(Masked), torch.rand(1, 3, 40, 48), torch.rand(1, 1, 40, 48)
     tiled = overlap_tool.wrap(model, tile=16, example={"image": image, "mask": mask, "strength": 1.0})
