@@ -187,7 +187,7 @@ def _imported() -> tuple[int, ...]:
     return tuple(map(id, sys.modules.copy().values()))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _frames_of(packages: frozenset[str], imported: tuple[int, ...]) -> list[dict[str, Any]]:
     modules = (module for name, module in sys.modules.copy().items() if name.partition(".")[0] in packages)
     return [vars(module) for module in modules if isinstance(module, ModuleType)]
