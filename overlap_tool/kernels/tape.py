@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import chain
 from math import prod
 from typing import Any, cast
@@ -298,9 +297,10 @@ class Tape:
             for root in last.keys() | returned
             if (kept := roots[root].kept) is not None
         }
-        way = _ways(recorder, constants)
+        known: dict[int, str] = {}
         for root, (kept, start) in self._fixed.items():
-            self._fixed[root] = constants.setdefault((way(root), start, kept.dtype), kept), start
+            way = _way(root, recorder, constants, known), start, kept.dtype
+            self._fixed[root] = constants.setdefault(way, kept), start
         for each in roots:
             each.kept = None
         scratch = {root for root in last if not roots[root].given} - made - self._fixed.keys()
@@ -469,27 +469,25 @@ def _repeated(recorder: Recorder) -> list[Entry]:
     return needed[::-1]
 
 
-def _ways(recorder: Recorder, constants: dict[Any, Tensor]) -> Callable[[int], Any]:
+def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dict[int, str]) -> str:
     """How the numbers of a root are made of weights, as what can be compared."""
 
-    @cache
-    def way(root: int) -> str:
-        def told(place: Lying) -> Any:
-            form = place.offset, place.shape, place.strides, place.dtype
-            return form if place.root == root else (way(place.root), *form)
+    def told(place: Lying) -> Any:
+        form = place.offset, place.shape, place.strides, place.dtype
+        return form if place.root == root else (_way(place.root, recorder, constants, known), *form)
 
+    if root not in known:
         making = [entry.work for entry in recorder.entries if root in entry.writes]
-        if making:
-            return hashlib.sha256(
-                repr([tree_map_only(Lying, told, vars(work)) for work in making]).encode()
-            ).hexdigest()
         start, kept = recorder.roots[root].start, recorder.roots[root].kept
-        if kept is None:
+        if making:
+            text = repr([tree_map_only(Lying, told, vars(work)) for work in making])
+            known[root] = hashlib.sha256(text.encode()).hexdigest()
+        elif kept is not None:
+            constants[start] = kept  # nothing else comes to lie there
+            known[root] = str(start)
+        else:
             raise NotRepeatable("what it needs is gone")
-        constants[start] = kept  # nothing else comes to lie there
-        return str(start)
-
-    return way
+    return known[root]
 
 
 def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
