@@ -36,7 +36,7 @@ NETWORKS["ESRGAN shuffle(RealESRGAN x2)"] = _of(
     "ESRGAN", in_nc=12, out_nc=3, num_filters=8, num_blocks=2, scale=2, shuffle_factor=2
 )
 NETWORKS["ESRGAN pixelshuffle"] = _of(
-    "ESRGAN", num_filters=8, num_blocks=2, scale=4, upsampler="pixelshuffle"
+    "ESRGAN", num_filters=8, num_blocks=2, scale=4, upsampler="pixel_shuffle"
 )
 NETWORKS["Compact(SRVGG)"] = _of("Compact", num_feat=8, num_conv=3, upscale=4)
 NETWORKS["DnCNN"] = _of("DnCNN", in_nc=3, out_nc=3, nc=8, nb=5, act_mode="BR")
@@ -55,7 +55,7 @@ NETWORKS["DRUNet avgpool upconv"] = _of(
 NETWORKS["DRUNet pixelshuffle"] = _of(
     "DRUNet", in_nc=4, out_nc=3, nc=[8, 8, 16, 16], nb=1, upsample_mode="pixelshuffle", image=4
 )
-NETWORKS["FBCNN"] = _of("FBCNN", nc=[8, 8, 16, 16], nb=1)
+NETWORKS["FBCNN"] = _of("FBCNN", nc=[8, 8, 16, 512], nb=1)
 NETWORKS["NAFNet"] = _of(
     "NAFNet", img_channel=3, width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]
 )
@@ -110,7 +110,7 @@ NETWORKS["LaMa"] = _of("LaMa", in_nc=4, example=(torch.rand(1, 3, 64, 64), torch
 NETWORKS["KBNet_s"] = _of(
     "KBNet", "KBNet_s", width=8, middle_blk_num=1, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]
 )
-NETWORKS["KBNet_l"] = _of("KBNet", "KBNet_l", dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1)
+NETWORKS["KBNet_l"] = _of("KBNet", "KBNet_l", dim=24, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1)
 NETWORKS["HVICIDNet"] = _of("HVICIDNet", channels=[8, 8, 16, 16], heads=[1, 2, 2, 2])
 NETWORKS["RetinexFormer"] = _of("RetinexFormer", n_feat=8, stage=1)
 NETWORKS["Restormer"] = _of("Restormer", extra=True, dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1)

@@ -185,6 +185,8 @@ class Network:
     """The shifted windows in it, which a roll fills up instead of bringing in the opposite border."""
     asks: bool = False
     """Whether the code asks for the size of its input, so that this is the network of images of one size."""
+    of_squares: bool = False
+    """Whether the code takes no image but one as high as wide."""
     left: Mapping[str, Any] = field(default_factory=dict)
     """The numbers that its code leaves behind in attributes for an image of this size, by their names."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)

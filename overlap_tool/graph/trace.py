@@ -18,7 +18,7 @@ from torch import fx, nn
 from overlap_tool.errors import SizeDependenceError, TraceError
 from overlap_tool.geometry.layout import ROWS, Layout, MapSize
 from overlap_tool.graph.aftermath import Aftermath, with_attributes
-from overlap_tool.graph.copying import modes, put_in_modes, with_own_forward
+from overlap_tool.graph.copying import modes, put_in_modes, twin, with_own_forward
 from overlap_tool.graph.explaining import explained
 from overlap_tool.graph.functional import functionalise
 from overlap_tool.graph.lowering import check_sizes, lowered
@@ -43,6 +43,9 @@ APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180)
 """By how many images, rows and columns others differ that are tried, to see what follows an image's size.
 First by multiples of many numbers, since code pads and asserts by remainders; then by little, since it
 compares, too."""
+
+SQUARE: MapSize = (2, FITTING, FITTING)
+"""For code that takes the square root of the number of positions for the height."""
 
 ROUNDS = 4
 """So often a module is traced, with more of its parts kept whole each time, before it is refused."""
@@ -160,6 +163,17 @@ def _with_parts_whole(module: nn.Module, name: str, layout: Layout, apart: froze
         network, tracer = _of_one_size(module, name, layout, fitting_to(layout, TRIALS)[0], apart)
     except TooLargeError:
         network, tracer = _of_one_size(module, name, layout, fitting_to(layout, SMALLER)[0], apart)
+    except _Refused as refused:
+        square = Tracer(name, module, layout, (SQUARE,), apart)
+        square.untouched = with_own_forward(twin(module))
+        refuses = not isinstance(refused.refusal, TrialError) or ROWS in layout.missing
+        if refuses or square.own_failure() is not None:
+            raise
+        try:
+            network, tracer = _of_one_size(module, name, layout, SQUARE, apart)
+            network = replace(network, of_squares=True)
+        except (TooLargeError, _Refused):
+            raise refused from None
     _checked(network, tracer, lambda size: _traced_at(size, module, name, layout, apart))
     return network
 
@@ -190,7 +204,8 @@ def _of_one_size(
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
-    for more in fitting_to(layout, APART):
+    square = [(1, FITTING, FITTING)] if size[1] == size[2] else []
+    for more in (*fitting_to(layout, APART), *square):
         images, height, width = map(add, size, more)
         height = 1 if ROWS in layout.missing else height
         other = images, height, width

@@ -87,10 +87,11 @@ def _small_maps(
 ) -> Iterator[Tensor]:
     """Maps of so many rows, and twice as many columns, or of as many more as whole periods take. None is
     drawn that is not looked at: the largest takes a second, and a GiB."""
-    like = tracer.trials[0]
+    like, (_, rows, columns) = tracer.trials[0], tracer.sizes[0]
+    of_squares = rows == columns  # it takes no others
     for times in multiples:
         n = side * times
-        size = (1, 2 * SIDE * n) if ROWS in tracer.layout.missing else (n, 2 * n)
+        size = (1, 2 * SIDE * n) if ROWS in tracer.layout.missing else (n, n if of_squares else 2 * n)
         height, width = (-(-n // period) * period for n, period in zip(size, fitting, strict=True))
         x = torch.rand(tracer.layout.shape((1, height, width)), generator=torch.Generator().manual_seed(0))
         yield x.to(like.device, like.dtype)

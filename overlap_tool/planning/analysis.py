@@ -277,6 +277,8 @@ def analyze(
     found = survey(subject, only=stage, example=call)
     if any(stage.network.takes_sound for stage in found.stages):
         image = Size(image.width, 1)
+    if size == IMAGE and any(stage.network.of_squares for stage in found.stages):
+        image = Size(image.width, image.width)
     padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
     return Analysis(
         architecture=loaded.architecture,

@@ -6,9 +6,12 @@ odd.
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -243,7 +246,7 @@ def assert_tiles_are_right(module: nn.Module, sizes: Any = SIZES, images: int = 
                 whole = module(image.clone())
             except Exception as error:
                 for tiled in wrapped.values():
-                    with pytest.raises(type(error), match=str(error)):
+                    with pytest.raises(type(error), match=re.escape(str(error))):
                         tiled(image.clone())
                 continue
             for schedule, tiled in wrapped.items():
@@ -334,6 +337,32 @@ def test_verify_holds(compute) -> None:
 
 
 # --- refused -----------------------------------------------------------------------------------------------
+
+
+def of_squares(m: Any, x: Tensor) -> Tensor:
+    """The height is the square root of the number of positions."""
+    tokens = m.wide(x).flatten(2).transpose(1, 2)
+    side = int(math.sqrt(tokens.shape[1]))
+    return m.down(tokens.tanh().transpose(1, 2).view(*x.shape[:2], side, side))
+
+
+def test_code_that_takes_squares_alone() -> None:
+    """Any other image it refuses itself, and so does the wrapped one."""
+    assert_tiles_are_right(doing(of_squares), ((40, 40), (31, 31), (40, 50)), 2)
+    assert overlap_tool.analyze(doing(of_squares)).image == (3840, 3840)
+    with pytest.raises(TraceError, match="is invalid for input of size"):
+        overlap_tool.analyze(doing(of_squares), size=(640, 480))
+
+
+def test_rows_and_columns_of_squares_are_told_apart() -> None:
+    """A stride on rows alone, which a square's sizes are before it and not behind."""
+
+    def narrowed(m: Any, x: Tensor) -> Tensor:
+        return of_squares(m, x)[:, :, ::3]
+
+    network = trace(doing(narrowed), "", 3)
+    assert (network.rows.scale, network.columns.scale) == (Fraction(1, 6), Fraction(1, 2))
+    assert_tiles_are_right(doing(narrowed), ((40, 40), (33, 33)))
 
 
 def counted(m: Any, x: Tensor) -> Tensor:
