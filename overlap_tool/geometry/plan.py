@@ -188,6 +188,8 @@ class Endless:
 
     axis: Axis
     n: int
+    from_start: tuple[int, ...] = ()
+    """The ops that begin with their first output, whether anything reads it or not."""
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -195,7 +197,8 @@ class Endless:
 
     @cached_property
     def needed(self) -> tuple[Span, ...]:
-        return self.axis.needs({len(self.sizes) - 1: Span(0, self.sizes[-1])}, self.sizes)
+        wanted = (*self.from_start, len(self.sizes) - 1)
+        return self.axis.needs({op: Span(0, self.sizes[op]) for op in wanted}, self.sizes)
 
     @cached_property
     def held_back(self) -> int:

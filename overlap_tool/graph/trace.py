@@ -236,13 +236,13 @@ def _of_one_size(
 
 def _written_before_read(first: Tracer, second: Tracer) -> bool:
     """Whether all that both traces leave behind are numbers, and what an earlier forward left of those, at
-    either size, makes no difference to a later one."""
+    either size, makes no difference to a later one, nor to what that leaves."""
     if first.left_behind is None or second.left_behind is None:
         return False
     for left in (first.left_behind, second.left_behind):
         again = Tracer(first.name, first.root, first.layout, first.sizes, first.apart)
         with with_attributes(first.root, left):
-            if _recorded(again) is not None or not are_the_same(first, again):
+            if _recorded(again) is not None or not are_the_same(first, again) or again.left != first.left:
                 return False
     return True
 

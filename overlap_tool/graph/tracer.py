@@ -770,8 +770,17 @@ class _StateOf:
     def __init__(self, where: str) -> None:
         self.where = where
 
-    def __iter__(self) -> Iterator[Any]:
-        raise TraceError(
+    def __iter__(self) -> Iterator[_StateOf]:
+        return iter((_StateOf(self.where), _StateOf(self.where)))
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.used()
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self.used()
+
+    def used(self) -> TraceError:
+        return TraceError(
             self.where,
             "uses the state that an LSTM ends with, which depends on all of the map",
             f"{REGISTER} that makes the whole module one op",

@@ -96,9 +96,10 @@ def convolution(
         )  # fmt: skip
         return y.squeeze(2)
     _check(x, "a convolution")
-    if not transposed and any(
-        n + 2 * p <= d * (k - 1)
-        for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:], strict=True)
+    axes = zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
+    if any(
+        (n - 1) * s - 2 * p + d * (k - 1) + o < 0 if transposed else n + 2 * p <= d * (k - 1)
+        for n, s, p, d, k, o in axes
     ):
         return _own_error(torch.convolution, x, weight, bias, stride, padding, dilation, *rest)
     if x.ndim == 5:

@@ -267,11 +267,16 @@ def upsample_linear(x: Tensor, size: Sequence[int], align_corners: bool, *scales
     return x
 
 
+MOST_BY_FLOAT32 = 1 << 24
+"""Up to here, all whole numbers are float32 numbers."""
+
+
 def upsample_nearest(
     own: Any, centred: bool, x: Tensor, size: Sequence[int], *scales: float | None
 ) -> Tensor:
-    """The library's own where that is by float32. Else its bits depend on how the map lies in memory."""
-    if x.dtype == torch.float32:
+    """The library's own where that is by float32. Else its bits depend on how the map lies in memory, and of
+    very many outputs it gives some twice."""
+    if x.dtype == torch.float32 and max(size) <= MOST_BY_FLOAT32:
         result: Tensor = own(x, size, *scales)
         return result
     for dim, new, scale in _of_axes(size, scales):
@@ -285,9 +290,11 @@ def _of_axes(size: Sequence[int], scales: Sequence[float | None]) -> Iterable[tu
 
 
 def nearest_positions(old: int, new: int, scale: float | None, centred: bool = False) -> Tensor:
-    """Which of `old` samples each of `new` outputs is, by float32: that at its start, or at its centre."""
-    step = np.float32(1 / scale) if scale else np.float32(old) / np.float32(new)
-    at = np.arange(new, dtype=np.float32) + np.float32(0.5 if centred else 0)
+    """Which of `old` samples each of `new` outputs is, that at its start, or at its centre: by float32, as
+    the library has it, as long as that tells one output from the next."""
+    number: Any = np.float32 if new <= MOST_BY_FLOAT32 else np.float64
+    step = number(1 / scale) if scale else number(old) / number(new)
+    at = np.arange(new, dtype=number) + number(0.5 if centred else 0)
     return torch.from_numpy(np.floor(at * step).astype(np.int64)).clamp_(max=old - 1)
 
 

@@ -48,6 +48,9 @@ def pixel_unshuffle_module(call: Call, module: nn.PixelUnshuffle, input: Operand
     return pixel_unshuffle(call, input, module.downscale_factor).of_module
 
 
+MOST_LISTED = 1 << 26
+"""So many positions are listed, output by output, and no more."""
+
 OF_IMAGES = {"linear": "bilinear", "trilinear": "bilinear"}
 """Modes by what they are of rows and columns."""
 
@@ -191,6 +194,10 @@ def _listed(call: Call, mode: str, align_corners: bool, scales: Sequence[float |
     tables, geometries = [], []
     for dim, scale in zip((-2, -1), scales, strict=True):
         olds, news = ([shape[dim] for shape in shapes] for shapes in (call.input_shapes, call.output_shapes))
+        if news[0] > MOST_LISTED:
+            call.refuse_size(
+                f"has more than {MOST_LISTED} sampling positions, which follow the size of its input"
+            )
         if mode == "bilinear":
             low, high, part = linear_positions(olds[0], news[0], align_corners, scale)
             high = torch.where(part == 0, low, high)

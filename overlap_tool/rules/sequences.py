@@ -81,7 +81,7 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     pool: Callable[..., Any] = F.max_pool2d
-    return pool(
+    made = pool(
         input.unsqueeze(2),
         _behind(1, kernel_size),
         _behind(1, kernel_size if stride is None else stride),
@@ -89,7 +89,8 @@ def max_pool1d(
         _behind(1, dilation),
         ceil_mode,
         return_indices,
-    ).squeeze(2)
+    )
+    return made if return_indices else made.squeeze(2)
 
 
 @compose(F.avg_pool1d, torch.avg_pool1d, nn.AvgPool1d)
@@ -119,7 +120,8 @@ def adaptive_avg_pool1d(input: Tensor, output_size: One) -> Tensor:
 @compose(F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d)
 def adaptive_max_pool1d(input: Tensor, output_size: One, return_indices: bool = False) -> Any:
     pool: Callable[..., Any] = F.adaptive_max_pool2d
-    return pool(input.unsqueeze(2), _behind(1, output_size), return_indices).squeeze(2)
+    made = pool(input.unsqueeze(2), _behind(1, output_size), return_indices)
+    return made if return_indices else made.squeeze(2)
 
 
 def recurrent(

@@ -1,7 +1,7 @@
 """Runs a stage on sound that arrives in chunks, and whose length nobody knows before it ends.
 
 Until then the stream is that of a sound far too long: what it computes is the same, since nothing of it lies
-near the end. As much of the input is held back as any output reads, and as the end could mirror.
+near the end. As much of the input is held back as any output reads, and as the end could mirror or cut off.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import TraceError
-from overlap_tool.geometry import POINTWISE, Pad, Span
+from overlap_tool.geometry import POINTWISE, Pad, Padding, Span
 from overlap_tool.geometry.plan import AxisPlan, Endless, whole
 from overlap_tool.graph.network import Constant, Network, Op, substituted
 from overlap_tool.rules import Operand
@@ -66,6 +66,7 @@ class ChunkByChunk:
     more than there will be."""
 
     def __init__(self, network: Network, n: int, first: Tensor) -> None:
+        """`first` has no samples, and shows how many images there are, of which type, and where."""
         self.states: dict[str, Any] = {}
         """Of ops that go through the sound step by step."""
         self.given, self.made = _Given(first), _Made()
@@ -75,21 +76,21 @@ class ChunkByChunk:
         source, sink = {self.network.ops[0].id: self.given}, {self.network.output: self.made}
         self.row = rows.steps[0]
         values = evaluate_constants(self.network)
-        self.run = Execution(self.network, rows, columns, source, sink, values, first[..., :1])
+        self.run = Execution(self.network, rows, columns, source, sink, values, first)
         self.run.repeats = None  # no step is like another for sure, while the length is not known
 
     def follow(self, network: Network, n: int) -> None:
         self.network = _with_states(network, self.states)
-        self.stream = Endless(self.network.columns, n)
+        scans = tuple(network.index[op.id] for op in network.wholes)
+        self.stream = Endless(self.network.columns, n, scans)
 
     def add(self, chunk: Tensor) -> Tensor | None:
         """The outputs that can be computed now, if there are any."""
         self.given.samples = torch.cat([self.given.samples, chunk], -1)
-        return self.catch_up()
-
-    def catch_up(self) -> Tensor | None:
         ready = self.given.stop - self.stream.held_back
         outputs = self.stream.outputs_of(ready, self.outputs)
+        # of what an end cuts off, nothing
+        outputs = min(outputs, self.stream.axis.sizes(self.given.stop)[-1])
         return self.advance(outputs) if outputs > self.outputs else None
 
     def advance(self, outputs: int) -> Tensor:
@@ -105,7 +106,7 @@ class ChunkByChunk:
 
     def end(self, network: Network) -> Tensor | None:
         """The rest of the outputs, by the network for a sound of the length that it had."""
-        _require_alike(self.network, network)
+        require_alike(self.network, network)
         self.follow(network, self.given.stop)
         self.run.network, self.run.values = self.network, evaluate_constants(self.network)
         outputs = self.stream.sizes[-1]
@@ -113,7 +114,11 @@ class ChunkByChunk:
             return None
         place = self.stream.at(self.outputs)
         wanted = map(min, place.unread, place.done)
-        if place.done != self.place.done or any(map(int.__lt__, wanted, self.place.unread)):
+        if (
+            outputs < self.outputs
+            or place.done != self.place.done
+            or any(map(int.__lt__, wanted, self.place.unread))
+        ):
             raise _depends_on_length(network, "reads other samples near the end than")
         return self.advance(outputs)
 
@@ -121,6 +126,11 @@ class ChunkByChunk:
 def _with_states(network: Network, states: dict[str, Any]) -> Network:
     """The same network, in which ops that go through the sound step by step take it up where they were.
     Refuses what needs all of the sound."""
+    around = next((op for op in network.ops if isinstance(op, Op) and _is_circular(op)), None)
+    if around is not None:
+        raise TraceError(
+            f"{around.name} ({around.kind})", "pads a sound with its end, which has not come", AT_ONCE
+        )
     graph = network.graph.copy()
     for node in network.need_whole_maps:
         if not isinstance(node, Op) or node.rule.scan is None:
@@ -132,6 +142,10 @@ def _with_states(network: Network, states: dict[str, Any]) -> Network:
     return replace(network, graph=graph)
 
 
+def _is_circular(op: Op) -> bool:
+    return not op.rule.whole and op.rule.columns.padding is Padding.CIRCULAR
+
+
 def _going_on(id: str, scan: Callable[..., tuple[Any, Any]], states: dict[str, Any]) -> Callable[..., Any]:
     def run(patches: Any, *args: Any, **kwargs: Any) -> Any:
         found, states[id] = scan(states.get(id), *args, **kwargs)
@@ -140,7 +154,7 @@ def _going_on(id: str, scan: Callable[..., tuple[Any, Any]], states: dict[str, A
     return run
 
 
-def _require_alike(endless: Network, ended: Network) -> None:
+def require_alike(endless: Network, ended: Network) -> None:
     """Refuse a network that computes something else of a sound of one length than of another: where it pads
     or cuts apart, all its arguments have to be the same."""
     nodes = list(endless.nodes.values()), list(ended.nodes.values())

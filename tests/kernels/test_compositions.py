@@ -255,3 +255,10 @@ def test_the_sum_of_a_number_without_dimensions(dim: int | None) -> None:
     for reduce in (torch.sum, torch.mean, torch.prod):
         assert exactly(lambda x, reduce=reduce: reduce(x) if dim is None else reduce(x, dim), x) == 3
     assert x == 3
+
+
+def test_nearest_samples_of_a_long_sound() -> None:
+    """The library's positions, in float32, give some samples twice and others never."""
+    sound = torch.arange((1 << 23) + 1000, dtype=torch.float32).view(1, 1, -1) % 1013
+    doubled = exactly(lambda x: torch.nn.functional.interpolate(x, scale_factor=2), sound)
+    assert torch.equal(doubled, sound.repeat_interleave(2, -1))

@@ -95,3 +95,9 @@ def test_pools_of_volumes_count_as_the_library(padding: int, ceil_mode: bool) ->
     with exact_kernels():
         found = F.avg_pool3d(x, *options)
     assert torch.allclose(found, F.avg_pool3d(x, *options), atol=1e-12)
+
+
+def test_a_transposed_convolution_that_leaves_nothing_is_the_librarys_error() -> None:
+    layer = torch.nn.ConvTranspose3d(2, 3, 1, padding=1)
+    with pytest.raises(RuntimeError, match="Output size is too small"), torch.no_grad(), exact_kernels():
+        layer(torch.rand(1, 2, 1, 4, 4))

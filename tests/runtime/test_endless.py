@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import exact_kernels, run_stream
-from overlap_tool.errors import OptionError, TraceError
+from overlap_tool.errors import OptionError, TraceError, TrainingModeError
 from overlap_tool.geometry import Patch
 from overlap_tool.graph.network import Op
 from overlap_tool.graph.trace import trace
@@ -101,16 +102,97 @@ def test_what_needs_all_of_the_sound_is_refused_by_name() -> None:
         list(run_stream(Gated().eval(), torch.randn(1, 2, 500).split(100, -1)))
 
 
-def test_numbers_that_follow_the_length_are_refused() -> None:
+@pytest.mark.parametrize("length", [300, 60])
+@pytest.mark.parametrize(
+    "rest", [nn.Identity(), nn.ZeroPad1d((-3, 0)), nn.ConvTranspose1d(4, 2, 4, stride=2, padding=4)]
+)
+def test_an_lstm_goes_through_steps_that_nobody_reads(rest: nn.Module, length: int) -> None:
+    """Its state began with the first step whose output was read."""
+    sound = torch.randn(1, 2, length)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), LastSteps(), rest).eval()
+    with torch.no_grad(), exact_kernels():
+        assert torch.equal(joined(model, sound, [40] * ((length - 1) // 40)), model(sound))
+
+
+class LastSteps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, (_, _) = self.lstm(x.permute(2, 0, 1))
+        return y.permute(1, 2, 0)[..., 3:]
+
+
+@pytest.mark.parametrize("cut", [-9, -2, 40])
+def test_what_an_end_cuts_off_is_not_given(cut: int) -> None:
+    """More was given than the model returns."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), Cropped(cut)).eval()
+    sound = torch.randn(1, 2, 300)
+    with torch.no_grad(), exact_kernels():
+        assert torch.equal(joined(model, sound, [100, 100]), model(sound))
+
+
+class Cropped(nn.Module):
+    def __init__(self, cut: int) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.cut]
+
+
+@pytest.mark.parametrize(
+    "results", [lambda y: (y, y[..., 1:]), lambda y: {"a": y}, lambda y: y.flatten(1), lambda y: y.mT]
+)
+def test_what_cannot_be_joined_along_samples_is_refused(results: Any) -> None:
+    class Returning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 3, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return results(self.conv(x))
+
+    with pytest.raises(OptionError, match="does not return one tensor with samples as its last dimension"):
+        list(run_stream(Returning().eval(), [torch.randn(1, 2, 100)]))
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Dropout())
+    with pytest.raises(TrainingModeError):
+        list(run_stream(model, [torch.randn(1, 2, 100)]))
+
+
+def test_numbers_that_follow_the_length_are_refused_before_anything_is_given() -> None:
+    forever = repeat(torch.randn(1, 2, 500))
     with pytest.raises(TraceError, match="computes mul with other numbers than of a longer sound"):
-        list(run_stream(ByLength().eval(), torch.randn(1, 2, 500).split(100, -1)))
+        next(run_stream(ByLength().eval(), forever))
+
+
+def test_circular_padding_is_refused() -> None:
+    model = nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular").eval()
+    with pytest.raises(TraceError, match="pads a sound with its end"):
+        list(run_stream(model, [torch.randn(1, 2, 100)]))
+
+
+@pytest.mark.parametrize("lengths", [[1], [0], [0, 0, 0], [1, 1, 1]])
+def test_the_models_own_error_for_a_sound_that_is_too_short(lengths: list[int]) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 2, 5), nn.ELU(), nn.Conv1d(2, 1, 4, stride=2)).eval()
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        list(run_stream(model, [torch.randn(1, 2, length) for length in lengths]))
 
 
 def test_chunks_that_are_no_sound_are_refused() -> None:
     model = nn.Conv1d(2, 2, 3).eval()
+    with pytest.raises(OptionError, match="float64"):
+        list(run_stream(model, [torch.randn(1, 2, 100), torch.randn(1, 2, 100).double()]))
+    for other in ([0.0], torch.zeros(1, 2, 9, dtype=torch.int64)):
+        with pytest.raises(OptionError, match="is no sound"):
+            list(run_stream(model, [other]))  # type: ignore[list-item]
     with pytest.raises(OptionError, match="is no sound of 2 channels"):
         list(run_stream(model, [torch.randn(1, 3, 100)]))
-    with pytest.raises(OptionError, match="is no sound of 2 channels"):
+    with pytest.raises(OptionError, match=r"one of 2 x .* follows one of 1 x"):
         list(run_stream(model, [torch.randn(1, 2, 100), torch.randn(2, 2, 100)]))
     with pytest.raises(OptionError, match="takes no sound"):
         list(run_stream(nn.Conv2d(2, 2, 3).eval(), [torch.randn(1, 2, 100)]))
