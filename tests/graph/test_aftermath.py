@@ -93,6 +93,11 @@ def asking_whether_it_was_called(m: Any, y: Tensor) -> Tensor:
     return y
 
 
+def adding_up_its_sizes(m: Any, y: Tensor) -> Tensor:
+    m.calls = m.calls + y.shape[3]
+    return y
+
+
 @pytest.mark.parametrize(
     ("compute", "where"),
     [
@@ -100,6 +105,7 @@ def asking_whether_it_was_called(m: Any, y: Tensor) -> Tensor:
         (noting, "notes"),
         (noting_what_is_new, "features"),
         (reading_the_last_size, "calls"),
+        (adding_up_its_sizes, "calls"),
         (keeping_what_its_size_gives, "calls"),
         (asking_whether_it_was_called, "last"),
         (counting_in_a_tensor, "mean"),
