@@ -654,7 +654,7 @@ def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
     width, height = size
     for stage in stages:
         rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)
-        if not stage.fitted(1, rows, columns).accepts(rows, columns):
+        if not _computes(stage.network, rows, columns):
             break
     else:
         return size
@@ -666,6 +666,14 @@ def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
         )
     )
     return Size(*(-(-side // whole) * whole for side in size))
+
+
+def _computes(network: Network, rows: int, columns: int) -> bool:
+    """Whether the stage computes maps of this size; its own code may refuse them."""
+    try:
+        return fitted(network, 1, rows, columns).accepts(rows, columns)
+    except TrialError:
+        return False
 
 
 def _scaled(side: int, scale: Fraction) -> int:

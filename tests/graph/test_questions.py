@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,13 +49,14 @@ def test_no_larger_map_is_drawn_than_the_module_is_held_to(monkeypatch) -> None:
     """Maps of up to 512x1024 were drawn for every part, though rolls alone are looked at on them: of one with
     many channels these take gigabytes, and a second each."""
     drawn: list[Any] = []
-    draw = values._small_map
+    draw = values._small_maps
 
-    def noted(*args: Any) -> Tensor:
-        drawn.append(draw(*args))
-        return drawn[-1]
+    def noted(*args: Any) -> Iterator[Tensor]:
+        for x in draw(*args):
+            drawn.append(x)
+            yield x
 
-    monkeypatch.setattr(values, "_small_map", noted)
+    monkeypatch.setattr(values, "_small_maps", noted)
     trace(nn.Conv2d(64, 8, 3, padding=1).eval(), "part", 64)
     assert [tuple(x.shape) for x in drawn] == [(1, 64, 16, 32)]
 
