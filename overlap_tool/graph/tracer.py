@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves as leaves
 
@@ -364,9 +365,11 @@ class Tracer(fx.Tracer):
         return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m._forward_pre_hooks:
-            return False  # its hook is followed, which makes its weight of others, and then its own code
-        if rule_for_module(m) is not None or module_qualified_name in self.apart:
+        if module_qualified_name in self.apart:
+            return True
+        if m._forward_pre_hooks or is_parametrized(m):
+            return False  # what makes its weight of others is followed, and then its own code
+        if rule_for_module(m) is not None:
             return True
         path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
         if is_quantiser(m):
@@ -750,7 +753,9 @@ def tensors(value: Any) -> list[Tensor]:
 def _is_torchs(module: nn.Module) -> bool:
     """Whether PyTorch computes it, and it is not made of other ops."""
     is_made_of_others = isinstance(module, nn.Sequential) or composition_of(type(module)) is not None
-    return type(module).__module__.startswith("torch.nn.") and not is_made_of_others
+    home = type(module).__module__
+    of_weights = home.startswith("torch.nn.utils.")  # parametrizations, and the layers that have them
+    return home.startswith("torch.nn.") and not (is_made_of_others or of_weights)
 
 
 def _goes_forward(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
