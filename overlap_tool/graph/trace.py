@@ -39,10 +39,11 @@ from overlap_tool.graph.tracer import (
 )
 from overlap_tool.graph.values import UnmaskedRoll, check_values
 
-APART = ((1, FITTING, 3 * FITTING), (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
+_WIDER, _HIGHER = (1, FITTING, 3 * FITTING), (1, 3 * FITTING, FITTING)
+APART = (_WIDER, _HIGHER, (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
 """By how many images, rows and columns others differ that are tried, to see what follows an image's size.
-First by multiples of many numbers, since code pads and asserts by remainders; then by little, since it
-compares, too."""
+First by multiples of many numbers, since code pads and asserts by remainders, and so that either side is the
+longer one; then by little, since it compares with numbers, too."""
 
 SQUARE: MapSize = (2, FITTING, FITTING)
 """For code that takes the square root of the number of positions for the height."""

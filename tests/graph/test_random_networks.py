@@ -15,8 +15,10 @@ from support.random_networks import Case, Layer, RandomNetwork, cases
 from support.ways import WAYS, in_tiles
 from torch import nn
 
+import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.graph.trace import trace
+from overlap_tool.verification.observing import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,6 +33,21 @@ def check(case: Case) -> None:
     for way, how in WAYS.items():
         assert torch.equal(in_tiles(network, x, case.tile, *how), full), way
     assert torch.equal(x, case.image()), "the input was changed"
+
+
+def check_wrapped(case: Case) -> None:
+    """The same of networks whose code asks for the size, or that return several maps."""
+    x = case.image()
+    with torch.no_grad():
+        whole = tensors_in(case.network.eval()(x.clone()))
+    for schedule, batch in (("stream", 1), ("tiles", 2)):
+        tiled = overlap_tool.wrap(
+            case.network, tile=case.tile, schedule=schedule, batch=batch, engine="stock"
+        )
+        found = tensors_in(tiled(x.clone()))
+        assert list(found) == list(whole)
+        for name, map in whole.items():
+            assert torch.equal(found[name], map), (schedule, name)
 
 
 REAL = {nn.ReLU6: nn.GELU, nn.PReLU: nn.Softplus, nn.Identity: nn.SiLU}
@@ -68,6 +85,12 @@ def test_tiles_are_the_full_image_bit_for_bit_in_single_precision(case):
     check_exactly(case)
 
 
+@tries(25, derandomize=True)
+@given(cases(sizes=True))
+def test_networks_that_ask_for_sizes_give_the_full_image(case):
+    check_wrapped(case)
+
+
 # --- what random networks have found ----------------------------------------------------------------------
 
 
@@ -96,3 +119,29 @@ def test_a_sum_over_one_channel_that_is_changed_in_place():
         Layer("operator.add", (1, 3)),
     ]
     check_exactly(Case(RandomNetwork(1, layers), (1, 1, 4, 5), (2, 2)))
+
+
+def test_a_portrait_whose_code_asks_which_side_is_longer():
+    """It was compared with landscapes alone, which take the other way; then with an image of a few rows more,
+    whose 5 more of a multiple of 5 were taken for the scale of the map."""
+    layers = [
+        Layer("nn.Conv2d", (0,), (1, 1, 3, 1, 1)),
+        Layer("own.filled_up_around", (1,), (5,)),
+        Layer("own.wider_or_taller", (2,)),
+        Layer("own.sized_as", (3, 1), ("nearest",)),
+        Layer("torch.maximum", (4, 1)),
+    ]
+    check_wrapped(Case(RandomNetwork(1, layers), (1, 1, 12, 1), (3, 5)))
+
+
+def test_a_ninth_brought_to_the_size_of_the_image():
+    """Trial sizes were no multiples of 9, so that the scale of a strided third of a third was not known."""
+    layers = [
+        Layer("nn.Conv2d", (0,), (1, 1, 3, 1, 1)),
+        Layer("nn.PixelUnshuffle", (1,), (3,)),
+        Layer("nn.Conv2d", (2,), (9, 1, 1, 3)),
+        Layer("own.filled_up", (3,), (4, "constant")),
+        Layer("own.sized_as", (4, 1), ("nearest",)),
+        Layer("torch.maximum", (5, 1)),
+    ]
+    check_wrapped(Case(RandomNetwork(1, layers), (1, 1, 6, 18), (6, 5)))

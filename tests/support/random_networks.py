@@ -53,23 +53,26 @@ class Layer:
 
 
 class RandomNetwork(nn.Module):
-    """Computes the layers in order and returns what the last one gives. All weights are small integers."""
+    """Computes the layers in order and returns what the last one gives, and others if told to. All weights
+    are small integers."""
 
-    def __init__(self, channels: int, drawn: list[Layer]) -> None:
+    def __init__(self, channels: int, drawn: list[Layer], others: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.channels = channels
         self.drawn = drawn
+        self.others = others
         self.ops = nn.ModuleList(made(layer, i) or nn.Identity() for i, layer in enumerate(drawn))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         values = [x]
         for layer, module in zip(self.drawn, self.ops, strict=True):
             values.append(computed(layer, module, [values[i] for i in layer.reads]))
-        return values[-1]
+        return (values[-1], *(values[i] for i in self.others)) if self.others else values[-1]
 
     def __repr__(self) -> str:
         listed = "".join(f"    {layer!r},\n" for layer in self.drawn)
-        return f"RandomNetwork({self.channels}, [\n{listed}])"
+        others = f", {self.others}" if self.others else ""
+        return f"RandomNetwork({self.channels}, [\n{listed}]{others})"
 
 
 def named(op: str) -> Any:
@@ -198,10 +201,51 @@ def chosen(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x > 0, x, y)
 
 
+# code that asks for sizes
+
+
+def filled_up(x: Tensor, multiple: int, mode: str) -> Tensor:
+    return F.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode=mode)
+
+
+def filled_up_around(x: Tensor, multiple: int) -> Tensor:
+    high, wide = (-n % multiple for n in x.shape[2:])
+    return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+
+
+def cut_to_a_multiple(x: Tensor, multiple: int) -> Tensor:
+    high, wide = x.shape[-2:]
+    return x[..., : high - high % multiple, wide % multiple :]
+
+
+def sized_as(x: Tensor, like: Tensor, mode: str) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode=mode)
+
+
+def cut_or_filled_up_to(x: Tensor, like: Tensor) -> Tensor:
+    (high, wide), (rows, columns) = x.shape[2:], like.size()[2:]
+    return F.pad(x, (0, columns - wide, (rows - high) // 2, rows - high - (rows - high) // 2))
+
+
+def overwritten(x: Tensor, y: Tensor, step: int) -> Tensor:
+    """`y`, of the size of `x`, in some rows and columns of its first channel."""
+    rows, columns = slice(None, None, step), slice((x.shape[3] + 1) // 2)
+    x = x.clone()
+    x[:, 0, rows, columns] = y[:, 0, rows, columns]
+    x[:, -1:, x.shape[2] // 2 :] += 3
+    return x
+
+
+def wider_or_taller(x: Tensor) -> Tensor:
+    return x + 1 if x.shape[2] > x.shape[3] else x.relu()
+
+
 OWN = SimpleNamespace(
     FunctionalConv=FunctionalConv, ChannelsLast=ChannelsLast, Squeezed=Squeezed, folded=folded,
     second_part=second_part, regrouped=regrouped, bounded_=bounded_, rectified_=rectified_,
-    augmented=augmented, chosen=chosen,
+    augmented=augmented, chosen=chosen, filled_up=filled_up, filled_up_around=filled_up_around,
+    cut_to_a_multiple=cut_to_a_multiple, sized_as=sized_as, cut_or_filled_up_to=cut_or_filled_up_to,
+    overwritten=overwritten, wider_or_taller=wider_or_taller,
 )  # fmt: skip
 
 HOMES: dict[str, Any] = {
@@ -576,6 +620,43 @@ class Drawing:
         args = channels, kind, self.two(1, 3), self.one_of("scale", "choose")
         return self.add("own.Squeezed", *reads, args=args)
 
+    # code that asks for sizes
+
+    def to_a_multiple(self, source: int) -> int:
+        multiple = self.number(2, 5)
+        way = self.one_of("filled_up", "filled_up_around", "cut_to_a_multiple")
+        if way != "filled_up":
+            return self.add(f"own.{way}", source, args=(multiple,))
+        mode = self.one_of("constant", "replicate", "reflect")
+        return self.add("own.filled_up", source, args=(multiple, mode))
+
+    def to_the_size_of_another(self, source: int) -> int:
+        like = self.number(0, len(self.layers))
+        missing = [
+            abs(a - b)
+            for mine, other in zip(self.values[source].shapes, self.values[like].shapes, strict=True)
+            for a, b in zip(mine[2:], other[2:], strict=True)
+        ]
+        if max(missing) <= 8 and self.flag():  # of one scale
+            return self.add("own.cut_or_filled_up_to", source, like)
+        return self.add("own.sized_as", source, like, args=(self.one_of("nearest", "nearest-exact"),))
+
+    def with_a_skip(self, source: int) -> int:
+        """Two branches joined as a U-Net joins them, whatever their sizes are."""
+        other = self.number(0, len(self.layers))
+        if self.values[source].channels != self.values[other].channels:
+            args = self.values[source].channels, self.values[other].channels, 1
+            source = self.add("nn.Conv2d", source, args=args)
+        source = self.add("own.sized_as", source, other, args=("nearest",))
+        return self.add(self.one_of("operator.add", "torch.maximum"), source, other)
+
+    def overwriting(self, source: int) -> int:
+        other = self.kept_size(source)
+        return self.add("own.overwritten", source, other, args=(self.number(1, 3),))
+
+    def deciding(self, source: int) -> int:
+        return self.add("own.wider_or_taller", source)
+
     @property
     def scale(self) -> tuple[Fraction, Fraction]:
         given, last = self.values[0].shapes[-1], self.values[-1].shapes[-1]
@@ -590,15 +671,22 @@ FAMILIES = [
     Drawing.join, Drawing.join,
 ]  # fmt: skip
 
+ASKING = [
+    Drawing.to_a_multiple, Drawing.to_the_size_of_another, Drawing.with_a_skip, Drawing.overwriting,
+    Drawing.deciding,
+]  # fmt: skip
+
 sides = st.one_of(st.integers(1, 24), st.sampled_from([1, 2, 3, 9, 12, 17, 18, 24]))
 
 
 @st.composite
-def cases(draw: Any, barriers: bool = False) -> Case:
-    """With `barriers`, at least one; else none."""
-    families = [*FAMILIES, *[Drawing.squeezed] * 4] if barriers else FAMILIES
+def cases(draw: Any, barriers: bool = False, sizes: bool = False) -> Case:
+    """With `barriers`, at least one; else none. With `sizes`, code asks for them, and results are several."""
+    families = [*FAMILIES, *[Drawing.squeezed] * 4 * barriers, *ASKING * 3 * sizes]
     channels, size = draw(st.integers(1, 3)), (draw(sides), draw(sides))
     drawing = Drawing(draw, channels, size)
+    if sizes:  # a wrapped model takes as many channels as its first layer says
+        drawing.kept_size(0)
     for _ in range(draw(st.integers(2, 12))):
         source = drawing.source()
         family = draw(st.sampled_from(families))
@@ -612,4 +700,5 @@ def cases(draw: Any, barriers: bool = False) -> Case:
     tile = tuple(draw(st.integers(-(-n // MOST_TILES), n + 2)) for n in (height, width))
     layout = draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))
     shape = (draw(st.integers(1, 2)), channels, *size)
-    return Case(RandomNetwork(channels, drawing.layers), shape, tile, layout)
+    others = draw(st.sets(st.integers(1, len(drawing.layers) - 1), max_size=2)) if sizes else ()
+    return Case(RandomNetwork(channels, drawing.layers, tuple(others)), shape, tile, layout)
