@@ -127,7 +127,7 @@ def test_a_portrait_whose_code_asks_which_side_is_longer():
     layers = [
         Layer("nn.Conv2d", (0,), (1, 1, 3, 1, 1)),
         Layer("own.filled_up_around", (1,), (5,)),
-        Layer("own.wider_or_taller", (2,)),
+        Layer("own.by_the_longer_side", (2, 0)),
         Layer("own.sized_as", (3, 1), ("nearest",)),
         Layer("torch.maximum", (4, 1)),
     ]

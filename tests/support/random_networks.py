@@ -236,8 +236,12 @@ def overwritten(x: Tensor, y: Tensor, step: int) -> Tensor:
     return x
 
 
-def wider_or_taller(x: Tensor) -> Tensor:
-    return x + 1 if x.shape[2] > x.shape[3] else x.relu()
+def by_the_longer_side(x: Tensor, image: Tensor) -> Tensor:
+    return x + 1 if image.shape[2] > image.shape[3] else x.relu()
+
+
+def by_a_remainder(x: Tensor, multiple: int) -> Tensor:
+    return x.abs() if x.shape[-1] % multiple else x * 2
 
 
 OWN = SimpleNamespace(
@@ -245,7 +249,7 @@ OWN = SimpleNamespace(
     second_part=second_part, regrouped=regrouped, bounded_=bounded_, rectified_=rectified_,
     augmented=augmented, chosen=chosen, filled_up=filled_up, filled_up_around=filled_up_around,
     cut_to_a_multiple=cut_to_a_multiple, sized_as=sized_as, cut_or_filled_up_to=cut_or_filled_up_to,
-    overwritten=overwritten, wider_or_taller=wider_or_taller,
+    overwritten=overwritten, by_the_longer_side=by_the_longer_side, by_a_remainder=by_a_remainder,
 )  # fmt: skip
 
 HOMES: dict[str, Any] = {
@@ -655,7 +659,9 @@ class Drawing:
         return self.add("own.overwritten", source, other, args=(self.number(1, 3),))
 
     def deciding(self, source: int) -> int:
-        return self.add("own.wider_or_taller", source)
+        if self.flag():
+            return self.add("own.by_the_longer_side", source, 0)
+        return self.add("own.by_a_remainder", source, args=(self.number(2, 4),))
 
     @property
     def scale(self) -> tuple[Fraction, Fraction]:
