@@ -138,27 +138,23 @@ def survey(model: nn.Module, only: str | None = None, example: Example | None = 
     """The stages of a model in the order in which it defines them.
 
     `only` picks one, by its name or the last part of it, or names any other part that maps one map to one;
-    nothing else is traced then. A model that is called as in an `example` is one stage.
+    nothing else is traced then. A model that is called as in an `example`, and is no codec, is one stage.
     """
     plugins.discover()  # for their rules
-    if example is not None:
-        if isinstance(model, ClosedLoop):
+    if isinstance(model, ClosedLoop):
+        if example is not None:
             raise OptionError(
                 "example", f"{type(model).__name__} is a closed loop, which reads one image", "Leave it out"
             )
-        network = trace(example.applied_to(model), "", example.layout)
-        stage = Stage("", model, network, Fraction(1), example=example)
-        return Survey((stage,), 1, network.ops[0].channels)
-    if isinstance(model, ClosedLoop):
         return _of_closed_loop(model, only)
     inlined = {each.name: each for each in inline.stages_of(model)}
     if only is None and not inlined and not _contains_quantiser(model):
-        found = _rounding_or_plain(model)
+        found = _rounding_or_plain(model, example)
         if isinstance(found, Stage):
             return Survey((found,), 1, found.network.ops[0].channels)
         seen = found
     else:
-        seen = _observed(model)
+        seen = _observed(model, example)
     if not seen.inline_holds:
         raise TraceError(
             f"{type(model).__name__} ({type(model).__module__})",
@@ -187,19 +183,22 @@ def survey(model: nn.Module, only: str | None = None, example: Example | None = 
     return Survey(stages, multiple, seen.channels or stages[0].network.ops[0].channels, untiled)
 
 
-def _rounding_or_plain(model: nn.Module) -> _Observed | Stage:
+def _rounding_or_plain(model: nn.Module, example: Example | None) -> _Observed | Stage:
     """What a run showed of a codec that rounds in code of its own, or the one stage that else there is."""
     codec, failure = hasattr(model, "compress"), None
     if codec:
         try:
-            seen = _observed(model)
+            seen = _observed(model, example)
         except TraceError as error:
             failure = error
         else:
             if seen.rounding:
                 return seen
     try:
-        return Stage("", model, trace(model, ""), Fraction(1))
+        if example is None:
+            return Stage("", model, trace(model, ""), Fraction(1))
+        network = trace(example.applied_to(model), "", example.layout)
+        return Stage("", model, network, Fraction(1), example=example)
     except TraceError as refusal:
         if failure is not None:
             raise failure from refusal
@@ -208,7 +207,7 @@ def _rounding_or_plain(model: nn.Module) -> _Observed | Stage:
                 refusal.where, refusal.reason, f"{refusal.way_out}. {NAME_QUANTISER}"
             ) from refusal
         with suppress(TraceError):
-            seen = _observed(model)
+            seen = _observed(model, example)
             if seen.rounding:
                 return seen
         raise
@@ -282,22 +281,23 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
     )
 
 
-def _observed(model: nn.Module) -> _Observed:
+def _observed(model: nn.Module, example: Example | None) -> _Observed:
     failures: list[str] = []  # and no exceptions, each of which would keep a copy of the model
-    for channels in input_channels(model):
+    given = [] if example is None or not example.channels else [sum(example.channels)]
+    for channels in given or input_channels(model):
         for side in TRIAL_IMAGES:
             try:
-                return _run_once(copied(model).eval(), channels, side)
+                return _run_once(copied(model).eval(), channels, side, example)
             except Exception as failure:
                 failures.append(str(failure).strip().split("\n")[0])
     raise TraceError(
         type(model).__name__,
         f"cannot be run on a {3 * TRIAL_IMAGES[0]}x{TRIAL_IMAGES[0]} image to see its stages: {failures[0]}",
-        "Give a class whose forward takes an image alone, or the module of the transforms, as `model_class`",
+        "Give a call that works as `example`, or the module of the transforms as `model_class`",
     )
 
 
-def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
+def _run_once(model: nn.Module, channels: int, side: int, example: Example | None) -> _Observed:
     """What the model shows of its parts on a wide image. Where a tensor may be a map or have its channels
     last, the same image turned shows it: rows and columns follow it, and no other dimension does."""
     seen = _Observed(channels=channels)
@@ -305,12 +305,12 @@ def _run_once(model: nn.Module, channels: int, side: int) -> _Observed:
     image = _trial_image(model, channels, (side, 3 * side), filled=bool(inlined))
     with torch.no_grad(), engine("exact" if inlined else "stock"):
         with _watched(model, inlined) as calls:
-            seen.inline_holds = _runs_as_one(model, image, inlined)
+            seen.inline_holds = _runs_as_one(model, image, inlined, example)
         turned: Sequence[_Call | None] = [None] * len(calls)
         if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
             # a part may take no image that is turned
             with _watched(model, inlined) as others, suppress(Exception):
-                _runs_as_one(model, image.mT.contiguous(), inlined)
+                _runs_as_one(model, image.mT.contiguous(), inlined, example)
             if [call.kind for call in others] == [call.kind for call in calls]:
                 turned = others  # else it took another way through its parts
     for call, other in zip(calls, turned, strict=True):
@@ -405,16 +405,22 @@ def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None
         seen.several.add(call.path)
 
 
-def _runs_as_one(model: nn.Module, image: Tensor, inlined: Sequence[InlineStage]) -> bool:
+def _runs_as_one(
+    model: nn.Module, image: Tensor, inlined: Sequence[InlineStage], example: Example | None
+) -> bool:
     """Run it; whether it gives the same bits when its inline stages are computed as one each, which it is run
     with, too."""
-    outputs = _tensors(model(image))
+
+    def outputs_of_model() -> list[Tensor]:
+        return _tensors(model(image) if example is None else example.run(model, image))
+
+    outputs = outputs_of_model()
     if not inlined:
         return True
     try:
         for each in inlined:
             each.serve()
-        found = _tensors(model(image))
+        found = outputs_of_model()
     except Exception:  # the class's own code may fail on what it does not expect
         return False
     finally:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan
+from overlap_tool.graph.example import Example
 from overlap_tool.models.stages import Stage
 from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.runtime import passes
@@ -34,7 +35,13 @@ Zeros = Literal["input", "output"]
 
 
 def ablate(
-    model: nn.Module, stages: Sequence[Stage], settings: Settings, image: Tensor, exact: Run, blank: Check
+    model: nn.Module,
+    stages: Sequence[Stage],
+    settings: Settings,
+    image: Tensor,
+    exact: Run,
+    blank: Check,
+    example: Example | None = None,
 ) -> list[Check]:
     """The model with one stage at a time short of overlap, then with all of them, against the exact result.
 
@@ -43,7 +50,9 @@ def ablate(
     """
     groups = [[stage] for stage in stages] + ([list(stages)] if len(stages) > 1 else [])
     return [
-        _ablate(model, group, zeros, settings, image, exact, replace(blank, stage=_label(group, stages)))
+        _ablate(
+            model, group, zeros, settings, image, exact, replace(blank, stage=_label(group, stages)), example
+        )
         for zeros in get_args(Zeros)
         for group in groups
         if zeros == "input" or not any(stage.network.need_whole_maps for stage in group)
@@ -62,9 +71,10 @@ def _ablate(
     image: Tensor,
     exact: Run,
     blank: Check,
+    example: Example | None,
 ) -> Check:
     with short_of_overlap(stages, zeros, settings):
-        run = run_model(model, image, example=stages[0].example)
+        run = run_model(model, image, example=example)
     figures: dict[str, Figure] = {"zeros": zeros}
     likelihoods = [name for name in exact.outputs if name.partition(".")[0] == "likelihoods"]
     if likelihoods:

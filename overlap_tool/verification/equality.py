@@ -70,14 +70,14 @@ def run_model(
     kernels: Engine = "exact",
     example: Example | None = None,
 ) -> Run:
-    """What the model gives of an image, or of maps side by side in one if it is called as in an example: it
-    is one stage then."""
-    watched = watched_stages(stages if example is None else ())
+    """What the model gives of an image, or of maps side by side in one if it is called as in an example."""
+    by_example = [stage for stage in stages if stage.example is not None]  # which is all of the model
+    watched = watched_stages([] if by_example else stages)
     with watched as seen, watched_symbols(model) as symbols, engine(kernels):
         given = image.clone()
         outputs = tensors_in(model(given) if example is None else example.run(model, given))
-    if example is not None:
-        seen = {stage.name: Seen(image, outputs) for stage in stages}
+    if by_example:
+        seen = {stage.name: Seen(image, outputs) for stage in by_example}
     return Run(outputs, tuple(symbols), seen)
 
 

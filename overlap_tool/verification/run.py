@@ -271,7 +271,9 @@ def _verify_on(
         for settings in dict.fromkeys(_independent(way) for way in subject.stage_ways):
             subject.progress(f"{blank.image}: overlaps one sample too small")
             tiled = replace(blank, tile=settings.tile)
-            checks += ablate_model(subject.model, subject.found.stages, settings, image, exact, tiled)
+            checks += ablate_model(
+                subject.model, subject.found.stages, settings, image, exact, tiled, subject.example
+            )
     return plans, checks, digests
 
 

@@ -84,6 +84,10 @@ class Wrapped(StandIn):
     """The parts that stay whole."""
     parts: dict[str, tuple[nn.Module, ...]]
     """By their paths, those whose forward is not their own, as `_made_of` has them."""
+    channels: int
+    """Those of the image."""
+    example: Example | None
+    """How the model is called, if not with an image alone."""
 
 
 class TiledForward(StandIn):
@@ -488,10 +492,9 @@ def save(
     the class, "package.module:Class", and `arguments` are those of its constructor, fit for JSON.
     """
     settings = _settings_of_wrapped(model)
-    call, example = example_of(model), None
-    if call is not None:
-        (stage,) = tiled_stages(model).values()
-        example = call.as_data(stage.network.ops[0].channels)
+    wrapped, example = vars(model).get(WRAPPED), None
+    if isinstance(wrapped, Wrapped) and wrapped.example is not None:
+        example = wrapped.example.as_data(wrapped.channels)
     origin = checkpoint.origin_of(model)
     if architecture is not None:
         origin = checkpoint.Origin(architecture, arguments or {})
@@ -550,11 +553,11 @@ class StageTiling:
         _require(settings, (stage.network for stage in found.stages))
         for stage in found.stages:
             name = stage.name or type(model).__name__
-            forward = TiledForward(stage.module, name, stage.input_scale, settings, self.example)
+            forward = TiledForward(stage.module, name, stage.input_scale, settings, stage.example)
             stage.run_by(forward)
             forward.is_traced_as(stage.network)
         made = {path: _made_of(part) for path, part in model.named_modules() if _forward_of(part) is not None}
-        setattr(model, WRAPPED, Wrapped(found.untiled, made))
+        setattr(model, WRAPPED, Wrapped(found.untiled, made, found.channels, self.example))
         _run_methods_by(model, settings.engine)
 
     def settle(self, settings: Settings) -> None:
@@ -637,7 +640,8 @@ def _at(model: nn.Module, path: str) -> nn.Module | None:
 
 def _run_methods_by(model: nn.Module, engine: Engine) -> None:
     """The model's methods compute in the engine that its stages compute in."""
-    for name in METHODS:
+    called = example_of(model)
+    for name in METHODS if called is None else {*METHODS, called.method}:
         if isinstance(vars(model).get(name), WrappedMethod):
             delattr(model, name)
         if name not in vars(model) and hasattr(type(model), name):

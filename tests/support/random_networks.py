@@ -629,7 +629,9 @@ class Drawing:
     def to_a_multiple(self, source: int) -> int:
         multiple = self.number(2, 5)
         way = self.one_of("filled_up", "filled_up_around", "cut_to_a_multiple")
-        if way != "filled_up":
+        if way == "cut_to_a_multiple":
+            return self.add(f"own.{way}", source, args=(multiple,), memory="view")
+        if way == "filled_up_around":
             return self.add(f"own.{way}", source, args=(multiple,))
         mode = self.one_of("constant", "replicate", "reflect")
         return self.add("own.filled_up", source, args=(multiple, mode))

@@ -320,3 +320,62 @@ def test_a_closed_loop_reads_one_image() -> None:
     assert isinstance(made(Loop), ClosedLoop)
     with pytest.raises(OptionError, match="is a closed loop, which reads one image"):
         overlap_tool.wrap(made(Loop), example={"qp": 1})
+
+
+class RatedCodec(nn.Module):
+    """With a rate index in all that is called, steps beside the maps, and coding of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode_map = nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.ReLU(), nn.Conv2d(6, 4, 5, 2, 2))
+        self.decode_map = nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.ConvTranspose2d(6, 3, 4, 2, 1))
+        self.steps = nn.Parameter(torch.tensor([4.0, 8.0, 16.0]))
+
+    def reconstruct(self, image: Tensor, qp: int) -> dict[str, Tensor]:
+        symbols = torch.round(self.encode_map(image) * self.steps[qp])
+        return {"x_hat": self.decode_map(symbols / self.steps[qp]), "symbols": symbols}
+
+    def compress(self, image: Tensor, qp: int) -> bytes:
+        symbols = self.reconstruct(image, qp)["symbols"]
+        return bytes([*symbols.shape[2:]]) + symbols.to(torch.int8).numpy().tobytes()
+
+    def decompress(self, string: bytes, qp: int) -> Tensor:
+        symbols = torch.frombuffer(bytearray(string[2:]), dtype=torch.int8).view(1, 4, *string[:2])
+        return self.decode_map(symbols.float() / self.steps[qp])
+
+
+CALL: Any = {"example": {"qp": 1}, "method": "reconstruct"}
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_a_codec_that_is_called_with_a_rate_has_the_stages_of_a_codec(schedule) -> None:
+    """It was one stage, and so refused for its rounding."""
+    model = made(RatedCodec)
+    tiled = overlap_tool.wrap(model, tile=16, schedule=schedule, **CALL)
+    assert list(tiled_stages(tiled)) == ["encode_map", "decode_map"]
+    image = torch.rand(1, 3, 44, 52)
+    for qp in (1, 2):
+        with torch.no_grad(), overlap_tool.exact_kernels():
+            made_of, string = model.reconstruct(image, qp), model.compress(image, qp)
+            decoded = model.decompress(string, qp)
+        assert made_of["symbols"].any()
+        with torch.no_grad():
+            assert all(map(torch.equal, tiled.reconstruct(image, qp=qp).values(), made_of.values()))
+            assert tiled.compress(image, qp) == string
+            assert torch.equal(tiled.decompress(string, qp), decoded)
+    assert not stands_in(overlap_tool.unwrap(tiled))
+
+
+def test_a_codec_that_is_called_with_a_rate_in_reports_and_files(tmp_path: Path) -> None:
+    model = made(RatedCodec)
+    analysis = overlap_tool.analyze(model, **CALL)
+    assert [stage.name for stage in analysis.stages] == ["encode_map", "decode_map"]
+    certificate = overlap_tool.verify(model, tiles=[16], ablate=True, **CALL)
+    assert certificate.holds
+    assert {check.name for check in certificate.of("passed")} >= {"stage-equality", "model-equality"}
+    tiled = overlap_tool.wrap(model, tile=16, **CALL)
+    overlap_tool.save(tiled, tmp_path / "rated.pt", f"{RatedCodec.__module__}:RatedCodec")
+    loaded = overlap_tool.load(tmp_path / "rated.pt", trust=True)
+    image = torch.rand(1, 3, 44, 52)
+    assert loaded.compress(image, 2) == tiled.compress(image, 2)
+    assert overlap_tool.analyze(loaded).call == analysis.call == "reconstruct(map, qp=1)"
