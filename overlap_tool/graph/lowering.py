@@ -206,7 +206,10 @@ def _scattered_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.N
     slices = expanded_index(key, len(_shapes(whole)[0]))[-2:]
     for trial, (shape, size) in enumerate(zip(_shapes(value), sizes, strict=True)):
         written = at_trial(slices, trial)
-        if size == shape[-2:] or not all(isinstance(each, slice) for each in written):
+        if not all(isinstance(each, slice) for each in written):
+            return []
+        # every other one of one row is that row, and still stands for half of the rows
+        if size == shape[-2:] and not any((each.step or 1) > 1 for each in written):
             return []
         if shape[-2:] != tuple(len(range(*each.indices(n))) for each, n in zip(written, size, strict=True)):
             return []

@@ -145,3 +145,13 @@ def test_a_ninth_brought_to_the_size_of_the_image():
         Layer("torch.maximum", (5, 1)),
     ]
     check_wrapped(Case(RandomNetwork(1, layers), (1, 1, 6, 18), (6, 5)))
+
+
+def test_every_other_row_of_one_row():
+    """It was taken for all rows, of which a map of every other one has half: branches of different scale."""
+    layers = [
+        Layer("nn.Conv2d", (0,), (1, 1, 3, 1, 1)),
+        Layer("nn.Conv2d", (1,), (1, 1, 3, 1, 1)),
+        Layer("own.overwritten", (1, 2), (2,)),
+    ]
+    check_wrapped(Case(RandomNetwork(1, layers), (1, 1, 1, 1), (1, 1)))
