@@ -17,7 +17,7 @@ from overlap_tool.cli.deferred import defer
 from overlap_tool.cli.messages import say
 from overlap_tool.cli.run import run
 from overlap_tool.cli.selftest import selftest
-from overlap_tool.cli.spelling import as_typed
+from overlap_tool.cli.spelling import MistypedError, as_one_line, as_typed
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
@@ -55,17 +55,19 @@ def about(
 
 
 def main() -> None:
-    """Run the command line; what the tool refuses is one message on stderr and exit code 2."""
+    """Run the command line; what is refused is one message on stderr and exit code 2."""
     defer()
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     # what our own refusals and bounds say, in other words; in a library, the filters are the program's own
     warnings.filterwarnings("ignore", message=".*pickle protocol.*")
     warnings.filterwarnings("ignore", message=".*decompression bomb.*")
-    try:
-        copy_context().run(app)  # what options set is set for this run
+    try:  # what options set is set for this run
+        sys.exit(copy_context().run(app, standalone_mode=False))
     except OverlapToolError as error:
         if "--debug" in sys.argv:
             raise
         say(as_typed(error, app), "error")
-        sys.exit(2)
+    except MistypedError as error:
+        say(as_one_line(error), "error")
+    sys.exit(2)

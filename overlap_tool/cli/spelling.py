@@ -9,12 +9,24 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+import typer
 import typer.main
 
 from overlap_tool.errors import OverlapToolError
 
 _NAMED = re.compile(r"`(\w+)(?:=([^`]*))?`")
 """`tile` or `tile=256`, as in Markdown; where a refusal begins, it stands alone."""
+
+
+MistypedError: Any = typer.BadParameter.__base__
+"""What typer refuses: its `UsageError`, of the click package that it brings along."""
+
+
+def as_one_line(error: Any) -> str:
+    """The message of what typer refuses, which names the option, and where help is."""
+    command = error.ctx.command_path if error.ctx else "overlap-tool"
+    reason = " ".join(error.format_message().replace("Value error, ", "").split())
+    return f"{reason}{'' if reason.endswith(('.', '?')) else '.'} {command} --help lists what there is"
 
 
 def as_typed(error: OverlapToolError, app: typer.Typer) -> str:

@@ -92,3 +92,19 @@ def test_no_refusal_of_the_library_speaks_command_line() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
         assert not [text for text in texts if "--" in text and "command line, --plugin" not in text], path
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["wrap", "x.pt", "--schedule", "foo"], "--schedule.*'foo' is not one of 'stream', 'tiles'"),
+        (["wrap", "x.pt", "--tiel", "3"], "No such option: --tiel.*--tile"),
+        (["wrpa"], "No such command 'wrpa'.*wrap"),
+        (["wrap", "--tile"], "'--tile' requires an argument"),
+    ],
+)
+def test_what_is_mistyped_is_one_line(run, options, told) -> None:
+    """typer draws a box around it, and breaks its lines."""
+    code, out, err = run(*options)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: .*{told}.* --help lists what there is\n", err), err
