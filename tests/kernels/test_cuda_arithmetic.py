@@ -13,7 +13,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ExactnessError, SlowKernelWarning
 from overlap_tool.kernels import nvrtc
-from overlap_tool.kernels.arithmetic import on_gpu, tensors
+from overlap_tool.kernels.arithmetic import on_gpu, tensors, vectors
 from overlap_tool.kernels.arithmetic.functions import HALFWAY
 from overlap_tool.kernels.arithmetic.in_cuda import kernel_over
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
@@ -77,9 +77,29 @@ def test_interpreted_every_bit_is_the_processors(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("target", "name"), product(("compute_80", "compute_90", "compute_100"), PROGRAMS))
+@pytest.mark.parametrize(
+    ("target", "name"), [*product(("compute_80", "compute_90", "compute_100"), PROGRAMS)]
+)
 def test_interpreted_they_are_on_all_targets(target: str, name: str, dtype: torch.dtype) -> None:
     a_program(target, name, dtype)
+
+
+QUICK = ("sqrt", "exp", "tanh")
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        pytest.param(*each, marks=() if each[0] == "compute_90" and each[1] in QUICK else pytest.mark.slow)
+        for each in product(("compute_80", "compute_90"), FUNCTIONS)
+    ],
+)
+def test_interpreted_a_million_inputs_have_the_published_digest(target: str, name: str) -> None:
+    x = vectors.sample()
+    found = torch.empty_like(x)
+    with emulated_driver(target):
+        assert on_gpu.run(name, [x], (), found, tensors.by_processor)
+    assert vectors.digest(found) == published_digests("functions")[name]["sample"]
 
 
 @pytest.mark.parametrize("name", HALFWAY)
