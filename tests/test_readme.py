@@ -55,6 +55,12 @@ NOT_RUN = {
     "overlap-tool run --model net.tiled.pt --trust photo.tif -o crop.png --region 100,50,320,240": (
         "run by test_files_commands.py"
     ),
+    "overlap-tool run --model segment.tiled.pt --trust volume.npy -o labels.zarr": (
+        "run by test_volumes_and_sound.py"
+    ),
+    "overlap-tool run --model denoise.tiled.pt --trust speech.npy -o clean.npy": (
+        "run by test_volumes_and_sound.py"
+    ),
     "overlap-tool run --model net.tiled.pt --trust scene.zarr -o out.zarr --workers 4": (
         "run by test_workers.py"
     ),

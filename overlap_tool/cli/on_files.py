@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from overlap_tool.files import RunSummary
+    from overlap_tool.geometry.layout import Kind
 
 ImageFile = Annotated[Path, typer.Argument(help="A PNG, JPEG, WebP, TIFF or .npy file, or a Zarr folder.")]
 InMemoryOption = Annotated[
@@ -46,11 +47,12 @@ RegionOption = Annotated[
 ]
 
 
-def glance_at_image(path: Path) -> None:
-    """Refuse one that cannot be read, or asks for too much, before torch is imported."""
+def glance_at_image(path: Path, *others: Kind) -> None:
+    """Refuse one that cannot be read, or asks for too much, before torch is imported. It may be one of these
+    other kinds, too."""
     from overlap_tool.files.formats.pictures import glance
 
-    glance(path)
+    glance(path, ("image", *others))
 
 
 @dataclass(frozen=True)

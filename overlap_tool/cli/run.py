@@ -1,4 +1,4 @@
-"""`overlap-tool run`: an image file through any network from image to image, in bounded memory."""
+"""`overlap-tool run`: a file through any network from map to map, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ EXAMPLES = """
 
   overlap-tool run --model net.tiled.pt scene.zarr -o crop.png --region 40000,12000,2048,1024
 
+  overlap-tool run --model segment.tiled.pt volume.npy -o labels.zarr
+
   overlap-tool run --model net.tiled.pt scene.zarr -o out.zarr --workers 4
 
   overlap-tool run --model net.tiled.pt scene.zarr -o out.zarr --dask tcp://scheduler:8786 --resume
@@ -45,7 +47,13 @@ def _refuse_with_workers(**given: object) -> None:
 def run(
     image: ImageFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .tif, .zarr, .npy or .png to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .zarr, .npy, .tif or .png to write; the first two for volumes and sound.",
+            show_default=False,
+        ),
     ],
     dtype: Annotated[
         SampleType | None,
@@ -74,7 +82,7 @@ def run(
     *,
     files: FileOptions,
 ) -> None:
-    """Put an image file of any size through a wrapped network."""
+    """Put an image, a volume or a sound of any size through a wrapped network."""
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         if workers is None and dask is None:
@@ -90,5 +98,5 @@ def run(
         _refuse_with_workers(region=region, plugin=files.plugin)
     elif piece is not None:
         raise OptionError("--piece", "is for several processes", "Add --workers 2, or leave it out")
-    glance_at_image(image)
+    glance_at_image(image, "volume", "sound")
     files.do(output, work)

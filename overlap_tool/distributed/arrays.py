@@ -89,7 +89,9 @@ def only_stage(model: nn.Module) -> TiledForward:
         raise OptionError(
             type(model).__name__, "is not one network from map to map", "Give one of its stages, such as g_a"
         )
-    stages[0].require_inference().require_one_map(type(model).__name__)
+    network, where = stages[0].require_inference(), type(model).__name__
+    network.require_image(where)
+    network.require_one_map(where)
     return stages[0]
 
 

@@ -62,6 +62,7 @@ def run(
     """
     notes, source, target = RunNotes(notify), Path(image).absolute(), Path(output).absolute()
     work = NetworkOnImage.opened(codec, source, dtype)
+    work.network.require_image(codec.where)
     refuse_other_networks(work.stage, work.shape)
     refuse_whole_maps(work.stage)
     refuse_other_bits(work.stage)
@@ -69,15 +70,15 @@ def run(
         raise OptionError(
             f"output={str(output)!r}", "workers write chunks, which only Zarr has", "Name a .zarr folder"
         )
-    made = Frame(*work.size, work.channels, work.dtype)
-    shape = (made.height, made.width, made.channels)
-    refuse_unwritable(target, shape, made.dtype, resume)
+    form = work.form_of(Area.whole(*work.size))
+    made = Frame(*form.as_image, work.dtype)
+    refuse_unwritable(target, form, made.dtype, resume)
     if work.picture.missing:
         notes.note(f"{source}: {work.picture.missing}")
     model = Path(codec.where).read_bytes()
     task = Task("run", codec, source, target, notes, resume, quiet)
     with connected(workers, dask) as client, task.job(dtype=str(made.dtype), piece=piece) as job:
-        array = open_output(target, job.folder, shape, made.dtype, "image" in job.done).finish()
+        array = open_output(target, job.folder, form, made.dtype, "image" in job.done).finish()
         job.mark("image", 0)
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
         areas = dict(enumerate(cut_scene(work.size, chunk, piece)))

@@ -23,6 +23,7 @@ from overlap_tool.files.coding.matching import (
 )
 from overlap_tool.files.coding.waiting import codes_in_order, note_a_long_wait
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import refuse_unwritable
@@ -59,8 +60,8 @@ def decompress(
     refuse_impossible(str(source), head, codec, head.payload)
     refuse_another_engine(str(source), head, codec, any_engine, notes)
     area = area_of(region, head.height, head.width)
-    shape = (area.rows.length, area.columns.length, head.channels)
-    refuse_unwritable(target, shape, head.frame.dtype, resume)
+    form = ArrayForm("image", (area.rows.length, area.columns.length, head.channels))
+    refuse_unwritable(target, form, head.frame.dtype, resume)
     if region is not None and serial:
         notes.note(f"{codec.architecture} codes one position after another: all of its strings are decoded")
     elif region is not None and not head.banded:
@@ -68,13 +69,13 @@ def decompress(
     note_a_long_wait(codec, head.frame, in_memory, notes)
     task = Task("decompress", codec, source, target, notes, resume, quiet)
     with task.job(memory=in_memory, region=region) as job:
-        image = ResumedImage(job, area, head.channels, head.frame.dtype)
+        image = ResumedImage(job, area, form, head.frame.dtype)
         alone = region is not None and head.banded and not serial
         workspace = task.workspace(job, in_memory, "decompress", on_demand=alone)
         decode(codec, str(source), head, strings, workspace, image.take, image.missing)
         image.finish()
     if region is not None:
-        return task.summary(job, Frame(*shape, head.frame.dtype))
+        return task.summary(job, Frame(*form.as_image, head.frame.dtype))
     return task.summary(job, head.frame, source.stat().st_size, head.most_bands)
 
 

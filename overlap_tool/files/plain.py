@@ -1,4 +1,4 @@
-"""`run`: any network from image to image, on images in files."""
+"""`run`: any network from map to map, on images, volumes and sound in files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.arrays import NAMED, ArrayForm
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
 from overlap_tool.files.formats.pictures import Picture, open_picture
@@ -27,9 +28,11 @@ from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Network
+from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape
 from overlap_tool.runtime import passes
+from overlap_tool.runtime.stores import Kept, Sink, Source, Turned
 from overlap_tool.settings import SampleType
 from overlap_tool.wrapping.retrofit import TiledForward
 
@@ -52,17 +55,25 @@ def run(
     Samples are read as numbers from 0 to 1, and written as such, of the input's type or of `dtype`; float32
     keeps the network's numbers as they are. Of a `region` of the output, the column and the row of its upper
     left pixel, its width and its height, only that rectangle is computed and written.
+
+    For a network for volumes, the file is an array of (channels, depth, rows, columns), for one for sound of
+    (channels, samples), as .npy or Zarr; channels may be left out if there is one. Arrays of floating-point
+    numbers are taken as they are, and give float32.
     """
     notes, source, target = RunNotes(notify), Path(image), Path(output)
     work = NetworkOnImage.opened(codec, source, dtype)
+    if region is not None and work.form.kind == "sound":
+        raise OptionError(
+            f"region={list(region)!r}", "is a rectangle, and the model takes sound", "Leave `region` out"
+        )
     area = area_of(region, *work.size)
-    made = Frame(area.rows.length, area.columns.length, work.channels, work.dtype)
-    refuse_unwritable(target, (made.height, made.width, made.channels), work.dtype, resume)
+    form = work.form_of(area)
+    refuse_unwritable(target, form, work.dtype, resume)
     if work.picture.missing:
         notes.note(f"{source}: {work.picture.missing}")
     profile = work.picture.profile
     if profile is not None and (
-        target.suffix.lower() not in WITH_PROFILE or work.channels != work.picture.shape[2]
+        target.suffix.lower() not in WITH_PROFILE or form.channels != work.form.channels
     ):
         profile = None
         notes.note(f"the colour profile of {source} is not kept in {target}")
@@ -73,10 +84,12 @@ def run(
         notes.note(f"{whole_map} needs the whole map: all of {source} is read for it")
     task = Task("run", codec, source, target, notes, resume, quiet)
     with task.job(dtype=str(work.dtype), region=region) as job:
-        image_made = ResumedImage(job, area, work.channels, work.dtype, profile)
+        image_made = ResumedImage(job, area, form, work.dtype, profile)
         work.pour(image_made.missing, image_made.take, partial(BetweenPasses, job.folder), quiet)
         image_made.finish()
-    return task.summary(job, made)
+    rows, columns, _ = form.as_image
+    sides = (columns, rows) if form.kind == "sound" else (rows, columns)
+    return task.summary(job, Frame(*sides, form.channels, work.dtype), depth=form.depth)
 
 
 @dataclass(frozen=True)
@@ -103,36 +116,52 @@ class NetworkOnImage:
                 f"{codec.architecture} is not one network from map to map",
                 "Use overlap-tool compress for a codec",
             )
-        stages[0].network.require_one_map(codec.where)
-        stage, where, picture = stages[0], str(source), open_picture(source)
+        stage, where = stages[0], str(source)
+        stage.network.require_one_map(codec.where)
         stage.require_inference()
-        refuse_channels(where, picture, stage.network.ops[0].channels)
-        height, width, _ = picture.shape
+        kind = stage.network.takes
+        assert kind is not None, "asked by require_one_map"
+        picture = open_picture(source, kind)
+        form, shape = picture.form, _shape_of(picture)
+        refuse_channels(where, picture, stage.network.ops[0].layout.channels[0])
         try:
-            network = stage.fitted(1, height, width)
-            network.require(height, width)
-        except SizeError as error:
-            reason = f"the network does not take an image of {width}x{height}: {error.where} {error.reason}"
+            stage = stage.as_deep((1, form.channels, *form.shape[-3:]))
+            network = stage.fitted(1, shape.rows, shape.columns)
+            network.require(shape.rows, shape.columns)
+        except (SizeError, TrialError) as error:
+            told = f"{NAMED[kind]} of {'x'.join(map(str, form.parts[1][::-1]))}"
+            reason = f"the network does not take {told}: {error.where} {error.reason}"
             raise ImageFileError(where, reason, error.way_out) from error
-        kept = np.dtype(dtype) if dtype else picture.dtype.newbyteorder("=")
-        return NetworkOnImage(stage, network, codec.device, where, picture, kept)
+        own = picture.dtype.newbyteorder("=") if picture.dtype.kind == "u" else np.dtype(np.float32)
+        return NetworkOnImage(stage, network, codec.device, where, picture, np.dtype(dtype) if dtype else own)
+
+    @property
+    def form(self) -> ArrayForm:
+        """Of the array that is read."""
+        return self.picture.form
 
     @property
     def shape(self) -> Shape:
         """The shape of the network's input."""
-        return Shape(1, *self.picture.shape[:2])
+        return _shape_of(self.picture)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the network's output."""
-        axes = self.network.rows, self.network.columns
-        height, width = (axis.sizes(n)[-1] for axis, n in zip(axes, self.picture.shape[:2], strict=True))
-        return height, width
+        """Rows and columns of the network's output, as a file has them."""
+        made = (
+            self.network.rows.sizes(self.shape.rows)[-1],
+            self.network.columns.sizes(self.shape.columns)[-1],
+        )
+        return made[::-1] if self.form.kind == "sound" else made
 
-    @property
-    def channels(self) -> int:
-        """The channels of the network's output."""
-        return self.network.ops[-1].channels
+    def form_of(self, area: Area) -> ArrayForm:
+        """Of the array that holds an area of the network's output, without channels if the input has none and
+        there is one."""
+        channels = self.network.ops[-1].layout.channels
+        cut = (area.rows.length, area.columns.length)[: len(self.form.parts[1])]
+        if self.form.kind == "image":
+            return ArrayForm("image", (*cut, *channels))
+        return ArrayForm(self.form.kind, (*channels[channels[0] == 1 and not self.form.has_channels :], *cut))
 
     def pour(
         self, area: Area, take: Callable[[int, NDArray[Any]], object], keep: passes.Keep, quiet: bool = True
@@ -140,15 +169,30 @@ class NetworkOnImage:
         """Compute an area of the output, and give it to `take` in bands, with their first rows."""
         if not area.size:
             return
-        given = self.network.ops[0].channels
-        read = Frame(self.shape.rows, self.shape.columns, given, self.picture.dtype.newbyteorder("="))
-        across = area_read(self.stage, self.shape, area).columns
-        source = PictureNumbers(self.where, self.picture, read, self.device, across)
-        made = Frame(*self.size, self.channels, self.dtype)
+        given, output = self.network.ops[0], self.network.ops[-1]
+        sound = self.form.kind == "sound"
+        asked = Area(*area[::-1]) if sound else area
+        read = Frame(*self.picture.shape[:2], given.channels, self.picture.dtype.newbyteorder("="))
+        across = area_read(self.stage, self.shape, asked)[0 if sound else 1]
+        pixels = PictureNumbers(self.where, self.picture, read, self.device, across, given.layout.channels)
+        made = Frame(*self.size, output.channels, self.dtype)
 
         def take_samples(start: int, band: Tensor) -> None:
             take(start, samples(band, made, self.where, AS_THEY_ARE))
 
-        numbers = StageNumbers(self.stage, source, self.shape, keep, 0, quiet, on_demand=True)
+        def turned_keep(height: int, width: int) -> Kept:
+            return Turned(keep(width, height))
+
+        bands = Bands(area.columns, take_samples)
+        source: Source = Turned(pixels) if sound else pixels
+        sink: Sink = Turned(bands) if sound else bands
+        between: passes.Keep = turned_keep if sound else keep
+        numbers = StageNumbers(self.stage, source, self.shape, between, 0, quiet, on_demand=True)
         with torch.no_grad(), engine(self.stage.settings.engine):
-            numbers.pour(Bands(area.columns, take_samples), area)
+            numbers.pour(sink, asked)
+
+
+def _shape_of(picture: Picture) -> Shape:
+    """As a network's input. Sound has one row there, and one column in files: bands of it are of samples."""
+    rows, columns, _ = picture.shape
+    return Shape(1, columns, rows) if picture.form.kind == "sound" else Shape(1, rows, columns)

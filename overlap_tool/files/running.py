@@ -308,7 +308,7 @@ class BetweenPasses:
         if self.map is None:
             handle, name = tempfile.mkstemp(prefix="between-passes-", dir=self.folder)
             os.close(handle)
-            self.map = MapFile(Path(name), (band.shape[1], *self.size), band.dtype)
+            self.map = MapFile(Path(name), (*band.shape[1:-2], *self.size), band.dtype)
             self.map.file.create()
             weakref.finalize(self, Path(name).unlink, missing_ok=True)
         self.map.write(start, band, durable=False)

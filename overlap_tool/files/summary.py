@@ -21,6 +21,7 @@ class RunSummary:
     output: str
     width: int
     height: int
+    depth: int | None
     channels: int
     sample_bits: int
     bytes: int | None
@@ -36,7 +37,7 @@ class RunSummary:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
 
     def to_text(self) -> str:
-        parts = [f"{self.width}x{self.height}"]
+        parts = ["x".join(str(side) for side in (self.width, self.height, self.depth) if side is not None)]
         if self.bytes is not None and self.bits_per_pixel is not None:
             parts.append(f"{self.bytes} bytes, {self.bits_per_pixel:.4f} bits per pixel")
         if self.bands is not None and self.bands > 1:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from overlap_tool.checkpoint.writing import refuse_overwriting
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import open_output
 from overlap_tool.files.job import Job, stamp
@@ -51,6 +52,7 @@ class Task:
         size: int | None = None,
         bands: int | None = None,
         psnr: float | None = None,
+        depth: int | None = None,
     ) -> RunSummary:
         return RunSummary(
             command=self.command,
@@ -58,6 +60,7 @@ class Task:
             output=str(self.target),
             width=image.width,
             height=image.height,
+            depth=depth,
             channels=image.channels,
             sample_bits=8 * image.dtype.itemsize,
             bytes=size,
@@ -76,13 +79,12 @@ class ResumedImage:
     the disk already."""
 
     def __init__(
-        self, job: Job, area: Area, channels: int, dtype: np.dtype[Any], profile: bytes | None = None
+        self, job: Job, area: Area, form: ArrayForm, dtype: np.dtype[Any], profile: bytes | None = None
     ) -> None:
         self.job = job
         self.area = area
         self.done = job.done.get("image", 0)
-        shape = (area.rows.length, area.columns.length, channels)
-        self.output = open_output(job.target, job.folder, shape, dtype, "image" in job.done, profile)
+        self.output = open_output(job.target, job.folder, form, dtype, "image" in job.done, profile)
 
     @property
     def missing(self) -> Area:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Following(Enum):
@@ -39,6 +39,10 @@ Dimension = tuple[Factor, ...]
 
 MapSize = tuple[int, int, int]
 """How many images, rows and columns a map has."""
+
+
+Kind = Literal["image", "volume", "sound"]
+"""What a map is of: two axes, two and a depth that is among the channels, or one axis."""
 
 
 class LayoutError(ValueError):
@@ -80,6 +84,14 @@ class Layout:
     def is_kept(self) -> bool:
         """Whether the tensor is laid out as maps are kept."""
         return self == Layout.of_map(*self.channels)
+
+    @property
+    def kind(self) -> Kind | None:
+        """What a tensor is that is laid out so; none if it is laid out as no layer's input is."""
+        kinds: dict[int, Kind] = {1: "image", 2: "volume"}
+        if self.is_kept:
+            return kinds.get(len(self.channels))
+        return "sound" if self == Layout.of_sequence(*self.channels[:1] or (0,)) else None
 
     @cached_property
     def missing(self) -> tuple[Following, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from overlap_tool.errors import OptionError, SizeError
 from overlap_tool.geometry import Geometry
 from overlap_tool.geometry.axis import Axis, AxisOp, fault, fitting
-from overlap_tool.geometry.layout import ROWS, Layout
+from overlap_tool.geometry.layout import ROWS, Kind, Layout
 from overlap_tool.geometry.walk import Reads
 from overlap_tool.graph.returned import ALONE, paths
 from overlap_tool.rules import Operand, Reduction, Rule, SizeArgument
@@ -292,14 +292,18 @@ class Network:
             )
 
     @property
+    def takes(self) -> Kind | None:
+        """What its input is a map of; none if its dimensions are those of no layer's."""
+        return self.ops[0].layout.kind
+
+    @property
     def takes_sound(self) -> bool:
         """Whether its input has one axis, and so is a map of one row."""
         return ROWS in self.ops[0].layout.missing
 
     def require_image(self, where: str) -> None:
         """Refuse a stage that takes anything else, where an image is to be read or made up."""
-        given = self.ops[0].layout
-        if given != Layout.of_map(self.ops[0].channels):
+        if self.takes != "image":
             raise OptionError(
                 where,
                 f"takes {'sound' if self.takes_sound else 'a volume'}, and here an image is given to it",
@@ -308,11 +312,11 @@ class Network:
             )
 
     def require_one_map(self, where: str) -> None:
-        """Refuse a stage that returns anything but one map, where that is to be written."""
-        self.require_image(where)
-        output = self.nodes[self.output]
-        if set(self.results) != {self.output} or (isinstance(output, Op) and not output.layout.is_kept):
-            named = ", ".join(filter(None, paths(self.returns))) or "no map"
+        """Refuse a stage that returns anything but one map, of the kind of its input, where that is to be
+        written."""
+        alone = set(self.results) == {self.output}
+        if not alone or self.takes is None or self.takes != self.ops[-1].layout.kind:
+            named = ", ".join(filter(None, paths(self.returns))) or ("other axes" if alone else "no map")
             raise OptionError(
                 where,
                 f"returns {named}, and one map is to be written",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,26 @@ class Kept(Sink, Protocol):
     """A map that is written, and read when all of it is there."""
 
     def source(self, device: torch.device) -> Source: ...
+
+
+class Turned:
+    """A source or a sink whose rows are the columns of another: sound is that of files sample by sample."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        turned: Tensor = self.other.read(columns, rows).mT
+        return turned
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        self.other.expect(columns, rows)
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        self.other.write(columns, rows, values.mT)
+
+    def source(self, device: torch.device) -> Source:
+        return Turned(self.other.source(device))
 
 
 class TensorSource:

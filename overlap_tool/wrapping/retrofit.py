@@ -9,9 +9,10 @@ same bits as in the model that was not wrapped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
@@ -144,6 +145,16 @@ class TiledForward(StandIn):
     def fitted(self, images: int, rows: int, columns: int) -> Network:
         """The network for inputs of this size."""
         return _or_own_error(lambda: fitted(self.network, images, rows, columns))
+
+    def as_deep(self, shape: Sequence[int]) -> TiledForward:
+        """The forward whose network is that for maps of this shape: itself, but for volumes of another
+        depth."""
+        network = as_deep(self.network, shape)
+        if network is self.network:
+            return self
+        made = copy(self)
+        made.is_traced_as(network)
+        return made
 
     def plan(self, shape: Shape) -> StagePlan:
         return self._plan(self.network, shape)

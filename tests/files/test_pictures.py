@@ -20,6 +20,7 @@ from support.photographs import photograph, rows_of
 
 from overlap_tool.errors import ImageFileError
 from overlap_tool.files.formats import outputs
+from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.outputs import CHUNK, open_output
 from overlap_tool.files.formats.pictures import open_picture, read_window
 from overlap_tool.files.formats.pixels import refuse_channels
@@ -277,7 +278,9 @@ def test_a_colour_profile_is_read(tmp_path, name) -> None:
 @pytest.mark.parametrize("suffix", outputs.WITH_PROFILE)
 def test_a_colour_profile_is_kept(tmp_path, suffix) -> None:
     target = tmp_path / f"a{suffix}"
-    output = open_output(target, tmp_path, COLOUR.shape, COLOUR.dtype, begun=False, profile=PROFILE)
+    output = open_output(
+        target, tmp_path, ArrayForm("image", COLOUR.shape), COLOUR.dtype, begun=False, profile=PROFILE
+    )
     output.write(0, COLOUR)
     found = open_picture(output.finish())
     assert found.profile == PROFILE
@@ -327,7 +330,7 @@ def test_written_in_bands_and_gone_on_with(tmp_path, monkeypatch, name, kind) ->
     values = SAMPLES[kind]
 
     def begin(folder: Path, begun: bool):
-        return open_output(tmp_path / name, folder, values.shape, values.dtype, begun)
+        return open_output(tmp_path / name, folder, ArrayForm("image", values.shape), values.dtype, begun)
 
     if kind not in HELD.get(Path(name).suffix, SAMPLES):
         with pytest.raises(ImageFileError, match="does not hold"):
@@ -349,13 +352,15 @@ def test_written_in_bands_and_gone_on_with(tmp_path, monkeypatch, name, kind) ->
 
 
 def test_chunks_are_tiles_of_the_array(tmp_path) -> None:
-    output = open_output(tmp_path / "a.zarr", tmp_path, (2000, 3000, 3), np.dtype(np.uint8), begun=False)
+    form = ArrayForm("image", (2000, 3000, 3))
+    output = open_output(tmp_path / "a.zarr", tmp_path, form, np.dtype(np.uint8), begun=False)
     assert zarr.open_array(store=str(output.finish()), mode="r").chunks == (*CHUNK, 3)
 
 
 def test_a_full_disk_is_seen_before(tmp_path) -> None:
+    form = ArrayForm("image", (1 << 20, 1 << 20, 3))
     with pytest.raises(ImageFileError, match="are free"):
-        open_output(tmp_path / "a.npy", tmp_path, (1 << 20, 1 << 20, 3), np.dtype(np.uint16), begun=False)
+        open_output(tmp_path / "a.npy", tmp_path, form, np.dtype(np.uint16), begun=False)
 
 
 def _npy(path: Path, values) -> Path:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from overlap_tool.files.formats.rows import Bands, MapFile, RowsFile
+from overlap_tool.files.formats.arrays import ArrayFile
+from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.geometry import Span
 
 WHOLE = torch.arange(12 * 10.0).reshape(1, 1, 12, 10)
@@ -39,10 +40,10 @@ def test_every_row_is_handed_on_once_and_in_order(rows, columns) -> None:
 def test_rows_in_a_file(tmp_path) -> None:
     (tmp_path / "rows").write_bytes(b"head")
     values = np.arange(7 * 5 * 2, dtype=np.uint16).reshape(7, 5, 2)
-    file = RowsFile(tmp_path / "rows", values.shape, values.dtype, offset=4).create()
-    file.write(3, values[3:])
-    file.write(0, values[:3])
-    assert np.array_equal(file.read(2, 6), values[2:6])
+    file = ArrayFile(tmp_path / "rows", values.shape, values.dtype, offset=4).create()
+    file.write(values[3:], Span(3, 7))
+    file.write(values[:3], Span(0, 3))
+    assert np.array_equal(file.read(Span(2, 6)), values[2:6])
     assert (tmp_path / "rows").read_bytes() == b"head" + values.tobytes()
 
 
@@ -59,7 +60,7 @@ def test_a_map_in_a_file(tmp_path, columns) -> None:
 
 
 def test_a_file_that_was_cut_off(tmp_path) -> None:
-    file = RowsFile(tmp_path / "rows", (4, 3), np.uint8).create()
+    file = ArrayFile(tmp_path / "rows", (4, 3), np.uint8).create()
     (tmp_path / "rows").write_bytes(b"1234567")
     with pytest.raises(EOFError):
-        file.read(0, 4)
+        file.read()

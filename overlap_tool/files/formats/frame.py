@@ -34,4 +34,5 @@ class Frame:
 
     @property
     def largest(self) -> int:
-        return int(np.iinfo(self.dtype).max)
+        """Of integers, the sample that stands for 1. Other numbers are taken as they are."""
+        return int(np.iinfo(self.dtype).max) if self.dtype.kind == "u" else 1

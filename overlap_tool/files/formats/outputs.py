@@ -15,16 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool.errors import ImageFileError
+from overlap_tool.files.formats.arrays import NAMED, ArrayFile, ArrayForm
 from overlap_tool.files.formats.pictures import ICC_PROFILE, library
-from overlap_tool.files.formats.rows import RowsFile
+from overlap_tool.geometry import Span
+from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.walk import Area
 
 CHUNK = (256, 1024)
-"""Rows and columns of a chunk of a Zarr array."""
+"""Rows and columns of a chunk of a Zarr array, with all channels; of sound, it has as many samples as these
+have pixels."""
+CUBE = 64
+"""The side of a chunk of a volume, of one channel."""
 
 WITH_PROFILE = (".png", ".webp", ".tif", ".tiff")
 """What keeps the colour profile of an image."""
-IN_BANDS = (".zarr", ".npy", ".tif", ".tiff")
+OF_ARRAYS = (".zarr", ".npy")
+IN_BANDS = (*OF_ARRAYS, ".tif", ".tiff")
 WHOLE = {
     ".png": {(1, "uint8"), (3, "uint8"), (1, "uint16")},
     ".webp": {(3, "uint8")},
@@ -50,29 +56,27 @@ class Output(Protocol):
 def open_output(
     target: Path,
     folder: Path,
-    shape: tuple[int, int, int],
+    form: ArrayForm,
     dtype: np.dtype[Any],
     begun: bool,
     profile: bytes | None = None,
 ) -> Output:
     """What becomes `target`, in `folder`; with `begun`, what an earlier process has left of it there."""
-    kind = target.suffix.lower()
-    refuse_unwritable(target, shape, dtype, begun)
-    if kind == ".zarr":
-        return _Zarr(folder / "image.zarr", shape, dtype, begun)
-    if kind == ".npy":
-        return _Rows(_npy(folder / "image.npy", shape, dtype, begun))
-    if kind in (".tif", ".tiff"):
-        return _Rows(_tiff(folder / f"image{kind}", shape, dtype, begun, profile))
-    rows = RowsFile(folder / "rows", shape, dtype)
-    return _Pillow(rows if begun else rows.create(), folder / f"image{kind}", profile)
+    suffix = target.suffix.lower()
+    refuse_unwritable(target, form, dtype, begun)
+    if suffix == ".zarr":
+        return _Zarr(folder / "image.zarr", form, dtype, begun)
+    if suffix == ".npy":
+        return _Rows(_npy(folder / "image.npy", form.shape, dtype, begun), form)
+    if suffix in (".tif", ".tiff"):
+        return _Rows(_tiff(folder / f"image{suffix}", form.as_image, dtype, begun, profile), form)
+    rows = ArrayFile(folder / "rows", form.as_image, dtype)
+    return _Pillow(rows if begun else rows.create(), form, folder / f"image{suffix}", profile)
 
 
-def refuse_unwritable(
-    target: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], resume: bool = False
-) -> None:
+def refuse_unwritable(target: Path, form: ArrayForm, dtype: np.dtype[Any], resume: bool = False) -> None:
     """Refuse an output before any work is done. What is resumed has taken a part of its room already."""
-    where, kind = str(target), target.suffix.lower()
+    where, suffix, shape = str(target), target.suffix.lower(), form.as_image
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")
     if target.is_dir():
@@ -84,42 +88,47 @@ def refuse_unwritable(
             f"its rows take {needed} bytes, and {free} are free",
             "Make room, or name a file on another disk",
         )
-    if kind in IN_BANDS:
+    if form.kind != "image" and suffix not in OF_ARRAYS:
+        told = f"a file of images does not hold {NAMED[form.kind]}"
+        raise ImageFileError(where, told, "Use .npy or .zarr")
+    if suffix in IN_BANDS:
         return
-    if kind in (".jpg", ".jpeg"):
+    if suffix in (".jpg", ".jpeg"):
         raise ImageFileError(where, "JPEG would lose what was decoded", INSTEAD)
-    if kind not in WHOLE:
-        raise ImageFileError(where, f"no format is known by the ending {kind or 'of this name'}", INSTEAD)
-    if (shape[2], dtype.name) not in WHOLE[kind]:
-        raise ImageFileError(where, f"{kind} does not hold {shape[2]} channels of {dtype}", INSTEAD)
-    if kind == ".webp" and max(shape[:2]) > 16383:
+    if suffix not in WHOLE:
+        raise ImageFileError(where, f"no format is known by the ending {suffix or 'of this name'}", INSTEAD)
+    if (shape[2], dtype.name) not in WHOLE[suffix]:
+        raise ImageFileError(where, f"{suffix} does not hold {shape[2]} channels of {dtype}", INSTEAD)
+    if suffix == ".webp" and max(shape[:2]) > 16383:
         raise ImageFileError(where, "WebP holds at most 16383 pixels a side", INSTEAD)
 
 
 class _Rows:
     """A format that is nothing but a head and rows."""
 
-    def __init__(self, file: RowsFile) -> None:
+    def __init__(self, file: ArrayFile, form: ArrayForm) -> None:
         self.file = file
+        self.form = form
 
     def write(self, start: int, rows: NDArray[Any]) -> int:
-        self.file.write(start, rows)
-        return start + len(rows)
+        stop = start + len(rows)
+        self.file.write(self.form.array_of(rows), *self.form.box(Span(start, stop), Span(0, rows.shape[1])))
+        return stop
 
     def finish(self) -> Path:
         return self.file.path
 
 
 class _Pillow(_Rows):
-    def __init__(self, file: RowsFile, path: Path, profile: bytes | None) -> None:
-        super().__init__(file)
+    def __init__(self, file: ArrayFile, form: ArrayForm, path: Path, profile: bytes | None) -> None:
+        super().__init__(file, form)
         self.path = path
         self.profile = profile
 
     def finish(self) -> Path:
         from PIL import Image
 
-        values = self.file.read(0, self.file.shape[0])
+        values = self.file.read()
         image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
         options: dict[str, Any] = {"lossless": True} if self.path.suffix == ".webp" else {}
         image.save(self.path, **options, icc_profile=self.profile)
@@ -130,10 +139,11 @@ class WholeChunks:
     """An area of a Zarr array, filled in bands. Only whole chunks are written, so that none is ever read back
     and changed: the area begins at a chunk, and ends at one or with the array."""
 
-    def __init__(self, array: Any, area: Area) -> None:
+    def __init__(self, array: Any, area: Area, kind: Kind = "image") -> None:
         self.array = array
         self.area = area
-        self.high = array.chunks[0]
+        self.form = ArrayForm(kind, array.shape)
+        self.high, *_ = ArrayForm(kind, array.chunks).as_image
         self.waiting: list[NDArray[Any]] = []
         self.written: int | None = None
 
@@ -148,22 +158,23 @@ class WholeChunks:
         if self.written + len(together) == self.area.rows.stop:
             ready = len(together)
         if ready:
-            self.array[self.written : self.written + ready, slice(*self.area.columns)] = together[:ready]
+            box = self.form.box(Span(self.written, self.written + ready), self.area.columns)
+            self.array[tuple(slice(*span) for span in box)] = self.form.array_of(together[:ready])
         self.written += ready
         self.waiting = [together[ready:]] if len(together) > ready else []
         return self.written
 
 
 class _Zarr:
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool) -> None:
+    def __init__(self, path: Path, form: ArrayForm, dtype: np.dtype[Any], begun: bool) -> None:
         zarr = library("zarr")
         self.path = path
         if begun:
             array = zarr.open_array(store=str(path), mode="r+")
         else:
-            chunks = (min(CHUNK[0], shape[0]), min(CHUNK[1], shape[1]), shape[2])
+            shape, chunks = form.shape, tuple(map(min, form.shape, _chunks(form)))
             array = zarr.open_array(store=str(path), mode="w", shape=shape, chunks=chunks, dtype=dtype)
-        self.chunks = WholeChunks(array, Area.whole(*shape[:2]))
+        self.chunks = WholeChunks(array, Area.whole(*form.as_image[:2]), form.kind)
 
     def write(self, start: int, rows: NDArray[Any]) -> int:
         return self.chunks.write(start, rows)
@@ -172,19 +183,26 @@ class _Zarr:
         return self.path
 
 
-def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool) -> RowsFile:
+def _chunks(form: ArrayForm) -> tuple[int, ...]:
+    before, _, behind = form.parts
+    if form.kind == "volume":
+        return (*[1] * (len(before) - 1), CUBE, CUBE, CUBE)
+    return (*before, *(CHUNK if form.kind == "image" else [math.prod(CHUNK)]), *behind)
+
+
+def _npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], begun: bool) -> ArrayFile:
     if not begun:
         with path.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             offset = file.tell()
-        return RowsFile(path, shape, dtype, offset).create()
-    return RowsFile(path, shape, dtype, np.load(path, mmap_mode="r").offset)
+        return ArrayFile(path, shape, dtype, offset).create()
+    return ArrayFile(path, shape, dtype, np.load(path, mmap_mode="r").offset)
 
 
 def _tiff(
     path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], begun: bool, profile: bytes | None
-) -> RowsFile:
+) -> ArrayFile:
     tifffile = library("tifffile")
     if not begun:
         squeezed = shape if shape[2] > 1 else shape[:2]
@@ -195,4 +213,4 @@ def _tiff(
             path, shape=squeezed, dtype=dtype, photometric=colours, metadata=None, extratags=tags, **extra
         )
     with tifffile.TiffFile(path) as file:
-        return RowsFile(path, shape, file.pages[0].dtype, file.pages[0].dataoffsets[0])
+        return ArrayFile(path, shape, file.pages[0].dtype, file.pages[0].dataoffsets[0])

@@ -1,14 +1,15 @@
 """Image files as they are: size, channels, type, and any band of rows.
 
-TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte or two for each sample.
+TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte or two for each sample. Volumes
+and sound are read as images, as `arrays.ArrayForm` says.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 
 from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
+from overlap_tool.files.formats.arrays import NAMED, ArrayFile, ArrayForm
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.layout import Kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened")
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
+NUMBERS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+"""What a model takes as it is, where it is no image."""
+SAVED_SO = "Save such an array as .npy or Zarr"
 IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
 ORIENTATION, ICC_PROFILE, UNCOMPRESSED = 274, 34675, 1
 """Tags of TIFF, and the value of one."""
@@ -34,8 +40,11 @@ FLATTEN = "Flatten it onto a background first; in Pillow: Image.alpha_composite,
 
 
 class Picture(Protocol):
-    """An open image: rows, columns and channels of `shape`, samples of 8 or 16 bits."""
+    """An open image: rows, columns and channels of `shape`, samples of 8 or 16 bits or, of what is no image,
+    numbers."""
 
+    form: ArrayForm
+    """Of the array in the file."""
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     piece: tuple[int, int]
@@ -53,23 +62,32 @@ class Picture(Protocol):
         ...
 
 
-def open_picture(path: Path) -> Picture:
-    """The image of a file or a Zarr folder; samples without transparency, of 8 or 16 bits."""
-    picture = _explained(path, _opener(path))
-    _refuse_strange_samples(str(path), picture)
-    _refuse_huge(str(path), picture)
+def open_picture(path: Path, kind: Kind = "image") -> Picture:
+    """What a file or a Zarr folder holds of this kind; of an image, samples of 8 or 16 bits without
+    transparency."""
+    picture = _explained(path, _opener(path, kind), kind)
+    _refuse_strange_samples(str(path), picture, kind)
+    _refuse_huge(str(path), picture, kind)
     return picture
 
 
-def glance(path: Path) -> None:
-    """Refuse what `open_picture` refuses, as far as that can be told without decoding the image."""
+def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
+    """Refuse what `open_picture` refuses as any of these, as far as that can be told without decoding it."""
     if _opener(path) is _pillow:
-        _explained(path, _header).close()
-    else:
-        open_picture(path)
+        return _explained(path, _header).close()
+    refusals = []
+    for kind in kinds:
+        try:
+            open_picture(path, kind)
+        except ImageFileError as refusal:
+            refusals.append(refusal)
+        else:
+            return None
+    # that of the last, which may be of that kind, rather than of a kind that it is not
+    raise next((each for each in refusals[::-1] if each.__cause__ is None), refusals[0])
 
 
-def _explained(path: Path, opener: Callable[[Path], Opened]) -> Opened:
+def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image") -> Opened:
     where = str(path)
     if absent := why_absent(path):
         raise ImageFileError(where, absent, "Check the path")
@@ -85,7 +103,7 @@ def _explained(path: Path, opener: Callable[[Path], Opened]) -> Opened:
         raise ImageFileError(
             where,
             f"it cannot be read ({_first_line(error)})",
-            "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image",
+            "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image" if kind == "image" else SAVED_SO,
         ) from error
 
 
@@ -101,16 +119,6 @@ def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDAr
         ) from error
 
 
-def read_into(file: FileIO, values: NDArray[Any]) -> None:
-    """Read an array from where the file stands."""
-    left = memoryview(values.reshape(-1).view(np.uint8).data)
-    while left:
-        count = file.readinto(left)
-        if not count:
-            raise EOFError("the file ends before its last row")
-        left = left[count:]
-
-
 class Whole:
     """A picture of which no part is missing, and of whose colours nothing is known."""
 
@@ -123,8 +131,9 @@ class Decoded(Whole):
 
     def __init__(self, values: NDArray[Any], profile: bytes | None = None) -> None:
         self.profile = profile
-        self.values = values if values.ndim != 2 else values[..., None]
-        self.shape = _three(self.values.shape)
+        self.form = ArrayForm("image", values.shape)
+        self.shape = self.form.as_image
+        self.values = values.reshape(self.shape)
         self.piece = 1, 1
         self.dtype = values.dtype
 
@@ -135,60 +144,46 @@ class Decoded(Whole):
 class NumpyFile(Whole):
     """A .npy file. It is read and never mapped: what cuts off a mapped file ends the process."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: Kind = "image") -> None:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
                 version, np.lib.format.read_array_header_2_0
             )
-            shape, self.by_columns, self.dtype = header(file)
-            self.begins = file.tell()
-        self.shape, self.piece = _three(shape if len(shape) != 2 else (*shape, 1)), (1, 1)
+            shape, self.backwards, self.dtype = header(file)
+            begins = file.tell()
+        self.form = ArrayForm(kind, shape)
+        self.shape, self.piece = self.form.as_image, (1, 1)
         if self.dtype.hasobject:
             raise ValueError("it holds objects of Python")
         if min(self.shape) < 1:
             raise ValueError("it has no samples")
-        if path.stat().st_size < self.begins + prod(self.shape) * self.dtype.itemsize:
+        if path.stat().st_size < begins + prod(self.shape) * self.dtype.itemsize:
             raise ValueError("the file ends before its samples do")
+        self.file = ArrayFile(path, shape[::-1] if self.backwards else shape, self.dtype, begins)
 
     def read(self, rows: Span, columns: Span) -> NDArray[Any]:
-        height, width, channels = self.shape
-        rows, columns = rows.clip(height), columns.clip(width)
-        # unbuffered: no byte is read but those that are asked for
-        with self.path.open("rb", buffering=0) as file:
-            if self.by_columns:
-                places = [
-                    channel * width + column for channel in range(channels) for column in range(*columns)
-                ]
-                lines = [self._samples(file, place * height + rows.start, rows.length) for place in places]
-                window = np.stack(lines, -1).reshape(rows.length, channels, columns.length)
-                return np.ascontiguousarray(window.swapaxes(1, 2))
-            if columns == (0, width):
-                samples = self._samples(file, rows.start * width * channels, rows.length * width * channels)
-                return samples.reshape(rows.length, width, channels)
-            window = np.empty((rows.length, columns.length, channels), self.dtype)
-            for line, row in zip(window, range(*rows), strict=True):
-                first = (row * width + columns.start) * channels
-                line[:] = self._samples(file, first, columns.length * channels).reshape(line.shape)
-            return window
-
-    def _samples(self, file: FileIO, first: int, count: int) -> NDArray[Any]:
-        samples = np.empty(count, self.dtype)
-        file.seek(self.begins + first * self.dtype.itemsize)
-        read_into(file, samples)
-        return samples
+        rows, columns = rows.clip(self.shape[0]), columns.clip(self.shape[1])
+        box = self.form.box(rows, columns)
+        if self.backwards:
+            rest = (Span(0, n) for n in self.form.shape[len(box) :])
+            part = self.file.read(*(*box, *rest)[::-1]).T
+        else:
+            part = self.file.read(*box)
+        return np.ascontiguousarray(self.form.image_of(part, rows.length, columns.length))
 
 
 class ZarrArray:
     profile: bytes | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind = "image") -> None:
         zarr = library("zarr")
         self.array = zarr.open_array(store=str(path), mode="r")
-        self.shape = _three(self.array.shape if self.array.ndim != 2 else (*self.array.shape, 1))
+        self.form = ArrayForm(kind, self.array.shape)
+        self.shape = self.form.as_image
         self.dtype = np.dtype(self.array.dtype)
-        self.piece = self.array.chunks[0], self.array.chunks[1]
+        high, wide, _ = ArrayForm(kind, self.array.chunks).as_image
+        self.piece = high, wide
 
     @property
     def missing(self) -> str:
@@ -197,8 +192,8 @@ class ZarrArray:
         return f"{lacking} of {self.array.nchunks} {filled}" if lacking else ""
 
     def read(self, rows: Span, columns: Span) -> NDArray[Any]:
-        window = np.asarray(self.array[slice(*rows), slice(*columns)])
-        return window.reshape(rows.length, columns.length, self.shape[2])
+        part = np.asarray(self.array[tuple(slice(*span) for span in self.form.box(rows, columns))])
+        return self.form.image_of(part, rows.length, columns.length)
 
 
 class TiffPage:
@@ -231,6 +226,7 @@ class TiffPage:
         self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
         self.stored = page.imagelength, page.imagewidth
         self.shape = (*self.turn.size(*self.stored), page.samplesperpixel)
+        self.form = ArrayForm("image", self.shape)
         self.dtype = np.dtype(page.dtype)
         high, wide = (
             (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
@@ -387,37 +383,35 @@ def library(name: str) -> Any:
         ) from error
 
 
-def _opener(path: Path) -> Callable[[Path], Picture]:
-    kinds: dict[str, Callable[[Path], Picture]]
-    kinds = {".npy": NumpyFile, ".tif": TiffPage, ".tiff": TiffPage, ".btf": TiffPage}
-    if path.is_dir():
-        return ZarrArray
-    return kinds.get(path.suffix.lower(), _pillow)
+def _opener(path: Path, kind: Kind = "image") -> Callable[[Path], Picture]:
+    of_arrays = ZarrArray if path.is_dir() else NumpyFile if path.suffix.lower() == ".npy" else None
+    if of_arrays is not None:
+        return partial(of_arrays, kind=kind)
+    if kind != "image" and path.exists():
+        told = f"the model takes {NAMED[kind]}, and this is a file of images"
+        raise ImageFileError(str(path), told, SAVED_SO)
+    return TiffPage if path.suffix.lower() in (".tif", ".tiff", ".btf") else _pillow
 
 
-def _refuse_strange_samples(where: str, picture: Picture) -> None:
-    if picture.dtype.newbyteorder("=") not in SAMPLES:
-        raise ImageFileError(
-            where, f"its samples are {picture.dtype}", "Save it with 8 or 16 bits a sample, unsigned"
-        )
+def _refuse_strange_samples(where: str, picture: Picture, kind: Kind) -> None:
+    dtype = picture.dtype.newbyteorder("=")
+    if dtype not in SAMPLES and (kind == "image" or dtype not in NUMBERS):
+        known = "8 or 16 bits a sample, unsigned"
+        known += "" if kind == "image" else ", or as float32 in the numbers that the model takes"
+        raise ImageFileError(where, f"its samples are {picture.dtype}", f"Save it with {known}")
     if min(picture.shape) < 1:
         raise ImageFileError(where, f"it is empty: {picture.shape}", "Give an image with pixels")
 
 
-def _refuse_huge(where: str, picture: Picture) -> None:
+def _refuse_huge(where: str, picture: Picture, kind: Kind) -> None:
     height, width, channels = picture.shape
-    told = f"it is an image of {width}x{height}"
-    bounds.refuse_more(ImageFileError, where, max(height, width), bounds.SIDE, told)
+    told = f"it is {NAMED[kind]} of {width}x{height}"
+    if kind != "sound":
+        bounds.refuse_more(ImageFileError, where, max(height, width), bounds.SIDE, told)
     bounds.refuse_more(ImageFileError, where, height * width, bounds.PIXELS, told)
     high, wide = picture.piece
     size = high * wide * channels * picture.dtype.itemsize
     bounds.refuse_more(ImageFileError, where, size, bounds.PIECE, f"its tiles are {wide}x{high}")
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) != 3:
-        raise ValueError(f"an image has rows, columns and channels, and this has the shape {tuple(shape)}")
-    return shape[0], shape[1], shape[2]
 
 
 def _first_line(error: Exception) -> str:

@@ -17,11 +17,11 @@ from overlap_tool.geometry import Span
 
 def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
     """What a model of `wanted` channels does not take. A grey picture is repeated for one of three."""
-    found = picture.shape[2]
-    if found == wanted or (found, wanted) == (1, 3):
+    found, is_image = picture.form.channels, picture.form.kind == "image"
+    if found == wanted or (is_image and (found, wanted) == (1, 3)):
         return
     reason = f"it has {found} channels, and the model takes {wanted}"
-    if found in (2, 4):
+    if is_image and found in (2, 4):
         raise ImageFileError(where, f"{reason}; the last may be an alpha channel", FLATTEN)
     raise ImageFileError(where, reason, "Convert it, or use a model of as many channels")
 
@@ -29,7 +29,8 @@ def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
 class PictureNumbers:
     """A picture as the numbers of a map. The band that was read last stays, as the file holds it.
 
-    Bands have the columns that `across` says, all if left out; only these can be read.
+    Bands have the columns that `across` says, all if left out; only these can be read. The map's `channels`
+    are those of the frame, if left out.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class PictureNumbers:
         frame: Frame,
         device: torch.device,
         across: Span | None = None,
+        channels: tuple[int, ...] = (-1,),
     ) -> None:
         self.where = where
         self.picture = picture
         self.frame = frame
         self.device = device
+        self.channels = channels
         left = frame.around[0]
         self.across = Span(0, frame.width) if across is None else across.shift(-left).clip(frame.width)
         self.rows = Span(0, 0)
@@ -62,7 +65,8 @@ class PictureNumbers:
                 :, across.start - self.across.start : across.stop - self.across.start
             ]
         # torch sees these strides as channels last, in which convolutions need not reorder
-        return (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)[None].to(self.device)
+        planes = (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)
+        return planes.unflatten(0, self.channels)[None].to(self.device)
 
     def expect(self, rows: Span, columns: Span) -> None:
         """As a source of the executor: nothing is fetched ahead."""
@@ -78,7 +82,7 @@ def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[A
 
     `where` and `way_out` are for the refusal of numbers that are no samples.
     """
-    inside = values[0]
+    inside = values[0].flatten(0, -3)
     if frame.dtype.kind == "u":
         if torch.isnan(inside).any():
             raise ImageFileError(where, "what the model makes of it is NaN in places, no colour", way_out)
