@@ -18,6 +18,7 @@ from rich.table import Table
 import overlap_tool
 from benchmarks import machine
 from overlap_tool import checkpoint
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.report.tables import count, in_units
 from overlap_tool.settings import ORDERS, Order, Size
 from overlap_tool.verification import images
@@ -46,7 +47,7 @@ def main() -> list[Table]:
     plans = Table(title=f"What that takes, for an image of {IMAGE}")
     for heading in ("codec", "order", "blocks", "working memory", "multiply-accumulates", "bits per pixel"):
         plans.add_column(heading)
-    image = images.seeded(IMAGE, channels=3, multiple=8).values
+    image = images.seeded(IMAGE, Layout.of_map(3), multiple=8).values
     for name in NAMES:
         model: Any = checkpoint.load_checkpoint(f"zoo:{name}").model
         wrapped = {order: overlap_tool.wrap(model, schedule=order) for order in ORDERS}

@@ -302,13 +302,12 @@ class Network:
         return ROWS in self.ops[0].layout.missing
 
     def require_image(self, where: str) -> None:
-        """Refuse a stage that takes anything else, where an image is to be read or made up."""
+        """Refuse a stage that takes anything else, where only images are read."""
         if self.takes != "image":
             raise OptionError(
                 where,
-                f"takes {'sound' if self.takes_sound else 'a volume'}, and here an image is given to it",
-                "Wrap it in Python, and compare overlap_tool.wrap(model)(x) with model(x) under "
-                "overlap_tool.exact_kernels()",
+                f"takes {'sound' if self.takes_sound else 'a volume'}, and here images are read",
+                "Use overlap-tool run in one process, or overlap_tool.wrap in Python",
             )
 
     def require_one_map(self, where: str) -> None:

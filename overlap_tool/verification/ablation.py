@@ -27,7 +27,7 @@ from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.settings import Settings
 from overlap_tool.verification.certificate import MODEL, Check, Figure
 from overlap_tool.verification.equality import Run, run_model
-from overlap_tool.verification.observing import differing, largest_difference
+from overlap_tool.verification.observing import differing, kept, largest_difference
 from overlap_tool.verification.pieces import ShortSource, halo
 
 Zeros = Literal["input", "output"]
@@ -119,8 +119,9 @@ class _ShortForward:
         example = self.stage.example
         call = (args[0], None) if example is None else example.of_call(args, kwargs)
         assert call is not None, "the model is called as in the example"
-        whole = call[0]
-        shape = Shape(whole.shape[0], whole.shape[2], whole.shape[3], whole.element_size())
+        whole = kept(self.stage.network.ops[0].layout, call[0])
+        images, *_, height, width = whole.shape
+        shape = Shape(images, height, width, whole.element_size())
         plan = plan_stage(self.stage.name, self.stage.network, self.stage.input_scale, shape, self.settings)
         results, input = passes.Results(plan), TensorSource(whole, whole.device)
         for each in passes.one_by_one(plan.network, plan.segments, input, results.sinks):
@@ -133,7 +134,7 @@ class _ShortForward:
         if math.isnan(self.fill):
             for found in results.maps():
                 found.nan_to_num_(nan=0.0)
-        return results.returned(whole, each.values)
+        return results.returned(call[0], each.values)
 
 
 def _shortened(axis: Axis, plan: AxisPlan, given: int) -> dict[Span, Span]:

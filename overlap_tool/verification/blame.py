@@ -78,7 +78,7 @@ def find_fault(plan: StagePlan, given: Tensor) -> Blame:
                     found = _first_difference(node, parts[node.id], value, full, everything)
                 values[node.id] = full
             elif isinstance(node, Barrier):
-                values[node.id] = _called(node.target, *_given(node, value))
+                values[node.id] = _called(node.target, *_given(node, as_the_model_has_it(value)))
                 found = _barrier_difference(node, plan, values)
             elif isinstance(node, Summary):
                 values[node.id] = _called(node.target, *_given(node, value))

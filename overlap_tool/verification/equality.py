@@ -22,6 +22,7 @@ from overlap_tool.verification.observing import (
     Seen,
     difference_map,
     differing,
+    kept,
     largest_difference,
     tensors_in,
     watched_stages,
@@ -77,7 +78,7 @@ def run_model(
         given = image.clone()
         outputs = tensors_in(model(given) if example is None else example.run(model, given))
     if by_example:
-        seen = {stage.name: Seen(image, outputs) for stage in by_example}
+        seen = {each.name: Seen(kept(each.network.ops[0].layout, image), outputs) for each in by_example}
     return Run(outputs, tuple(symbols), seen)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, lcm
+from math import ceil, lcm, prod
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,10 @@ from torch import Tensor
 from overlap_tool.errors import OptionError
 from overlap_tool.geometry import brought_up
 from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.layout import ROWS, Layout
 from overlap_tool.graph import segments
 from overlap_tool.models.stages import Stage, Survey
+from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.settings import Size
 from overlap_tool.verification.certificate import ImageRecord
 
@@ -34,9 +36,10 @@ class Image:
     values: Tensor
 
 
-def seeded(size: Size, channels: int, multiple: int) -> Image:
-    """Made-up pixels, the same on every machine."""
-    width, height = size
+def seeded(size: Size, layout: Layout, multiple: int) -> Image:
+    """Made-up pixels, the same on every machine. Of sound, the width counts."""
+    width, height = size if ROWS in layout.flat else (size.width, 1)
+    channels = prod(layout.channels)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.zeros(channels, height, width, dtype=torch.int64)
     for block in BLOCKS:
@@ -44,14 +47,16 @@ def seeded(size: Size, channels: int, multiple: int) -> Image:
             0, 256 // len(BLOCKS), (channels, ceil(height / block), ceil(width / block)), generator=generator
         )
         pixels += squares.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
-    return _prepared(f"seeded {width}x{height}", pixels.to(torch.uint8), multiple)
+    name = "x".join(map(str, (width, height, *layout.channels[1:])))
+    return _prepared(f"seeded {name}", pixels.to(torch.uint8), layout, multiple)
 
 
-def read(path: str | os.PathLike[str], channels: int, multiple: int) -> Image:
+def read(path: str | os.PathLike[str], layout: Layout, multiple: int) -> Image:
     """A picture from a file, in colour or grey as the model wants it."""
-    where = f"images={os.fspath(path)!r}"
-    if channels not in (1, 3):
-        raise OptionError(where, f"the model takes {channels} channels", "Leave `images` out: one is made up")
+    where, channels = f"images={os.fspath(path)!r}", layout.channels[0]
+    if layout.kind != "image" or channels not in (1, 3):
+        told = f"{channels} channels" if layout.kind == "image" else f"a {layout.kind}"
+        raise OptionError(where, f"the model takes {told}", "Leave `images` out: one is made up")
     try:
         with Picture.open(path) as opened:
             picture = opened.convert("RGB" if channels == 3 else "L")
@@ -59,17 +64,17 @@ def read(path: str | os.PathLike[str], channels: int, multiple: int) -> Image:
         raise OptionError(where, f"cannot be read ({error})", "Give a PNG or JPEG file") from error
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     pixels = pixels.reshape(picture.height, picture.width, channels).permute(2, 0, 1)
-    return _prepared(os.path.basename(path), pixels, multiple)
+    return _prepared(os.path.basename(path), pixels, layout, multiple)
 
 
-def _prepared(name: str, pixels: Tensor, multiple: int) -> Image:
+def _prepared(name: str, pixels: Tensor, layout: Layout, multiple: int) -> Image:
     """Padded with black on all sides to a size that the model takes, as CompressAI's evaluation does it."""
     _, height, width = pixels.shape
-    padding = (*brought_up(width, multiple), *brought_up(height, multiple))
-    values = F.pad(pixels.unsqueeze(0).float() / 255, padding)
+    above, below = brought_up(height, multiple) if ROWS in layout.flat else (0, 0)
+    values = F.pad(pixels.unsqueeze(0).float() / 255, (*brought_up(width, multiple), above, below))
     sha256 = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
     record = ImageRecord(name, Size(width, height), Size(values.shape[3], values.shape[2]), sha256)
-    return Image(record, values)
+    return Image(record, as_laid_out(values.unflatten(1, layout.channels), layout))
 
 
 def multiple(found: Survey) -> int:
@@ -97,7 +102,7 @@ def telling_size(stages: Sequence[Stage], tiles: Sequence[Size], multiple: int) 
     networks = [(stage, segment.network) for stage in stages for segment in segments.cut(stage.network)]
     width = max(_telling_side([(s, network.columns) for s, network in networks], tile) for tile, _ in tiles)
     height = max(_telling_side([(s, network.rows) for s, network in networks], tile) for _, tile in tiles)
-    # not square, so that rows and columns cannot be mistaken for one another
+    # not square, so that rows and columns cannot be mistaken for one another; of sound, the width counts
     return Size(_raised(width, multiple) + multiple, _raised(height, multiple))
 
 

@@ -31,7 +31,7 @@ EDGES = {
 
 def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
     """One check per side of every map that a segment is given; without barriers that is the stage's input.
-    `plan` is one of independent tiles; `blank` is what all checks have in common.
+    Sound has two sides. `plan` is one of independent tiles; `blank` is what all checks have in common.
 
     For a tile with its whole overlap inside the map, the executor runs that tile alone on the real maps, but
     without the outermost line of samples that it reads on one side. All other samples are as they were, so
@@ -58,7 +58,9 @@ def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
 def _check_segment(each: Pass, plan: StagePlan, blank: Check) -> Iterator[Check]:
     for given, op in enumerate(each.plan.segment.network.ops):
         if isinstance(op, Input) and each.plan.segment.computes:
-            for side in EDGES:
+            for side, (axis, _) in EDGES.items():
+                if axis == "rows" and plan.network.takes == "sound":
+                    continue
                 figures: dict[str, Figure] = {"side": side}
                 if len(plan.segments) > 1:
                     figures |= {"segment": plan.segments.index(each.plan), "map": op.name}

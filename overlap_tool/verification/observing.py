@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.returned import paths, taken_apart
 from overlap_tool.models.stages import Stage
 from overlap_tool.rules import is_quantiser
+from overlap_tool.rules.pieces import as_kept
 from overlap_tool.verification.certificate import DifferenceMap
 
 CELLS = 32
@@ -29,8 +31,15 @@ class Seen:
     """What one call of a stage got and gave, computed by the model's own code."""
 
     input: Tensor
+    """As maps are kept."""
     outputs: dict[str, Tensor]
     """By their dotted names in what it returned."""
+
+
+def kept(layout: Layout, given: Tensor) -> Tensor:
+    """What is given to a stage, as maps are kept."""
+    size = layout.size_of(given.shape)
+    return given if size is None else as_kept(given, layout, *size[1:])
 
 
 @contextmanager
@@ -41,6 +50,7 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
     """
     seen: dict[str, Seen] = {}
     inputs: dict[str, Tensor] = {}
+    layouts = {stage.name: stage.network.ops[0].layout for stage in stages}
 
     def before(name: str, read: Callable[..., Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -52,7 +62,7 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
         def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # copies, since whoever comes next may work in place
             outputs = {path: map.clone() for path, map in tensors_in(read(output)).items()}
-            seen[name] = Seen(inputs[name], outputs)
+            seen[name] = Seen(kept(layouts[name], inputs[name]), outputs)
 
         return note
 
@@ -140,10 +150,10 @@ def difference_map(found: Tensor, expected: Tensor) -> DifferenceMap | None:
     """Where they differ, in cells; None if nothing does, or if these are no maps of one size."""
     if found.shape != expected.shape or expected.ndim < 3 or not differing(found, expected):
         return None
-    rows, columns = expected.shape[-2:]
+    rows, columns = (1, expected.shape[-1]) if expected.ndim == 3 else expected.shape[-2:]  # one is sound
     cell = ceil(max(rows, columns) / CELLS)
     down, along = ceil(rows / cell), ceil(columns / cell)
-    per_position = (found != expected).flatten(0, -3).sum(0)
+    per_position = (found != expected).reshape(-1, rows, columns).sum(0)
     padded = F.pad(per_position, (0, along * cell - columns, 0, down * cell - rows))
     counts = padded.reshape(down, cell, along, cell).sum((1, 3)).tolist()
     return DifferenceMap(rows, columns, cell, tuple(tuple(row) for row in counts))

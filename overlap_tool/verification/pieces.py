@@ -15,6 +15,7 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step
 from overlap_tool.planning.choose import StagePlan
+from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import execute_pass
 from overlap_tool.runtime.passes import Pass
@@ -22,11 +23,11 @@ from overlap_tool.runtime.stores import Source, TensorSource
 
 
 def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Any:
-    """What the stage returns, by the executor."""
+    """What the stage returns of a map, by the executor."""
     results = passes.Results(plan)
     source = TensorSource(whole, whole.device)
     values = passes.run(plan.network, plan.segments, source, results.sinks, batch=batch)
-    return results.returned(whole, values)
+    return results.returned(as_laid_out(whole, plan.network.ops[0].layout), values)
 
 
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from overlap_tool import checkpoint
 from overlap_tool.checkpoint.artefact import wrapped_settings
 from overlap_tool.errors import ContainerError, OptionError, OverlapToolError
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.copying import copied
 from overlap_tool.graph.example import Example, Given
 from overlap_tool.graph.standing_in import stands_in
@@ -41,6 +42,8 @@ from overlap_tool.wrapping.retrofit import rewrap, settings_in, wrap
 TILE = 256
 TILE_OF_BLOCKS = 64
 """For the networks of a closed loop. What it is held to goes over the whole image many times, and is slow."""
+TILE_OF_VOLUMES = 64
+"""A tile of a volume has all of its depth."""
 LARGEST_CHOSEN = Size(512, 512)
 """No budget of memory chooses a larger tile."""
 
@@ -100,10 +103,11 @@ def verify(
     the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, if none is
     given; independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders;
     its networks alone have tiles, of 64.
-    Without `images`, one is made up, of `size` or of one at which there is something to find. Both sides run
-    under `exact_kernels()`; the difference to the library's kernels is noted. `against` is the certificate of
-    another machine, whose digests are held to those of this one. `example` and `method` say how a model is
-    called that takes more than an image, as for `wrap`; a file of a wrapped model says so itself.
+    Without `images`, one is made up, of `size` or of one at which there is something to find: a volume, in
+    tiles of 64, or a sound, if the model takes that. Both sides run under `exact_kernels()`; the difference
+    to the library's kernels is noted. `against` is the certificate of another machine, whose digests are held
+    to those of this one. `example` and `method` say how a model is called that takes more than an image, as
+    for `wrap`; a file of a wrapped model says so itself.
     """
     place = machine.find_device(device)
     elsewhere = None if against is None else Elsewhere.read(against)
@@ -124,13 +128,13 @@ def verify(
         )
     call = Example.of(example, method) or Example.of_data(loaded.example)
     found = survey(loaded.model, only=stage, example=call)
-    for part in found.stages:
-        part.network.require_image(part.name or loaded.architecture)
     if found.loop is not None:
         ways = _orders(found.loop, schedules, settings)
         stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
     else:
-        ways = stage_ways = _ways(tiles, schedules, uniform, settings)
+        volume = any(stage.network.takes == "volume" for stage in found.stages)
+        default = TILE_OF_VOLUMES if volume else TILE
+        ways = stage_ways = _ways(tiles, schedules, uniform, settings, default)
     pictures = _pictures(found, stage_ways, size, images)
     if elsewhere is not None:
         elsewhere.refuse_unlike(loaded.weights_sha256, [picture.record for picture in pictures])
@@ -189,8 +193,10 @@ def _ways(
     schedules: Sequence[Schedule | Order] | None,
     uniform: bool,
     own: Settings | None,
+    default: int = TILE,
 ) -> tuple[Settings, ...]:
-    """The settings to verify: those asked for, else those of a wrapped model, else both schedules at 256."""
+    """The settings to verify: those asked for, else those of a wrapped model, else both schedules and a
+    default."""
     if own is not None and own.engine != "exact":
         raise OptionError(
             'engine="stock"',
@@ -213,7 +219,7 @@ def _ways(
         )
     ways = (
         Settings(tile=Size.of_tile(tile, "tiles"), schedule=schedule, uniform=uniform)
-        for tile in tiles or [TILE]
+        for tile in tiles or [default]
         for schedule in schedules or SCHEDULES
     )
     return tuple(dict.fromkeys(ways))
@@ -226,16 +232,19 @@ def _pictures(
     paths: Sequence[str | os.PathLike[str]],
 ) -> list[Image]:
     multiple = images.multiple(found)
+    layout = next((stage.network.ops[0].layout for stage in found.stages if stage.name == ""), None)
+    if layout is None or layout.kind not in ("volume", "sound"):
+        layout = Layout.of_map(found.channels)
     if paths:
         if size is not None:
             raise OptionError(
                 f"size={tuple(size)}", "`images` have sizes of their own", "Give one of the two"
             )
-        return [images.read(path, found.channels, multiple) for path in paths]
+        return [images.read(path, layout, multiple) for path in paths]
     if size is None:
         tiles = [way.tile or LARGEST_CHOSEN for way in ways]
         size = images.telling_size(found.stages, tiles, multiple)
-    return [images.seeded(Size.of(size, "size"), found.channels, multiple)]
+    return [images.seeded(Size.of(size, "size"), layout, multiple)]
 
 
 def _verify_on(
@@ -292,7 +301,8 @@ def _stage_checks(
     if seen is None or reason:
         yield None, replace(blank, name="stage-equality", message=reason)
         return
-    whole = Shape(seen.input.shape[0], seen.input.shape[2], seen.input.shape[3], seen.input.element_size())
+    images, *_, rows, columns = seen.input.shape
+    whole = Shape(images, rows, columns, seen.input.element_size())
     tiled: dict[Size, StagePlan] = {}
     runs = True
     for way in subject.stage_ways:
@@ -312,7 +322,7 @@ def _stage_checks(
 
 
 def _tiles_take(stage: Stage, given: Tensor) -> bool:
-    images, _, rows, columns = given.shape
+    images, *_, rows, columns = given.shape
     return fitted(stage.network, images, rows, columns).accepts(rows, columns)
 
 
@@ -347,7 +357,7 @@ def _model_checks(
 ) -> list[Check]:
     """What the model as a whole gives: outputs, symbols, bitstreams, decoded images."""
     model, progress = subject.model, subject.progress
-    pixels = image.shape[0] * image.shape[2] * image.shape[3]
+    pixels = image[:, 0].numel()
     progress(f"{blank.image}: the same with the library's kernels")
     stock = subject.run(model, image, "stock"), subject.compress(model, image, "stock")
     checks = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,9 +88,6 @@ def test_predicted_memory_is_the_true_peak_within_15_percent(schedule: Any) -> N
     assert abs(predicted - peak) <= 0.15 * peak, predicted / peak
 
 
-def test_images_in_files_are_no_volumes(tmp_path: Any) -> None:
-    (stage,) = tiled_stages(overlap_tool.wrap(Skips().eval(), tile=16)).values()
+def test_dask_arrays_are_of_images() -> None:
     with pytest.raises(OptionError, match="takes a volume"):
-        stage.network.require_one_map("it")
-    with pytest.raises(OptionError, match="takes a volume"):
-        overlap_tool.verify(Skips().eval(), tiles=[16])
+        overlap_tool.distributed.map_tiles(Skips().eval(), np.zeros((1, DEPTH, 40, 40), np.float32))

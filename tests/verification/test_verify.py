@@ -29,6 +29,7 @@ import overlap_tool
 from overlap_tool import Certificate, report
 from overlap_tool.errors import CodingError, OptionError, SlowKernelWarning
 from overlap_tool.geometry import Padding, Window
+from overlap_tool.geometry.layout import Layout
 from overlap_tool.geometry.walk import Turn
 from overlap_tool.kernels import cpu
 from overlap_tool.kernels.form import Form
@@ -36,7 +37,7 @@ from overlap_tool.planning.choose import Shape, plan_stage
 from overlap_tool.rules import Rule, extend, register_rule
 from overlap_tool.rules.convolution import windows
 from overlap_tool.runtime.execute import Execution
-from overlap_tool.settings import Settings
+from overlap_tool.settings import Settings, Size
 from overlap_tool.verification import Check, equality
 from overlap_tool.verification.images import seeded, telling_size
 from overlap_tool.verification.pieces import halo
@@ -538,7 +539,7 @@ def test_the_made_up_image_shows_every_overlap_whole(architecture, tile) -> None
 
 
 def test_the_made_up_image_is_the_same_everywhere() -> None:
-    image = seeded((37, 21), channels=3, multiple=16)
+    image = seeded(Size(37, 21), Layout.of_map(3), multiple=16)
     assert image.record.sha256.startswith("e908f5b2fadc")
     assert image.record.size == (37, 21)
     assert image.record.padded == (48, 32)
