@@ -159,7 +159,7 @@ def test_the_architecture_page_names_every_file() -> None:
 
 SHARED = {
     "the command is named after the function that it calls": (
-        "analyze compress decompress run selftest verify wrap"
+        "analyze compress decompress run selftest update verify wrap"
     ),
     "a rule is named after its op, and so is what the exact engine composes": (
         "adaptive_avg_pool2d batch_norm group_norm layer_norm norm"

@@ -18,6 +18,7 @@ from overlap_tool.cli.messages import say
 from overlap_tool.cli.run import run
 from overlap_tool.cli.selftest import selftest
 from overlap_tool.cli.spelling import MistypedError, as_one_line, as_typed
+from overlap_tool.cli.update import update
 from overlap_tool.cli.verify import verify
 from overlap_tool.cli.wrap import wrap
 from overlap_tool.errors import OverlapToolError
@@ -35,6 +36,7 @@ app.command()(wrap)
 app.command()(verify)
 app.command()(compress)
 app.command()(decompress)
+app.command()(update)
 app.command()(run)
 app.command()(selftest)
 

@@ -17,6 +17,7 @@ from overlap_tool import __version__
 from overlap_tool.checkpoint import hash_weights
 from overlap_tool.checkpoint.artefact import Artefact
 from overlap_tool.errors import OptionError
+from overlap_tool.files.coding.change import Change
 from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.formats.frame import Frame
@@ -115,8 +116,9 @@ class Codec:
         }
 
     @contextmanager
-    def running(self, workspace: Workspace, frame: Frame) -> Iterator[None]:
-        """Inside, the model runs on maps of this image that are not in memory, and codes in pieces."""
+    def running(self, workspace: Workspace, frame: Frame, change: Change | None = None) -> Iterator[None]:
+        """Inside, the model runs on maps of this image that are not in memory, and codes in pieces; after a
+        `change` of the image, those that it reaches."""
         refuse_broken_tables(self.model, self.architecture)
         symbols = sum(math.prod(size) * channels for size, channels in self.coded_maps(frame).items())
         with ExitStack() as stack:
@@ -127,7 +129,7 @@ class Codec:
             stack.enter_context(engine(self.stages[0].settings.engine))
             stack.enter_context(pieces())
             stack.enter_context(workspace.running())
-            stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture))
+            stack.enter_context(coded_in_pieces(self.model, workspace, self.architecture, change))
             stack.enter_context(raster_in_bands(self.model, workspace, self.architecture))
             yield
 

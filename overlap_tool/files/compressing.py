@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame, padding
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
 from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
+from overlap_tool.files.job import Job
 from overlap_tool.files.running import Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, Task
@@ -77,42 +79,56 @@ def compress(
         block = tuple(Fraction(min(blocks or side, side), side) for side in frame.padded)
         workspace = task.workspace(job, in_memory, "compress", block=block)
         numbers = PictureNumbers(str(source), picture, frame, codec.device)
-        whole = LazyMap(
-            numbers, (1, codec.channels, *frame.padded), torch.float32, codec.device, workspace.taken_whole
-        )
-        strings: list[bytes] = []
         with codec.running(workspace, frame):
-            given, packed = own_code.compress(codec, whole, strings)
+            head, strings = coded(codec, numbers, workspace)
         if blocks is not None and not all(isinstance(string, CodedString) for string in strings):
             raise CodingError(
                 f"{codec.architecture} ({codec.where})",
                 "it codes symbols in code of its own, as one string",
                 "Leave `blocks` out",
             )
-        head = Head(
-            architecture=codec.architecture,
-            weights_sha256=codec.weights_sha256,
-            width=width,
-            height=height,
-            channels=picture.shape[2],
-            padding=frame.around,
-            dtype=str(dtype),
-            engine=codec.fingerprint,
-            **container.told_of(given, packed, strings),
-            bands=tuple(container.bands_of(string) for string in strings),
-        )
         refuse_impossible(str(source), head, codec, head.payload)
-        made = job.folder / "coded"
-        with made.open("wb") as file:
-            container.write(file, head, strings)
-            file.flush()
-            os.fsync(file.fileno())
+        made = written(job, head, strings)
         size = made.stat().st_size
         psnr = None
         if check:
             psnr = _psnr_of(codec, made, picture, frame, task.workspace(job, in_memory, "check"))
         job.finish(made)
     return task.summary(job, head.frame, size, head.most_bands, psnr)
+
+
+def coded(codec: Codec, image: PictureNumbers, workspace: Workspace) -> tuple[Head, list[bytes]]:
+    """What the model makes of an image: what a file says of it, and its strings."""
+    frame, picture, strings = image.frame, image.picture, list[bytes]()
+    shape = (1, codec.channels, *frame.padded)
+    whole = LazyMap(image, shape, torch.float32, codec.device, workspace.taken_whole)
+    given, packed = own_code.compress(codec, whole, strings)
+    turns = {id(string): turn for turn, string in enumerate(workspace.coded)}
+    head = Head(
+        architecture=codec.architecture,
+        weights_sha256=codec.weights_sha256,
+        width=frame.width,
+        height=frame.height,
+        channels=picture.shape[2],
+        padding=frame.around,
+        dtype=str(frame.dtype),
+        engine=codec.fingerprint,
+        **container.told_of(given, packed, strings),
+        bands=tuple(container.bands_of(string) for string in strings),
+    )
+    if head.banded and all(id(string) in turns for string in strings) and len(strings) == len(turns):
+        head = replace(head, order=tuple(turns[id(string)] for string in strings))
+    return head, strings
+
+
+def written(job: Job, head: Head, strings: list[bytes]) -> Path:
+    """The file, whole and on the disk, in the folder of a job."""
+    made = job.folder / "coded"
+    with made.open("wb") as file:
+        container.write(file, head, strings)
+        file.flush()
+        os.fsync(file.fileno())
+    return made
 
 
 def _refuse_blocks(codec: Codec, blocks: int) -> None:

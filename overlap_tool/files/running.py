@@ -29,7 +29,7 @@ from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
 from overlap_tool.runtime import deferred, passes
-from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, origins
+from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, sources
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
@@ -87,6 +87,10 @@ class Workspace:
         """Whether maps are computed where they are read, and not all of them at once: some is not read."""
         self.block = block
         """Of a map's height and width, what is coded as a string of its own."""
+        self.coded: list[bytes] = []
+        """The strings that entropy models have made, in order."""
+        self.took_whole = False
+        """Whether the model's own code took all of a map."""
         self.stores = 0
 
     def block_of(self, height: int, width: int) -> tuple[int, int]:
@@ -150,9 +154,10 @@ class Workspace:
 
     def _at_rest(self, reader: str, whole: LazyMap) -> LazyMap:
         """The map as it is now; in a file first if reading it computes a stage, over and over by tiles."""
-        if not any(isinstance(origin, StageNumbers) for origin in origins(whole.numbers)):
-            return whole.snapshot()
         _, channels, height, width = whole.shape
+        behind = sources(whole.numbers, Area.whole(height, width))
+        if not any(isinstance(source, StageNumbers) for source, _ in behind):
+            return whole.snapshot()
         if self.on_demand:
             numbers = in_chunks(whole.numbers, height, width, self.limit)
             return self.lazy(numbers, tuple(whole.shape), whole)
@@ -165,6 +170,7 @@ class Workspace:
         return LazyMap(numbers, shape, like.dtype, like.device, self.taken_whole)
 
     def taken_whole(self, one: LazyMap, function: str) -> None:
+        self.took_whole = True
         if one.bytes > self.limit:
             self.notify(
                 f"the model's own code needs a whole map of {one.bytes / 2**20:.0f} MiB ({function}): "
@@ -323,7 +329,7 @@ CHUNK = 64
 def in_chunks(numbers: Numbers, height: int, width: int, limit: int) -> OnDemand:
     """The same, computed in squares, which stay for whoever reads them again."""
     areas = [Area(down, across) for down in cut(height, CHUNK) for across in cut(width, CHUNK)]
-    return OnDemand(areas, lambda number: numbers.read(*areas[number]), limit)
+    return OnDemand(areas, lambda number: numbers.read(*areas[number]), limit, numbers)
 
 
 def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> None:

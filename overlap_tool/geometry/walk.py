@@ -37,6 +37,10 @@ class Area(NamedTuple):
         """How many positions it has."""
         return self.rows.length * self.columns.length
 
+    def meets(self, other: Area) -> bool:
+        """Whether they have a position in common."""
+        return not any(one.within(two).empty for one, two in zip(self, other, strict=True))
+
 
 class Turn(NamedTuple):
     """What happens when the walk comes to an op, in this order.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,29 +54,40 @@ def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
             sink.write(rows, area.columns, numbers.read(rows, area.columns))
 
 
-def origins(numbers: Numbers) -> Iterator[Numbers]:
-    """The sources of numbers, behind all deferred functions."""
+def sources(numbers: Numbers, area: Area) -> Iterator[tuple[Numbers, Area]]:
+    """What is behind all deferred functions, and which area of it is read for an area of these numbers."""
     match numbers:
         case Computed():
             for operand in numbers.operands:
-                yield from origins(operand)
+                yield from sources(operand, area)
         case Excerpt():
-            yield from origins(numbers.whole)
+            region = numbers.region
+            picked = Area(_covered(region.rows, area.rows), _covered(region.columns, area.columns))
+            yield from sources(numbers.whole, picked)
         case Overwritten():
-            yield from origins(numbers.before)
-            yield from origins(numbers.written)
+            yield from sources(numbers.before, area)
+            down, across = (
+                _met(lines, span)[0]
+                for lines, span in zip((numbers.region.rows, numbers.region.columns), area, strict=True)
+            )
+            if not (down.empty or across.empty):
+                yield from sources(numbers.written, Area(down, across))
         case _:
-            yield numbers
+            yield numbers, area
 
 
 class OnDemand:
     """Numbers that are made rectangle by rectangle when they are read. Those read last stay, up to `limit`
     bytes."""
 
-    def __init__(self, areas: Sequence[Area], make: Callable[[int], Tensor], limit: int) -> None:
+    def __init__(
+        self, areas: Sequence[Area], make: Callable[[int], Tensor], limit: int, of: Any = None
+    ) -> None:
         self.areas = areas
         self.make = make
         self.limit = limit
+        self.of = of
+        """What they are made of: other numbers, or a string."""
         self.made: dict[int, Tensor] = {}
         """By their numbers, the one read last at the end."""
 

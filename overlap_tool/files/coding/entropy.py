@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import ContainerError
+from overlap_tool.files.coding.change import Change
 from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
@@ -98,26 +99,31 @@ def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> lis
 
 
 @contextmanager
-def coded_in_pieces(model: nn.Module, workspace: Workspace, where: str) -> Iterator[None]:
-    """Inside, CompressAI's entropy models code piece by piece; classes with a coding of their own keep it."""
+def coded_in_pieces(
+    model: nn.Module, workspace: Workspace, where: str, change: Change | None = None
+) -> Iterator[None]:
+    """Inside, CompressAI's entropy models code piece by piece; classes with a coding of their own keep it.
+
+    After a `change`, what it does not reach keeps its strings.
+    """
     from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
     changed: list[tuple[nn.Module, str]] = []
 
-    def change(module: nn.Module, kind: type[nn.Module], name: str, method: Callable[..., Any]) -> None:
+    def put_in_place(module: nn.Module, kind: type[nn.Module], name: str, method: Callable[..., Any]) -> None:
         if getattr(type(module), name) is getattr(kind, name):
             setattr(module, name, method)
             changed.append((module, name))
 
     for number, module in enumerate(model.modules()):
-        coder = _Coder(module, workspace, f"{where}, symbols {number}")
+        coder = _Coder(module, workspace, f"{where}, symbols {number}", change)
         if isinstance(module, EntropyBottleneck):
-            change(module, EntropyBottleneck, "compress", coder.compress_by_channel)
-            change(module, EntropyBottleneck, "decompress", coder.decompress_by_channel)
+            put_in_place(module, EntropyBottleneck, "compress", coder.compress_by_channel)
+            put_in_place(module, EntropyBottleneck, "decompress", coder.decompress_by_channel)
         elif isinstance(module, GaussianConditional):
-            change(module, GaussianConditional, "compress", coder.compress)
-            change(module, GaussianConditional, "decompress", coder.decompress)
-            change(module, GaussianConditional, "build_indexes", coder.build_indexes)
+            put_in_place(module, GaussianConditional, "compress", coder.compress)
+            put_in_place(module, GaussianConditional, "decompress", coder.decompress)
+            put_in_place(module, GaussianConditional, "build_indexes", coder.build_indexes)
     try:
         yield
     finally:
@@ -128,10 +134,11 @@ def coded_in_pieces(model: nn.Module, workspace: Workspace, where: str) -> Itera
 class _Coder:
     """Stands in for the methods of one entropy model."""
 
-    def __init__(self, model: Any, workspace: Workspace, where: str) -> None:
+    def __init__(self, model: Any, workspace: Workspace, where: str, change: Change | None) -> None:
         self.model = model
         self.workspace = workspace
         self.where = where
+        self.change = change
 
     def compress_by_channel(self, x: Tensor) -> list[CodedString]:
         return self.compress(x, *self._by_channel(tuple(x.shape)))
@@ -152,20 +159,39 @@ class _Coder:
         self.model._check_offsets_size()
         if inputs.shape != indexes.shape:
             raise ValueError("`inputs` and `indexes` should have the same size.")
-        lazy = any(isinstance(one, LazyMap) for one in (inputs, indexes, means))
-        areas = areas_to_code(self.workspace, inputs.shape, lazy)
+        read = [one for one in (inputs, indexes, means) if one is not None]
+        lazy = any(isinstance(one, LazyMap) for one in read)
         strings = []
         for image in range(inputs.shape[0]):
-            parts, bands = [], []
+            parts, bands, changed = [], [], []
+            before = self._coded_before(inputs.shape)
+            areas = list(before) or areas_to_code(self.workspace, inputs.shape, lazy)
             for area in areas:
+                old = before.get(area)
+                if old and self.change and not any(self.change.reaches(one, area) for one in read):
+                    parts.append(old.read())
+                    bands.append(old.band)
+                    continue
                 offsets = None if means is None else _piece(means, image, area)
                 symbols = self.model.quantize(_piece(inputs, image, area), "symbols", offsets)[0]
                 string, digest = self._encode(symbols, _piece(indexes, image, area)[0])
                 columns = 0 if area.columns == areas[-1].columns == areas[0].columns else area.columns.length
                 parts.append(string)
                 bands.append(Band(area.rows.length, len(string), digest, columns))
+                if old is None or (string, bands[-1]) != (old.read(), old.band):
+                    changed.append(area)
             strings.append(CodedString.of(parts, bands))
+            self.workspace.coded.append(strings[-1])
+            if self.change:
+                self.change.coded(strings[-1], changed)
         return strings
+
+    def _coded_before(self, shape: Sequence[int]) -> dict[Area, CodedBand]:
+        """The bands of the same map before it changed, by their places."""
+        string = None if self.change is None else next(self.change.before, None)
+        if string is None:
+            return {}
+        return {band.area: band for band in coded_bands(string, *_lines(shape), self.where)}
 
     def decompress(
         self,
@@ -194,11 +220,12 @@ class _Coder:
             return self._decode_band(band, image, indexes, means, dtype)
 
         if len(coded) == 1:
+            self.workspace.took_whole = True
             return decode(coded[0])
         like = torch.empty(0, dtype=dtype, device=indexes.device)
         if self.workspace.on_demand:
             areas = [band.area for band in coded]
-            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit)
+            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit, string)
             return self.workspace.lazy(numbers, (1, channels, height, width), like)
         stored = self.workspace.store("decoded", (channels, height, width), dtype)
         for rows, beside in groupby(coded, lambda band: band.area.rows):

@@ -104,6 +104,8 @@ class Head:
     bands: tuple[tuple[Band, ...], ...]
     given: Any = None
     """All that a model gave which gives no shape and strings: nested, with numbers for its strings."""
+    order: tuple[int, ...] = ()
+    """The turn in which each string was coded; not known where a model codes by itself."""
 
     @property
     def banded(self) -> bool:
@@ -129,6 +131,8 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
     told = {**asdict(head), "banded": head.banded}
     if head.given is None:
         del told["given"]
+    if not head.order:
+        del told["order"]
     told["bands"] = [[_plain_band(band) for band in bands] for bands in head.bands]
     inside = json.dumps(told, separators=(",", ":")).encode()
     version = IN_PARTS if head.banded else VERSION
@@ -289,11 +293,14 @@ def _head(told: Any) -> Head:
         strings=told["strings"],
         bands=tuple(tuple(_band(band) for band in bands) for bands in told["bands"]),
         given=told.get("given"),
+        order=tuple(_count(turn, 0, LARGEST_SIDE) for turn in told.get("order", ())),
     )
     if head.dtype not in SAMPLES:
         raise ValueError(f"samples of {head.dtype}")
     if sorted(_numbers(head.strings)) != list(range(len(head.bands))) or not all(head.bands):
         raise ValueError("strings and bands that do not belong together")
+    if head.order and sorted(head.order) != list(range(len(head.bands))):
+        raise ValueError("an order that is none of its strings")
     if told["banded"] is not head.banded:
         raise ValueError("bands that are not flagged")
     return head

@@ -1,0 +1,75 @@
+"""What a change of an image reaches: which bands have to be coded again, by the geometry of all between.
+
+Where that cannot be told, everything is taken to be reached: then more is coded again than need be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from overlap_tool.files.formats.container import CodedString
+from overlap_tool.files.running import StageNumbers, Workspace, area_read
+from overlap_tool.geometry.walk import Area
+from overlap_tool.runtime.deferred import Argument, InMemory, Numbers, OnDemand, sources
+from overlap_tool.runtime.lazy import LazyMap
+
+
+class Change:
+    """A rectangle of an image that differs from what it was when these strings were coded, in this order."""
+
+    def __init__(
+        self, image: Numbers, area: Area, before: Sequence[CodedString], workspace: Workspace
+    ) -> None:
+        self.image = image
+        self.area = area
+        self.before: Iterator[CodedString] = iter(before)
+        self.workspace = workspace
+        self.bands = self.renewed = 0
+        """How many bands there are so far, and how many of them are other ones than before."""
+        self._changed: dict[int, tuple[CodedString, list[Area]]] = {}
+        """By the identities of strings, which are kept so that none is another's."""
+
+    def coded(self, string: CodedString, changed: list[Area]) -> None:
+        """Note where the symbols of a string are other ones than before."""
+        self._changed[id(string)] = string, changed
+        self.bands += len(string.bands)
+        self.renewed += len(changed)
+
+    def reaches(self, values: Tensor, area: Area) -> bool:
+        """Whether an area of a map follows from what has changed."""
+        if self.workspace.took_whole:  # then any number may be made of it
+            return True
+        if isinstance(values, LazyMap):
+            return self._reaches(values.numbers, area)
+        return _has_places(values, behind=2)
+
+    def _reaches(self, numbers: Numbers, area: Area) -> bool:
+        return any(self._is_changed(source, part) for source, part in sources(numbers, area))
+
+    def _is_changed(self, source: Numbers, area: Area) -> bool:
+        if source is self.image:
+            return area.meets(self.area)
+        match source:
+            case StageNumbers():
+                whole, shape = source.source, source.shape
+                return not isinstance(whole, LazyMap) or self._reaches(
+                    whole.numbers, area_read(source.stage, shape, area)
+                )
+            case OnDemand() if isinstance(source.of, CodedString):
+                known = self._changed.get(id(source.of))
+                return known is None or any(area.meets(each) for each in known[1])
+            case OnDemand() if source.of is not None:
+                return self._reaches(source.of, area)
+            case Argument() if source.behind is None:
+                return False  # weights
+            case Argument() | InMemory():
+                return _has_places(source.values, source.behind or 2)
+        return True
+
+
+def _has_places(values: Tensor, behind: int) -> bool:
+    """Whether a tensor has other numbers at other places; one that is spread over a map has not."""
+    sides = range(max(0, values.ndim - behind), values.ndim)[:2]
+    return any(values.shape[side] > 1 and values.stride(side) != 0 for side in sides)

@@ -1,0 +1,87 @@
+"""`update`: a compressed image of which a rectangle has changed. What that does not reach is copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from overlap_tool.errors import ContainerError, ImageFileError
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding.change import Change
+from overlap_tool.files.coding.matching import (
+    refuse_another_checkpoint,
+    refuse_another_engine,
+    refuse_impossible,
+)
+from overlap_tool.files.compressing import coded, written
+from overlap_tool.files.formats import container
+from overlap_tool.files.formats.container import CodedString
+from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
+from overlap_tool.files.region import Rectangle, area_of
+from overlap_tool.files.summary import RunNotes, RunSummary
+from overlap_tool.files.task import IN_MEMORY, Task
+from overlap_tool.geometry.walk import Area
+
+
+def update(
+    codec: Codec,
+    compressed: str | os.PathLike[str],
+    image: str | os.PathLike[str],
+    region: Rectangle,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    in_memory: int = IN_MEMORY,
+    quiet: bool = True,
+    notify: Callable[[str], None] | None = None,
+) -> RunSummary:
+    """Code an image again that differs from the compressed one inside of a `region` alone: the column and the
+    row of its upper left pixel, its width and its height.
+
+    The file has to be coded in blocks. Those that the change reaches are computed and coded anew, the others
+    keep their strings: the result is what `compress` makes of the new image with the same blocks. It takes
+    the place of the old file, unless `output` names another.
+    """
+    notes, source, target = RunNotes(notify), Path(compressed), Path(output or compressed)
+    codec.refuse_if_no_codec()
+    head, strings = container.read(source)
+    refuse_another_checkpoint(str(source), head, codec)
+    refuse_impossible(str(source), head, codec, head.payload)
+    refuse_another_engine(str(source), head, codec, False, notes)
+    if not head.order:
+        raise ContainerError(
+            str(source), "it is not coded in blocks", "Compress the image again, with `blocks=1024`"
+        )
+    picture = open_picture(Path(image))
+    refuse_channels(str(image), picture, codec.channels)
+    frame = head.frame
+    found, expected = (*picture.shape, str(picture.dtype.newbyteorder("="))), (
+        head.height, head.width, head.channels, head.dtype,
+    )  # fmt: skip
+    if found != expected:
+        raise ImageFileError(
+            str(image), f"it is {_told(*found)}, and what was coded was {_told(*expected)}",
+            "Give the whole image after the change, or compress it anew",
+        )  # fmt: skip
+    changed = area_of(region, head.height, head.width)
+    left, _, top, _ = frame.around
+    task = Task("update", codec, Path(image), target, notes, resume=False, quiet=quiet)
+    with task.job(memory=in_memory, region=region) as job:
+        workspace = task.workspace(job, in_memory, "update", on_demand=True)
+        numbers = PictureNumbers(str(image), picture, frame, codec.device)
+        in_order: list[CodedString] = [string for _, string in sorted(zip(head.order, strings, strict=True))]
+        change = Change(
+            numbers, Area(changed.rows.shift(top), changed.columns.shift(left)), in_order, workspace
+        )
+        with codec.running(workspace, frame, change):
+            head, made = coded(codec, numbers, workspace)
+        notes.note(f"{change.renewed} of {change.bands} blocks are other ones than before")
+        file = written(job, head, made)
+        size = file.stat().st_size
+        job.finish(file)
+    return task.summary(job, frame, size, head.most_bands)
+
+
+def _told(height: int, width: int, channels: int, dtype: str) -> str:
+    return f"{width}x{height} of {channels} channels, {dtype}"

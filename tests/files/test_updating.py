@@ -1,0 +1,125 @@
+"""A rectangle of an image changes: the file becomes that of the new image, mostly by copying."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.photographs import codec, photograph
+
+from overlap_tool.errors import ContainerError, ImageFileError, OptionError
+from overlap_tool.files import compress, decompress, update
+from overlap_tool.files.coding.entropy import _Coder
+from overlap_tool.files.formats import container
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BLOCKS = 64
+BEFORE = photograph("chelsea", 240, 380)
+CODECS = [
+    "bmshj2018-factorized",
+    "mbt2018-mean",
+    "cheng2020-anchor-checkerboard",
+    pytest.param("elic2022-official", marks=pytest.mark.slow),
+]
+
+
+def changed(region: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
+    x, y, width, height = region
+    after = BEFORE.copy()
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    after[y : y + height, x : x + width] = noise
+    return after
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def coded(request, tmp_path_factory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("coded")
+    np.save(folder / "before.npy", BEFORE)
+    compress(codec(request.param), folder / "before.npy", folder / "before.lic", blocks=BLOCKS)
+    return request.param, folder
+
+
+def updated(name: str, folder: Path, region: tuple[int, int, int, int], made: Path) -> str:
+    """Both ways; what the summary tells. They give the same bytes."""
+    after = made / "after.npy"
+    np.save(after, changed(region))
+    told = update(codec(name), folder / "before.lic", after, region, made / "updated.lic")
+    compress(codec(name), after, made / "anew.lic", blocks=BLOCKS)
+    assert (made / "updated.lic").read_bytes() == (made / "anew.lic").read_bytes(), region
+    return told.notes[-1]
+
+
+@pytest.mark.parametrize("region", [(200, 130, 5, 3), (0, 0, 40, 40), (375, 230, 5, 10), (0, 0, 380, 240)])
+def test_the_bytes_are_those_of_the_new_image(tmp_path, coded, region) -> None:
+    updated(*coded, region, tmp_path)
+
+
+@pytest.mark.slow
+def test_of_many_rectangles(tmp_path, coded) -> None:
+    drawn = random.Random(0)
+    for _ in range(60):
+        x, y = drawn.randrange(380), drawn.randrange(240)
+        updated(*coded, (x, y, drawn.randint(1, 380 - x), drawn.randint(1, 240 - y)), tmp_path)
+
+
+def test_what_a_change_does_not_reach_is_not_coded(tmp_path, monkeypatch) -> None:
+    name, region = "mbt2018-mean", (4, 4, 8, 8)
+    before = np.tile(BEFORE, (2, 2, 1))
+    after = before.copy()
+    after[4:12, 4:12] = changed(region)[4:12, 4:12]
+    np.save(tmp_path / "before.npy", before)
+    np.save(tmp_path / "after.npy", after)
+    compress(codec(name), tmp_path / "before.npy", tmp_path / "it.lic", blocks=BLOCKS)
+    head, _ = container.read(tmp_path / "it.lic")
+    calls: list[int] = []
+    encode = _Coder._encode
+
+    def counted(self, symbols, indexes):
+        calls.append(symbols.numel())
+        return encode(self, symbols, indexes)
+
+    monkeypatch.setattr(_Coder, "_encode", counted)
+    told = update(codec(name), tmp_path / "it.lic", tmp_path / "after.npy", region)
+    blocks = sum(map(len, head.bands))
+    assert 0 < len(calls) < blocks / 5
+    assert told.notes[-1].endswith(f"of {blocks} blocks are other ones than before")
+    decompress(codec(name), tmp_path / "it.lic", tmp_path / "found.npy")  # it took the place of the old file
+    monkeypatch.undo()
+    compress(codec(name), tmp_path / "after.npy", tmp_path / "anew.lic", blocks=BLOCKS)
+    assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "anew.lic").read_bytes()
+
+
+def test_what_cannot_be_updated_is_refused(tmp_path, coded) -> None:
+    name, folder = coded
+    model, region = codec(name), (0, 0, 9, 9)
+    np.save(tmp_path / "small.npy", BEFORE[:90])
+    with pytest.raises(
+        ImageFileError, match="it is 380x90 of 3 channels, uint8, and what was coded was 380x240"
+    ):
+        update(model, folder / "before.lic", tmp_path / "small.npy", region)
+    with pytest.raises(OptionError, match="is not inside of an image of 380x240"):
+        update(model, folder / "before.lic", folder / "before.npy", (360, 0, 40, 9))
+    compress(model, folder / "before.npy", tmp_path / "whole.lic")
+    with pytest.raises(ContainerError, match="it is not coded in blocks"):
+        update(model, tmp_path / "whole.lic", folder / "before.npy", region)
+
+
+def test_on_the_command_line(run, tmp_path, coded) -> None:
+    name, folder = coded
+    if name != "mbt2018-mean":
+        pytest.skip("once is enough")
+    assert run("wrap", "zoo:bmshj2018-factorized", "--tile", 64, "-o", tmp_path / "it.tiled.pt")[0] == 0
+    model = ("--model", tmp_path / "it.tiled.pt")
+    np.save(tmp_path / "after.npy", changed((9, 9, 30, 20)))
+    assert run("compress", *model, folder / "before.npy", "-o", tmp_path / "it.lic", "--blocks", 64)[0] == 0
+    region = ("--region", "9,9,30,20")
+    code, _, err = run("update", *model, tmp_path / "it.lic", "--image", tmp_path / "after.npy", *region)
+    assert code == 0, err
+    assert "blocks are other ones than before" in err
+    assert (
+        run("compress", *model, tmp_path / "after.npy", "-o", tmp_path / "anew.lic", "--blocks", 64)[0] == 0
+    )
+    assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "anew.lic").read_bytes()
