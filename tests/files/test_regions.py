@@ -18,9 +18,8 @@ from torch import nn
 import overlap_tool
 from overlap_tool.errors import ContainerError, OptionError
 from overlap_tool.files import Codec, compress, decompress, run
-from overlap_tool.files.formats import container
+from overlap_tool.files.formats import arrays, container
 from overlap_tool.files.formats.container import StringInFile
-from overlap_tool.files.formats.pictures import NumpyFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,13 +83,13 @@ def test_a_region_is_the_crop_of_the_whole(tmp_path, network, options) -> None:
 def test_nothing_else_of_the_input_is_read(tmp_path, monkeypatch) -> None:
     """Two convolutions, of 5 and 3, read 3 pixels around; a tile is read once, and all of it is one tile."""
     read: list[int] = []
-    samples = NumpyFile._samples
+    read_into = arrays._read_into
 
-    def counting(self, file, first, count):
-        read.append(count * self.dtype.itemsize)
-        return samples(self, file, first, count)
+    def counting(file, values):
+        read.append(values.nbytes)
+        return read_into(file, values)
 
-    monkeypatch.setattr(NumpyFile, "_samples", counting)
+    monkeypatch.setattr(arrays, "_read_into", counting)
     np.save(tmp_path / "in.npy", PIXELS)
     run(_wrapped(Doubles(), tile=64), tmp_path / "in.npy", tmp_path / "out.npy", region=(60, 40, 20, 10))
     one_row_to_see_its_type = 1
