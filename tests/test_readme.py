@@ -115,6 +115,7 @@ def written(tmp_path_factory) -> Iterator[Path]:
     Image.fromarray(skimage.data.coffee()[:90, :120]).save(folder / "photo.png")
     Image.fromarray(skimage.data.coffee()[:90, :120]).save(folder / "photo.tif")
     compress(Codec.load(folder / "mean.tiled.pt"), folder / "photo.png", folder / "photo.lic")
+    compress(Codec.load(folder / "mean.tiled.pt"), folder / "photo.tif", folder / "again.lic", blocks=64)
     for name, text in FILES.items():
         (folder / name).write_text(text)
     rules = dict(registry._registered)

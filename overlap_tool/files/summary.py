@@ -31,6 +31,8 @@ class RunSummary:
     resumed: bool
     seconds: float
     peak_memory_bytes: int
+    renewed: int | None = None
+    """Of an update, how many bands are other ones than before."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -42,6 +44,8 @@ class RunSummary:
             parts.append(f"{self.bytes} bytes, {self.bits_per_pixel:.4f} bits per pixel")
         if self.bands is not None and self.bands > 1:
             parts.append(f"coded in {self.bands} bands")
+        if self.renewed is not None:
+            parts.append(f"{self.renewed} of all bands are new")
         if self.psnr is not None:
             parts.append(f"PSNR {self.psnr:.3f} dB")
         parts += [f"{self.seconds:.1f} s", f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB"]

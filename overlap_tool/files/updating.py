@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from overlap_tool.errors import ContainerError, ImageFileError
@@ -76,11 +77,10 @@ def update(
         )
         with codec.running(workspace, frame, change):
             head, made = coded(codec, numbers, workspace)
-        notes.note(f"{change.renewed} of {change.bands} blocks are other ones than before")
         file = written(job, head, made)
         size = file.stat().st_size
         job.finish(file)
-    return task.summary(job, frame, size, head.most_bands)
+    return replace(task.summary(job, frame, size, head.most_bands), renewed=change.renewed)
 
 
 def _told(height: int, width: int, channels: int, dtype: str) -> str:

@@ -26,15 +26,14 @@ class Change:
         self.area = area
         self.before: Iterator[CodedString] = iter(before)
         self.workspace = workspace
-        self.bands = self.renewed = 0
-        """How many bands there are so far, and how many of them are other ones than before."""
+        self.renewed = 0
+        """How many bands are other ones than before."""
         self._changed: dict[int, tuple[CodedString, list[Area]]] = {}
         """By the identities of strings, which are kept so that none is another's."""
 
     def coded(self, string: CodedString, changed: list[Area]) -> None:
         """Note where the symbols of a string are other ones than before."""
         self._changed[id(string)] = string, changed
-        self.bands += len(string.bands)
         self.renewed += len(changed)
 
     def reaches(self, values: Tensor, area: Area) -> bool:
