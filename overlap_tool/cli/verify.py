@@ -52,7 +52,7 @@ def verify(
         typer.Option(
             "--tile",
             metavar="N or WxH,...",
-            help="Tiles in pixels of the image, with commas between them; 256 if left out (64 of volumes), or "
+            help="Tiles in pixels of the image, with commas between them; 256 if left out, 64 of volumes, or "
             "what a wrapped model was wrapped with.",
         ),
     ] = None,
