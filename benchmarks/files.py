@@ -24,8 +24,8 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
+from overlap_tool.planning.live_bytes import LiveBytes
 
 MODEL = "mbt2018-mean"
 

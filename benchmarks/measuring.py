@@ -9,8 +9,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import exact_kernels
+from overlap_tool.planning.live_bytes import LiveBytes
 
 Way = Callable[[Tensor], Tensor]
 

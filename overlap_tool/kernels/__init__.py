@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from overlap_tool.kernels.mode import exact_kernels, is_exact, register_exact_op
+from overlap_tool.kernels.mode import exact_kernels, is_exact, register_exact_op, rehearsal
+from overlap_tool.kernels.scores import in_blocks, settled
 from overlap_tool.kernels.trial import Fallback, fallbacks
 from overlap_tool.kernels.whole import ops_of_the_library, pieces
 
@@ -13,10 +14,13 @@ __all__ = [
     "engine",
     "exact_kernels",
     "fallbacks",
+    "in_blocks",
     "is_exact",
     "ops_of_the_library",
     "pieces",
     "register_exact_op",
+    "rehearsal",
+    "settled",
 ]
 
 

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import unnumbered
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
 from overlap_tool.kernels.volumes import by_planes
@@ -314,7 +316,7 @@ def _convolve(
     out: Tensor | None = None,
 ) -> Tensor:
     """With weights of this shape, packed as the kernel that is right for the layer wants them."""
-    kernel = kernel_for(Layer.of(x, shape, form))
+    kernel = unnumbered if isinstance(x, FakeTensor) else kernel_for(Layer.of(x, shape, form))
     return kernel.convolve(x, packed(kernel), bias, form, out)
 
 

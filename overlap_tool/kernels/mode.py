@@ -25,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError, PluginError
-from overlap_tool.kernels import chain, compositions, whole
+from overlap_tool.kernels import chain, compositions, scores, whole
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
+from overlap_tool.kernels.scores import Scores
 
 MOVES = """
     _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided cat channel_shuffle clone
@@ -170,10 +171,12 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """PyTorch picks this function, or its plain one, by shapes and strides: both have to give the same bits.
     Of the second result only a gradient would be made."""
-    found, _ = torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale
-    )
-    return found, query.new_empty(0)
+    groups = query.shape[-3] != key.shape[-3]
+    with scores.in_blocks():
+        found = torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=groups
+        )[0]  # the other is all the scores
+        return scores.settled(found), query.new_empty(0)
 
 
 LSTM = 2
@@ -236,9 +239,13 @@ class _Op(NamedTuple):
 
 
 class _ExactKernels(TorchDispatchMode):
-    def __init__(self) -> None:
+    """Fake tensors, which have no numbers, are computed with by functions that give their shapes, or, in a
+    rehearsal, by all the steps that others would take, so that these can be counted."""
+
+    def __init__(self, rehearses: bool = False) -> None:
         super().__init__()
         self.prepared = chain.Prepared()
+        self.rehearses = rehearses
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -246,11 +253,21 @@ class _ExactKernels(TorchDispatchMode):
         kwargs = kwargs or {}
         written, overload, name, mutable = _Op.of(func)
         given = [*_tensors(args), *_tensors(kwargs.values())]
+        if mutable and (waiting := scores.waiting()):
+            with self:
+                scores.settled(waiting)
+        if any(isinstance(each, Scores) for each in given):
+            with self:
+                return scores.computed(func, name, args, kwargs)
         if mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
+        if scores.too_large(name, given):
+            with self:
+                return scores.product(func, args, kwargs)
         if name in ("div", "floor_divide") and all(map(_has_memory, given)):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
-        if func.is_view or name in MOVED or _only_shapes(given, kwargs):
+        rehearses = self.rehearses and written.startswith("aten::")
+        if func.is_view or name in MOVED or (_only_shapes(given, kwargs) and not rehearses):
             return func(*args, **kwargs)
         known = not any(map(torch.is_complex, given))
         if known and name in AS_IS:
@@ -325,6 +342,15 @@ def exact_kernels() -> Iterator[None]:
         mode.prepared.clear()
 
 
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Inside, fake tensors go through the steps of the exact engine, as far as these take memory."""
+    mode = _ExactKernels(rehearses=True)
+    with mode:
+        yield
+    mode.prepared.clear()
+
+
 def is_exact() -> bool:
     """Whether this thread computes by the exact engine."""
     return getattr(_active, "on", False)
@@ -366,6 +392,8 @@ def _in_its_own_memory(result: Any, given: Sequence[Tensor]) -> Any:
     tensor of its own, which the model's code may change in place."""
     if not isinstance(result, Tensor):
         return tree_map_only(Tensor, lambda part: _in_its_own_memory(part, given), result)
+    if isinstance(result, FakeTensor):
+        return result
     memory = result.untyped_storage().data_ptr()
     return result.clone() if any(each.untyped_storage().data_ptr() == memory for each in given) else result
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
 ALIGNMENT = 64
@@ -63,6 +64,6 @@ def by_the_library(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
-    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+    if tensor.is_contiguous() and (isinstance(tensor, FakeTensor) or tensor.data_ptr() % ALIGNMENT == 0):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

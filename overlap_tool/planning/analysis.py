@@ -155,6 +155,8 @@ class SegmentReport:
     barriers: tuple[str, ...]
     kept_whole: tuple[str, ...]
     """Parts that the model's own code runs on whole maps at its end."""
+    whole_bytes: tuple[int, ...]
+    """What the code of each of these holds at once, beside the map that it takes."""
     store_bytes: int
 
 
@@ -323,9 +325,10 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
     down = 1 / scale
     field = overlap.receptive_field
     parts = segments.cut(network)
-    passes = tuple(_segment_reports(network, parts, full[0].sizes, full[1].sizes))
+    plan = plan_stage(_name(stage), network, stage.input_scale, Shape(1, height, width), chosen)
+    passes = tuple(_segment_reports(network, parts, full[0].sizes, full[1].sizes, plan.part_bytes))
     return StageReport(
-        name=stage.name or type(stage.module).__name__,
+        name=_name(stage),
         input_scale=stage.input_scale,
         scale=scale,
         left=overlap.left,
@@ -349,7 +352,11 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
         layers=tuple(_layer_reports(network, parts, full[0].sizes, full[1].sizes)),
         tiles=tuple(_tile_report(stage, "tiles", height, width, tile, full_macs) for tile in tile_sides),
         streams=tuple(_tile_report(stage, "stream", height, width, tile, full_macs) for tile in tile_sides),
-        chosen=_choice(stage, height, width, full_macs, chosen),
+        chosen=Choice(
+            plan.schedule,
+            _tile_report(stage, plan.schedule, height, width, plan.tile.width, full_macs),
+            plan.peak_bytes,
+        ),
     )
 
 
@@ -372,15 +379,16 @@ def _tile_report(
     )
 
 
-def _choice(stage: Stage, height: int, width: int, full_macs: int, settings: Settings) -> Choice:
-    name = stage.name or type(stage.module).__name__
-    plan = plan_stage(name, stage.network, stage.input_scale, Shape(1, height, width), settings)
-    cost = _tile_report(stage, plan.schedule, height, width, plan.tile.width, full_macs)
-    return Choice(plan.schedule, cost, plan.peak_bytes)
+def _name(stage: Stage) -> str:
+    return stage.name or type(stage.module).__name__
 
 
 def _segment_reports(
-    network: Network, parts: Sequence[Segment], heights: Sequence[int], widths: Sequence[int]
+    network: Network,
+    parts: Sequence[Segment],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    part_bytes: Mapping[str, int],
 ) -> Iterator[SegmentReport]:
     areas = [height * width for height, width in zip(heights, widths, strict=True)]
     for part, stored in zip(parts, store_sizes(network, parts, areas), strict=True):
@@ -398,6 +406,7 @@ def _segment_reports(
             stores=tuple(StoreReport(names[map], 4 * stored[map]) for map in part.stored if map in stored),
             barriers=tuple(node.name for node in part.reduced if isinstance(node, Barrier)),
             kept_whole=tuple(node.name for node in part.reduced if isinstance(node, Op)),
+            whole_bytes=tuple(part_bytes[node.id] for node in part.reduced if isinstance(node, Op)),
             store_bytes=4 * sum(stored.values()),
         )
 

@@ -17,6 +17,7 @@ from overlap_tool.graph.network import Barrier, Input, Network, Op, Summary
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
+from overlap_tool.planning.wholes import bytes_of_parts
 from overlap_tool.rules.placing import placed
 from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
 
@@ -96,6 +97,8 @@ class StagePlan(Plan):
     segments: tuple[SegmentPlan, ...] = field(repr=False)
     network: Network = field(repr=False)
     """The stage's, for inputs of this size."""
+    part_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the code of each part that is kept whole holds at once beside its map, by their ids."""
 
     @property
     def output_size(self) -> Size:
@@ -145,16 +148,18 @@ def plan_stage(
         )
     network = fitted(network, shape.images, shape.rows, shape.columns)
     network.require(shape.rows, shape.columns)
+    size = Size(shape.columns, shape.rows)
+    of_parts = bytes_of_parts(network, shape.images, size, settings.engine == "exact")
     candidates: tuple[Schedule, ...] = tuple(
         schedule for schedule in SCHEDULES if settings.schedule in (None, schedule)
     )
     if settings.tile is not None:
-        return _plan(network, input_scale, shape, candidates[0], settings.tile, settings)
+        return _plan(network, input_scale, shape, candidates[0], settings.tile, settings, of_parts)
     assert settings.memory is not None
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:
-            plan = _plan(network, input_scale, shape, schedule, Size(side, side), settings)
+            plan = _plan(network, input_scale, shape, schedule, Size(side, side), settings, of_parts)
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
@@ -183,13 +188,14 @@ def _plan(
     schedule: Schedule,
     tile: Size,
     settings: Settings,
+    of_parts: Mapping[str, int],
 ) -> StagePlan:
     if settings.uniform:
         require_uniform(network)
     size = Size(shape.columns, shape.rows)
     parts = plan_segments(network, input_scale, size, schedule, tile, settings.uniform)
     costs = [op_costs(part.segment.network) for part in parts]
-    memory = _memory(network, parts, costs, shape, schedule, settings)
+    memory = _memory(network, parts, costs, shape, schedule, settings, of_parts)
     return StagePlan(
         schedule=schedule,
         tile=tile,
@@ -205,6 +211,7 @@ def _plan(
             for moment in memory
         ),
         network=network,
+        part_bytes=of_parts,
         uniform=settings.uniform,
     )
 
@@ -310,6 +317,7 @@ def _memory(
     shape: Shape,
     schedule: Schedule,
     settings: Settings,
+    of_parts: Mapping[str, int],
 ) -> list[_Moment]:
     """Pass by pass, in the order in which a stage runs."""
     exact = settings.engine == "exact"
@@ -345,7 +353,7 @@ def _memory(
                 packed += weights(op) if exact else 0
                 values += op.numbers
             else:
-                # what its own code takes in between is not known: its input and output at least
-                working = item * (sizes[op.inputs[0]] + sizes[op.id] + values)
+                working = item * (sizes[op.inputs[0]] + values) + of_parts[op.id]
                 moments.append(_Moment(working + shape.itemsize * packed, stores, ends))
+                packed += weights(op) if exact else 0
     return moments

@@ -120,7 +120,13 @@ def segment_tables(stage: StageReport) -> list[Table]:
                     "\n".join(f"{read.top}/{read.bottom}" for read in segment.reads),
                     "\n".join(f"{short(store.name)} {in_units(store.bytes)}" for store in segment.stores),
                     "\n".join(
-                        map(short, (*segment.barriers, *(f"{part}, whole" for part in segment.kept_whole)))
+                        (
+                            *map(short, segment.barriers),
+                            *(
+                                f"{short(part)}, whole, in {in_units(taken)}"
+                                for part, taken in zip(segment.kept_whole, segment.whole_bytes, strict=True)
+                            ),
+                        )
                     ),
                     in_units(segment.store_bytes),
                 )

@@ -14,11 +14,12 @@ from overlap_tool.graph.network import Barrier, Network, Op, Summary, substitute
 from overlap_tool.graph.returned import put_together
 from overlap_tool.kernels import pieces
 from overlap_tool.planning.choose import BarrierBands, SegmentPlan, StagePlan
+from overlap_tool.planning.wholes import run_whole
 from overlap_tool.rules import Operand, WholeMap
-from overlap_tool.rules.pieces import as_kept, as_laid_out
+from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSource
-from overlap_tool.settings import Size, Store
+from overlap_tool.settings import Store
 
 Keep = Callable[[int, int], Kept]
 """From the height and width of a map between passes to what keeps it."""
@@ -136,24 +137,14 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
         if isinstance(node, Summary):
             values[node.id] = _of_values(node, values)
         elif isinstance(node, Op):
-            whole = _on_the_whole(node, values, {**sources, **made}[node.inputs[0]], part.wholes[node.id])
-            made[node.id] = TensorSource(whole, whole.device)
+            size = part.wholes[node.id]
+            whole = {**sources, **made}[node.inputs[0]].read(Span(0, size.height), Span(0, size.width))
+            found = run_whole(node, whole, values, size)
+            made[node.id] = TensorSource(found, found.device)
         else:
             source = {**sources, **made}[node.source]
             values[node.id] = reduced(node, values, source, part.bands[node.id])
     return made
-
-
-def _on_the_whole(op: Op, values: Mapping[str, Any], source: Source, size: Size) -> Tensor:
-    """What the model's own code makes of a map."""
-    whole = source.read(Span(0, size.height), Span(0, size.width))
-
-    def value(operand: Operand) -> Any:
-        return as_laid_out(whole, operand.layout) if operand.spatial else values[operand.id]
-
-    args, kwargs = substituted((op.args, op.kwargs), Operand, value)
-    compute = op.target if op.module is None else op.module
-    return as_kept(compute(*args, **kwargs), op.layout, size.height, size.width)
 
 
 def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:

@@ -13,11 +13,11 @@ from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt, LayerN
 from torchvision.models.efficientnet import FusedMBConv, FusedMBConvConfig
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool.errors import TraceError, UnknownOpError
 from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import trace
 from overlap_tool.planning.choose import Shape
+from overlap_tool.planning.live_bytes import LiveBytes
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.wrapping.retrofit import tiled_stages
 

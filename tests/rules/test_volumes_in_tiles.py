@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import exact_kernels
 from overlap_tool.errors import OptionError
 from overlap_tool.graph.tracer import DEPTH
 from overlap_tool.planning.choose import Shape
+from overlap_tool.planning.live_bytes import LiveBytes
 from overlap_tool.wrapping.retrofit import tiled_stages
 
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool.errors import GlobalOpError, OverlapToolError
+from overlap_tool.kernels import scores
+from overlap_tool.planning.choose import BudgetError, Shape
+from overlap_tool.planning.live_bytes import LiveBytes
+from overlap_tool.wrapping.retrofit import tiled_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,6 +32,37 @@ class Attention(nn.Module):
         q, k, v = self.project(x.flatten(2).transpose(1, 2)).chunk(3, -1)
         mixed = torch.softmax(q @ k.transpose(1, 2) / c**0.5, -1) @ v
         return x + mixed.transpose(1, 2).reshape(b, c, h, w)
+
+
+class AttentionInBlocks(nn.Module):
+    """As autoencoders of diffusion models have it: normalised first, and by PyTorch's function."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.after = nn.GroupNorm(2, channels), nn.Linear(channels, channels)
+        self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (each(tokens)[:, None] for each in (self.q, self.k, self.v))
+        mixed = self.after(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + mixed.transpose(1, 2).view(x.shape)
+
+
+class AttentionByConvolutions(nn.Module):
+    """As in LDM and CodeFormer: 1x1 convolutions, and scores that are transposed."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.after = nn.GroupNorm(2, channels), nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = self.norm(x)
+        q, k, v = (each(y).reshape(b, c, h * w) for each in (self.q, self.k, self.v))
+        weights = F.softmax(torch.bmm(q.permute(0, 2, 1), k) * int(c) ** -0.5, dim=2).permute(0, 2, 1)
+        return x + self.after(torch.bmm(v, weights).reshape(b, c, h, w))
 
 
 class Autoencoder(nn.Module):
@@ -81,6 +117,57 @@ def test_it_is_named() -> None:
     assert [segment.kept_whole for segment in stage.segments] == [("middle.1",), ("middle.3",), ()]
     # each map is stored once, and once what was made of it
     assert stage.store_bytes == 2 * 4 * 8 * 160 * 120
+    # one block of scores as a product, once more scaled, and two more of its softmax; not 1.5 GB
+    assert all(
+        3 * scores.BLOCK < taken < 4 * scores.BLOCK
+        for segment in stage.segments
+        for taken in segment.whole_bytes
+    )
+
+
+STYLES = {"products": Attention, "torch's": AttentionInBlocks, "transposed": AttentionByConvolutions}
+
+
+@pytest.mark.parametrize("block", [1 << 40, 1 << 20, 1 << 12])
+@pytest.mark.parametrize("style", STYLES)
+def test_predicted_memory_is_the_true_peak_within_15_percent(
+    style: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "BLOCK", block)
+    model = autoencoder(lambda: STYLES[style](8))
+    tiled = overlap_tool.wrap(model, tile=32)
+    (stage,) = tiled_stages(tiled).values()
+    image = torch.rand(1, 3, 124, 160)
+    with torch.no_grad():
+        tiled(image)  # the kernels are tried
+        with LiveBytes(image, *tiled.parameters()) as live:
+            found = tiled(image)
+        monkeypatch.setattr(scores, "BLOCK", 1 << 40)
+        with overlap_tool.exact_kernels():
+            assert torch.equal(found, model(image))
+    predicted, peak = stage.plan(Shape(1, 124, 160)).peak_bytes, live.peak + image.nbytes
+    assert abs(predicted - peak) <= 0.15 * peak, predicted / peak
+    assert (peak > 2 * 4 * (31 * 40) ** 2) == (block == 1 << 40)
+
+
+def test_a_part_whose_steps_take_numbers_is_counted_by_pytorchs_own() -> None:
+    class Remainders(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.fmod(x, 3))
+
+    models = autoencoder(lambda: Attention(8)), autoencoder(lambda: Remainders(8))
+    stages = [overlap_tool.analyze(model, size=(640, 480)).stages[0] for model in models]
+    blocks, whole = (stage.segments[0].whole_bytes[0] for stage in stages)
+    assert whole > 4 * 19200**2 > blocks, "scores are counted whole"
+
+
+def test_what_a_part_takes_bounds_the_memory_that_is_asked_for() -> None:
+    """The scores of one part come to 9.4 GB: in blocks, all of it runs in 100 MiB."""
+    analysis = overlap_tool.analyze(autoencoder(), size=(896, 864), memory="100MiB")
+    chosen = analysis.stages[0].chosen
+    assert 3 * scores.BLOCK < chosen.bounded_bytes <= 100 << 20
+    with pytest.raises(BudgetError, match="needs at least"):
+        overlap_tool.analyze(autoencoder(), size=(896, 864), memory="40MiB")
 
 
 def test_every_report_shows_it() -> None:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from compressai.ops import compute_padding
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.files import Codec
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.pictures import Picture
 from overlap_tool.geometry import Span
+from overlap_tool.planning.live_bytes import LiveBytes
 from support.small_models import small_model
 
 Pixels = np.ndarray[Any, np.dtype[Any]]

@@ -15,11 +15,11 @@ from support.small_models import small_model
 from torch import Tensor, nn
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError, OverlapToolError, SizeError, TraceError, TrainingModeError
 from overlap_tool.graph.standing_in import stands_in
 from overlap_tool.planning.choose import BudgetError, Shape
+from overlap_tool.planning.live_bytes import LiveBytes
 from overlap_tool.settings import Settings, parse_bytes
 from overlap_tool.wrapping.retrofit import rewrap, settings_of, tiled_stages
 

@@ -17,10 +17,10 @@ from support.textures import textured
 from support.threads import on_threads
 from torch import Tensor
 
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import exact_kernels
 from overlap_tool.checkpoint import find, seeded_model
 from overlap_tool.errors import CheckpointError, OptionError, WeightsError
+from overlap_tool.planning.live_bytes import LiveBytes
 
 NAMES = ["kamisli", "kamisli-hps2"]
 ABOVE = [(-1, -1), (-1, 0), (-1, 1)]

@@ -16,10 +16,10 @@ from support.textures import textured
 from typer.testing import CliRunner
 
 import overlap_tool
-from benchmarks.live_memory import LiveBytes
 from overlap_tool import cli, exact_kernels
 from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.models.closed_loop import CausalReach
+from overlap_tool.planning.live_bytes import LiveBytes
 from overlap_tool.settings import ORDERS
 
 NAMES = ["kamisli", "kamisli-hps2"]
