@@ -35,6 +35,19 @@ class Traced:
         values = [np.arange(prod(shape)).reshape(shape) for shape in shapes]
         return Traced(values, list(SIZES), Layout.of_map(CHANNELS), [], [])
 
+    @property
+    def ndim(self) -> int:
+        return len(self.layout.dims)
+
+    @property
+    def free(self) -> list[int]:
+        """The dimensions that follow nothing."""
+        return [dim for dim in range(self.ndim) if not self.layout.following([dim])]
+
+    @property
+    def ones(self) -> list[int]:
+        return [dim for dim in self.free if self.layout.dims[dim] == (1,)]
+
     def resized(self, layout: Layout, rows: Geometry, columns: Geometry) -> None:
         self.layout = layout
         self.rows.append(rows)
@@ -63,36 +76,112 @@ def _cut_at_random(traced: Traced, draw: Any) -> list[tuple[int, ...]]:
     return list(zip(*joined, strict=True))
 
 
-def _step(traced: Traced, draw: Any) -> None:
-    kind = draw(st.sampled_from(["view", "view", "permute", "permute", "join", "pick", "expand", "squeeze"]))
-    layout, ndim = traced.layout, len(traced.layout.dims)
-    free = [i for i, dimension in enumerate(layout.dims) if not layout.following([i])]
-    if kind == "view":
-        shapes = _cut_at_random(traced, draw)
-        made = layout.reshaped(traced.sizes, shapes)
-        traced.values = [value.reshape(shape) for value, shape in zip(traced.values, shapes, strict=True)]
-        traced.resized(made.layout, Shrink(made.rows), Shrink(made.columns))
-    elif kind == "permute":
-        order = draw(st.permutations(range(ndim)))
-        traced.values = [value.transpose(order) for value in traced.values]
-        traced.layout = layout.permuted(order)
-    elif kind == "join":
-        made = layout.joined()
-        traced.resized(made.layout, Expand(made.rows), Expand(made.columns))
-    elif kind == "pick" and free:
-        dim = draw(st.sampled_from(free))
-        n = traced.values[0].shape[dim]
-        start = draw(st.integers(0, n - 1))
-        count = draw(st.integers(1, n - start))
-        traced.values = [value.take(range(start, start + count), dim) for value in traced.values]
-        traced.layout = layout.with_lengths({dim: count})
-    elif kind == "expand" and (ones := [i for i in free if layout.dims[i] == (1,)]):
-        dim = draw(st.sampled_from(ones))
-        traced.values = [value.repeat(3, dim) for value in traced.values]
-        traced.layout = layout.with_lengths({dim: 3})
-    elif kind == "squeeze" and (ones := [i for i in free if layout.dims[i] == (1,)]):
-        traced.values = [value.squeeze(ones[0]) for value in traced.values]
-        traced.layout = layout.with_lengths({}, ones[:1])
+def _reshape(traced: Traced, shapes: list[tuple[int, ...]]) -> None:
+    made = traced.layout.reshaped(traced.sizes, shapes)
+    traced.values = [value.reshape(shape) for value, shape in zip(traced.values, shapes, strict=True)]
+    traced.resized(made.layout, Shrink(made.rows), Shrink(made.columns))
+
+
+def _view(traced: Traced, draw: Any) -> None:
+    _reshape(traced, _cut_at_random(traced, draw))
+
+
+def _flatten(traced: Traced, draw: Any) -> None:
+    first = draw(st.integers(0, traced.ndim - 1))
+    last = draw(st.integers(first, traced.ndim - 1))
+    shapes = [value.shape for value in traced.values]
+    _reshape(traced, [(*s[:first], prod(s[first : last + 1]), *s[last + 1 :]) for s in shapes])
+
+
+def _unflatten(traced: Traced, draw: Any) -> None:
+    """One dimension, where one of its factors ends or, of the last one, at blocks of some places."""
+    dim = draw(st.integers(0, traced.ndim - 1))
+    factors = len(traced.layout.dims[dim])
+    before = sum(map(len, traced.layout.dims[:dim]))
+    lengths = [traced.layout.sizes(size)[before : before + factors] for size in traced.sizes]
+    if factors > 1 and draw(st.booleans()):
+        place = draw(st.integers(1, factors - 1))
+        inner = [prod(own[place:]) for own in lengths]
+    elif traced.layout.dims[dim][-1] is IMAGES:
+        return
+    else:
+        inner = [draw(st.sampled_from([n for n in (1, 2, 3, 4) if all(own[-1] % n == 0 for own in lengths)]))]
+        inner *= len(lengths)
+    shapes = [value.shape for value in traced.values]
+    _reshape(traced, [(*s[:dim], s[dim] // n, n, *s[dim + 1 :]) for s, n in zip(shapes, inner, strict=True)])
+
+
+def _permute(traced: Traced, draw: Any) -> None:
+    order = draw(st.permutations(range(traced.ndim)))
+    traced.values = [value.transpose(order) for value in traced.values]
+    traced.layout = traced.layout.permuted(order)
+
+
+def _movedim(traced: Traced, draw: Any) -> None:
+    source, place = (draw(st.integers(0, traced.ndim - 1)) for _ in range(2))
+    order = [dim for dim in range(traced.ndim) if dim != source]
+    order.insert(place, source)
+    traced.values = [np.moveaxis(value, source, place) for value in traced.values]
+    traced.layout = traced.layout.permuted(order)
+
+
+def _join(traced: Traced, draw: Any) -> None:
+    made = traced.layout.joined()
+    traced.resized(made.layout, Expand(made.rows), Expand(made.columns))
+
+
+def _pick(traced: Traced, draw: Any) -> None:
+    if not traced.free:
+        return
+    dim = draw(st.sampled_from(traced.free))
+    n = traced.values[0].shape[dim]
+    start = draw(st.integers(0, n - 1))
+    count = draw(st.integers(1, n - start))
+    traced.values = [value.take(range(start, start + count), dim) for value in traced.values]
+    traced.layout = traced.layout.with_lengths({dim: count})
+
+
+def _chunk(traced: Traced, draw: Any) -> None:
+    if not traced.free:
+        return
+    dim = draw(st.sampled_from(traced.free))
+    n = traced.values[0].shape[dim]
+    parts = draw(st.sampled_from([parts for parts in (1, 2, 3, 4) if n % parts == 0]))
+    which = draw(st.integers(0, parts - 1))
+    traced.values = [np.split(value, parts, dim)[which] for value in traced.values]
+    traced.layout = traced.layout.with_lengths({dim: n // parts})
+
+
+def _expand(traced: Traced, draw: Any) -> None:
+    """A dimension of length one, or a new one in front."""
+    new = draw(st.booleans())
+    if not (new or traced.ones):
+        return
+    dim = 0 if new else draw(st.sampled_from(traced.ones))
+    layout = traced.layout.with_ones(range(new))
+    shapes = [list(layout.shape(size)) for size in traced.sizes]
+    for shape in shapes:
+        shape[dim] = 3
+    traced.values = [np.broadcast_to(v, shape) for v, shape in zip(traced.values, shapes, strict=True)]
+    traced.layout = layout.with_lengths({dim: 3})
+
+
+def _squeeze(traced: Traced, draw: Any) -> None:
+    if traced.ones:
+        dim = draw(st.sampled_from(traced.ones))
+        traced.values = [value.squeeze(dim) for value in traced.values]
+        traced.layout = traced.layout.with_lengths({}, [dim])
+
+
+def _unsqueeze(traced: Traced, draw: Any) -> None:
+    place = draw(st.integers(0, traced.ndim))
+    traced.values = [np.expand_dims(value, place) for value in traced.values]
+    traced.layout = traced.layout.with_ones([place])
+
+
+STEPS = (
+    _view, _flatten, _unflatten, _permute, _movedim, _join, _pick, _chunk, _expand, _squeeze, _unsqueeze,
+)  # fmt: skip
 
 
 def _held(geometries: list[Geometry], length: int) -> list[Span]:
@@ -126,8 +215,8 @@ def _is_where_it_says(traced: Traced) -> bool:
 @given(st.data())
 def test_a_layout_says_where_every_number_comes_from(data: Any) -> None:
     traced = Traced.start()
-    for _ in range(data.draw(st.integers(1, 8))):
-        _step(traced, data.draw)
+    for _ in range(data.draw(st.integers(1, 10))):
+        data.draw(st.sampled_from(STEPS))(traced, data.draw)
         assert _is_where_it_says(traced), traced.layout
 
 

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ways
 from support.cases import tries
+from support.probes import perturbation_dependence
 from support.swin import SwinAttention
 from support.ways import Planner, stream, tiles
 from torch import Tensor, nn
 
-from overlap_tool import exact_kernels
+from overlap_tool import exact_kernels, verify
 from overlap_tool.errors import GlobalOpError
+from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.network import Input
 from overlap_tool.graph.trace import fitted, trace
@@ -102,6 +104,37 @@ def test_a_mask_that_leaks_is_none():
     network, x = fitted(trace(module, "stage", 4), 1, 16, 16), torch.randn(1, 4, 16, 16)
     plan = plan_stage("stage", network, Fraction(1), Shape(1, 16, 16), Settings(tile=(8, 8)))
     assert find_fault(plan, x).fault == "schedule", "no op differs"
+
+
+@pytest.mark.parametrize(("window", "shift"), [(4, 0), (4, 1), (4, 2), (4, 3), (3, 1), (2, 1)])
+def test_what_a_tile_reads_is_what_brute_force_finds(window: int, shift: int) -> None:
+    """Of every row and column, at sizes of all residues: no sample less, at either end, and none more."""
+    torch.manual_seed(window + shift)
+    module = SwinAttention(2, 1, window, shift, fills=True, closed=-torch.inf).double().eval()
+    traced = trace(module, "stage", 2)
+    for more in range(window):
+        height, width = 2 * window + 1 + more, 3 * window + (more + 2) % window
+        image = torch.randn(1, 2, height, width, dtype=torch.float64)
+        network = fitted(traced, 1, height, width)
+        last = len(network.ops) - 1
+        for dim, axis, n in ((2, network.rows, height), (3, network.columns, width)):
+            depends = perturbation_dependence(module, image, dim - 4)
+            sizes = axis.sizes(n)
+            for start in range(n):
+                for stop in (start + 1, min(n, start + 3)):
+                    inputs = depends[start:stop].any(0).nonzero().flatten().tolist()
+                    said = axis.needs({last: Span(start, stop)}, sizes)[0]
+                    assert said == Span(inputs[0], inputs[-1] + 1), (height, width, dim, start, stop)
+
+
+def test_no_overlap_of_masked_windows_is_larger_than_it_has_to_be() -> None:
+    """By the executor: a tile with one line less on any side comes out wrong."""
+    torch.manual_seed(0)
+    windows = (SwinAttention(4, 2, 4, shift, fills=True) for shift in (2, 0))
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *windows)
+    certificate = verify(module.eval(), tiles=[8], size=(26, 23))
+    assert certificate.holds
+    assert "minimality" in {check.name for check in certificate.of("passed")}
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
