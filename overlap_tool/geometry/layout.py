@@ -218,7 +218,10 @@ class _Axis(NamedTuple):
         if self.factor is IMAGES:
             raise LayoutError("takes the images of a batch apart")
         if len(set(inner)) > 1:
-            raise LayoutError(f"cuts all {self.factor.value} of an image in a fixed number of parts")
+            raise LayoutError(
+                f"cuts all {self.factor.value} of an image in a fixed number of parts, so that places from "
+                "all over it stand together"
+            )
         return _Axis(self.factor, outer), _Axis(inner[0], inner)
 
 

@@ -238,7 +238,7 @@ def test_windows_and_back() -> None:
 @pytest.mark.parametrize(
     ("shapes", "reason"),
     [
-        ([(2, 12, 4, 3, 24), (3, 12, 4, 12, 36)], "a fixed number of parts"),
+        ([(2, 12, 4, 3, 24), (3, 12, 4, 12, 36)], "a fixed number of parts, so that places from all over it"),
         ([(2, 12, 12, 25), (3, 12, 48, 36)], "where none of its axes ends"),
         ([(2, 12, 12), (3, 12, 48)], "how many numbers"),
         ([(2, 1, 12, 12, 24), (1, 3, 12, 48, 36)], "takes the images of a batch apart"),
