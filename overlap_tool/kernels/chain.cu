@@ -14,11 +14,13 @@ struct Shape {
   void* y;
   const void* others[2];  // what `finished` reads beside; they lie as y does
   i64 x_image, x_row, x_column, y_image, y_row, y_column;  // strides, in numbers
+  i64 next_column, next_row;  // in x, from behind a tap to the one beside it, and from behind a row of them on
   u32 x_height, x_width;
   int top, left;  // rows and columns of zeros before x; less than nothing cuts
   u32 pixels, height, width;                               // of y, all images together
   int stride_rows, stride_columns, dilation_rows, dilation_columns, kernel_rows, kernel_columns;
   int groups, outputs, depth;  // channels of a group that are written and read
+  int end_rows, end_columns;   // of the kernel, dilated
   int whole_vectors;           // y can be written by 128 bits
 };
 
@@ -46,13 +48,18 @@ template <int BYTES>
 __device__ __forceinline__ void copy(void* to, const void* from, bool there) {
 #if __CUDA_ARCH__ >= 800
   const u32 place = (u32)__cvta_generic_to_shared(to);
+// by a predicate, which costs nothing; a number of bytes takes four instructions more
+#define COPY(kind)                                                           \
+  asm volatile(                                                              \
+      "{.reg .pred %%none; setp.eq.u32 %%none, %3, 0;\n\t"                   \
+      "cp.async." kind ".shared.global [%0], [%1], %2, %%none;}" ::"r"(place), \
+      "l"(from), "n"(BYTES), "r"((u32)there)                                 \
+      : "memory")
   if (BYTES == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+    COPY("cg");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(BYTES),
-                 "r"(there ? BYTES : 0)
-                 : "memory");
+    COPY("ca");
+#undef COPY
 #else
   for (int i = 0; i < BYTES / 4; i++) ((u32*)to)[i] = there ? ((const u32*)from)[i] : 0;
 #endif
@@ -97,6 +104,8 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
   constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, ACROSS = COLUMNS / (4 * WIDE);
   constexpr int THREADS = ROWS / (8 * HIGH) * ACROSS * 32;
   constexpr int AT_ONCE = WHOLE ? SIZE : 1, FETCHES = DEPTH / AT_ONCE;  // of a pixel
+  constexpr int PIXELS = ROWS * FETCHES / THREADS, TAPS = DEPTH * COLUMNS / (THREADS * SIZE);  // of a thread
+  static_assert(PIXELS * THREADS == ROWS * FETCHES && TAPS * THREADS * SIZE == DEPTH * COLUMNS);
   __shared__ alignas(16) T samples[2][ROWS][DEPTH + SIZE];              // a row more hits no bank twice
   __shared__ alignas(16) T taps[2][DEPTH][COLUMNS];
   __shared__ Pixel pixels[ROWS];
@@ -113,38 +122,42 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
     pixels[m] = read_by<T>(s, first_pixel + m < s.pixels ? first_pixel + m : 0);
   __syncthreads();
 
-  const T* const x = (const T*)s.x + (i64)group * s.depth;
   const T* weight = (const T*)s.weight + (i64)panel * steps * (DEPTH * COLUMNS) + thread * SIZE;
-  const int place = thread % FETCHES * AT_ONCE;  // of the depth, that this thread fetches
-  int channel = place, row = 0, column = 0;
+  // where this thread's part of the depth reads next
+  int channel = thread % FETCHES * AT_ONCE, down = 0, across_taps = 0;
+  const T* tap = (const T*)s.x + (i64)group * s.depth + channel;
   auto next_tap = [&]() {
     while (channel >= s.depth) {
-      channel -= s.depth;
-      if (++column == s.kernel_columns) column = 0, row++;
+      channel -= s.depth, across_taps += s.dilation_columns, tap += s.next_column;
+      if (across_taps == s.end_columns) across_taps = 0, down += s.dilation_rows, tap += s.next_row;
     }
   };
   next_tap();
   auto fetch = [&](int stage) {
-    const int down = row * s.dilation_rows, across = column * s.dilation_columns;
-    const char* const tap = (const char*)(x + (down * s.x_row + across * s.x_column + channel));
-    if (row < s.kernel_rows)
+    u32 thread;  // asked for anew: what follows from it then takes no registers from step to step
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    const u32 first = thread / FETCHES, place = thread % FETCHES * AT_ONCE;
+    const u32 height = down < s.end_rows ? s.x_height : 0;
+    constexpr int AWAY = THREADS / FETCHES, SOME = 6;  // are looked up at once: taking turns with copies costs
 #pragma unroll
-      for (int i = 0; i < (ROWS * FETCHES + THREADS - 1) / THREADS; i++) {
-        const int m = thread / FETCHES + i * (THREADS / FETCHES);
-        if (ROWS * FETCHES % THREADS && m >= ROWS) break;
-        const Pixel pixel = pixels[m];
-        const bool there = (u32)(pixel.z + down) < s.x_height && (u32)(pixel.w + across) < s.x_width;
-        copy<AT_ONCE * sizeof(T)>(&samples[stage][m][place], tap + offset(pixel), there);
+    for (int i = 0; i < PIXELS; i += SOME) {
+      Pixel some[SOME];
+#pragma unroll
+      for (int j = i; j < i + SOME && j < PIXELS; j++) some[j - i] = pixels[first + j * AWAY];
+#pragma unroll
+      for (int j = i; j < i + SOME && j < PIXELS; j++) {
+        const Pixel pixel = some[j - i];
+        const bool there = (u32)(pixel.z + down) < height & (u32)(pixel.w + across_taps) < s.x_width;
+        const char* from = (const char*)tap + offset(pixel);
+        copy<AT_ONCE * sizeof(T)>(&samples[stage][first + j * AWAY][place], from, there);
       }
-    channel += DEPTH;
-    next_tap();
-#pragma unroll
-    for (int i = 0; i < (DEPTH * COLUMNS + THREADS * SIZE - 1) / (THREADS * SIZE); i++) {
-      const int at = (thread + i * THREADS) * SIZE;
-      if (DEPTH * COLUMNS % (THREADS * SIZE) && at >= DEPTH * COLUMNS) break;
-      copy<16>((T*)taps[stage] + at, weight + i * THREADS * SIZE, true);
     }
+#pragma unroll
+    for (int i = 0; i < TAPS; i++)
+      copy<16>((T*)taps[stage] + (thread + i * THREADS) * SIZE, weight + i * THREADS * SIZE, true);
     weight += DEPTH * COLUMNS;
+    channel += DEPTH, tap += DEPTH;
+    next_tap();
   };
 
   T acc[HIGH][WIDE];
@@ -164,34 +177,37 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
       for (int j = 0; j < WIDE; j++) acc[i][j] = fma(a[i], b[j], acc[i][j]);
   };
 
-  fetch(0);
-  for (int step = 0; step < steps; step++) {
-    const int stage = step & 1;
+  auto arrive = [&]() {
     arrived();
     __syncthreads();  // all of this stage is there, and all threads have done with the other
+  };
+  fetch(0);
+  const int whole = total / DEPTH;
+  for (int step = 0; step < whole; step++) {
+    const int stage = step & 1;
+    arrive();
     if (step + 1 < steps) fetch(stage ^ 1);
-    if ((step + 1) * DEPTH <= total) {
 #pragma unroll
-      for (int k = 0; k < DEPTH; k += SIZE) {
-        V a[HIGH];
+    for (int k = 0; k < DEPTH; k += SIZE) {
+      V a[HIGH];
 #pragma unroll
-        for (int i = 0; i < HIGH; i++) a[i] = *(const V*)&samples[stage][m0 + 8 * i][k];
+      for (int i = 0; i < HIGH; i++) a[i] = *(const V*)&samples[stage][m0 + 8 * i][k];
 #pragma unroll
-        for (int part = 0; part < SIZE; part++) {
-          T one[HIGH];
-#pragma unroll
-          for (int i = 0; i < HIGH; i++) one[i] = a[i].at[part];
-          multiply(stage, k + part, one);
-        }
-      }
-    } else
-#pragma unroll 1
-      for (int k = 0; k < total % DEPTH; k++) {
+      for (int part = 0; part < SIZE; part++) {
         T one[HIGH];
 #pragma unroll
-        for (int i = 0; i < HIGH; i++) one[i] = samples[stage][m0 + 8 * i][k];
-        multiply(stage, k, one);
+        for (int i = 0; i < HIGH; i++) one[i] = a[i].at[part];
+        multiply(stage, k + part, one);
       }
+    }
+  }
+  if (whole < steps) arrive();
+#pragma unroll 1
+  for (int k = 0; k < total % DEPTH; k++) {
+    T one[HIGH];
+#pragma unroll
+    for (int i = 0; i < HIGH; i++) one[i] = samples[whole & 1][m0 + 8 * i][k];
+    multiply(whole & 1, k, one);
   }
 
   const int left = s.outputs - (int)first_channel;

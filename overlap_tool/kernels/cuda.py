@@ -19,10 +19,10 @@ from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.driver import AnyTensor, Launch, LoadedKernel, noted
 from overlap_tool.kernels.form import Form
 
-PIECE = (7, 11)
+PIECE = (9, 11)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
 
-REST = struct.Struct("6q2I2i3I6i3ii4x")
+REST = struct.Struct("8q2I2i3I6i3i2ii4x")
 """What `Shape` in `chain.cu` holds behind the addresses."""
 
 OTHERS = 2
@@ -51,12 +51,12 @@ class Tile(NamedTuple):
         return self.rows // self.high * (self.columns // self.wide)
 
 
-TILES = {16: Tile(128, 16, 8, 4, 10), 32: Tile(128, 32, 8, 8, 8), 64: Tile(64, 64, 8, 8, 8)}
-"""For layers of at most so many outputs: their blocks are few, so these are smaller."""
+TILES = {16: Tile(128, 16, 8, 4, 8), 32: Tile(192, 32, 6, 8, 5), 64: Tile(64, 64, 8, 8, 8)}
+"""For layers of at most so many outputs."""
 
-LARGE = Tile(128, 64, 8, 8, 4), Tile(128, 96, 8, 8, 2)
-"""For layers of more outputs: whichever has less to fill up, or else the first, of which more warps are there
-at once."""
+LARGE = Tile(128, 64, 8, 8, 4), Tile(96, 96, 6, 8, 3)
+"""For layers of more outputs: whichever has less to fill up, or else the first, which takes fewer
+instructions. Where a thread has 6 x 8 outputs, registers are left for more warps at once."""
 
 DOUBLES = Tile(64, 32, 4, 4, 4)
 
@@ -153,10 +153,12 @@ class Convolution:
         pixels = images * height * width
         _, depth, *kernel = packed.shape
         (down, across), dilation, groups, ((top, _), (left, _)) = self.form
+        end = kernel[0] * dilation[0], kernel[1] * dilation[1]
         outputs, whole = channels // groups, 16 // x.element_size()
         rest = REST.pack(
             *(reading[0], reading[2], reading[3]),
             *(writing[0], writing[2], writing[3]),
+            *(dilation[1] * reading[3] - depth, dilation[0] * reading[2] - end[1] * reading[3]),
             *x.shape[2:],
             *(top, left),
             *(pixels, height, width),
@@ -164,6 +166,7 @@ class Convolution:
             *dilation,
             *kernel,
             *(groups, outputs, depth),
+            *end,
             _by_vectors(out.data_ptr(), outputs, writing, whole),
         )
         tile = packed.tile

@@ -48,9 +48,10 @@ class Stream:
 COMPILE = nvrtc.compile_kernel
 
 NAMES = """
-    x weight bias y other another x_image x_row x_column y_image y_row y_column x_height x_width top left
+    x weight bias y other another x_image x_row x_column y_image y_row y_column next_column next_row
+    x_height x_width top left
     pixels height width stride_rows stride_columns dilation_rows dilation_columns kernel_rows kernel_columns
-    groups outputs depth whole_vectors
+    groups outputs depth end_rows end_columns whole_vectors
 """
 
 

@@ -631,12 +631,10 @@ class _Run:
         if kinds[1] == "cg" and size != 16:
             raise PtxError("cp.async.cg of less than 16 bytes")
         at = self._in_shared(to, active, size)
-        count = self._read(given[0], 32, active)[active] if given else np.full(len(at[0]), size)
-        if not np.isin(count, (0, size)).all():
-            raise PtxError("a copy of a part")
+        # zeros where a predicate says so, and nothing is read
+        there = ~self._read(given[0], 1, active)[active] if given else np.ones(len(at[0]), bool)
         addresses = self._address(source, 64, active)[active]
         values = np.zeros(at[0].shape, np.uint32)
-        there = count == size
         values[there] = self.memory.load(addresses[there], size)
         self.shared.copy(at, np.broadcast_to(self.lanes[active][:, None], at[0].shape), values)
 
