@@ -172,7 +172,7 @@ SHARED = {
     "rows are handed on in bands": "pour",
     "what is wrong, in words": "fault",
     "a function of the arithmetic, and the op of PyTorch's that is computed by it": (
-        "elu gelu log_sigmoid power softplus"
+        "elu gelu log_sigmoid power relu softplus"
     ),
     "any array of numpy's": "Array",
     "any model": "Model",

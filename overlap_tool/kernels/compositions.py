@@ -340,6 +340,13 @@ def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     return compute("softplus", x, numbers=(beta, threshold))
 
 
+def relu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Zero keeps its sign, which the library's maximum does by some processors and not by others."""
+    if x.dtype in (torch.float32, torch.float64):
+        return compute("relu", x, out=out)
+    return torch.relu(x) if out is None else torch.relu_(out)
+
+
 def gelu(x: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor:
     return compute("gelu_by_tanh" if approximate == "tanh" else "gelu", x, out=out)
 

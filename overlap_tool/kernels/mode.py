@@ -47,7 +47,7 @@ COMPARES = """
     bitwise_not bitwise_or bitwise_xor bucketize clamp clamp_max clamp_min cummax cummin eq ge gt
     hardshrink hardtanh isfinite isinf isnan kthvalue le logical_and logical_not logical_or logical_xor lt
     max max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum nan_to_num nanmedian ne
-    nonzero relu searchsorted sort threshold topk unique_consecutive
+    nonzero searchsorted sort threshold topk unique_consecutive
 """
 """Compare numbers, and choose among them."""
 
@@ -67,6 +67,7 @@ AS_IS = frozenset(" ".join((MOVES, COMPARES, ROUNDS, DRAWS)).split())
 
 IN_PLACE: dict[str, Callable[..., Tensor]] = {
     **{name: partial(compositions.function, name) for name in (*FUNCTIONS, "sigmoid", "silu", "mish")},
+    "relu": compositions.relu,
     "gelu": compositions.gelu,
     "elu": compositions.elu,
     "celu": compositions.celu,

@@ -26,7 +26,7 @@ from torch import Tensor
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu, cuda, elementwise, nvrtc, trial
-from overlap_tool.kernels.arithmetic import fused, tensors
+from overlap_tool.kernels.arithmetic import fused, on_gpu, tensors
 from overlap_tool.kernels.form import Form
 
 try:
@@ -151,6 +151,27 @@ def test_interpreted_what_is_made_of_outputs_is_what_programs_make_of_them(name:
     with emulated_driver("compute_90"):
         work.launch().run()
     same(out, expected)
+
+
+@pytest.mark.parametrize("fused_with_the_chain", [True, False])
+def test_relu_of_minus_zero_is_minus_zero(fused_with_the_chain: bool) -> None:
+    """By the library it is -0 on some processors and +0 on others, and so a GPU's own bits hung on fusing."""
+    x, weight = torch.full((1, 5, 1, 3), -(2.0**-100)), torch.full((2, 5, 1, 1), 2.0**-100)
+    bias, out = torch.tensor([-0.0, 0.0]), torch.full((1, 2, 1, 3), 7.0)
+    x, out = (each.contiguous(memory_format=torch.channels_last) for each in (x, out))
+    work = cuda.Convolution(x, cuda.pack(weight, 1), bias, Form(), out, ("relu", 0))
+    with emulated_driver():
+        if fused_with_the_chain:
+            work.launch().run()
+        else:
+            y = cuda.convolve(x, weight, bias, Form())
+            assert on_gpu.run("relu", [y], (), out, tensors.by_processor)
+    with exact_kernels():
+        by_the_cpu = torch.relu(F.conv2d(x, weight, bias))
+        in_place = F.conv2d(x, weight, bias).relu_()
+    for found in (out, by_the_cpu, in_place):
+        assert found.signbit()[0, :, 0].tolist() == [[True] * 3, [False] * 3]
+        assert not found.any()
 
 
 def special(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from overlap_tool.verification import operations, published, witnesses
 MODELS = vectors.published_digests("models")
 FAST = ("mbt2018-mean", "elic2022-official")
 NOTHING_ROUNDED = {
-    *("abs", "ceil", "copysign", "floor", "neg", "sgn", "sign", "signbit", "trunc", "index_put"),
+    *("abs", "ceil", "copysign", "floor", "neg", "relu", "sgn", "sign", "signbit", "trunc", "index_put"),
     *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
     *(f"_upsample_nearest_exact{axes}d" for axes in (1, 2, 3)),
 }

@@ -14,10 +14,6 @@ Expression = Any
 """The number of an input, a number as `float.hex` writes it, or a name and the expressions it is given."""
 
 
-def relu(o: Any, x: Number) -> Number:
-    return o.where(x < 0.0, 0.0, x)
-
-
 def leaky_relu(o: Any, x: Number, slope: float = 0.01) -> Number:
     return o.where(x > 0.0, x, x * slope)
 
@@ -30,7 +26,6 @@ OPERATIONS: dict[str, Callable[..., Number]] = {
     **{name: _operation(getattr(operator, name)) for name in ("add", "sub", "mul", "neg")},
     "div": _operation(operator.truediv),
     "abs": lambda o, x: o.abs(x),
-    "relu": relu,
     "leaky_relu": leaky_relu,
 }
 """As PyTorch names them. Each rounds once, or not at all."""

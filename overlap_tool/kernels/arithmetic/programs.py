@@ -22,6 +22,10 @@ def sqrt(o: Any, x: Number) -> Number:
     return o.sqrt(x)
 
 
+def relu(o: Any, x: Number) -> Number:
+    return o.where(x < 0.0, 0.0, x)
+
+
 def sigmoid(o: Any, x: Number) -> Number:
     return 1.0 / (rounded(o, "exp", -x) + 1.0)
 
@@ -32,7 +36,7 @@ def silu(o: Any, x: Number) -> Number:
 
 def log1p_exp(o: Any, x: Number) -> Number:
     """log(1 + exp(x)) without overflow."""
-    return rounded(o, "log1p", rounded(o, "exp", -o.abs(x))) + o.where(x < 0.0, 0.0, x)
+    return rounded(o, "log1p", rounded(o, "exp", -o.abs(x))) + relu(o, x)
 
 
 def softplus(o: Any, x: Number, beta: Number, threshold: Number) -> Number:
@@ -75,7 +79,7 @@ PROGRAMS: dict[str, Callable[..., Number]] = {
     **{
         program.__name__: program
         for program in (
-            *(sqrt, sigmoid, silu, softplus, log_sigmoid, mish),
+            *(sqrt, relu, sigmoid, silu, softplus, log_sigmoid, mish),
             *(gelu, gelu_by_tanh, elu, power, power_of),
         )
     },
