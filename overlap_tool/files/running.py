@@ -25,6 +25,7 @@ from torch import Tensor
 from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
@@ -33,13 +34,15 @@ from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, sources
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
+from overlap_tool.settings import Size
 from overlap_tool.wrapping.retrofit import TiledForward, stages_run_by
 
 BLOCK_BYTES = 64 << 20
 """What is computed, and kept, at most at once of a map that is computed when it is read."""
 
-BAND = 1024
-"""Rows of the image for which a budget of memory chooses the tile: whole maps are not in memory here."""
+BAND: dict[Kind | None, tuple[int, int]] = {"volume": (128, 1 << 30), "sound": (1, 1 << 20)}
+"""Rows and columns, at most, of the input for which a budget of memory chooses the tile: whole maps are not
+in memory here. Of images, 1024 rows."""
 
 
 class Placement(Enum):
@@ -350,11 +353,13 @@ def _plan(stage: TiledForward, shape: Shape) -> StagePlan:
     settings = stage.settings
     if settings.memory is None:
         return stage.plan(shape)
-    rows = min(shape.rows, max(1, int(BAND * stage.input_scale)))
-    banded = not stage.network.asks and stage.network.accepts(rows, shape.columns)
-    part = replace(shape, rows=rows) if banded else shape
+    down, across = BAND.get(stage.network.takes, (1024, 1 << 30))
+    rows, columns = min(shape.rows, max(1, int(down * stage.input_scale))), min(shape.columns, across)
+    banded = not stage.network.asks and stage.network.accepts(rows, columns)
+    part = replace(shape, rows=rows, columns=columns) if banded else shape
     chosen = stage.plan(part)
-    settings = replace(settings, tile=chosen.tile, memory=None, schedule=chosen.schedule)
+    tile = Size(chosen.tile.width, min(chosen.tile.height, down))  # a larger one is as large as the band
+    settings = replace(settings, tile=tile, memory=None, schedule=chosen.schedule)
     return plan_stage(stage.name, stage.network, stage.input_scale, shape, settings)
 
 

@@ -41,15 +41,22 @@ class BudgetError(OptionError):
 
 @dataclass(frozen=True)
 class BarrierBands:
-    """How a barrier reads its map of this height and width: so many rows at a time."""
+    """How a barrier reads its map of this height and width: so many rows at a time, or columns of one row."""
 
     height: int
     width: int
     rows: int
+    columns: int | None = None
 
     @property
-    def spans(self) -> tuple[Span, ...]:
-        return cut(self.height, self.rows)
+    def at_once(self) -> int:
+        """How many positions."""
+        return self.rows * (self.columns or self.width)
+
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        across = cut(self.width, self.columns or self.width)
+        return tuple(Area(down, part) for down in cut(self.height, self.rows) for part in across)
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,9 @@ def plan_stage(
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:
-            plan = _plan(network, input_scale, shape, schedule, Size(side, side), settings, of_parts)
+            # of sound, a tile has as many samples as one of an image has pixels
+            chosen = Size(side * side, side) if network.takes_sound else Size(side, side)
+            plan = _plan(network, input_scale, shape, schedule, chosen, settings, of_parts)
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
@@ -237,13 +246,15 @@ def plan_segments(
         lengths = [sizes[dim][op.id] for op in part.ops if isinstance(op, Input)]
         return _axis_plan(axis, lengths, _side(sides[dim], input_scale, axis), schedule, one_shape)
 
-    def bands(source: str) -> BarrierBands:
-        """As many rows as hold about a tile's samples, over the whole width."""
-        height, width = (of_axis[source] for of_axis in sizes)
+    def bands(barrier: Barrier) -> BarrierBands:
+        """As many rows as hold about a tile's samples, over the whole width; of sound, a tile's samples."""
+        height, width = (of_axis[barrier.source] for of_axis in sizes)
         down, across = (
-            max(1, int(side * input_scale * of_axis[network.index[source]]))
+            max(1, int(side * input_scale * of_axis[network.index[barrier.source]]))
             for side, of_axis in zip(sides, scales, strict=True)
         )
+        if network.takes_sound and barrier.rule.by_columns:
+            return BarrierBands(height, width, height, min(width, across))
         return BarrierBands(height, width, min(height, max(1, down * across // width)))
 
     return tuple(
@@ -251,7 +262,7 @@ def plan_segments(
             segment,
             axis_plan(segment.network, 0),
             axis_plan(segment.network, 1),
-            {op.id: bands(op.source) for op in segment.reduced if isinstance(op, Barrier)},
+            {op.id: bands(op) for op in segment.reduced if isinstance(op, Barrier)},
             {op.id: Size(*(of[op.id] for of in sizes[::-1])) for op in segment.reduced if isinstance(op, Op)},
         )
         for segment in segments.cut(network)
@@ -345,7 +356,7 @@ def _memory(
         for op in segment.reduced:
             if isinstance(op, Barrier):
                 bands = part.bands[op.id]
-                read = bands.rows * bands.width * (1 + op.rule.scratch) + 2 * op.rule.profile * bands.height
+                read = bands.at_once * (1 + op.rule.scratch) + 2 * op.rule.profile * bands.height
                 working = item * (network.ops[network.index[op.source]].channels * read + values)
                 moments.append(_Moment(working + shape.itemsize * packed, stores, ends))
                 values += op.numbers

@@ -36,9 +36,15 @@ def _require_rows_in_order(call: Call, layout: Layout, dims: Sequence[int]) -> N
         call.refuse("reduces a dimension in which the rows of a map do not follow each other")
 
 
-def _in_bands(layout: Layout) -> Following:
-    """Along which axis a barrier reads a map part by part."""
-    return COLUMNS if ROWS in layout.missing else ROWS
+def _in_bands(layout: Layout, one_row_by: Sequence[int] = ()) -> Following:
+    """Along which axis a barrier reads a map part by part; or one of one row, of which it reduces these."""
+    by_columns = _by_columns(layout, one_row_by)
+    return COLUMNS if by_columns or ROWS in layout.missing else ROWS
+
+
+def _by_columns(layout: Layout, dims: Sequence[int]) -> bool:
+    """Whether it reduces the columns of one row, which follow each other."""
+    return any([f for f in layout.dims[dim] if f is not ROWS][:1] == [COLUMNS] for dim in dims)
 
 
 def _plain_reduction(kind: str, layout: Layout, dims: Sequence[int], keepdim: bool = False) -> Reduction:
@@ -48,7 +54,7 @@ def _plain_reduction(kind: str, layout: Layout, dims: Sequence[int], keepdim: bo
         total = _accumulated(whole, layout, dims, step)
         return _shaped(total / _count(whole, layout, dims) if kind == "mean" else total, dims, keepdim)
 
-    return Reduction(run, profile=0)
+    return Reduction(run, profile=0, by_columns=_by_columns(layout, dims))
 
 
 def _variance(
@@ -69,7 +75,7 @@ def _variance(
         variance = _shaped(total / max(0, _count(whole, layout, dims) - less), dims, keepdim)
         return variance.sqrt() if root else variance
 
-    return Reduction(run, profile=0, scratch=3)
+    return Reduction(run, profile=0, scratch=3, by_columns=_by_columns(layout, dims))
 
 
 def norm(call: Call, layout: Layout, dims: Sequence[int], keepdim: bool = False) -> Reduction:
@@ -79,7 +85,7 @@ def norm(call: Call, layout: Layout, dims: Sequence[int], keepdim: bool = False)
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         return _shaped(_accumulated(whole, layout, dims, "sum", _square), dims, keepdim).sqrt()
 
-    return Reduction(run, profile=0, scratch=2)
+    return Reduction(run, profile=0, scratch=2, by_columns=_by_columns(layout, dims))
 
 
 def _square(band: Tensor) -> Tensor:
@@ -105,17 +111,18 @@ def _accumulated(
     transform: Callable[[Tensor], Tensor] = lambda band: band,
 ) -> Tensor:
     """What a reduction makes of dimensions, which are kept with length one, from bands of the map."""
-    by_rows = next(dim for dim in dims if _in_bands(layout) in layout.dims[dim])
-    tree = Tree(step, by_rows)
+    axis = _in_bands(layout, dims if whole.shape[-2] == 1 else ())
+    in_bands = next(dim for dim in dims if axis in layout.dims[dim])
+    tree = Tree(step, in_bands)
     for band in whole.bands():
         values = transform(as_laid_out(band, layout))
         for dim in sorted(dims, reverse=True):
-            if dim > by_rows:
+            if dim > in_bands:
                 values = getattr(values, step)(dim, keepdim=True)
         tree.add(values)
     total = tree.total()
     for dim in sorted(dims, reverse=True):
-        if dim < by_rows:
+        if dim < in_bands:
             total = getattr(total, step)(dim, keepdim=True)
     return total
 

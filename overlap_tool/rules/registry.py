@@ -196,7 +196,8 @@ class WholeMap(ABC):
 
     @abstractmethod
     def bands(self) -> Iterator[Tensor]:
-        """Its rows, from the first to the last, so many at a time."""
+        """Its rows, from the first to the last, so many at a time; or the columns of the only row, for a
+        reduction that takes these."""
 
     def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """What `reduce` makes of each row, one below the other. It is given bands of rows, of any height, and
@@ -211,12 +212,14 @@ class Reduction:
     `run` has the arguments of a `Rule`'s, but no patches, and a `WholeMap` in place of the map. It has to
     give the bits of the model's own op whatever the bands: so it reduces the columns first, within each row,
     and then the rows. `profile` is how many numbers per row and channel it holds in between; `scratch`, how
-    many tensors as large as a band it takes to reduce one.
+    many tensors as large as a band it takes to reduce one. `by_columns` says that a map of one row may come
+    in bands of columns.
     """
 
     run: Callable[..., Tensor]
     profile: int = 1
     scratch: int = 1
+    by_columns: bool = False
 
     @property
     def of_module(self) -> Reduction:

@@ -168,7 +168,7 @@ def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: 
 
 @dataclass(frozen=True)
 class _Banded(WholeMap):
-    """A map in a store, as a barrier reads it: band by band, over the whole width."""
+    """A map in a store, as a barrier reads it: band by band."""
 
     source: Source
     cut: BarrierBands
@@ -179,5 +179,4 @@ class _Banded(WholeMap):
         return (*corner.shape[:-2], self.cut.height, self.cut.width)
 
     def bands(self) -> Iterator[Tensor]:
-        width = Span(0, self.cut.width)
-        return (self.source.read(rows, width) for rows in self.cut.spans)
+        return (self.source.read(*area) for area in self.cut.areas)

@@ -23,6 +23,7 @@ from overlap_tool.files.formats.arrays import ArrayFile, ArrayForm
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
+from overlap_tool.planning.choose import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -173,6 +174,29 @@ def test_memory_does_not_grow_with_a_volume_or_a_sound(tmp_path) -> None:
                 run(codec, tmp_path / "in.npy", tmp_path / "out.npy")
             peaks.append(live.peak)
         assert peaks[2] <= 1.02 * peaks[1], peaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("axes", "shape", "tile"),
+    [(3, (16, 1024, 96), 32), (1, (1, 4_000_000), 1 << 16)],
+    ids=["volume", "sound"],
+)
+def test_a_large_array_takes_a_part_of_its_memory(tmp_path, axes, shape, tile, normed) -> None:
+    """And a volume without a norm what the plan says: a tile, and a band of the output."""
+    codec = _wrapped(Network(axes, normed=normed), tile=tile)
+    _saved(tmp_path / "in.npy", np.zeros(shape, np.float32))
+    (stage,) = codec.stages
+    rows, columns = shape[-2:]
+    plan = stage.as_deep((1, 1, *shape)).plan(Shape(1, rows, columns))
+    with LiveMemory(*codec.model.parameters()) as live:
+        run(codec, tmp_path / "in.npy", tmp_path / "out.npy")
+    output = np.load(tmp_path / "out.npy", mmap_mode="r")
+    assert live.peak < output.nbytes / 4
+    if axes == 3 and not normed:
+        predicted = plan.working_bytes + output.nbytes * tile // rows
+        assert abs(live.peak - predicted) <= 0.15 * predicted, live.peak / predicted
 
 
 REFUSED = [

@@ -121,6 +121,34 @@ def test_chunks_have_the_bits_of_the_whole(name: str, schedule: Any) -> None:
     assert plan.tiles >= 10
 
 
+class Reduced(nn.Module):
+    """Sums over all samples, in every order of dimensions, and a profile of the only row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.pool = nn.Conv1d(2, 4, 3), nn.Conv1d(4, 2, 3), nn.AdaptiveAvgPool1d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = y * y.mean(-1, keepdim=True) + y.std(-1, keepdim=True)
+        z = y.transpose(1, 2)
+        z = (z - z.mean((1, 2), keepdim=True)).transpose(1, 2)
+        return self.last(z * self.pool(z)) * x.unsqueeze(2).mean((2, 3)).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(("model", "bands"), [(Gated(), {True}), (Reduced(), {True, False})])
+def test_what_reduces_a_sound_reads_it_in_spans_of_samples(model: nn.Module, bands: set[bool]) -> None:
+    """It read all of it at once. Pools read the whole row still."""
+    tiled = overlap_tool.wrap(model.eval(), tile=37)
+    for length in (1000, 777, 64):
+        sound = torch.randn(2, 2, length)
+        with torch.no_grad(), exact_kernels():
+            assert torch.equal(tiled(sound), model(sound)), length
+    (plan,) = overlap_tool.plans(tiled, (1000, 1)).values()
+    read = [each for part in plan.segments for each in part.bands.values()]
+    assert {each.columns is not None and each.columns <= 37 for each in read} == bands
+
+
 def test_padding_alone_feeds_the_last_tile() -> None:
     """A piece without samples was taken for one of another length."""
     model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.ConstantPad1d((0, 1), 0.5)).eval()
