@@ -39,7 +39,8 @@ from overlap_tool.graph.tracer import (
 )
 from overlap_tool.graph.values import UnmaskedRoll, check_values
 
-_WIDER, _HIGHER = (1, FITTING, 3 * FITTING), (1, 3 * FITTING, FITTING)
+_STEP = 3 * FITTING  # ninths are whole, too; the map so far away is never computed
+_WIDER, _HIGHER = (1, _STEP, 3 * _STEP), (1, 3 * _STEP, _STEP)
 APART = (_WIDER, _HIGHER, (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
 """By how many images, rows and columns others differ that are tried, to see what follows an image's size.
 First by multiples of many numbers, since code pads and asserts by remainders, and so that either side is the
@@ -205,7 +206,7 @@ def _of_one_size(
     """The network for images of this size, by its trace there and by another, at a size from which it does
     not differ but in numbers."""
     refusals: list[TraceError] = []
-    square = [(1, FITTING, FITTING)] if size[1] == size[2] else []
+    square = [(1, _STEP, _STEP)] if size[1] == size[2] else []
     for more in (*fitting_to(layout, APART), *square):
         images, height, width = map(add, size, more)
         height = 1 if ROWS in layout.missing else height

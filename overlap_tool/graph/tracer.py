@@ -51,7 +51,7 @@ from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.registry import qualified_name
 from overlap_tool.rules.sequences import recurrent
 
-FITTING = 2**8 * 3**2 * 5 * 7 * 11
+FITTING = 2**8 * 3 * 5 * 7 * 11
 """Whatever a network downscales by, and however large its windows are there: this is divided by it."""
 
 Sizes = tuple[MapSize, ...]
