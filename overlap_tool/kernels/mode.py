@@ -253,22 +253,26 @@ class _ExactKernels(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         written, overload, name, mutable = _Op.of(func)
-        given = [*_tensors(args), *_tensors(kwargs.values())]
-        if mutable and (waiting := scores.waiting()):
-            with self:
-                scores.settled(waiting)
-        if any(isinstance(each, Scores) for each in given):
-            with self:
-                return scores.computed(func, name, args, kwargs)
+        if scores.are_put_off():
+            given = [*_tensors(args), *_tensors(kwargs.values())]
+            if mutable and (waiting := scores.waiting()):
+                with self:
+                    scores.settled(waiting)
+            if any(isinstance(each, Scores) for each in given):
+                with self:
+                    return scores.computed(func, name, args, kwargs)
+            if scores.too_large(name, given):
+                with self:
+                    return scores.product(func, args, kwargs)
         if mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if scores.too_large(name, given):
-            with self:
-                return scores.product(func, args, kwargs)
+        if func.is_view or name in MOVED:  # most calls
+            return func(*args, **kwargs)
+        given = [*_tensors(args), *_tensors(kwargs.values())]
         if name in ("div", "floor_divide") and all(map(_has_memory, given)):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
         rehearses = self.rehearses and written.startswith("aten::")
-        if func.is_view or name in MOVED or (_only_shapes(given, kwargs) and not rehearses):
+        if _only_shapes(given, kwargs) and not rehearses:
             return func(*args, **kwargs)
         known = not any(map(torch.is_complex, given))
         if known and name in AS_IS:

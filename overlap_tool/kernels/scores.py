@@ -131,6 +131,11 @@ def settled(value: Anything) -> Anything:
     return result
 
 
+def are_put_off() -> bool:
+    """Whether products that are too large are, here."""
+    return _put_off.get() is not None
+
+
 def waiting() -> list[Scores]:
     """All that is put off. It has to be settled before anything is written that it may be made of."""
     return list(_put_off.get() or ())
