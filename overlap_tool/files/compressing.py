@@ -116,7 +116,7 @@ def coded(codec: Codec, image: PictureNumbers, workspace: Workspace) -> tuple[He
         **container.told_of(given, packed, strings),
         bands=tuple(container.bands_of(string) for string in strings),
     )
-    if head.banded and all(id(string) in turns for string in strings) and len(strings) == len(turns):
+    if head.banded and sorted(map(id, strings)) == sorted(turns):
         head = replace(head, order=tuple(turns[id(string)] for string in strings))
     return head, strings
 

@@ -138,6 +138,7 @@ class Workspace:
             numbers.pour(Bands(numbers.area.columns, stored.take), stored.missing)
             return self.map(stored, numbers.channels, numbers, whole)
         if place is Placement.MEMORY:
+            self.took_whole |= lazy
             sink = TensorSink(numbers.height, numbers.width, stage.settings.store)
             numbers.pour(sink, numbers.area)
             return sink.result()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from overlap_tool.errors import ContainerError, ImageFileError
+from overlap_tool.errors import ContainerError, ImageFileError, OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.coding.change import Change
 from overlap_tool.files.coding.matching import (
@@ -50,10 +50,14 @@ def update(
     refuse_another_checkpoint(str(source), head, codec)
     refuse_impossible(str(source), head, codec, head.payload)
     refuse_another_engine(str(source), head, codec, False, notes)
+    if codec.fingerprint["kernels"] != "exact":
+        raise OptionError(codec.where, "its bits depend on tiles, and an update has others", ANEW)
     if not head.order:
+        unknown = "it does not say in which order its strings were coded"
         raise ContainerError(
-            str(source), "it is not coded in blocks", "Compress the image again, with `blocks=1024`"
-        )
+            str(source), unknown if head.banded else "it is not coded in blocks",
+            "Compress the image again, with `blocks` smaller than it",
+        )  # fmt: skip
     picture = open_picture(Path(image))
     refuse_channels(str(image), picture, codec.channels)
     frame = head.frame
@@ -77,10 +81,17 @@ def update(
         )
         with codec.running(workspace, frame, change):
             head, made = coded(codec, numbers, workspace)
+        if len(workspace.coded) != len(in_order):
+            raise ContainerError(
+                str(source), "of the image as it is now, its model codes another number of strings", ANEW
+            )
         file = written(job, head, made)
         size = file.stat().st_size
         job.finish(file)
     return replace(task.summary(job, frame, size, head.most_bands), renewed=change.renewed)
+
+
+ANEW = "Compress the image anew"
 
 
 def _told(height: int, width: int, channels: int, dtype: str) -> str:

@@ -87,7 +87,7 @@ class OnDemand:
         self.make = make
         self.limit = limit
         self.of = of
-        """What they are made of: other numbers, or a string."""
+        """What they are made of: other numbers, or what was decoded."""
         self.made: dict[int, Tensor] = {}
         """By their numbers, the one read last at the end."""
 

@@ -6,6 +6,7 @@ Where that cannot be told, everything is taken to be reached: then more is coded
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,6 +15,14 @@ from overlap_tool.files.running import StageNumbers, Workspace, area_read
 from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.deferred import Argument, InMemory, Numbers, OnDemand, sources
 from overlap_tool.runtime.lazy import LazyMap
+
+
+@dataclass(frozen=True)
+class FromString:
+    """What decoded numbers are made of: a string, and the means that its symbols are added to."""
+
+    string: bytes
+    means: Tensor | None
 
 
 class Change:
@@ -56,9 +65,11 @@ class Change:
                 return not isinstance(whole, LazyMap) or self._reaches(
                     whole.numbers, area_read(source.stage, shape, area)
                 )
-            case OnDemand() if isinstance(source.of, CodedString):
-                known = self._changed.get(id(source.of))
-                return known is None or any(area.meets(each) for each in known[1])
+            case OnDemand(of=FromString(string, means)):
+                known = self._changed.get(id(string))
+                if known is None or any(area.meets(each) for each in known[1]):
+                    return True
+                return means is not None and self.reaches(means, area)
             case OnDemand() if source.of is not None:
                 return self._reaches(source.of, area)
             case Argument() if source.behind is None:

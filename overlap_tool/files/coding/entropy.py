@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import ContainerError
-from overlap_tool.files.coding.change import Change
+from overlap_tool.files.coding.change import Change, FromString
 from overlap_tool.files.formats.container import Band, CodedString
 from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
@@ -92,6 +92,8 @@ def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> lis
     """The bands that a map is coded in: the blocks that are asked for, and no more rows of them at once than
     may be in memory."""
     height, width = _lines(shape)
+    if len(shape) != 4:  # no image: its bands could not be put together again
+        return [Area.whole(height, width)]
     rows, columns = workspace.block_of(height, width)
     if lazy:
         rows = min(rows, rows_of_a_band(workspace.limit, shape[1], columns))
@@ -159,6 +161,7 @@ class _Coder:
         self.model._check_offsets_size()
         if inputs.shape != indexes.shape:
             raise ValueError("`inputs` and `indexes` should have the same size.")
+        inputs, indexes, means = _as_now(inputs), _as_now(indexes), None if means is None else _as_now(means)
         read = [one for one in (inputs, indexes, means) if one is not None]
         lazy = any(isinstance(one, LazyMap) for one in read)
         strings = []
@@ -215,6 +218,7 @@ class _Coder:
     ) -> Tensor:
         channels, height, width = indexes.shape[1], *_lines(indexes.shape)
         coded = coded_bands(string, height, width, self.where)
+        indexes, means = _as_now(indexes), None if means is None else _as_now(means)
 
         def decode(band: CodedBand) -> Tensor:
             return self._decode_band(band, image, indexes, means, dtype)
@@ -225,7 +229,8 @@ class _Coder:
         like = torch.empty(0, dtype=dtype, device=indexes.device)
         if self.workspace.on_demand:
             areas = [band.area for band in coded]
-            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit, string)
+            made_of = FromString(string, means)
+            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit, made_of)
             return self.workspace.lazy(numbers, (1, channels, height, width), like)
         stored = self.workspace.store("decoded", (channels, height, width), dtype)
         for rows, beside in groupby(coded, lambda band: band.area.rows):
@@ -282,10 +287,19 @@ def _lines(shape: Sequence[int]) -> tuple[int, int]:
     return shape[2] if len(shape) > 2 else 1, shape[3] if len(shape) > 3 else 1
 
 
+def _as_now(values: Tensor) -> Tensor:
+    """A map as it is now, whatever the model writes there before it is read; whole if it has other axes than
+    bands are cut along."""
+    if not isinstance(values, LazyMap):
+        return values
+    return values.snapshot() if (values.ndim, values.at) == (4, 2) else values.whole("compress")
+
+
 def _piece(values: Tensor, image: int, area: Area) -> Tensor:
+    first = image if values.shape[0] > 1 else 0  # else it is that of all images
     if isinstance(values, LazyMap):
-        return values.read(*area)
-    piece = values[image : image + 1]
+        return values.read(*area)[first : first + 1]
+    piece = values[first : first + 1]
     for axis, span in zip(range(2, values.ndim), area, strict=False):
         if values.shape[axis] > 1:  # else it is spread over all
             piece = piece.narrow(axis, span.start, span.length)
