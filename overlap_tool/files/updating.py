@@ -42,7 +42,8 @@ def update(
 
     The file has to be coded in blocks. Those that the change reaches are computed and coded anew, the others
     keep their strings: the result is what `compress` makes of the new image with the same blocks. It takes
-    the place of the old file, unless `output` names another.
+    the place of the old file, unless `output` names another. Numbers that a model's own code makes of strings
+    themselves, such as of their length, are not followed.
     """
     notes, source, target = RunNotes(notify), Path(compressed), Path(output or compressed)
     codec.refuse_if_no_codec()
