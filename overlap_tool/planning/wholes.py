@@ -43,7 +43,11 @@ def bytes_of_parts(network: Network, images: int, size: Size, exact: bool) -> di
         return {}
     heights, widths = network.rows.sizes(size.height), network.columns.sizes(size.width)
     sizes = {id: Size(widths[place], heights[place]) for id, place in network.index.items()}
-    return {op.id: bytes_within(op, images, sizes[op.id], exact) for op in network.wholes}
+    return {
+        # an op that is no part of the model, as an LSTM's steps are, holds a few samples at once
+        op.id: 0 if op.module is None else bytes_within(op, images, sizes[op.id], exact)
+        for op in network.wholes
+    }
 
 
 def bytes_within(op: Op, images: int, size: Size, exact: bool) -> int:

@@ -25,14 +25,16 @@ def test_a_difference_map_counts_what_differs_in_each_cell(shape) -> None:
     found[..., -1, -1] = float("nan")
     where = difference_map(found, expected)
     assert where is not None
-    assert (where.rows, where.columns) == shape[-2:]
+    found, expected = (each if each.ndim > 3 else each[..., None, :] for each in (found, expected))  # sound
+    rows, columns = found.shape[-2:]
+    assert (where.rows, where.columns) == (rows, columns)
     counts: dict[tuple[int, int], int] = {}
     for *_, row, column in (found != expected).nonzero().tolist():
         place = row // where.cell, column // where.cell
         counts[place] = counts.get(place, 0) + 1
     told = {(i, j): n for i, row in enumerate(where.counts) for j, n in enumerate(row) if n}
     assert told == counts
-    assert max(len(where.counts), len(where.counts[0])) == -(-max(shape[-2:]) // where.cell) <= CELLS
+    assert max(len(where.counts), len(where.counts[0])) == -(-max(rows, columns) // where.cell) <= CELLS
 
 
 def test_no_map_of_what_is_equal_or_of_another_size() -> None:
