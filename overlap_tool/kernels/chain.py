@@ -56,12 +56,14 @@ class Prepared:
         """What `make` makes of the weight, `how` being all else that it depends on."""
         if weight.is_inference():  # such a tensor does not count its changes
             return make(weight)
-        now = weight._version, weight.data_ptr(), weight.dtype
+        fake = isinstance(weight, FakeTensor)  # which lies nowhere
+        now = weight._version, 0 if fake else weight.data_ptr(), weight.dtype
         version, made = self._known.get(weight, (None, {}))
         if version != now:
             made = {}
             self._known[weight] = now, made
-            self._memory.add(weight.untyped_storage().data_ptr())
+            if not fake:
+                self._memory.add(weight.untyped_storage().data_ptr())
         if how not in made:
             made[how] = make(weight.detach())
         return made[how]
