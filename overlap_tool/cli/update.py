@@ -10,6 +10,7 @@ import typer
 from overlap_tool.cli.command import command
 from overlap_tool.cli.on_files import FileOptions, InMemoryOption, glance_at_image
 from overlap_tool.cli.options import parse_region
+from overlap_tool.errors import OptionError
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -44,6 +45,9 @@ def update(
     files: FileOptions,
 ) -> None:
     """Code again what a change of the image reaches, and copy everything else."""
+
+    if files.resume:
+        raise OptionError("--resume", "an update keeps nothing of one that was stopped", "Leave it out")
 
     def work(codec: Codec, resume: bool, **how: Any) -> RunSummary:
         from overlap_tool.files import update

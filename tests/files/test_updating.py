@@ -107,17 +107,19 @@ def test_what_cannot_be_updated_is_refused(tmp_path, coded) -> None:
         update(model, tmp_path / "whole.lic", folder / "before.npy", region)
 
 
-def test_on_the_command_line(run, tmp_path, coded) -> None:
-    name, folder = coded
-    if name != "mbt2018-mean":
-        pytest.skip("once is enough")
+def test_on_the_command_line(run, tmp_path) -> None:
+    before = tmp_path / "before.npy"
+    np.save(before, BEFORE)
     assert run("wrap", "zoo:bmshj2018-factorized", "--tile", 64, "-o", tmp_path / "it.tiled.pt")[0] == 0
     model = ("--model", tmp_path / "it.tiled.pt")
     np.save(tmp_path / "after.npy", changed((9, 9, 30, 20)))
-    assert run("compress", *model, folder / "before.npy", "-o", tmp_path / "it.lic", "--blocks", 64)[0] == 0
+    assert run("compress", *model, before, "-o", tmp_path / "it.lic", "--blocks", 64)[0] == 0
     region = ("--region", "9,9,30,20")
     code, out, err = run("update", *model, tmp_path / "it.lic", "--image", tmp_path / "after.npy", *region)
     assert code == 0, err
+    told = run("update", *model, tmp_path / "it.lic", "--image", tmp_path / "after.npy", *region, "--resume")
+    assert told[0] == 2
+    assert "keeps nothing of one that was stopped" in told[2]
     assert "of all bands are new" in out
     assert (
         run("compress", *model, tmp_path / "after.npy", "-o", tmp_path / "anew.lic", "--blocks", 64)[0] == 0
