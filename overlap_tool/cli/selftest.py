@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.options import Debug, busy, load_plugins, refuse_unfit_target
+from overlap_tool.cli.options import Debug, Device, busy, load_plugins, refuse_unfit_target
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
   overlap-tool selftest
 
-  overlap-tool selftest --models
+  overlap-tool selftest --models --device cuda
 
   overlap-tool selftest --report here.json && echo "the bits of arithmetic 1"
 
@@ -35,6 +35,7 @@ def selftest(
             "minute, and CompressAI.",
         ),
     ] = False,
+    device: Device = "cpu",
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.json", help="Write what was found.")
     ] = None,
@@ -49,7 +50,7 @@ def selftest(
         from overlap_tool.verification import selftest as run
 
         load_plugins(None)
-        found = run(models=models)
+        found = run(models=models, device=device)
     if report is not None:
         write_bytes(report, reports.selftest_to_json(found).encode())
     show_selftest(found, screen())

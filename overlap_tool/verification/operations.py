@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from overlap_tool.kernels import exact_kernels
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, Hashed, digest_of_maps
@@ -14,22 +15,25 @@ from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, Hashed, digest_of
 KINDS = (torch.float32, torch.float64)
 
 
-def digests() -> dict[str, dict[str, str]]:
+def digests(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:
     """For each op, of all that it gives for its arguments, in either precision."""
     found: dict[str, dict[str, str]] = {}
     for kind in KINDS:
         for op, calls in arguments(kind).items():
-            maps = [_first(getattr(torch.ops.aten, op), *call) for call in calls]
+            maps = [_first(getattr(torch.ops.aten, op), device, *call) for call in calls]
             found.setdefault(op, {})[str(kind).removeprefix("torch.")] = digest_of_maps(*maps)
     return found
 
 
-def _first(function: Any, *call: Any) -> Tensor:
+def _first(function: Any, device: torch.device | str, *call: Any) -> Tensor:
     """The first of several results: the map, where others serve gradients only."""
     names = call[-1] if isinstance(call[-1], dict) else {}
+    given = tree_map_only(Tensor, lambda x: x.to(device), call[: len(call) - bool(names)])
+    if not any(isinstance(each, Tensor) for each in given):
+        names = {**names, "device": device}
     with torch.no_grad(), exact_kernels():
-        result = function(*call[: len(call) - bool(names)], **names)
-    return result[0] if isinstance(result, tuple) else result
+        result = function(*given, **names)
+    return (result[0] if isinstance(result, tuple) else result).cpu()
 
 
 def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:

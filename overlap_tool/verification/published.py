@@ -46,43 +46,48 @@ class SelfTest:
         return tuple(vector for vector in self.vectors if vector.status == status)
 
 
-def selftest(*, models: bool = False, progress: Callable[[str], None] = lambda doing: None) -> SelfTest:
+def selftest(
+    *, models: bool = False, device: str = "cpu", progress: Callable[[str], None] = lambda doing: None
+) -> SelfTest:
     """Hold this machine's arithmetic to the published digests, in some seconds.
 
     Every elementary function on a million numbers, and every op that rounds, in float32 and float64. With
     `models`, all that narrow models of every known architecture give for a fixed image, which takes a minute:
-    tables, outputs, likelihoods, strings and decoded images.
+    tables, outputs, likelihoods, strings and decoded images. `device` is "cpu" or "cuda".
 
         assert overlap_tool.selftest().holds
     """
-    found = [*_functions(progress), *_operations(progress), *(_models(progress) if models else ())]
-    return SelfTest(VERSION, machine.describe(torch.device("cpu")), tuple(found))
+    on = machine.find_device(device)
+    found = [*_functions(on, progress), *_operations(on, progress)]
+    if models:
+        found += _models(on, progress)
+    return SelfTest(VERSION, machine.describe(on), tuple(found))
 
 
-def _functions(progress: Callable[[str], None]) -> Iterator[Held]:
-    expected = published_digests("functions")
+def _functions(device: torch.device, progress: Callable[[str], None]) -> Iterator[Held]:
+    expected, numbers = published_digests("functions"), sample().to(device)
     for name in FUNCTIONS:
         progress(name)
-        found = digest(compute(name, sample()))
+        found = digest(compute(name, numbers).cpu())
         yield _held("functions", name, {"": found}, {"": expected[name]["sample"]})
 
 
-def _operations(progress: Callable[[str], None]) -> Iterator[Held]:
+def _operations(device: torch.device, progress: Callable[[str], None]) -> Iterator[Held]:
     expected = published_digests("operations")
     progress(f"{len(expected)} operations")
-    for op, found in operations.digests().items():
+    for op, found in operations.digests(device).items():
         yield _held("operations", op, found, expected.get(op, {}))
 
 
-def _models(progress: Callable[[str], None]) -> Iterator[Held]:
+def _models(device: torch.device, progress: Callable[[str], None]) -> Iterator[Held]:
     """In the order of the file: one whose plugin is not installed is skipped."""
-    picture = witnesses.image()
+    picture = witnesses.image().to(device)
     for name, expected in published_digests("models").items():
         if name not in checkpoint.names():
             yield Held("models", name, "skipped", "the plugin that knows it is not installed")
             continue
         progress(name)
-        model = witnesses.narrow_model(checkpoint.find(name))
+        model = witnesses.narrow_model(checkpoint.find(name)).to(device)
         yield _held("models", name, witnesses.model_digests(model, picture), expected)
 
 

@@ -115,11 +115,13 @@ class EmulatedGpu(TorchDispatchMode):
         here = [tensor for tensor in tensors if isinstance(tensor, GpuTensor)]
         if here and name not in BETWEEN_DEVICES:
             _refuse_several_devices(name, args, tensors)
-        asked = kwargs.get("device")
+        asked = next((each for each in args if isinstance(each, torch.device)), kwargs.get("device"))
         on_gpu = bool(here) and (name != "aten::copy_" or isinstance(args[0], GpuTensor))
         if asked is not None:
             on_gpu = torch.device(asked).type == "cuda"
-            kwargs = {**kwargs, "device": torch.device("cpu") if on_gpu else asked}
+            really = torch.device("cpu") if on_gpu else asked
+            args = [really if isinstance(each, torch.device) else each for each in args]
+            kwargs = {**kwargs, **({"device": really} if "device" in kwargs else {})}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
         if name in WAITING or (here and name in BETWEEN_DEVICES and not on_gpu):

@@ -90,6 +90,19 @@ def test_whichever_kernels_pytorch_has(capability: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_is_held_to_them_too(monkeypatch) -> None:
+    monkeypatch.setattr(published, "FUNCTIONS", ("sqrt", "erf"))
+    some = {"models": {name: MODELS[name] for name in FAST[:1]}}
+    monkeypatch.setattr(
+        published, "published_digests", lambda what: some.get(what) or vectors.published_digests(what)
+    )
+    found = overlap_tool.selftest(models=True, device="cuda")
+    assert (found.of("failed"), found.of("skipped")) == ((), ())
+    assert found.machine.device == torch.cuda.get_device_name()
+    assert [held.name for held in found.vectors if held.kind == "models"] == [*FAST[:1]]
+
+
 def test_a_function_with_other_bits_is_named(run, tmp_path, monkeypatch) -> None:
     right = tensors.compute
 
@@ -99,7 +112,7 @@ def test_a_function_with_other_bits_is_named(run, tmp_path, monkeypatch) -> None
 
     others = {**vectors.published_digests("operations"), "erf": {"float32": "0"}}
     monkeypatch.setattr(published, "compute", wrong)
-    monkeypatch.setattr(operations, "digests", lambda: others)
+    monkeypatch.setattr(operations, "digests", lambda device: others)
     code, out, _ = run("selftest", "--report", tmp_path / "found.json")
     assert code == 1
     assert "DIFFERS: 2 do not give the bits of arithmetic 1" in out
@@ -117,7 +130,7 @@ def test_a_report_that_cannot_be_written_is_bad_input(run, tmp_path) -> None:
 
 def test_a_model_whose_plugin_is_missing_is_skipped(monkeypatch) -> None:
     monkeypatch.setattr(published, "published_digests", lambda what: {"nobody's": {}})
-    (found,) = published._models(lambda doing: None)
+    (found,) = published._models(torch.device("cpu"), lambda doing: None)
     assert (found.status, found.message) == ("skipped", "the plugin that knows it is not installed")
 
 
