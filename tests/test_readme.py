@@ -61,6 +61,7 @@ NOT_RUN = {
     "overlap-tool run --model denoise.tiled.pt --trust speech.npy -o clean.npy": (
         "run by test_volumes_and_sound.py"
     ),
+    "overlap-tool selftest --models --device cuda": "needs a GPU; test_selftest.py emulates one",
     "overlap-tool run --model net.tiled.pt --trust scene.zarr -o out.zarr --workers 4": (
         "run by test_workers.py"
     ),
