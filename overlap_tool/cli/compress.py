@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, ImageFile, InMemoryOption, glance_at_image
+from overlap_tool.cli.on_files import FileOptions, ImageFile, InMemoryOption, WorkerOptions, glance_at_image
 
 if TYPE_CHECKING:
     from overlap_tool.files import Codec, RunSummary
@@ -23,6 +23,8 @@ EXAMPLES = """
   overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --resume
 
   overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --blocks 1024
+
+  overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --workers 4
 """
 
 
@@ -46,6 +48,7 @@ def compress(
     ] = None,
     in_memory: InMemoryOption = "256MiB",
     *,
+    where: WorkerOptions,
     files: FileOptions,
 ) -> None:
     """Compress an image file of any size with a wrapped codec."""
@@ -53,11 +56,17 @@ def compress(
     target = output or image.with_suffix(".lic")
 
     def work(codec: Codec, **how: Any) -> RunSummary:
-        from overlap_tool.files import compress
         from overlap_tool.settings import parse_bytes
 
-        size = parse_bytes(in_memory)
-        return compress(codec, image, target, in_memory=size, check=check, blocks=blocks, **how)
+        how |= {"in_memory": parse_bytes(in_memory), "check": check, "blocks": blocks}
+        if not where.asked:
+            from overlap_tool.files import compress
 
+            return compress(codec, image, target, **how)
+        from overlap_tool import distributed
+
+        return distributed.compress(codec, image, target, **on_workers, **how)
+
+    on_workers = where.arguments(files)
     glance_at_image(image)
     files.do(target, work)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overlap_tool.cli.command import command
-from overlap_tool.cli.on_files import FileOptions, InMemoryOption, RegionOption
+from overlap_tool.cli.on_files import FileOptions, InMemoryOption, RegionOption, WorkerOptions
 from overlap_tool.cli.options import parse_region
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ EXAMPLES = """
   overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o scene.zarr --resume
 
   overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o crop.png --region 40000,12000,2048,1024
+
+  overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o out.zarr --dask tcp://scheduler:8786
 """
 
 
@@ -43,6 +45,7 @@ def decompress(
     ] = False,
     region: RegionOption = None,
     *,
+    where: WorkerOptions,
     files: FileOptions,
 ) -> None:
     """Decode a compressed image with the checkpoint that wrote it."""
@@ -50,20 +53,18 @@ def decompress(
     target = output or coded.with_suffix(".png")
 
     def work(codec: Codec, **how: Any) -> RunSummary:
-        from overlap_tool.files import decompress
         from overlap_tool.settings import parse_bytes
 
-        size = parse_bytes(in_memory)
-        return decompress(
-            codec,
-            coded,
-            target,
-            in_memory=size,
-            any_engine=any_engine,
-            region=parse_region(region),
-            **how,
-        )
+        how |= {"in_memory": parse_bytes(in_memory), "any_engine": any_engine}
+        if not where.asked:
+            from overlap_tool.files import decompress
 
+            return decompress(codec, coded, target, region=parse_region(region), **how)
+        from overlap_tool import distributed
+
+        return distributed.decompress(codec, coded, target, **on_workers, **how)
+
+    on_workers = where.arguments(files, region)
     from overlap_tool.files.formats import container
 
     container.read(coded, in_parts=region is not None)  # before torch is imported, which takes longer

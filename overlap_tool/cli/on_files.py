@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from overlap_tool.cli.options import (
     glance_at_checkpoint,
     load_plugins,
 )
+from overlap_tool.errors import OptionError
 from overlap_tool.legible import legible
 
 if TYPE_CHECKING:
@@ -45,6 +46,51 @@ RegionOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Where a run is computed, if not in this process."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", help="Compute in N processes of this machine.", show_default=False
+        ),
+    ] = None
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Compute on the workers of this scheduler.",
+            show_default=False,
+        ),
+    ] = None
+    piece: Annotated[
+        int | None,
+        typer.Option("--piece", metavar="4096", help="Pixels a side that a worker computes at once."),
+    ] = None
+
+    @property
+    def asked(self) -> bool:
+        return self.workers is not None or self.dask is not None
+
+    def arguments(self, files: FileOptions, region: str | None = None) -> dict[str, Any]:
+        """For the functions of `overlap_tool.distributed`; nothing if they are not asked for."""
+        if not self.asked:
+            if self.piece is not None:
+                raise OptionError("--piece", "is for several processes", "Add --workers 2, or leave it out")
+            return {}
+        if region is not None:
+            raise OptionError(
+                "--region", "is computed in one process", "Leave --workers and --dask out, or --region"
+            )
+        if files.plugin:
+            raise OptionError(
+                "--plugin", "is a file of this machine", "Install it as a package on all workers"
+            )
+        return {"workers": self.workers, "dask": self.dask, "piece": self.piece, "trust": files.trust}
 
 
 def glance_at_image(path: Path, *others: Kind) -> None:

@@ -9,17 +9,21 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from overlap_tool.distributed.cluster import dask_library
-from overlap_tool.distributed.pieces import grid, refuse_other_bits, refuse_other_networks, refuse_whole_maps
+from overlap_tool.distributed.pieces import (
+    Window,
+    computed,
+    grid,
+    refuse_other_bits,
+    refuse_other_networks,
+    refuse_whole_maps,
+)
 from overlap_tool.errors import OptionError
-from overlap_tool.files.running import StageNumbers, area_read
-from overlap_tool.geometry import Span
+from overlap_tool.files.running import area_read
 from overlap_tool.geometry.walk import Area
-from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape
-from overlap_tool.runtime.stores import TensorSink
 from overlap_tool.wrapping.retrofit import TiledForward, settings_of, tiled_stages, wrap
 
 
@@ -73,12 +77,8 @@ def compute_piece_of_array(
     model: nn.Module, window: NDArray[Any], read: Area, shape: Shape, area: Area
 ) -> NDArray[Any]:
     """On a worker: an area of the output, from the window of the input that it reads."""
-    stage = only_stage(model)
     given = torch.from_numpy(np.array(window)).reshape(shape.images, -1, *window.shape[-2:])
-    source = _Window(given, read)
-    numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)
-    with torch.no_grad(), engine(stage.settings.engine):
-        made = numbers.read(*area)
+    made = computed(only_stage(model), Window(given, read), shape, area)
     return made.reshape(*window.shape[:-3], *made.shape[1:]).numpy()
 
 
@@ -93,24 +93,6 @@ def only_stage(model: nn.Module) -> TiledForward:
     network.require_image(where)
     network.require_one_map(where)
     return stages[0]
-
-
-class _Window:
-    """A part of an input, that knows where it lies."""
-
-    def __init__(self, values: Tensor, area: Area) -> None:
-        self.values = values
-        self.area = area
-
-    def read(self, rows: Span, columns: Span) -> Tensor:
-        down, across = rows.shift(-self.area.rows.start), columns.shift(-self.area.columns.start)
-        assert min(*down, *across) >= 0, "before what was sent"
-        assert down.stop <= self.area.rows.length, "below what was sent"
-        assert across.stop <= self.area.columns.length, "beyond what was sent"
-        return self.values[..., slice(*down), slice(*across)]
-
-    def expect(self, rows: Span, columns: Span) -> None:
-        """Nothing is fetched ahead."""
 
 
 def _shape_of(stage: TiledForward, array: Any) -> Shape:

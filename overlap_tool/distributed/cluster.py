@@ -13,6 +13,9 @@ from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
 
 SECONDS_TO_ANSWER = 10
 
+TIMES_SENT = 10
+"""What was sent to workers that then died is sent again, so often."""
+
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
 
@@ -61,9 +64,34 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
     """Wait for tasks, and call `done` with each when it has ended well; the first that did not ends all."""
     distributed = dask_library("distributed")
     try:
-        for future in distributed.as_completed(futures, loop=client.loop):
-            future.result()
-            done(future)
+        with explained():
+            for future in distributed.as_completed(futures, loop=client.loop):
+                future.result()
+                done(future)
+    finally:
+        client.cancel([future for future in futures if not future.done()])
+
+
+def result_of(client: Any, future: Any, again: Callable[[], Any]) -> Any:
+    """What a task gives. If what was sent with it is lost with a worker, `again` sends both anew."""
+    distributed = dask_library("distributed")
+    with explained():
+        for _ in range(TIMES_SENT):
+            try:
+                return future.result()
+            except (asyncio.CancelledError, distributed.CancelledError):
+                if client.status != "running":
+                    raise
+            future = again()
+        return future.result()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What ends tasks by no fault of their code, as a refusal."""
+    distributed = dask_library("distributed")
+    try:
+        yield
     except distributed.KilledWorker as error:
         raise ClusterError(
             f"a worker on {error.last_worker.address}",
@@ -72,5 +100,3 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
         ) from error
     except (asyncio.CancelledError, distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
-    finally:
-        client.cancel([future for future in futures if not future.done()])

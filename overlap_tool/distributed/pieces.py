@@ -1,19 +1,28 @@
-"""How an output is cut into pieces that workers compute alone, and what their halos cost."""
+"""How an output is cut into pieces that workers compute alone, how one is computed, and what halos cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 from overlap_tool.errors import OptionError
+from overlap_tool.files.running import StageNumbers, plan_of
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
+from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape, plan_part
 from overlap_tool.planning.cost import macs, op_costs
+from overlap_tool.runtime.stores import Source, TensorSink
 from overlap_tool.wrapping.retrofit import TiledForward
 
 SIDE = 4096
 """Rows and columns of a piece: a halo of 30 pixels around it is recomputed at 3 % of its cost."""
+
+LEAST = 512
+"""Of a stage's output, pieces are not cut smaller by themselves: halos would cost more than they gain."""
 
 PIECES = 8
 """A scene of fewer is cut into smaller ones, so that there is work for several workers."""
@@ -48,34 +57,76 @@ def refuse_other_bits(stage: TiledForward) -> None:
         )
 
 
+class Window:
+    """A part of an input, that knows where it lies."""
+
+    def __init__(self, values: Tensor, area: Area) -> None:
+        self.values = values
+        self.area = area
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        down, across = rows.shift(-self.area.rows.start), columns.shift(-self.area.columns.start)
+        assert min(*down, *across) >= 0, "before what was sent"
+        assert down.stop <= self.area.rows.length, "below what was sent"
+        assert across.stop <= self.area.columns.length, "beyond what was sent"
+        return self.values[..., slice(*down), slice(*across)]
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        """Nothing is fetched ahead."""
+
+
+def computed(stage: TiledForward, source: Source, shape: Shape, area: Area) -> Tensor:
+    """An area of a stage's output, as a stream of its own."""
+    numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)
+    with torch.no_grad(), engine(stage.settings.engine):
+        return numbers.read(*area)
+
+
 def grid(rows: Sequence[int], columns: Sequence[int]) -> list[Area]:
     """The rectangles between these edges, from left to right and from the top down."""
     return [Area(Span(*down), Span(*across)) for down in pairwise(rows) for across in pairwise(columns)]
 
 
-def edges(size: int, side: int) -> list[int]:
-    return [*range(0, size, side), size]
+def edges(span: Span, side: int) -> list[int]:
+    return [*range(*span, side), span.stop]
 
 
 def cut_scene(size: tuple[int, int], chunk: tuple[int, int], side: int | None) -> list[Area]:
     """The pieces of an output: whole chunks of its file, so that no two workers write one."""
-    height, width = size
 
     def pieces(side: int) -> list[Area]:
-        high, wide = (max(1, round(side / of)) * of for of in chunk)
-        return grid(edges(height, high), edges(width, wide))
+        steps = (max(1, round(side / of)) * of for of in chunk)
+        return grid(*(edges(Span(0, n), step) for n, step in zip(size, steps, strict=True)))
 
-    if side is not None:
-        return pieces(side)
+    return pieces(side) if side is not None else _enough(pieces, max(chunk))
+
+
+def cut_stage(stage: TiledForward, area: Area, side: int | None) -> list[Area]:
+    """The pieces of an area of a stage's output, `side` pixels of the image high and wide."""
+    scales = [stage.input_scale * axis.scale for axis in (stage.network.rows, stage.network.columns)]
+
+    def pieces(side: int) -> list[Area]:
+        steps = (max(1, int(side * scale)) for scale in scales)
+        return grid(*(edges(span, step) for span, step in zip(area, steps, strict=True)))
+
+    return pieces(side) if side is not None else _enough(pieces, LEAST)
+
+
+def _enough(pieces: Callable[[int], list[Area]], least: int) -> list[Area]:
     side = SIDE
-    while len(pieces(side)) < PIECES and side > max(chunk):
+    while len(pieces(side)) < PIECES and side > least:
         side //= 2
     return pieces(side)
 
 
 def recomputed(stage: TiledForward, shape: Shape, areas: Sequence[Area]) -> float:
-    """The share of the arithmetic of one process that pieces add to it by their halos."""
-    plan = stage.plan(shape)
-    costs = op_costs(stage.network)
-    parts = [plan_part(stage.input_scale, plan, area)[0] for area in areas]
-    return sum(macs(costs, part.rows, part.columns) for part in parts) / max(1, plan.macs) - 1
+    """The share of the arithmetic of one process that pieces, in their order, add to it by their halos."""
+    plan = plan_of(stage, shape)
+    costs = op_costs(plan.network)
+
+    def arithmetic(area: Area) -> int:
+        part = plan_part(stage.input_scale, plan, area)[-1]
+        return macs(costs, part.rows, part.columns)
+
+    together = Area(*(Span(first.start, last.stop) for first, last in zip(areas[0], areas[-1], strict=True)))
+    return sum(map(arithmetic, areas)) / max(1, arithmetic(together)) - 1

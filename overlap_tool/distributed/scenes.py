@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from overlap_tool import bounds, plugins
+from overlap_tool import bounds
 from overlap_tool.distributed.cluster import connected, each_finished
+from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.pieces import (
     cut_scene,
     recomputed,
@@ -22,7 +19,7 @@ from overlap_tool.distributed.pieces import (
     refuse_other_networks,
     refuse_whole_maps,
 )
-from overlap_tool.errors import ClusterError, OptionError
+from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import WholeChunks, open_output, refuse_unwritable
@@ -75,7 +72,6 @@ def run(
     refuse_unwritable(target, form, made.dtype, resume)
     if work.picture.missing:
         notes.note(f"{source}: {work.picture.missing}")
-    model = Path(codec.where).read_bytes()
     task = Task("run", codec, source, target, notes, resume, quiet)
     with connected(workers, dask) as client, task.job(dtype=str(made.dtype), piece=piece) as job:
         array = open_output(target, job.folder, form, made.dtype, "image" in job.done).finish()
@@ -84,12 +80,12 @@ def run(
         areas = dict(enumerate(cut_scene(work.size, chunk, piece)))
         added = recomputed(work.stage, work.shape, list(areas.values()))
         notes.note(f"{len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
-        scene = Scene(str(source), str(array), dtype, codec.identity, trust)
+        scene = Scene(str(source), str(array), dtype, Wanted(codec.identity, trust))
         names = {f"piece-{number}": area for number, area in areas.items()}
         missing = {name: area for name, area in names.items() if name not in job.done}
         with TileProgress("pieces", len(missing), quiet) as progress:
             batch = uuid4().hex
-            sent = client.submit(itself, model, key=f"overlap-tool-model-{hashlib.sha256(model).hexdigest()}")
+            sent = send_model(client, codec)
             futures = {
                 client.submit(write_piece, sent, scene, area, key=f"overlap-tool-{batch}-{name}"): name
                 for name, area in missing.items()
@@ -106,48 +102,18 @@ def run(
 
 @dataclass(frozen=True)
 class Scene:
-    """What workers have to know of a run: paths that all of them find, and what the model has to be there."""
+    """What workers have to know of a run: paths that all of them find, and what the model has to be."""
 
     source: str
     target: str
     dtype: SampleType | None
-    identity: dict[str, Any]
-    trust: bool
-
-
-def itself(model: bytes) -> bytes:
-    """A task that gives the model's file: if who has it dies, the scheduler makes it again."""
-    return model
+    model: Wanted
 
 
 def write_piece(model: bytes, scene: Scene, area: Area) -> None:
     """On a worker: compute a piece and write its chunks. Doing it again writes the same."""
-    codec = loaded(model, scene)
+    codec = loaded(model, scene.model)
     with bounds.lifted():  # the process that began has looked at it
         work = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
     array = library("zarr").open_array(store=scene.target, mode="r+")
     work.pour(area, WholeChunks(array, area).write, TensorSink)
-
-
-_LOADED: dict[str, Codec] = {}
-_LOADING = Lock()
-
-
-def loaded(model: bytes, scene: Scene) -> Codec:
-    """The model of a file, loaded once in this process, and the same here as where the run began."""
-    key = hashlib.sha256(model).hexdigest()
-    with _LOADING:
-        if key not in _LOADED:
-            with tempfile.TemporaryDirectory(prefix="overlap-tool-") as folder:
-                path = Path(folder) / "model.tiled.pt"
-                path.write_bytes(model)
-                plugins.discover()
-                _LOADED[key] = Codec.load(path, trust=scene.trust)
-        codec = _LOADED[key]
-    here, there = (json.loads(json.dumps(identity)) for identity in (codec.identity, scene.identity))
-    differs = sorted(key for key in there if here.get(key) != there[key])
-    if differs:
-        told = ", ".join(f"{key} {here.get(key)} there and {there[key]} here" for key in differs)
-        reason = f"it would compute other bits ({told})"
-        raise ClusterError("a worker", reason, "Install the same versions there")
-    return codec

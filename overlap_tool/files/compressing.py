@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +32,7 @@ from overlap_tool.files.formats.frame import Frame, padding
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
 from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
 from overlap_tool.files.job import Job
-from overlap_tool.files.running import Workspace
+from overlap_tool.files.running import Crew, Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, Task
 from overlap_tool.geometry import Span
@@ -50,11 +51,13 @@ def compress(
     resume: bool = False,
     quiet: bool = True,
     notify: Callable[[str], None] | None = None,
+    crew: Crew | None = None,
 ) -> RunSummary:
     """Code an image file as a `.lic` file. `check` decodes it again, and reports the PSNR.
 
     `blocks` codes squares of so many pixels a side as strings of their own, so that `decompress` reads and
-    decodes those under a region alone. The symbols and the decoded image are the same.
+    decodes those under a region alone. The symbols and the decoded image are the same. A `crew` computes the
+    model's stages; `overlap_tool.distributed.compress` gives one.
     """
     notes, source, target = RunNotes(notify), Path(image), Path(output)
     codec.refuse_if_no_codec()
@@ -74,8 +77,8 @@ def compress(
     if blocks is not None:
         _refuse_blocks(codec, blocks)
     note_a_long_wait(codec, frame, in_memory, notes)
-    task = Task("compress", codec, source, target, notes, resume, quiet)
-    with task.job(memory=in_memory, blocks=blocks) as job:
+    task = Task("compress", codec, source, target, notes, resume, quiet, crew)
+    with crew or nullcontext(), task.job(memory=in_memory, blocks=blocks) as job:
         block = tuple(Fraction(min(blocks or side, side), side) for side in frame.padded)
         workspace = task.workspace(job, in_memory, "compress", block=block)
         numbers = PictureNumbers(str(source), picture, frame, codec.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import refuse_unwritable
 from overlap_tool.files.formats.pixels import samples
 from overlap_tool.files.region import Rectangle, area_of
-from overlap_tool.files.running import Workspace, pour
+from overlap_tool.files.running import Crew, Workspace, pour
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import IN_MEMORY, ResumedImage, Task
 from overlap_tool.geometry.walk import Area
@@ -46,11 +47,13 @@ def decompress(
     notify: Callable[[str], None] | None = None,
     any_engine: bool = False,
     region: Rectangle | None = None,
+    crew: Crew | None = None,
 ) -> RunSummary:
     """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote.
 
     Of a `region`, the column and the row of its upper left pixel, its width and its height, only that
     rectangle is synthesised and written; of an image that is coded in blocks, only those under it are read.
+    A `crew` computes the model's stages; `overlap_tool.distributed.decompress` gives one.
     """
     notes, source, target = RunNotes(notify), Path(coded), Path(output)
     codec.refuse_if_no_codec()
@@ -67,8 +70,8 @@ def decompress(
     elif region is not None and not head.banded:
         notes.note(f"{source} is not coded in blocks: all of its strings are decoded")
     note_a_long_wait(codec, head.frame, in_memory, notes)
-    task = Task("decompress", codec, source, target, notes, resume, quiet)
-    with task.job(memory=in_memory, region=region) as job:
+    task = Task("decompress", codec, source, target, notes, resume, quiet, crew)
+    with crew or nullcontext(), task.job(memory=in_memory, region=region) as job:
         image = ResumedImage(job, area, form, head.frame.dtype)
         alone = region is not None and head.banded and not serial
         workspace = task.workspace(job, in_memory, "decompress", on_demand=alone)

@@ -11,13 +11,15 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from functools import partial
+from itertools import groupby
 from math import ceil, prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
 from overlap_tool.runtime import deferred, passes
-from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, sources
+from overlap_tool.runtime.deferred import ROWS_AT_ONCE, InMemory, Numbers, OnDemand, sources
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
@@ -53,19 +55,37 @@ class Placement(Enum):
     READER = "computed when it is read, each time"
 
 
-def placement(*, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool) -> Placement:
+def placement(
+    *, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool, by_others: bool = False
+) -> Placement:
     """The place of a stage's output, which is `deferred` if it is as fine as the image or asked for in parts.
 
     It `shrinks` if it is no larger than an input that is not in memory, and `fits` if it may be in memory;
-    `barriers` make all of it at once.
+    `barriers` make all of it at once. Computed `by_others` it is made once: they have work at once then.
     """
     if images > 1:
         return Placement.MEMORY
     if deferred:
         return Placement.READER
-    if shrinks or (barriers and not fits):
+    if shrinks or by_others or (barriers and not fits):
         return Placement.FILE
     return Placement.MEMORY if fits else Placement.READER
+
+
+class Crew(AbstractContextManager["Crew"], Protocol):
+    """Who computes stages piece by piece in place of this process, inside of `with crew`."""
+
+    def pieces(
+        self,
+        stage: TiledForward,
+        shape: Shape,
+        source: Source,
+        area: Area,
+        quiet: bool,
+        note: Callable[[str], None],
+    ) -> Iterator[tuple[Area, Tensor]]:
+        """An area of a stage's output: its pieces, from left to right and from the top down."""
+        ...
 
 
 class Workspace:
@@ -80,6 +100,7 @@ class Workspace:
         purpose: str = "map",
         on_demand: bool = False,
         block: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1)),
+        crew: Crew | None = None,
     ) -> None:
         self.job = job
         self.limit = limit
@@ -88,6 +109,7 @@ class Workspace:
         self.notify = notify
         self.on_demand = on_demand
         """Whether maps are computed where they are read, and not all of them at once: some is not read."""
+        self.others = None if crew is None else Others(crew, job.folder, notify)
         self.block = block
         """Of a map's height and width, what is coded as a string of its own."""
         self.coded: list[bytes] = []
@@ -121,8 +143,9 @@ class Workspace:
             if shape.images == 1 and (lazy or as_fine_as_the_image)
             else partial(TensorSink, store=stage.settings.store)
         )
+        others = self.others if shape.images == 1 else None
         numbers = StageNumbers(
-            stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand
+            stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand, others
         )
         shape_of_map = numbers.channels, numbers.height, numbers.width
         size = prod(shape_of_map)
@@ -132,6 +155,7 @@ class Workspace:
             shrinks=lazy and size <= whole.numel(),
             barriers=numbers.barriers,
             fits=size * whole.element_size() <= self.limit,
+            by_others=others is not None,
         )
         if place is Placement.FILE:
             stored = self.store(stage.name, shape_of_map, whole.dtype)
@@ -195,14 +219,16 @@ class StageNumbers:
         block_bytes: int,
         quiet: bool,
         on_demand: bool,
+        others: Others | None = None,
     ) -> None:
+        self.others = others
         self.stage = stage
         self.source = source
         self.shape = shape
         self.keep = keep
         self.quiet = quiet
         self.on_demand = on_demand
-        self.plan = _plan(stage, shape)
+        self.plan = plan_of(stage, shape)
         self.barriers = len(self.plan.segments) > 1
         self.width, self.height = self.plan.output_size
         self.channels = self.plan.network.ops[-1].channels
@@ -249,6 +275,8 @@ class StageNumbers:
     def _compute(self, area: Area, sink: Sink, quiet: bool) -> None:
         if not area.size:
             return
+        if self.others is not None:
+            return self.others.compute(self.stage, self.shape, self.source, area, sink, quiet)
         segments = plan_part(self.stage.input_scale, self.plan, area)
         tiles = sum(part.tiles for part in segments)
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
@@ -262,6 +290,32 @@ class StageNumbers:
                 self.stage.settings.batch,
                 progress.advance,
             )
+
+
+@dataclass(frozen=True)
+class Others:
+    """Stages computed by a crew. What it gives lies in files until a row of pieces is whole: pieces are too
+    high for bands of them to be in memory."""
+
+    crew: Crew
+    folder: Path
+    note: Callable[[str], None]
+
+    def compute(
+        self, stage: TiledForward, shape: Shape, source: Source, area: Area, sink: Sink, quiet: bool
+    ) -> None:
+        made = self.crew.pieces(stage, shape, source, area, quiet, self.note)
+        for down, beside in groupby(made, lambda piece: piece[0].rows):
+            with tempfile.TemporaryDirectory(prefix="pieces-", dir=self.folder) as folder:
+                parts = []
+                for piece, values in beside:
+                    part = MapFile(Path(folder) / str(piece.columns.start), values.shape[1:], values.dtype)
+                    part.file.create()
+                    part.write(0, values, durable=False)
+                    parts.append((part, Span(0, piece.columns.length)))
+                for rows in cut(down.length, ROWS_AT_ONCE):
+                    band = torch.cat([part.read(rows, columns) for part, columns in parts], -1)
+                    sink.write(rows.shift(down.start), area.columns, band)
 
 
 class Stored:
@@ -344,13 +398,14 @@ def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> Non
 
 def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
     """The area of its input that a stage reads to compute an area of its output."""
-    first, *more = plan_part(stage.input_scale, _plan(stage, shape), area)
+    first, *more = plan_part(stage.input_scale, plan_of(stage, shape), area)
     if more:
         return Area.whole(shape.rows, shape.columns)
     return Area(first.rows.extents[0].clip(shape.rows), first.columns.extents[0].clip(shape.columns))
 
 
-def _plan(stage: TiledForward, shape: Shape) -> StagePlan:
+def plan_of(stage: TiledForward, shape: Shape) -> StagePlan:
+    """How a stage runs on a map of this size that is not in memory."""
     settings = stage.settings
     if settings.memory is None:
         return stage.plan(shape)

@@ -15,7 +15,7 @@ from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import open_output
 from overlap_tool.files.job import Job, stamp
-from overlap_tool.files.running import Workspace
+from overlap_tool.files.running import Crew, Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary, peak_memory_bytes
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
@@ -35,15 +35,17 @@ class Task:
     notes: RunNotes
     resume: bool
     quiet: bool
+    crew: Crew | None = None
 
     def job(self, **settings: Any) -> Job:
         """`settings` are what else the result depends on."""
         refuse_overwriting(f"output={str(self.target)!r}", self.target, (self.source, self.codec.where))
+        settings |= {"workers": self.crew is not None}  # else other maps are kept
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
     def workspace(self, job: Job, in_memory: int, purpose: str, **how: Any) -> Workspace:
-        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, **how)
+        return Workspace(job, in_memory, self.quiet, self.notes.note, purpose, crew=self.crew, **how)
 
     def summary(
         self,

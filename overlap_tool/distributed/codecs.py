@@ -1,0 +1,62 @@
+"""`compress` and `decompress` on workers: they compute the stages, and this process codes, in order."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from overlap_tool import files
+from overlap_tool.distributed.crew import Workers
+from overlap_tool.errors import OptionError
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.summary import RunSummary
+
+
+def compress(
+    codec: Codec,
+    image: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    dask: str | None = None,
+    piece: int | None = None,
+    trust: bool = False,
+    **how: Any,
+) -> RunSummary:
+    """What `overlap_tool.files.compress` does, its stages by several worker processes: the same file.
+
+    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. They read the
+    image themselves, so it has to be where all of them find it; the model goes to each once, and so do parts
+    of the maps between stages, which are about `piece` pixels of the image a side. What they compute comes
+    back here, where entropy models code it. A piece of a worker that dies is done again. `trust` lets workers
+    import the class that a file names.
+
+    For example, `compress(Codec.load("codec.tiled.pt"), "scene.zarr", "scene.lic", workers=4)`.
+    """
+    crew = Workers(codec, workers, dask, piece, trust)
+    return files.compress(codec, image, output, crew=crew, **how)
+
+
+def decompress(
+    codec: Codec,
+    coded: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    dask: str | None = None,
+    piece: int | None = None,
+    trust: bool = False,
+    **how: Any,
+) -> RunSummary:
+    """What `overlap_tool.files.decompress` does, its stages by several worker processes: the same samples.
+
+    This process decodes, and sends workers parts of the maps that they read; the rest is as for `compress`.
+    """
+    if how.get("region") is not None:
+        raise OptionError(
+            f"region={list(how['region'])!r}",
+            "is decoded in one process, which reads no more than it needs",
+            "Leave `workers` and `dask` out",
+        )
+    crew = Workers(codec, workers, dask, piece, trust)
+    return files.decompress(codec, coded, output, crew=crew, **how)

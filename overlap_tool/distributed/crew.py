@@ -1,0 +1,148 @@
+"""The stages of a model on workers: pieces of their outputs, from windows of their inputs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from overlap_tool import bounds
+from overlap_tool.distributed.cluster import connected, result_of
+from overlap_tool.distributed.models import Wanted, loaded, send_model
+from overlap_tool.distributed.pieces import (
+    Window,
+    computed,
+    cut_stage,
+    recomputed,
+    refuse_other_bits,
+    refuse_other_networks,
+    refuse_whole_maps,
+)
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.frame import Frame
+from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.running import area_read
+from overlap_tool.geometry.walk import Area
+from overlap_tool.planning.choose import Shape
+from overlap_tool.runtime.lazy import LazyMap
+from overlap_tool.runtime.progress import TileProgress
+from overlap_tool.runtime.stores import Source
+from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
+
+AHEAD = 2
+"""Pieces that are sent at once, per worker: one is at hand when another is done."""
+
+
+@dataclass(frozen=True)
+class PictureWindow:
+    """An image file that workers read themselves, as the map that it is."""
+
+    path: str
+    frame: Frame
+
+    def opened(self, area: Area) -> PictureNumbers:
+        with bounds.lifted():  # the process that began has looked at it
+            picture = open_picture(Path(self.path))
+        return PictureNumbers(self.path, picture, self.frame, torch.device("cpu"), area.columns)
+
+
+@dataclass(frozen=True)
+class PieceWork:
+    """A piece of a stage: what a worker computes."""
+
+    model: Wanted
+    stage: str
+    shape: Shape
+    read: Area
+    area: Area
+
+
+class Workers:
+    """The crew of a run; used as `with Workers(...)`, which connects to them."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        workers: int | None,
+        dask: str | None,
+        piece: int | None,
+        trust: bool,
+    ) -> None:
+        self.codec = codec
+        self.where = workers, dask
+        self.piece = piece
+        self.wanted = Wanted(codec.identity, trust)
+        self.open = ExitStack()
+        for stage in codec.stages:
+            refuse_other_bits(stage)
+            refuse_whole_maps(stage)
+
+    def __enter__(self) -> Workers:
+        self.client = self.open.enter_context(connected(*self.where))
+        self.model = send_model(self.client, self.codec)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.open.close()
+
+    def pieces(
+        self,
+        stage: TiledForward,
+        shape: Shape,
+        source: Source,
+        area: Area,
+        quiet: bool,
+        note: Callable[[str], None],
+    ) -> Iterator[tuple[Area, Tensor]]:
+        """In order. What was sent stays here until it is done, so that it can be sent again."""
+        refuse_other_networks(stage, shape)
+        areas = cut_stage(stage, area, self.piece)
+        if len(areas) > 1:
+            added = recomputed(stage, shape, areas)
+            note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
+        at_once = AHEAD * max(1, sum(self.client.nthreads().values()))
+        waiting: deque[tuple[Area, Callable[[], Any], Any]] = deque()
+        with TileProgress(stage.name, len(areas), quiet) as progress:
+            for number, piece in enumerate(areas):
+                send = self._sender(stage, shape, source, piece)
+                waiting.append((piece, send, send()))
+                while len(waiting) == at_once or (waiting and number == len(areas) - 1):
+                    made, again, future = waiting.popleft()
+                    values = result_of(self.client, future, again)
+                    progress.advance()
+                    yield made, torch.from_numpy(values)
+
+    def _sender(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> Callable[[], Any]:
+        """What sends a piece to the workers, as often as it is called."""
+        read = area_read(stage, shape, area)
+        work = PieceWork(self.wanted, stage.name, shape, read, area)
+        numbers = source.numbers if isinstance(source, LazyMap) else None
+        submit = partial(self.client.submit, compute_piece, self.model, work, pure=False)
+        if isinstance(numbers, PictureNumbers):
+            path = str(Path(numbers.where).absolute())
+            return partial(submit, PictureWindow(path, numbers.frame))
+        window = source.read(*read).cpu().contiguous().numpy()
+        return lambda: submit(self.client.scatter(window, hash=False))
+
+
+def compute_piece(model: bytes, work: PieceWork, window: PictureWindow | NDArray[Any]) -> NDArray[Any]:
+    """On a worker: a piece of a stage's output, from what it reads of the input."""
+    stage = tiled_stages(loaded(model, work.model).model)[work.stage]
+    source: Source = (
+        window.opened(work.read)
+        if isinstance(window, PictureWindow)
+        else Window(torch.from_numpy(window), work.read)
+    )
+    return computed(stage, source, work.shape, work.area).numpy()

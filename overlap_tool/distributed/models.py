@@ -1,0 +1,57 @@
+"""The model of a run on a worker: its file is sent there once, and loaded once in each process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from overlap_tool import plugins
+from overlap_tool.errors import ClusterError
+from overlap_tool.files.codec import Codec
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the model has to be on every worker, and whether the class that its file names may be imported."""
+
+    identity: dict[str, Any]
+    trust: bool
+
+
+def send_model(client: Any, codec: Codec) -> Any:
+    """The model's file, as a task: if who has it dies, the scheduler makes it again."""
+    model = Path(codec.where).read_bytes()
+    return client.submit(_itself, model, key=f"overlap-tool-model-{hashlib.sha256(model).hexdigest()}")
+
+
+def _itself(model: bytes) -> bytes:
+    return model
+
+
+_LOADED: dict[str, Codec] = {}
+_LOADING = Lock()
+
+
+def loaded(model: bytes, wanted: Wanted) -> Codec:
+    """The model of a file, loaded once in this process, and the same here as where the run began."""
+    key = hashlib.sha256(model).hexdigest()
+    with _LOADING:
+        if key not in _LOADED:
+            with tempfile.TemporaryDirectory(prefix="overlap-tool-") as folder:
+                path = Path(folder) / "model.tiled.pt"
+                path.write_bytes(model)
+                plugins.discover()
+                _LOADED[key] = Codec.load(path, trust=wanted.trust)
+        codec = _LOADED[key]
+    here, there = (json.loads(json.dumps(identity)) for identity in (codec.identity, wanted.identity))
+    differs = sorted(key for key in there if here.get(key) != there[key])
+    if differs:
+        told = ", ".join(f"{key} {here.get(key)} there and {there[key]} here" for key in differs)
+        reason = f"it would compute other bits ({told})"
+        raise ClusterError("a worker", reason, "Install the same versions there")
+    return codec
