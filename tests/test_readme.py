@@ -65,6 +65,12 @@ NOT_RUN = {
     "overlap-tool run --model net.tiled.pt --trust scene.zarr -o out.zarr --workers 4": (
         "run by test_workers.py"
     ),
+    "overlap-tool compress --model mbt2018-mean.tiled.pt scene.zarr -o scene.lic --workers 4": (
+        "run by tests/distributed/test_codecs.py"
+    ),
+    "overlap-tool decompress --model mbt2018-mean.tiled.pt scene.lic -o out.zarr --workers 4": (
+        "run by tests/distributed/test_codecs.py"
+    ),
     "overlap-tool run --model net.tiled.pt scene.zarr -o out.zarr --dask tcp://scheduler:8786 --resume": (
         "needs a scheduler"
     ),

@@ -13,13 +13,13 @@ from torch import nn
 
 from overlap_tool.distributed.cluster import dask_library
 from overlap_tool.distributed.pieces import (
-    Window,
-    computed,
+    compute_area,
     grid,
     refuse_other_bits,
     refuse_other_networks,
     refuse_whole_maps,
 )
+from overlap_tool.distributed.reading import SentWindow
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import area_read
 from overlap_tool.geometry.walk import Area
@@ -78,7 +78,7 @@ def compute_piece_of_array(
 ) -> NDArray[Any]:
     """On a worker: an area of the output, from the window of the input that it reads."""
     given = torch.from_numpy(np.array(window)).reshape(shape.images, -1, *window.shape[-2:])
-    made = computed(only_stage(model), Window(given, read), shape, area)
+    made = compute_area(only_stage(model), SentWindow(given, read), shape, area)
     return made.reshape(*window.shape[:-3], *made.shape[1:]).numpy()
 
 

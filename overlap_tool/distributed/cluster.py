@@ -64,7 +64,7 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
     """Wait for tasks, and call `done` with each when it has ended well; the first that did not ends all."""
     distributed = dask_library("distributed")
     try:
-        with explained():
+        with as_refusals():
             for future in distributed.as_completed(futures, loop=client.loop):
                 future.result()
                 done(future)
@@ -75,7 +75,7 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
 def result_of(client: Any, future: Any, again: Callable[[], Any]) -> Any:
     """What a task gives. If what was sent with it is lost with a worker, `again` sends both anew."""
     distributed = dask_library("distributed")
-    with explained():
+    with as_refusals():
         for _ in range(TIMES_SENT):
             try:
                 return future.result()
@@ -87,7 +87,7 @@ def result_of(client: Any, future: Any, again: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def as_refusals() -> Iterator[None]:
     """What ends tasks by no fault of their code, as a refusal."""
     distributed = dask_library("distributed")
     try:

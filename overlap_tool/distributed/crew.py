@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,21 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool import bounds
 from overlap_tool.distributed.cluster import connected, result_of
 from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.pieces import (
-    Window,
-    computed,
+    compute_area,
     cut_stage,
     recomputed,
     refuse_other_bits,
     refuse_other_networks,
     refuse_whole_maps,
 )
+from overlap_tool.distributed.reading import PictureWindow, SentWindow
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.formats.frame import Frame
-from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import PictureNumbers
 from overlap_tool.files.running import area_read
 from overlap_tool.geometry.walk import Area
@@ -41,19 +37,6 @@ from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
 AHEAD = 2
 """Pieces that are sent at once, per worker: one is at hand when another is done."""
-
-
-@dataclass(frozen=True)
-class PictureWindow:
-    """An image file that workers read themselves, as the map that it is."""
-
-    path: str
-    frame: Frame
-
-    def opened(self, area: Area) -> PictureNumbers:
-        with bounds.lifted():  # the process that began has looked at it
-            picture = open_picture(Path(self.path))
-        return PictureNumbers(self.path, picture, self.frame, torch.device("cpu"), area.columns)
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class Workers:
         refuse_other_networks(stage, shape)
         areas = cut_stage(stage, area, self.piece)
         if len(areas) > 1:
-            added = recomputed(stage, shape, areas)
+            added = recomputed(stage, shape, [areas])
             note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
         at_once = AHEAD * max(1, sum(self.client.nthreads().values()))
         waiting: deque[tuple[Area, Callable[[], Any], Any]] = deque()
@@ -129,20 +112,19 @@ class Workers:
         read = area_read(stage, shape, area)
         work = PieceWork(self.wanted, stage.name, shape, read, area)
         numbers = source.numbers if isinstance(source, LazyMap) else None
-        submit = partial(self.client.submit, compute_piece, self.model, work, pure=False)
+        submit = partial(self.client.submit, compute_window, self.model, work, pure=False)
         if isinstance(numbers, PictureNumbers):
-            path = str(Path(numbers.where).absolute())
-            return partial(submit, PictureWindow(path, numbers.frame))
+            return partial(submit, PictureWindow.of(numbers))
         window = source.read(*read).cpu().contiguous().numpy()
         return lambda: submit(self.client.scatter(window, hash=False))
 
 
-def compute_piece(model: bytes, work: PieceWork, window: PictureWindow | NDArray[Any]) -> NDArray[Any]:
+def compute_window(model: bytes, work: PieceWork, window: PictureWindow | NDArray[Any]) -> NDArray[Any]:
     """On a worker: a piece of a stage's output, from what it reads of the input."""
     stage = tiled_stages(loaded(model, work.model).model)[work.stage]
     source: Source = (
         window.opened(work.read)
         if isinstance(window, PictureWindow)
-        else Window(torch.from_numpy(window), work.read)
+        else SentWindow(torch.from_numpy(window), work.read)
     )
-    return computed(stage, source, work.shape, work.area).numpy()
+    return compute_area(stage, source, work.shape, work.area).numpy()

@@ -13,7 +13,7 @@ from overlap_tool.files.running import StageNumbers, plan_of
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.kernels import engine
-from overlap_tool.planning.choose import Shape, plan_part
+from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
 from overlap_tool.planning.cost import macs, op_costs
 from overlap_tool.runtime.stores import Source, TensorSink
 from overlap_tool.wrapping.retrofit import TiledForward
@@ -28,12 +28,12 @@ PIECES = 8
 """A scene of fewer is cut into smaller ones, so that there is work for several workers."""
 
 
-def refuse_whole_maps(stage: TiledForward) -> None:
-    """A network of which no piece can be computed without all of the map."""
-    if stage.network.need_whole_maps:
-        barrier = stage.network.need_whole_maps[0]
+def refuse_whole_maps(stage: TiledForward, summaries: bool = True) -> None:
+    """A network of which no piece can be computed without all of the map; one with `summaries` of it alone
+    runs pass by pass where there is a place for what lies between."""
+    if needs := stage.network.need_whole_maps if summaries else stage.network.wholes:
         raise OptionError(
-            f"{barrier.name} ({barrier.kind})",
+            f"{needs[0].name} ({needs[0].kind})",
             "needs the whole map, which no worker has",
             "Run the network in one process: memory is bounded there, too",
         )
@@ -57,25 +57,7 @@ def refuse_other_bits(stage: TiledForward) -> None:
         )
 
 
-class Window:
-    """A part of an input, that knows where it lies."""
-
-    def __init__(self, values: Tensor, area: Area) -> None:
-        self.values = values
-        self.area = area
-
-    def read(self, rows: Span, columns: Span) -> Tensor:
-        down, across = rows.shift(-self.area.rows.start), columns.shift(-self.area.columns.start)
-        assert min(*down, *across) >= 0, "before what was sent"
-        assert down.stop <= self.area.rows.length, "below what was sent"
-        assert across.stop <= self.area.columns.length, "beyond what was sent"
-        return self.values[..., slice(*down), slice(*across)]
-
-    def expect(self, rows: Span, columns: Span) -> None:
-        """Nothing is fetched ahead."""
-
-
-def computed(stage: TiledForward, source: Source, shape: Shape, area: Area) -> Tensor:
+def compute_area(stage: TiledForward, source: Source, shape: Shape, area: Area) -> Tensor:
     """An area of a stage's output, as a stream of its own."""
     numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)
     with torch.no_grad(), engine(stage.settings.engine):
@@ -112,6 +94,15 @@ def cut_stage(stage: TiledForward, area: Area, side: int | None) -> list[Area]:
     return pieces(side) if side is not None else _enough(pieces, LEAST)
 
 
+def cut_pass(stage: TiledForward, each: SegmentPlan, side: int | None) -> list[Area]:
+    """The pieces of the last map of a pass."""
+    network = each.segment.network
+    scales = [stage.input_scale * axis.scale for axis in (network.rows, network.columns)]
+    steps = (max(1, int((side or SIDE) * scale)) for scale in scales)
+    sizes = each.rows.sizes[-1], each.columns.sizes[-1]
+    return grid(*(edges(Span(0, n), step) for n, step in zip(sizes, steps, strict=True)))
+
+
 def _enough(pieces: Callable[[int], list[Area]], least: int) -> list[Area]:
     side = SIDE
     while len(pieces(side)) < PIECES and side > least:
@@ -119,14 +110,18 @@ def _enough(pieces: Callable[[int], list[Area]], least: int) -> list[Area]:
     return pieces(side)
 
 
-def recomputed(stage: TiledForward, shape: Shape, areas: Sequence[Area]) -> float:
-    """The share of the arithmetic of one process that pieces, in their order, add to it by their halos."""
+def recomputed(stage: TiledForward, shape: Shape, pieces: Sequence[Sequence[Area]]) -> float:
+    """The share of the arithmetic of one process that the pieces of each pass, in order, add by halos."""
     plan = plan_of(stage, shape)
-    costs = op_costs(plan.network)
-
-    def arithmetic(area: Area) -> int:
-        part = plan_part(stage.input_scale, plan, area)[-1]
-        return macs(costs, part.rows, part.columns)
-
-    together = Area(*(Span(first.start, last.stop) for first, last in zip(areas[0], areas[-1], strict=True)))
-    return sum(map(arithmetic, areas)) / max(1, arithmetic(together)) - 1
+    apart = together = 0
+    for each, areas in zip(plan.segments, pieces, strict=True):
+        if each.segment.computes:
+            costs = op_costs(each.segment.network)
+            ends = zip(areas[0], areas[-1], strict=True)
+            whole = Area(*(Span(first.start, last.stop) for first, last in ends))
+            *alone, at_once = (
+                macs(costs, part.rows, part.columns)
+                for part in (plan_pass(stage.input_scale, plan, each, area) for area in (*areas, whole))
+            )
+            apart, together = apart + sum(alone), together + at_once
+    return apart / max(1, together) - 1

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-from overlap_tool import bounds
-from overlap_tool.distributed.cluster import connected, each_finished
-from overlap_tool.distributed.models import Wanted, loaded, send_model
+from overlap_tool.distributed.cluster import connected
+from overlap_tool.distributed.models import Wanted, send_model
+from overlap_tool.distributed.passes import OnWorkers, SceneInFiles
 from overlap_tool.distributed.pieces import (
     cut_scene,
     recomputed,
@@ -22,14 +19,12 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.frame import Frame
-from overlap_tool.files.formats.outputs import WholeChunks, open_output, refuse_unwritable
+from overlap_tool.files.formats.outputs import open_output, refuse_unwritable
 from overlap_tool.files.formats.pictures import library
 from overlap_tool.files.plain import NetworkOnImage
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import Task
 from overlap_tool.geometry.walk import Area
-from overlap_tool.runtime.progress import TileProgress
-from overlap_tool.runtime.stores import TensorSink
 from overlap_tool.settings import SampleType
 
 
@@ -61,7 +56,7 @@ def run(
     work = NetworkOnImage.opened(codec, source, dtype)
     work.network.require_image(codec.where)
     refuse_other_networks(work.stage, work.shape)
-    refuse_whole_maps(work.stage)
+    refuse_whole_maps(work.stage, summaries=False)
     refuse_other_bits(work.stage)
     if target.suffix.lower() != ".zarr":
         raise OptionError(
@@ -77,43 +72,12 @@ def run(
         array = open_output(target, job.folder, form, made.dtype, "image" in job.done).finish()
         job.mark("image", 0)
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
-        areas = dict(enumerate(cut_scene(work.size, chunk, piece)))
-        added = recomputed(work.stage, work.shape, list(areas.values()))
-        notes.note(f"{len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
-        scene = Scene(str(source), str(array), dtype, Wanted(codec.identity, trust))
-        names = {f"piece-{number}": area for number, area in areas.items()}
-        missing = {name: area for name, area in names.items() if name not in job.done}
-        with TileProgress("pieces", len(missing), quiet) as progress:
-            batch = uuid4().hex
-            sent = send_model(client, codec)
-            futures = {
-                client.submit(write_piece, sent, scene, area, key=f"overlap-tool-{batch}-{name}"): name
-                for name, area in missing.items()
-            }
-
-            def done(future: Any) -> None:
-                job.mark(futures[future], 1)
-                progress.advance()
-
-            each_finished(client, list(futures), done)
+        scene = SceneInFiles(str(source), str(array), dtype, Wanted(codec.identity, trust))
+        last, sent = cut_scene(work.size, chunk, piece), send_model(client, codec)
+        on_workers = OnWorkers(client, sent, scene, work, job, last, piece, quiet)
+        added = recomputed(work.stage, work.shape, on_workers.areas)
+        count = sum(map(len, on_workers.areas))
+        notes.note(f"{count} pieces, whose halos add {added:.1%} to the arithmetic")
+        on_workers.run()
         job.finish(array)
     return task.summary(job, made)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What workers have to know of a run: paths that all of them find, and what the model has to be."""
-
-    source: str
-    target: str
-    dtype: SampleType | None
-    model: Wanted
-
-
-def write_piece(model: bytes, scene: Scene, area: Area) -> None:
-    """On a worker: compute a piece and write its chunks. Doing it again writes the same."""
-    codec = loaded(model, scene.model)
-    with bounds.lifted():  # the process that began has looked at it
-        work = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
-    array = library("zarr").open_array(store=scene.target, mode="r+")
-    work.pour(area, WholeChunks(array, area).write, TensorSink)

@@ -26,6 +26,7 @@ from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.running import BetweenPasses, StageNumbers, area_read
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import ResumedImage, Task
+from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.tracer import TrialError
@@ -169,27 +170,35 @@ class NetworkOnImage:
         """Compute an area of the output, and give it to `take` in bands, with their first rows."""
         if not area.size:
             return
-        given, output = self.network.ops[0], self.network.ops[-1]
         sound = self.form.kind == "sound"
         asked = Area(*area[::-1]) if sound else area
-        read = Frame(*self.picture.shape[:2], given.channels, self.picture.dtype.newbyteorder("="))
-        across = area_read(self.stage, self.shape, asked)[0 if sound else 1]
-        pixels = PictureNumbers(self.where, self.picture, read, self.device, across, given.layout.channels)
-        made = Frame(*self.size, output.channels, self.dtype)
-
-        def take_samples(start: int, band: Tensor) -> None:
-            take(start, samples(band, made, self.where, AS_THEY_ARE))
+        pixels = self.pixels(area_read(self.stage, self.shape, asked)[0 if sound else 1])
 
         def turned_keep(height: int, width: int) -> Kept:
             return Turned(keep(width, height))
 
-        bands = Bands(area.columns, take_samples)
+        bands = self.samples_to(area, take)
         source: Source = Turned(pixels) if sound else pixels
         sink: Sink = Turned(bands) if sound else bands
         between: passes.Keep = turned_keep if sound else keep
         numbers = StageNumbers(self.stage, source, self.shape, between, 0, quiet, on_demand=True)
         with torch.no_grad(), engine(self.stage.settings.engine):
             numbers.pour(sink, asked)
+
+    def pixels(self, across: Span) -> PictureNumbers:
+        """The image as the network's input, of which only these columns are read."""
+        given, picture = self.network.ops[0], self.picture
+        frame = Frame(*picture.shape[:2], given.channels, picture.dtype.newbyteorder("="))
+        return PictureNumbers(self.where, picture, frame, self.device, across, given.layout.channels)
+
+    def samples_to(self, area: Area, take: Callable[[int, NDArray[Any]], object]) -> Bands:
+        """A sink for an area of the output, which gives its samples to `take` in bands."""
+        made = Frame(*self.size, self.network.ops[-1].channels, self.dtype)
+
+        def take_samples(start: int, band: Tensor) -> None:
+            take(start, samples(band, made, self.where, AS_THEY_ARE))
+
+        return Bands(area.columns, take_samples)
 
 
 def _shape_of(picture: Picture) -> Shape:

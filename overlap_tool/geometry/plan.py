@@ -80,10 +80,10 @@ def whole(axis: Axis, n: Lengths) -> AxisPlan:
 def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Independent tiles of the output, `cuts`: every tile computes all that it reads, and keeps nothing."""
     sizes = axis.sizes(n)
-    places = _places(axis, sizes)
+    at = places(axis, sizes)
     steps = []
     for cut in cuts:
-        starts, stops = places(cut.start), places(cut.stop)
+        starts, stops = at(cut.start), at(cut.stop)
         wanted = {end: Span(starts[end], stops[end]) for end in axis.ends}
         steps.append(_step(axis, sizes, axis.needs(wanted, sizes)))
     return AxisPlan(sizes, tuple(steps))
@@ -151,12 +151,12 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
     to be read, so that nothing is computed twice. They may begin at any tile of the stream of all of it."""
     sizes = axis.sizes(n)
-    at = _places(axis, sizes)
+    at = places(axis, sizes)
     first, last = at(cuts[0].start), at(cuts[-1].stop)
     needed = axis.needs({end: Span(first[end], last[end]) for end in axis.ends}, sizes)
     stops = (first, *(at(cut.stop) for cut in cuts))
-    places = [_come_to(axis, sizes, needed, each) for each in stops]
-    return AxisPlan(sizes, tuple(_between(axis, sizes, *both) for both in pairwise(places)))
+    come = [_come_to(axis, sizes, needed, each) for each in stops]
+    return AxisPlan(sizes, tuple(_between(axis, sizes, *both) for both in pairwise(come)))
 
 
 class Progress(NamedTuple):
@@ -297,21 +297,21 @@ def together(axis: Axis, sizes: Sequence[int], part: Span) -> Span:
     return axis.needs({len(axis.ops) - 1: part}, sizes)[-1]
 
 
-def _places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
+def places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
     """For a place in the output, that place in everything that is wanted: as far as it is at the other's
     scale, and at its end for the output's end."""
     last = len(axis.ops) - 1
     reaches = axis.reaches() if axis.kept else ()
     scales = {end: reaches[end].scale / axis.scale for end in axis.kept}
 
-    def places(place: int) -> dict[int, int]:
+    def at(place: int) -> dict[int, int]:
         others = {
             end: sizes[end] if place == sizes[last] else min(sizes[end], ceil(place * scale))
             for end, scale in scales.items()
         }
         return {**others, last: place}
 
-    return places
+    return at
 
 
 def _frontiers(

@@ -273,7 +273,13 @@ def plan_part(input_scale: Fraction, plan: StagePlan, area: Area) -> tuple[Segme
     """The passes of a plan, the last one for a rectangle of the stage's output alone. Those before it are for
     summaries of whole maps, and compute these."""
     *before, last = plan.segments
-    axes = last.segment.network.rows, last.segment.network.columns
+    return (*before, plan_pass(input_scale, plan, last, area))
+
+
+def plan_pass(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, area: Area) -> SegmentPlan:
+    """One of the passes, for a rectangle of the last map that it computes, and of others that are wanted what
+    stands at that place."""
+    axes = each.segment.network.rows, each.segment.network.columns
 
     def axis_plan(dim: int, whole: AxisPlan, part: Span) -> AxisPlan:
         axis = axes[dim]
@@ -283,8 +289,9 @@ def plan_part(input_scale: Fraction, plan: StagePlan, area: Area) -> tuple[Segme
         side = _side(plan.tile[1 - dim], input_scale, axis)
         return _axis_plan(axis, lengths, side, plan.schedule, plan.uniform, part)
 
-    rows, columns = axis_plan(0, last.rows, area.rows), axis_plan(1, last.columns, area.columns)
-    return (*before, replace(last, rows=rows, columns=columns))
+    return replace(
+        each, rows=axis_plan(0, each.rows, area.rows), columns=axis_plan(1, each.columns, area.columns)
+    )
 
 
 def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:

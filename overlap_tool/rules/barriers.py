@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Following, Layout
 from overlap_tool.kernels.compositions import bins
 from overlap_tool.rules import pooling
@@ -114,13 +115,20 @@ def _accumulated(
     axis = _in_bands(layout, dims if whole.shape[-2] == 1 else ())
     in_bands = next(dim for dim in dims if axis in layout.dims[dim])
     tree = Tree(step, in_bands)
+    if layout.is_kept and axis is ROWS and in_bands + 1 in dims:
+        for rows in whole.within_rows(step, [Span(0, whole.shape[-1])], transform):
+            tree.add(rows)
+        return _over_the_rest(tree.total(), dims, in_bands, step)
     for band in whole.bands():
         values = transform(as_laid_out(band, layout))
         for dim in sorted(dims, reverse=True):
             if dim > in_bands:
                 values = getattr(values, step)(dim, keepdim=True)
         tree.add(values)
-    total = tree.total()
+    return _over_the_rest(tree.total(), dims, in_bands, step)
+
+
+def _over_the_rest(total: Tensor, dims: Sequence[int], in_bands: int, step: str) -> Tensor:
     for dim in sorted(dims, reverse=True):
         if dim < in_bands:
             total = getattr(total, step)(dim, keepdim=True)
@@ -167,6 +175,36 @@ class Tree:
         assert last is not None
         return last
 
+    def add_node(self, size: int, node: Tensor) -> None:
+        """A part of so many numbers, a power of two, that are one already: nodes follow one another as
+        `whole_nodes` lists them."""
+        for level in count():
+            if level == len(self.waiting):
+                self.waiting.append(None)
+            if 1 << level < size:
+                continue
+            before, self.waiting[level] = self.waiting[level], None
+            if before is None:
+                self.waiting[level] = node
+                return
+            node = self.combine(before, node)
+
+
+def whole_nodes(span: Span) -> list[Span]:
+    """A stretch of what a tree adds up, as the largest parts that are nodes of the tree however it goes on.
+
+    >>> whole_nodes(Span(3, 14))
+    [Span(start=3, stop=4), Span(start=4, stop=8), Span(start=8, stop=12), Span(start=12, stop=14)]
+    """
+    found = []
+    start, stop = span
+    while start < stop:
+        most = 1 << (stop - start).bit_length() - 1
+        size = min(most, start & -start) if start else most
+        found.append(Span(start, start + size))
+        start += size
+    return found
+
 
 @register_rule(F.adaptive_avg_pool2d)
 def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | Reduction:
@@ -178,10 +216,7 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | 
         height, width = whole.shape[-2:]
         across = bins(width, columns)
 
-        def within_rows(band: Tensor) -> Tensor:
-            return torch.cat([band[..., left:right].sum(-1, keepdim=True) for left, right in across], -1)
-
-        profile = whole.by_rows(within_rows)
+        profile = torch.cat([*whole.within_rows("sum", [Span(*bin) for bin in across])], -2)
         means = [
             torch.stack(
                 [
@@ -209,9 +244,7 @@ def adaptive_max_pool2d(
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         across = bins(whole.shape[-1], columns)
-        profile = whole.by_rows(
-            lambda band: torch.stack([band[..., left:right].amax(-1) for left, right in across], -1)
-        )
+        profile = torch.cat([*whole.within_rows("amax", [Span(*bin) for bin in across])], -2)
         down = bins(whole.shape[-2], rows)
         return torch.stack([profile[..., top:bottom, :].amax(-2) for top, bottom in down], -2)
 

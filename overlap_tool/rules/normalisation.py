@@ -6,7 +6,7 @@ rules; the exact engine computes the same steps where it meets the function itse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.rules.barriers import reduction
 from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register_rule
@@ -46,6 +47,12 @@ class _Grouped(WholeMap):
 
     def bands(self) -> Iterator[Tensor]:
         return (_grouped(band, self.groups) for band in self.whole.bands())
+
+    def within_rows(
+        self, step: str, columns: Sequence[Span], transform: Callable[[Tensor], Tensor] = lambda band: band
+    ) -> Iterator[Tensor]:
+        groups = self.groups  # all of this that the transformation takes along, where it goes
+        return self.whole.within_rows(step, columns, lambda band: transform(_grouped(band, groups)))
 
 
 @register_rule(moments)

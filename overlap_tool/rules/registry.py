@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
-from overlap_tool.geometry import POINTWISE, Everything, Geometry, Window
+from overlap_tool.geometry import POINTWISE, Everything, Geometry, Span, Window
 from overlap_tool.geometry.layout import Layout, MapSize
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
@@ -203,6 +203,18 @@ class WholeMap(ABC):
         """What `reduce` makes of each row, one below the other. It is given bands of rows, of any height, and
         has to treat every row by itself."""
         return torch.cat([reduce(band) for band in self.bands()], -2)
+
+    def within_rows(
+        self, step: str, columns: Sequence[Span], transform: Callable[[Tensor], Tensor] = lambda band: band
+    ) -> Iterator[Tensor]:
+        """Of each row, what a step, "sum", "amax" or "amin", makes of its transformed numbers in each span of
+        columns: bands of rows, from the first to the last.
+
+        `transform` treats every position by itself."""
+        for band in self.bands():
+            values = transform(band)
+            made = (getattr(values[..., slice(*span)], step)(-1, keepdim=True) for span in columns)
+            yield torch.cat([*made], -1)
 
 
 @dataclass(frozen=True)

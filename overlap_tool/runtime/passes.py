@@ -35,6 +35,47 @@ class Pass:
     values: Mapping[str, Any]
 
 
+RunPass = Callable[[Pass], dict[str, Source]]
+"""Runs a pass: the maps that it stores."""
+
+ReduceMap = Callable[[Barrier, Mapping[str, Any], Source, BarrierBands], Tensor]
+"""From a barrier, the values so far, its map and how to read it, to its value."""
+
+
+def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands) -> Tensor:
+    """The barrier's value, by its rule, from bands of its map."""
+    return value_of(barrier, values, Banded(source, bands))
+
+
+def value_of(barrier: Barrier, values: Mapping[str, Any], whole: WholeMap) -> Tensor:
+    """The same, from whatever has the map."""
+
+    def value(operand: Operand) -> Any:
+        return whole if operand.spatial else values[operand.id]
+
+    module = () if barrier.module is None else (barrier.module,)
+    args, kwargs = substituted((barrier.args, barrier.kwargs), Operand, value)
+    with pieces():
+        result: Tensor = barrier.rule.run(*module, *args, **kwargs)
+    return result
+
+
+@dataclass(frozen=True)
+class Banded(WholeMap):
+    """A map in a store, as a barrier reads it: band by band."""
+
+    source: Source
+    cut: BarrierBands
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        corner = self.source.read(Span(0, 1), Span(0, 1))
+        return (*corner.shape[:-2], self.cut.height, self.cut.width)
+
+    def bands(self) -> Iterator[Tensor]:
+        return (self.source.read(*area) for area in self.cut.areas)
+
+
 class Results:
     """The maps that a stage is computed for, put together in tensors, and what it returns of them."""
 
@@ -74,7 +115,6 @@ def run(
     return values
 
 
-@torch.no_grad()
 def one_by_one(
     network: Network,
     parts: Sequence[SegmentPlan],
@@ -85,6 +125,23 @@ def one_by_one(
     after_tile: Callable[[], None] = lambda: None,
 ) -> Iterator[Pass]:
     """The same as `run`, yielding each pass before it runs."""
+
+    def compute(each: Pass) -> dict[str, Source]:
+        return _run_segment(each, sinks, keep, batch, after_tile)
+
+    return in_turn(network, parts, source, compute)
+
+
+@torch.no_grad()
+def in_turn(
+    network: Network,
+    parts: Sequence[SegmentPlan],
+    source: Source,
+    compute: RunPass,
+    reduce: ReduceMap = reduced,
+) -> Iterator[Pass]:
+    """The passes of a stage, each before it runs; `compute` computes it, and `reduce` the values of barriers
+    at its end."""
     first = network.ops[0].id
     values = evaluate_constants(network)
     if any(isinstance(node, Summary) for node in network.nodes.values()):
@@ -96,24 +153,24 @@ def one_by_one(
     for part in parts:
         at_hand = {first: source, **stored}
         given = {map: at_hand[map] for map in at_hand if map in part.segment.network.index}
-        yield Pass(part, given, values)
-        stored |= _run_segment(part, given, values, sinks, keep, batch, after_tile)
-        stored |= _reduce(part, {first: source, **stored}, values)
+        each = Pass(part, given, values)
+        yield each
+        stored |= compute(each)
+        stored |= _reduce(part, {first: source, **stored}, values, reduce)
         for map in part.segment.dropped:
             stored.pop(map, None)
-        del at_hand, given  # or what was dropped would live on through the next pass
+        del at_hand, given, each  # or what was dropped would live on through the next pass
 
 
 def _run_segment(
-    part: SegmentPlan,
-    given: dict[str, Source],
-    values: dict[str, Any],
+    each: Pass,
     sinks: Mapping[str, Sink],
     keep: Keep,
     batch: int,
     after_tile: Callable[[], None],
 ) -> dict[str, Source]:
     """Compute a segment; the maps that it stores."""
+    part, given = each.plan, each.sources
     network = part.segment.network
     if not part.segment.computes:
         return {}
@@ -123,14 +180,16 @@ def _run_segment(
         or keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
         for map in part.segment.stored
     }
-    execute_pass(network, part.rows, part.columns, given, {**made, **sinks}, values, batch, after_tile)
+    execute_pass(network, part.rows, part.columns, given, {**made, **sinks}, each.values, batch, after_tile)
     if not made:
         return {}
     device = next(iter(given.values())).read(Span(0, 1), Span(0, 1)).device
     return {map: each.source(device) for map, each in made.items()}
 
 
-def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any]) -> dict[str, Source]:
+def _reduce(
+    part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any], reduce: ReduceMap
+) -> dict[str, Source]:
     """Add the values that can be made after a segment. Returns the maps of parts that are kept whole."""
     made: dict[str, Source] = {}
     for node in part.segment.reduced:
@@ -143,40 +202,10 @@ def _reduce(part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any
             made[node.id] = TensorSource(found, found.device)
         else:
             source = {**sources, **made}[node.source]
-            values[node.id] = reduced(node, values, source, part.bands[node.id])
+            values[node.id] = reduce(node, values, source, part.bands[node.id])
     return made
 
 
 def _of_values(summary: Summary, values: Mapping[str, Any]) -> Any:
     args, kwargs = substituted((summary.args, summary.kwargs), Operand, lambda operand: values[operand.id])
     return summary.target(*args, **kwargs)
-
-
-def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands) -> Tensor:
-    """The barrier's value, by its rule, from bands of its map."""
-    whole = _Banded(source, bands)
-
-    def value(operand: Operand) -> Any:
-        return whole if operand.spatial else values[operand.id]
-
-    module = () if barrier.module is None else (barrier.module,)
-    args, kwargs = substituted((barrier.args, barrier.kwargs), Operand, value)
-    with pieces():
-        result: Tensor = barrier.rule.run(*module, *args, **kwargs)
-    return result
-
-
-@dataclass(frozen=True)
-class _Banded(WholeMap):
-    """A map in a store, as a barrier reads it: band by band."""
-
-    source: Source
-    cut: BarrierBands
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        corner = self.source.read(Span(0, 1), Span(0, 1))
-        return (*corner.shape[:-2], self.cut.height, self.cut.width)
-
-    def bands(self) -> Iterator[Tensor]:
-        return (self.source.read(*area) for area in self.cut.areas)

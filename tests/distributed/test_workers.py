@@ -20,12 +20,14 @@ from overlap_tool.errors import ClusterError, OptionError
 from overlap_tool.files import Codec
 from overlap_tool.files import run as run_in_one_process
 from overlap_tool.files.job import Job
+from overlap_tool.geometry.walk import Area
 
 distributed = pytest.importorskip("distributed")
 dask_array = pytest.importorskip("dask.array")
 
 from overlap_tool.distributed import cluster, map_tiles, scenes  # noqa: E402
 from overlap_tool.distributed.models import Wanted  # noqa: E402
+from overlap_tool.distributed.passes import PassWork, SceneInFiles, write_piece  # noqa: E402
 from overlap_tool.distributed.pieces import cut_scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -206,9 +208,11 @@ def test_a_worker_that_would_compute_other_bits_is_refused(tmp_path, scene, addr
     model, folder = scene
     there = {**model.identity, "tool": "0.0.1"}
     monkeypatch.setattr(Codec, "identity", property(lambda self: there))
-    told = scenes.Scene("a.zarr", "b.zarr", None, Wanted({**there, "tool": "0.0.2"}, True))
+    told = SceneInFiles("a.zarr", "b.zarr", None, Wanted({**there, "tool": "0.0.2"}, True))
     with pytest.raises(ClusterError, match=r"other bits \(tool 0.0.1 there and 0.0.2 here\)"):
-        scenes.write_piece((folder / "net.tiled.pt").read_bytes(), told, cut_scene((8, 8), (8, 8), 8)[0])
+        write_piece(
+            (folder / "net.tiled.pt").read_bytes(), told, PassWork(0, {}, {}, {}), 0, Area.whole(8, 8)
+        )
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,18 @@ class Stepped(nn.Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         return self.last(self.first(x) * step)
+
+
+class Normed(nn.Module):
+    """GroupNorm, a standard deviation, and a pool of the largest numbers to 2x3, one after another."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.head, self.norm = nn.Conv2d(3, width, 5, padding=2), nn.GroupNorm(3, width)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean((2, 3), keepdim=True)
+        y = F.silu(self.norm(self.head(x)))
+        largest = F.adaptive_max_pool2d(y, (2, 3)).mean((2, 3), keepdim=True)
+        return self.last(y * largest / y.std((2, 3), keepdim=True))

@@ -1,0 +1,278 @@
+"""A network on workers, pass by pass: maps between passes lie in pieces, and barriers add up on the workers.
+
+A barrier takes the sum of every row first, as a tree of neighbours, and then that of the rows. What a piece
+has of a row is a few whole nodes of that tree, wherever the piece begins: workers make these, and what is
+left, a number for every row, is added up where the run began. So no bit follows from the pieces.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from overlap_tool import bounds
+from overlap_tool.distributed.cluster import as_refusals, each_finished
+from overlap_tool.distributed.models import Wanted, loaded
+from overlap_tool.distributed.pieces import SIDE, cut_pass, edges, grid
+from overlap_tool.distributed.reading import MapInPieces, PictureWindow
+from overlap_tool.files.formats.outputs import WholeChunks
+from overlap_tool.files.formats.pictures import library
+from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.job import Job
+from overlap_tool.files.plain import NetworkOnImage
+from overlap_tool.files.running import plan_of
+from overlap_tool.geometry import Span
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan, cut, places
+from overlap_tool.geometry.walk import Area
+from overlap_tool.graph.network import Barrier, Summary
+from overlap_tool.kernels import engine, pieces
+from overlap_tool.planning.choose import BarrierBands, SegmentPlan, plan_pass
+from overlap_tool.rules.barriers import Tree, whole_nodes
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.execute import evaluate_constants, execute_pass
+from overlap_tool.runtime.passes import Banded, Pass
+from overlap_tool.runtime.progress import TileProgress
+from overlap_tool.runtime.stores import Sink, Source, Within
+from overlap_tool.settings import Engine, SampleType
+
+
+@dataclass(frozen=True)
+class SceneInFiles:
+    """What workers have to know of a run: paths that all of them find, and what the model has to be."""
+
+    source: str
+    target: str
+    dtype: SampleType | None
+    model: Wanted
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """A pass, as workers compute it: what they read beside the image, and what they leave."""
+
+    number: int
+    values: Mapping[str, Any]
+    """Summaries."""
+    read: Mapping[str, MapInPieces]
+    made: Mapping[str, MapInPieces]
+
+
+class OnWorkers:
+    """The passes of a network on an image, each in pieces."""
+
+    def __init__(
+        self,
+        client: Any,
+        model: Any,
+        scene: SceneInFiles,
+        work: NetworkOnImage,
+        job: Job,
+        last: Sequence[Area],
+        piece: int | None,
+        quiet: bool,
+    ) -> None:
+        self.client = client
+        self.model = model
+        self.scene = scene
+        self.work = work
+        self.job = job
+        self.quiet = quiet
+        self.plan = plan_of(work.stage, work.shape)
+        self.areas = [cut_pass(work.stage, each, piece) for each in self.plan.segments[:-1]] + [[*last]]
+        """The pieces of every pass."""
+        self.number = -1
+        self.batch = uuid4().hex
+
+    def run(self) -> None:
+        source = self.work.pixels(Span(0, self.work.shape.columns))
+        with engine(self.work.stage.settings.engine):
+            for _ in passes.in_turn(
+                self.plan.network, self.plan.segments, source, self._compute, self._reduce
+            ):
+                self.number += 1
+
+    def _compute(self, each: Pass) -> dict[str, Source]:
+        """Compute a pass; the maps that it leaves. Of a resumed run, those that nobody reads may be gone."""
+        number, part = self.number, each.plan
+        for map in self.plan.segments[number - 1].segment.dropped if number else ():
+            shutil.rmtree(self._folder(map), ignore_errors=True)
+        if not part.segment.computes:
+            return {}
+        maps = {
+            map: MapInPieces(
+                str(self._folder(map)),
+                tuple(same_place(part, map, area) for area in self.areas[number]),
+                self.plan.network.ops[self.plan.network.index[map]].layout.channels,
+            )
+            for map in part.segment.stored
+        }
+        for map in maps:
+            self._folder(map).mkdir(exist_ok=True)
+        summaries = {
+            id: value
+            for id, value in each.values.items()
+            if isinstance(self.plan.network.nodes[id], Barrier | Summary)
+        }
+        read = {map: source for map, source in each.sources.items() if isinstance(source, MapInPieces)}
+        work = PassWork(number, summaries, read, maps)
+        name = "piece" if part is self.plan.segments[-1] else f"pass-{number}"
+        pieces = {f"{name}-{index}": (index, area) for index, area in enumerate(self.areas[number])}
+        missing = {piece: where for piece, where in pieces.items() if piece not in self.job.done}
+        with TileProgress(f"{name}s", len(missing), self.quiet) as progress:
+            submit = partial(self.client.submit, write_piece, self.model, self.scene, work)
+            futures = {
+                submit(*where, key=f"overlap-tool-{self.batch}-{piece}"): piece
+                for piece, where in missing.items()
+            }
+
+            def done(future: Any) -> None:
+                self.job.mark(futures[future], 1)
+                progress.advance()
+
+            each_finished(self.client, list(futures), done)
+        return dict(maps)
+
+    def _reduce(
+        self, barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands
+    ) -> Tensor:
+        """The value of a barrier; kept, for its map may be gone when the run is resumed."""
+        name = f"value-{barrier.id}"
+        if name not in self.job.done:
+            assert isinstance(source, MapInPieces | PictureNumbers)
+            window = PictureWindow.of(source) if isinstance(source, PictureNumbers) else source
+            whole = SummedByWorkers(source, bands, self.client, window, self.work.stage.settings.engine)
+            made = io.BytesIO()
+            torch.save(passes.value_of(barrier, values, whole), made)
+            self.job.keep(name, made.getvalue())
+            self.job.mark(name, 1)
+        value: Tensor = torch.load(io.BytesIO(self.job.kept(name)), weights_only=True)
+        return value
+
+    def _folder(self, map: str) -> Path:
+        return self.job.folder / f"map-{map}"
+
+
+def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
+    """What stands in a map of a pass where an area of its last map is."""
+    network = part.segment.network
+
+    def on_axis(axis: Axis, plan: AxisPlan, span: Span) -> Span:
+        at, index = places(axis, plan.sizes), network.index[map]
+        return Span(at(span.start)[index], at(span.stop)[index])
+
+    rows, columns = area
+    return Area(on_axis(network.rows, part.rows, rows), on_axis(network.columns, part.columns, columns))
+
+
+def write_piece(model: bytes, scene: SceneInFiles, work: PassWork, index: int, area: Area) -> None:
+    """On a worker: compute a piece of a pass, and write it. Doing it again writes the same."""
+    codec = loaded(model, scene.model)
+    with bounds.lifted():  # the process that began has looked at it
+        image = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
+    plan, network = plan_of(image.stage, image.shape), image.network
+    part = plan_pass(image.stage.input_scale, plan, plan.segments[work.number], area)
+    given = network.ops[0].id
+    sources: dict[str, Source] = dict(work.read)
+    if given in part.segment.network.index:
+        across = part.columns.extents[part.segment.network.index[given]].clip(image.shape.columns)
+        sources[given] = image.pixels(across)
+    with ExitStack() as stack:
+        sinks: dict[str, Sink] = {
+            map: stack.enter_context(made.writing(index)) for map, made in work.made.items()
+        }
+        if network.output in part.segment.network.index:
+            array = library("zarr").open_array(store=scene.target, mode="r+")
+            sinks[network.output] = Within(image.samples_to(area, WholeChunks(array, area).write), area)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(engine(image.stage.settings.engine))
+        stack.enter_context(torch._C.DisableTorchFunction())
+        values = {**evaluate_constants(network), **work.values}
+        batch = image.stage.settings.batch
+        execute_pass(part.segment.network, part.rows, part.columns, sources, sinks, values, batch)
+
+
+@dataclass(frozen=True)
+class SummedByWorkers(Banded):
+    """A map as a barrier reads it, whose rows are added up where its pieces are."""
+
+    client: Any
+    window: MapInPieces | PictureWindow
+    engine: Engine
+
+    def within_rows(
+        self, step: str, columns: Sequence[Span], transform: Callable[[Tensor], Tensor] = lambda band: band
+    ) -> Iterator[Tensor]:
+        height, width = self.cut.height, self.cut.width
+        areas = (
+            self.window.areas
+            if isinstance(self.window, MapInPieces)
+            else grid(edges(Span(0, height), SIDE), edges(Span(0, width), SIDE))
+        )
+        sums = RowSums(self.window, step, tuple(columns), transform, self.cut.at_once, self.engine)
+        futures = [self.client.submit(sums.of, area, pure=False) for area in areas]
+        in_order = zip(areas, futures, strict=True)
+        for _, beside in groupby(in_order, lambda piece: piece[0].rows):
+            trees = [Tree(step, -1) for _ in columns]
+            for _, future in beside:
+                with as_refusals():
+                    found = future.result()
+                for tree, nodes in zip(trees, found, strict=True):
+                    for size, node in nodes:
+                        tree.add_node(size, node)
+            yield torch.cat([tree.total() for tree in trees], -1)
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What workers make of the rows of a map."""
+
+    window: MapInPieces | PictureWindow
+    step: str
+    columns: tuple[Span, ...]
+    transform: Callable[[Tensor], Tensor]
+    at_once: int
+    engine: Engine
+
+    def of(self, area: Area) -> list[list[tuple[int, Tensor]]]:
+        """On a worker: in each of the spans of columns, the nodes that an area has of every row."""
+        source: Source = self.window.opened(area) if isinstance(self.window, PictureWindow) else self.window
+        bands = [
+            span.shift(area.rows.start)
+            for span in cut(area.rows.length, max(1, self.at_once // max(1, area.columns.length)))
+        ]
+        with torch.no_grad(), engine(self.engine), pieces():
+            found = [self._summed(source, Area(band, area.columns)) for band in bands]
+        return [
+            [
+                (node.length, torch.cat([nodes[i][j] for nodes in found], -2))
+                for j, node in enumerate(self._nodes(area, span))
+            ]
+            for i, span in enumerate(self.columns)
+        ]
+
+    def _nodes(self, area: Area, span: Span) -> list[Span]:
+        """Of the tree over a span of columns, those that an area has, by their places in the span."""
+        inside = area.columns.within(span)
+        return [] if inside.empty else whole_nodes(inside.shift(-span.start))
+
+    def _summed(self, source: Source, band: Area) -> list[list[Tensor]]:
+        values = self.transform(source.read(*band))
+
+        def total(node: Span, span: Span) -> Tensor:
+            part = values[..., slice(*node.shift(span.start - band.columns.start))]
+            made: Tensor = getattr(part, self.step)(-1, keepdim=True)
+            return made
+
+        return [[total(node, span) for node in self._nodes(band, span)] for span in self.columns]

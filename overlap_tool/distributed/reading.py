@@ -1,0 +1,109 @@
+"""What a worker reads: a window that was sent with its piece, the image's file, or a map in pieces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from overlap_tool import bounds
+from overlap_tool.files.formats.frame import Frame
+from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.formats.rows import Bands, MapFile
+from overlap_tool.geometry import Span
+from overlap_tool.geometry.walk import Area
+from overlap_tool.runtime.stores import Within
+
+
+class SentWindow:
+    """A part of an input, that knows where it lies."""
+
+    def __init__(self, values: Tensor, area: Area) -> None:
+        self.values = values
+        self.area = area
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        down, across = rows.shift(-self.area.rows.start), columns.shift(-self.area.columns.start)
+        assert min(*down, *across) >= 0, "before what was sent"
+        assert down.stop <= self.area.rows.length, "below what was sent"
+        assert across.stop <= self.area.columns.length, "beyond what was sent"
+        return self.values[..., slice(*down), slice(*across)]
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        """Nothing is fetched ahead."""
+
+
+@dataclass(frozen=True)
+class PictureWindow:
+    """An image file that workers read themselves, as the map that it is."""
+
+    path: str
+    frame: Frame
+    channels: tuple[int, ...]
+
+    @staticmethod
+    def of(numbers: PictureNumbers) -> PictureWindow:
+        return PictureWindow(str(Path(numbers.where).absolute()), numbers.frame, numbers.channels)
+
+    def opened(self, area: Area) -> PictureNumbers:
+        with bounds.lifted():  # the process that began has looked at it
+            picture = open_picture(Path(self.path))
+        here = torch.device("cpu")
+        return PictureNumbers(self.path, picture, self.frame, here, area.columns, self.channels)
+
+
+@dataclass(frozen=True)
+class MapInPieces:
+    """A map between passes, in a folder that all workers find: a file for each of its areas, whole or not
+    there."""
+
+    folder: str
+    areas: tuple[Area, ...]
+    channels: tuple[int, ...]
+
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        found = torch.empty((1, *self.channels, rows.length, columns.length))
+        for number, area in enumerate(self.areas):
+            down, across = rows.within(area.rows), columns.within(area.columns)
+            if down.empty or across.empty:
+                continue
+            part = self._file(number).read(down.shift(-area.rows.start), across.shift(-area.columns.start))
+            to = down.shift(-rows.start), across.shift(-columns.start)
+            found[..., slice(*to[0]), slice(*to[1])] = part
+        return found
+
+    def expect(self, rows: Span, columns: Span) -> None:
+        """Nothing is fetched ahead."""
+
+    @contextmanager
+    def writing(self, number: int) -> Iterator[Within]:
+        """A sink for one of the areas, which is there when all of it was written."""
+        area, whole = self.areas[number], self._file(number)
+        made = self._file(number, f".{uuid4().hex}")
+        if not area.size:
+            yield Within(Bands(area.columns, lambda start, band: None), area)
+            return
+        try:
+            made.file.create()
+
+            def take(start: int, band: Tensor) -> None:
+                made.write(start - area.rows.start, band, durable=False)
+
+            yield Within(Bands(area.columns, take), area)
+            with made.file.path.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(made.file.path, whole.file.path)
+        finally:
+            made.file.path.unlink(missing_ok=True)
+
+    def _file(self, number: int, beside: str = "") -> MapFile:
+        area = self.areas[number]
+        size = *self.channels, area.rows.length, area.columns.length
+        return MapFile(Path(self.folder) / f"{number}{beside}", size, torch.float32)
