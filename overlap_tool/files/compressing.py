@@ -34,7 +34,7 @@ from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
 from overlap_tool.files.job import Job
 from overlap_tool.files.running import Crew, Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary
-from overlap_tool.files.task import IN_MEMORY, Task
+from overlap_tool.files.task import IN_MEMORY, Task, refuse_no_file
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.lazy import LazyMap
@@ -61,10 +61,7 @@ def compress(
     """
     notes, source, target = RunNotes(notify), Path(image), Path(output)
     codec.refuse_if_no_codec()
-    if not target.parent.is_dir() or target.is_dir():
-        raise OptionError(
-            f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
-        )
+    refuse_no_file(target)
     picture = open_picture(source)
     if picture.missing:
         notes.note(f"{source}: {picture.missing}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool.checkpoint.writing import refuse_overwriting
+from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.frame import Frame
@@ -22,6 +23,14 @@ from overlap_tool.geometry.walk import Area
 
 IN_MEMORY = 256 << 20
 """The largest map, in bytes, that is an ordinary tensor; larger ones are coded in bands."""
+
+
+def refuse_no_file(target: Path) -> None:
+    """An output that cannot be one, before any work is done."""
+    if not target.parent.is_dir() or target.is_dir():
+        raise OptionError(
+            f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
+        )
 
 
 @dataclass(frozen=True)

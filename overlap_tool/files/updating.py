@@ -17,12 +17,12 @@ from overlap_tool.files.coding.matching import (
 )
 from overlap_tool.files.compressing import coded, written
 from overlap_tool.files.formats import container
-from overlap_tool.files.formats.container import CodedString
-from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.container import CodedString, Head
+from overlap_tool.files.formats.pictures import Picture, open_picture
 from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
 from overlap_tool.files.region import Rectangle, area_of
 from overlap_tool.files.summary import RunNotes, RunSummary
-from overlap_tool.files.task import IN_MEMORY, Task
+from overlap_tool.files.task import IN_MEMORY, Task, refuse_no_file
 from overlap_tool.geometry.walk import Area
 
 
@@ -42,45 +42,29 @@ def update(
 
     The file has to be coded in blocks. Those that the change reaches are computed and coded anew, the others
     keep their strings: the result is what `compress` makes of the new image with the same blocks. It takes
-    the place of the old file, unless `output` names another. Numbers that a model's own code makes of strings
-    themselves, such as of their length, are not followed.
+    the place of the old file, unless `output` names another; a symbolic link leads to the file that is
+    replaced. No other update of it begins before this one has ended. Numbers that a model's own code makes of
+    strings themselves, such as of their length, are not followed.
     """
     notes, source, target = RunNotes(notify), Path(compressed), Path(output or compressed)
     codec.refuse_if_no_codec()
-    head, strings = container.read(source)
-    refuse_another_checkpoint(str(source), head, codec)
-    refuse_impossible(str(source), head, codec, head.payload)
-    refuse_another_engine(str(source), head, codec, False, notes)
+    if target.is_symlink():
+        target = target.resolve()
+    refuse_no_file(target)
+    picture = open_picture(Path(image))
     if codec.fingerprint["kernels"] != "exact":
         raise OptionError(codec.where, "its bits depend on tiles, and an update has others", ANEW)
-    if not head.order:
-        unknown = "it does not say in which order its strings were coded"
-        raise ContainerError(
-            str(source), unknown if head.banded else "it is not coded in blocks",
-            "Compress the image again, with `blocks` smaller than it",
-        )  # fmt: skip
-    picture = open_picture(Path(image))
-    refuse_channels(str(image), picture, codec.channels)
-    frame = head.frame
-    found, expected = (*picture.shape, str(picture.dtype.newbyteorder("="))), (
-        head.height, head.width, head.channels, head.dtype,
-    )  # fmt: skip
-    if found != expected:
-        raise ImageFileError(
-            str(image), f"it is {_told(*found)}, and what was coded was {_told(*expected)}",
-            "Give the whole image after the change, or compress it anew",
-        )  # fmt: skip
-    changed = area_of(region, head.height, head.width)
-    left, _, top, _ = frame.around
     task = Task("update", codec, Path(image), target, notes, resume=False, quiet=quiet)
-    with task.job(memory=in_memory, region=region) as job:
+    with task.job(memory=in_memory, region=region) as job:  # whose lock keeps others from what is read now
+        head, strings = container.read(source)
+        refuse_another_checkpoint(str(source), head, codec)
+        refuse_impossible(str(source), head, codec, head.payload)
+        refuse_another_engine(str(source), head, codec, False, notes)
+        numbers, area = _changed(str(source), head, str(image), picture, region, codec)
         workspace = task.workspace(job, in_memory, "update", on_demand=True)
-        numbers = PictureNumbers(str(image), picture, frame, codec.device)
         in_order: list[CodedString] = [string for _, string in sorted(zip(head.order, strings, strict=True))]
-        change = Change(
-            numbers, Area(changed.rows.shift(top), changed.columns.shift(left)), in_order, workspace
-        )
-        with codec.running(workspace, frame, change):
+        change = Change(numbers, area, in_order, workspace)
+        with codec.running(workspace, head.frame, change):
             head, made = coded(codec, numbers, workspace)
         if len(workspace.coded) != len(in_order):
             raise ContainerError(
@@ -89,7 +73,33 @@ def update(
         file = written(job, head, made)
         size = file.stat().st_size
         job.finish(file)
-    return replace(task.summary(job, frame, size, head.most_bands), renewed=change.renewed)
+    return replace(task.summary(job, head.frame, size, head.most_bands), renewed=change.renewed)
+
+
+def _changed(
+    source: str, head: Head, image: str, picture: Picture, region: Rectangle, codec: Codec
+) -> tuple[PictureNumbers, Area]:
+    """The image as it is now, and the area of it within its padding that has changed."""
+    if not head.order:
+        unknown = "it does not say in which order its strings were coded"
+        raise ContainerError(
+            source, unknown if head.banded else "it is not coded in blocks",
+            "Compress the image again, with `blocks` smaller than it",
+        )  # fmt: skip
+    refuse_channels(image, picture, codec.channels)
+    frame = head.frame
+    found, expected = (*picture.shape, str(picture.dtype.newbyteorder("="))), (
+        head.height, head.width, head.channels, head.dtype,
+    )  # fmt: skip
+    if found != expected:
+        raise ImageFileError(
+            image, f"it is {_told(*found)}, and what was coded was {_told(*expected)}",
+            "Give the whole image after the change, or compress it anew",
+        )  # fmt: skip
+    changed = area_of(region, head.height, head.width)
+    left, _, top, _ = frame.around
+    area = Area(changed.rows.shift(top), changed.columns.shift(left))
+    return PictureNumbers(image, picture, frame, codec.device), area
 
 
 ANEW = "Compress the image anew"

@@ -13,6 +13,7 @@ from overlap_tool.errors import ContainerError, ImageFileError, OptionError
 from overlap_tool.files import compress, decompress, update
 from overlap_tool.files.coding.entropy import _Coder
 from overlap_tool.files.formats import container
+from overlap_tool.files.job import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,6 +106,78 @@ def test_what_cannot_be_updated_is_refused(tmp_path, coded) -> None:
     compress(model, folder / "before.npy", tmp_path / "whole.lic")
     with pytest.raises(ContainerError, match="it is not coded in blocks"):
         update(model, tmp_path / "whole.lic", folder / "before.npy", region)
+
+
+@pytest.fixture(scope="module")
+def in_blocks(tmp_path_factory) -> tuple[Path, bytes]:
+    """A folder with an image that has changed in two places, and the file of what it was."""
+    folder, model = tmp_path_factory.mktemp("blocks"), codec("bmshj2018-factorized")
+    np.save(folder / "before.npy", BEFORE)
+    compress(model, folder / "before.npy", folder / "before.lic", blocks=BLOCKS)
+    first = changed(FIRST)
+    np.save(folder / "first.npy", first)
+    both = np.where(first != BEFORE, first, changed(SECOND, 1))
+    np.save(folder / "both.npy", both)
+    compress(model, folder / "both.npy", folder / "both.lic", blocks=BLOCKS)
+    return folder, (folder / "before.lic").read_bytes()
+
+
+FIRST, SECOND = (5, 5, 20, 20), (300, 180, 20, 20)
+
+
+def test_of_two_updates_the_second_begins_with_what_the_first_has_made(
+    tmp_path, in_blocks, monkeypatch
+) -> None:
+    """It used to read the file before it took the lock: what the first had changed meanwhile was lost."""
+    folder, before = in_blocks
+    compressed, model, enter, entered = tmp_path / "it.lic", codec("bmshj2018-factorized"), Job.__enter__, []
+    compressed.write_bytes(before)
+
+    def after_another(self: Job) -> Job:
+        entered.append(self)
+        if len(entered) == 1:  # while the lock was another's
+            update(model, compressed, folder / "first.npy", FIRST)
+        return enter(self)
+
+    monkeypatch.setattr(Job, "__enter__", after_another)
+    update(model, compressed, folder / "both.npy", SECOND)
+    assert compressed.read_bytes() == (folder / "both.lic").read_bytes()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_symbolic_link_stays_one(tmp_path, in_blocks, given) -> None:
+    folder, before = in_blocks
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "it.lic", tmp_path / "link.lic"
+    file.write_bytes(before)
+    link.symlink_to(file)
+    output = (link,) if given else ()
+    update(codec("bmshj2018-factorized"), link, folder / "first.npy", FIRST, *output)
+    assert link.is_symlink()
+    assert file.read_bytes() != before
+    assert link.read_bytes() == file.read_bytes()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["it.lic"]
+
+
+@pytest.mark.parametrize("output", [".", "nowhere/it.lic"])
+def test_a_bad_output_is_refused_before_anything_is_read(tmp_path, in_blocks, output, monkeypatch) -> None:
+    folder, _ = in_blocks
+    monkeypatch.setattr(container, "read", lambda path: pytest.fail("read"))
+    with pytest.raises(OptionError, match="cannot be written there"):
+        update(
+            codec("bmshj2018-factorized"),
+            folder / "before.lic",
+            folder / "first.npy",
+            FIRST,
+            tmp_path / output,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_is_not_there(tmp_path, in_blocks) -> None:
+    folder, _ = in_blocks
+    with pytest.raises(ImageFileError, match="there is no such file"):
+        update(codec("bmshj2018-factorized"), folder / "before.lic", tmp_path / "no.npy", FIRST)
 
 
 def test_on_the_command_line(run, tmp_path) -> None:
