@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
 
-SECONDS_TO_ANSWER = 10
+SECONDS_TO_ANSWER = 5
+
+SECONDS_TO_JOIN = 30
+"""A scheduler has to have a worker by then: nothing would ever be computed."""
 
 TIMES_SENT = 10
 """What was sent to workers that then died is sent again, so often."""
@@ -41,6 +45,8 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
     distributed = dask_library("distributed")
     if dask is not None:
         try:
+            with ThreadPoolExecutor(1) as beside:  # this thread may have a loop already, as notebooks have
+                beside.submit(asyncio.run, _answered(dask)).result()
             client = distributed.Client(dask, timeout=SECONDS_TO_ANSWER, set_as_default=False)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             raise ClusterError(
@@ -49,6 +55,7 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
                 "Start one with dask scheduler, or give `workers` for processes of this machine",
             ) from error
         with client:
+            _wait_for_a_worker(client, dask)
             yield client
         return
     with (
@@ -58,6 +65,33 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+async def _answered(dask: str) -> None:
+    """Try an address: a client would wait for ever for one that is open, and not a scheduler's."""
+    comm, security = dask_library("distributed.comm"), dask_library("distributed").Security()
+    how = security.get_connection_args("client")
+    await (
+        await asyncio.wait_for(comm.connect(dask, timeout=SECONDS_TO_ANSWER, **how), SECONDS_TO_ANSWER)
+    ).close()
+
+
+def _wait_for_a_worker(client: Any, dask: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=SECONDS_TO_JOIN)
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        raise ClusterError(
+            f"dask={dask!r}",
+            f"the scheduler has no workers, and none came within {SECONDS_TO_JOIN} seconds",
+            f"Start some with dask worker {dask}",
+        ) from error
+
+
+def this_worker() -> str:
+    """Who a task runs on, for refusals."""
+    with suppress(ValueError):  # outside of tasks
+        return f"a worker on {dask_library('distributed').get_worker().address}"
+    return "a worker"
 
 
 def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], None]) -> None:
@@ -100,3 +134,9 @@ def as_refusals() -> Iterator[None]:
         ) from error
     except (asyncio.CancelledError, distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
+    except asyncio.TimeoutError as error:
+        raise ClusterError("the scheduler", "it has no workers any more", RESUME) from error
+    except (ImportError, AttributeError) as error:  # our own refusals are others
+        raise ClusterError(
+            "a worker", f"it cannot import what the run needs ({error})", "Install the same versions there"
+        ) from error

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import connected, result_of
+from overlap_tool.distributed.cluster import as_refusals, connected, result_of
 from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.pieces import (
     compute_area,
@@ -100,10 +100,12 @@ class Workers:
         with TileProgress(stage.name, len(areas), quiet) as progress:
             for number, piece in enumerate(areas):
                 send = self._sender(stage, shape, source, piece)
-                waiting.append((piece, send, send()))
+                with as_refusals():
+                    future = send()
+                waiting.append((piece, send, future))
                 while len(waiting) == at_once or (waiting and number == len(areas) - 1):
-                    made, again, future = waiting.popleft()
-                    values = result_of(self.client, future, again)
+                    made, again, sent = waiting.popleft()
+                    values = result_of(self.client, sent, again)
                     progress.advance()
                     yield made, torch.from_numpy(values)
 

@@ -11,7 +11,8 @@ from threading import Lock
 from typing import Any
 
 from overlap_tool import plugins
-from overlap_tool.errors import ClusterError
+from overlap_tool.distributed.cluster import this_worker
+from overlap_tool.errors import ClusterError, OverlapToolError
 from overlap_tool.files.codec import Codec
 
 
@@ -46,12 +47,20 @@ def loaded(model: bytes, wanted: Wanted) -> Codec:
                 path = Path(folder) / "model.tiled.pt"
                 path.write_bytes(model)
                 plugins.discover()
-                _LOADED[key] = Codec.load(path, trust=wanted.trust)
+                _LOADED[key] = _load(path, wanted.trust)
         codec = _LOADED[key]
     here, there = (json.loads(json.dumps(identity)) for identity in (codec.identity, wanted.identity))
     differs = sorted(key for key in there if here.get(key) != there[key])
     if differs:
         told = ", ".join(f"{key} {here.get(key)} there and {there[key]} here" for key in differs)
         reason = f"it would compute other bits ({told})"
-        raise ClusterError("a worker", reason, "Install the same versions there")
+        raise ClusterError(this_worker(), reason, "Install the same versions there")
     return codec
+
+
+def _load(path: Path, trust: bool) -> Codec:
+    try:
+        return Codec.load(path, trust=trust)
+    except OverlapToolError as error:
+        reason = f"it cannot load the model: {error.reason}"
+        raise ClusterError(this_worker(), reason, error.way_out) from error

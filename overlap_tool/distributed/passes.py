@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from overlap_tool import bounds
-from overlap_tool.distributed.cluster import as_refusals, each_finished
+from overlap_tool.distributed.cluster import as_refusals, each_finished, this_worker
 from overlap_tool.distributed.models import Wanted, loaded
 from overlap_tool.distributed.pieces import SIDE, cut_pass, edges, grid
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow
+from overlap_tool.errors import ClusterError
 from overlap_tool.files.formats.outputs import WholeChunks
 from overlap_tool.files.formats.pictures import library
 from overlap_tool.files.formats.pixels import PictureNumbers
@@ -179,6 +180,9 @@ def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
 def write_piece(model: bytes, scene: SceneInFiles, work: PassWork, index: int, area: Area) -> None:
     """On a worker: compute a piece of a pass, and write it. Doing it again writes the same."""
     codec = loaded(model, scene.model)
+    if not Path(scene.target).exists():
+        reason = f"the folder of the output, {scene.target}, is not there"
+        raise ClusterError(this_worker(), reason, "Name an output that all workers find")
     with bounds.lifted():  # the process that began has looked at it
         image = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
     plan, network = plan_of(image.stage, image.shape), image.network

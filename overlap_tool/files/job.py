@@ -122,7 +122,8 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self.done or isinstance(error, CodingError):  # which would come again
+        begun = any(self.done.values())
+        if error is None or not begun or isinstance(error, CodingError):  # which would come again
             self._remove()
         os.close(self._lock)
         if isinstance(error, OSError):  # what is read says so itself: this is of what is written

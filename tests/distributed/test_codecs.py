@@ -30,7 +30,7 @@ SMALL = 1 << 14
 def address():
     """Two workers in this process, behind a scheduler."""
     with distributed.LocalCluster(
-        2, processes=False, threads_per_worker=1, dashboard_address=None
+        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
     ) as started:
         yield started.scheduler_address
 

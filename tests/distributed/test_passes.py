@@ -45,7 +45,7 @@ def test_nodes_add_up_to_the_tree_wherever_the_parts_end(length, ends) -> None:
 @pytest.fixture(scope="module")
 def address():
     with distributed.LocalCluster(
-        2, processes=False, threads_per_worker=1, dashboard_address=None
+        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
     ) as started:
         yield started.scheduler_address
 

@@ -141,7 +141,7 @@ def small_chunks(monkeypatch) -> None:
 def address():
     """Two workers in this process, behind a scheduler."""
     with distributed.LocalCluster(
-        2, processes=False, threads_per_worker=1, dashboard_address=None
+        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
     ) as started:
         yield started.scheduler_address
 
@@ -266,7 +266,7 @@ def test_processes_give_the_samples_of_one(tmp_path, scene, workers) -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_workers_that_are_killed(tmp_path, scene, monkeypatch) -> None:
     """Three times in the middle of the run, by force: their pieces are done again."""
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as started:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
         chance, killed = random.Random(0), []
         mark = Job.mark
 

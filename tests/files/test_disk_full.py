@@ -6,9 +6,7 @@ import contextlib
 import errno
 import inspect
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.disks import no_file_larger_than
 from support.photographs import codec, photograph
 from support.small_models import small_model
 
@@ -30,19 +29,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PIXELS = photograph("coffee", 220, 150)
 MODEL = "bmshj2018-factorized"
-
-
-@contextlib.contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """As on a full disk, the system writes a part of what it is given, and then refuses the rest."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture

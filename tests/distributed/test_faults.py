@@ -1,0 +1,285 @@
+"""Workers that die, differ or cannot be reached, and disks that are full: the right result, or one error."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from support.disks import no_file_larger_than
+from support.networks import TwoBarriers
+from support.photographs import photograph
+
+import overlap_tool
+from overlap_tool import checkpoint
+from overlap_tool.errors import ClusterError, ImageFileError
+from overlap_tool.files import Codec
+from overlap_tool.files import compress as compress_in_one_process
+from overlap_tool.files import run as run_in_one_process
+from overlap_tool.files.job import Job
+
+distributed = pytest.importorskip("distributed")
+
+from overlap_tool.distributed import cluster, compress, crew, models, run, scenes  # noqa: E402
+from overlap_tool.distributed.models import Wanted  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = 1 << 14
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch) -> None:
+    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (64, 128))
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Two workers in this process, behind a scheduler."""
+    with distributed.LocalCluster(
+        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
+    ) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> Path:
+    """A codec, a network with barriers, a scene, and what one process makes of it by each."""
+    folder = tmp_path_factory.mktemp("given")
+    known = checkpoint.find("mbt2018-mean")
+    tiled = overlap_tool.wrap(checkpoint.seeded_model(known, known.small), tile=64)
+    overlap_tool.save(tiled, folder / "codec.tiled.pt", known.name, known.small)
+    torch.manual_seed(0)
+    network = overlap_tool.wrap(TwoBarriers().eval(), tile=64)
+    overlap_tool.save(network, folder / "net.tiled.pt", "support.networks:TwoBarriers", {})
+    pixels = photograph("astronaut", 300, 400, at=(0, 0))
+    array = zarr.open_array(
+        store=str(folder / "in.zarr"), mode="w", shape=pixels.shape, chunks=(100, 100, 3), dtype="u1"
+    )
+    array[:] = pixels
+    compress_in_one_process(codec(folder), folder / "in.zarr", folder / "whole.lic", in_memory=SMALL)
+    run_in_one_process(network_in(folder), folder / "in.zarr", folder / "whole.zarr", dtype="float32")
+    return folder
+
+
+def codec(folder: Path) -> Codec:
+    return Codec.load(folder / "codec.tiled.pt")
+
+
+def network_in(folder: Path) -> Codec:
+    return Codec.load(folder / "net.tiled.pt", trust=True)
+
+
+def by_codec(given: Path, output: Path, **how):
+    return compress(codec(given), given / "in.zarr", output / "it.lic", in_memory=SMALL, **how)
+
+
+def by_network(given: Path, output: Path, **how):
+    how = {"trust": True, "dtype": "float32", **how}
+    return run(network_in(given), given / "in.zarr", output / "out.zarr", **how)
+
+
+def same_file(given: Path, output: Path) -> bool:
+    return (output / "it.lic").read_bytes() == (given / "whole.lic").read_bytes()
+
+
+def same_samples(given: Path, output: Path) -> bool:
+    first, second = (
+        zarr.open_array(store=str(path), mode="r")[:] for path in (output / "out.zarr", given / "whole.zarr")
+    )
+    return np.array_equal(first, second)
+
+
+# --- workers that are killed ------------------------------------------------------------------------------
+
+
+class Killer:
+    """Kills a random worker by force whenever so many pieces are done."""
+
+    def __init__(self, workers, at: list[int]) -> None:
+        self.workers = workers
+        self.at = at
+        self.done = 0
+        self.killed: list[int] = []
+        self.chance = random.Random(0)
+
+    def count(self) -> None:
+        self.done += 1
+        if self.done in self.at:
+            alive = [one.pid for one in self.workers.values() if one.pid is not None]
+            self.killed.append(self.chance.choice(alive))
+            os.kill(self.killed[-1], signal.SIGKILL)
+
+
+@pytest.fixture
+def killing(monkeypatch):
+    def start(workers, at: list[int]) -> Killer:
+        killer = Killer(workers, at)
+        mark, result_of = Job.mark, crew.result_of
+
+        def marking(self, name, rows) -> None:
+            mark(self, name, rows)
+            killer.count()
+
+        def having(*args):
+            made = result_of(*args)
+            killer.count()
+            return made
+
+        monkeypatch.setattr(Job, "mark", marking)
+        monkeypatch.setattr(crew, "result_of", having)
+        return killer
+
+    return start
+
+
+def test_workers_that_are_killed(tmp_path, given, killing) -> None:
+    """One in the middle of a network's passes, two while a codec's maps are on their way to them."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
+        killer = killing(started.workers, [5])
+        by_network(given, tmp_path, dask=started.scheduler_address, piece=128)
+        assert len(killer.killed) == 1
+        assert same_samples(given, tmp_path)
+        killer = killing(started.workers, [3, 25])
+        by_codec(given, tmp_path, dask=started.scheduler_address, piece=128)
+        assert len(killer.killed) == 2
+        assert same_file(given, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", range(10))
+def test_workers_that_are_killed_many_times(tmp_path, given, killing, kills) -> None:
+    """Twenty times in all: twice in each of ten runs, at other places."""
+    drawn = random.Random(kills)
+    work, same, last = ((by_network, same_samples, 30), (by_codec, same_file, 60))[kills % 2]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
+        killer = killing(started.workers, drawn.sample(range(1, last), 2))
+        work(given, tmp_path, dask=started.scheduler_address, piece=100)
+        assert len(killer.killed) == 2
+    assert same(given, tmp_path)
+
+
+# --- runs that stop ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [1, 4, 6])
+def test_a_codec_goes_on_where_it_stopped(tmp_path, given, address, monkeypatch, room) -> None:
+    mark, left, marked = Job.mark, [room], []
+
+    def filling(self, name, rows) -> None:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        mark(self, name, rows)
+        marked.append((name, rows))
+
+    monkeypatch.setattr(Job, "mark", filling)
+    with pytest.raises(ImageFileError, match=r"No space left.*resume=True"):
+        by_codec(given, tmp_path, dask=address, piece=128)
+    assert not (tmp_path / "it.lic").exists()
+    left[0] = 1000
+    assert by_codec(given, tmp_path, dask=address, piece=128, resume=True).resumed
+    assert len(set(marked)) == len(marked), "no row is kept twice"
+    assert same_file(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("work", "same", "room"),
+    [(by_network, same_samples, 30_000), (by_network, same_samples, 200_000), (by_codec, same_file, 3000)],
+)
+def test_a_full_disk(tmp_path, given, address, work, same, room) -> None:
+    """One error from whoever meets it first; nothing that was half written is taken for whole."""
+    with no_file_larger_than(room), pytest.raises(ImageFileError, match="File too large"):
+        work(given, tmp_path, dask=address, piece=128)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    work(given, tmp_path, dask=address, piece=128, resume=True)
+    assert same(given, tmp_path)
+
+
+# --- what workers and addresses may be --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other", [{"tool": "0.0.1"}, {"engine": {"kernels": "exact", "arithmetic": "0"}}], ids=str
+)
+@pytest.mark.parametrize(("work", "asks"), [(by_network, scenes), (by_codec, crew)])
+def test_a_worker_with_another_version_or_arithmetic(
+    tmp_path, given, address, monkeypatch, work, asks, other
+) -> None:
+    """It is named, and writes nothing."""
+    monkeypatch.setattr(asks, "Wanted", lambda identity, trust: Wanted({**identity, **other}, trust))
+    with pytest.raises(ClusterError, match=r"^a worker on inproc://\S+: it would compute other bits"):
+        work(given, tmp_path, dask=address)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_workers_cannot_load(tmp_path, given, address, monkeypatch) -> None:
+    monkeypatch.setattr(models, "_LOADED", {})
+    with pytest.raises(ClusterError, match=r"^a worker on .*: it cannot load the model: .*support.networks"):
+        by_network(given, tmp_path, dask=address, trust=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_without_what_the_run_needs(tmp_path, given, address, monkeypatch) -> None:
+    def without(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'overlap_tool'")
+
+    monkeypatch.setattr("overlap_tool.distributed.passes.loaded", without)
+    with pytest.raises(ClusterError, match=r"cannot import what the run needs .*Install the same versions"):
+        by_network(given, tmp_path, dask=address)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_does_not_find_the_output(tmp_path, given, address, monkeypatch) -> None:
+    elsewhere, made = str(tmp_path / "elsewhere"), scenes.SceneInFiles
+    monkeypatch.setattr(scenes, "SceneInFiles", lambda source, _, *rest: made(source, elsewhere, *rest))
+    with pytest.raises(ClusterError, match=f"^a worker on .*the folder of the output, {elsewhere}, is not"):
+        by_network(given, tmp_path, dask=address)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("work", [by_network, by_codec])
+def test_an_address_that_nobody_answers(tmp_path, given, work, monkeypatch) -> None:
+    """Nobody there, somebody who does not answer, and no address at all: within seconds."""
+    assert cluster.SECONDS_TO_ANSWER <= 5
+    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for address in ("tcp://127.0.0.1:9", f"tcp://127.0.0.1:{silent.getsockname()[1]}", "nonsense"):
+            started = time.monotonic()
+            with pytest.raises(ClusterError, match="no scheduler answers there"):
+                work(given, tmp_path, dask=address)
+            assert time.monotonic() - started < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_without_workers(tmp_path, given, monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 0.5)
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as started,
+        pytest.raises(ClusterError, match=r"has no workers, and none came within 0.5 seconds"),
+    ):
+        by_network(given, tmp_path, dask=started.scheduler_address)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("work", [by_network, by_codec])
+def test_chunks_that_are_missing_are_told(tmp_path, given, address, work) -> None:
+    """Zarr does not store chunks of nothing but the fill value: workers read it, as one process does."""
+    array = zarr.open_array(
+        store=str(tmp_path / "in.zarr"), mode="w", shape=(200, 300, 3), chunks=(100, 100, 3), dtype="u1"
+    )
+    array[:100] = 7
+    (tmp_path / "codec.tiled.pt").symlink_to(given / "codec.tiled.pt")
+    (tmp_path / "net.tiled.pt").symlink_to(given / "net.tiled.pt")
+    told = work(tmp_path, tmp_path, dask=address)
+    expected = "3 of 6 chunks are not there, and are read as its fill value, 0"
+    assert [note for note in told.notes if expected in note]
