@@ -22,7 +22,7 @@ from overlap_tool import checkpoint
 from overlap_tool.checkpoint.architectures import KNOWN
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.network import Op
-from overlap_tool.kernels import cpu
+from overlap_tool.kernels import threads
 from overlap_tool.planning.choose import Shape, StagePlan
 from overlap_tool.planning.cost import full_bytes, op_costs
 from overlap_tool.settings import Schedule
@@ -66,7 +66,7 @@ def _exact_bytes(stage: TiledForward, image: Tensor) -> int:
     out."""
     way = exact(stage.original)
     way(_corner(stage, image))
-    with patch.object(cpu, "run_on_threads", lambda *_: None):
+    with patch.object(threads, "run_on_threads", lambda *_: None):
         return peak_bytes(way, image, stage.module.parameters())[0]
 
 

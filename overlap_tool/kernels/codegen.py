@@ -8,7 +8,6 @@ the accumulators wait in the output tensor, which changes no bit either.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,30 +56,30 @@ def processor() -> Processor:
     return Processor(16, 32 if features.get("neon") else 16)
 
 
-class Share(ctypes.Structure):
-    """One convolution as the generated code reads it. Strides count numbers, not bytes.
+FIELDS = (
+    *("next", "items", "groups", "panels", "images", "rows", "columns"),
+    *("x", "x_image", "x_group", "x_row", "x_pixel"),
+    *("outer", "outer_stride", "inner", "inner_stride", "run", "outer_at_once"),
+    *("w", "w_group", "w_panel", "w_outer"),
+    *("bias", "bias_group", "panel_channels", "last_vectors", "last_lanes"),
+    *("y", "y_image", "y_group", "y_row", "y_pixel"),
+    "finish",
+    *("other", "other_image", "other_row", "other_pixel"),
+    *("another", "another_image", "another_row", "another_pixel"),
+)
+"""One convolution as the generated code reads it, 64 bits each. Strides count numbers, not bytes.
 
-    The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
-    which every thread takes the next until none is left: panel after panel of output channels, so that
-    threads read the same weights, and in each panel row after row in blocks of `BLOCK` pixels.
-    """
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            *("next", "items", "groups", "panels", "images", "rows", "columns"),
-            *("x", "x_image", "x_group", "x_row", "x_pixel"),
-            *("outer", "outer_stride", "inner", "inner_stride", "run", "outer_at_once"),
-            *("w", "w_group", "w_panel", "w_outer"),
-            *("bias", "bias_group", "panel_channels", "last_vectors", "last_lanes"),
-            *("y", "y_image", "y_group", "y_row", "y_pixel"),
-        )
-    )
+The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
+which every thread takes the next until none is left: panel after panel of output channels, so that threads
+read the same weights, and in each panel row after row in blocks of `BLOCK` pixels. `finish` is code that is
+called for every block of outputs, while they are in the cache, with the same pixels and channels of `other`
+and `another`, and writes what is kept in their place; or zero.
+"""
 
 
 @cache
 def kernel(itemsize: int, depthwise: bool) -> int:
-    """The address of a compiled `void run(Share *)` for numbers of 4 or 8 bytes."""
+    """The address of a compiled `void run(int64_t *)` for numbers of 4 or 8 bytes. It is given `FIELDS`."""
     return compiled(_Generator(processor(), itemsize, depthwise).module)
 
 
@@ -257,8 +256,7 @@ class _Generator:
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), "run")
         b = ir.IRBuilder(function.append_basic_block())
         counter = b.bitcast(function.args[0], I64.as_pointer())
-        names = [name for name, *_ in Share._fields_]
-        task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(names)}
+        task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(FIELDS)}
         blocks = b.udiv(b.add(task["columns"], I64(BLOCK - 1)), I64(BLOCK))
         take, work, done = (function.append_basic_block() for _ in range(3))
         b.branch(take)
@@ -315,6 +313,18 @@ class _Generator:
                 b.call(tiles, [x_here, w_here, y, bias, count, *taps])
                 b.branch(after)
             b.position_at_end(after)
+        with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
+            numbers = self.number.as_pointer()
+            arguments = [numbers] * 3 + [I64] * 5
+            finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
+            others = []
+            for name in ("other", "another"):
+                strides = {key: task[f"{name}_{key}"] for key in ("image", "row", "pixel")}
+                strides["group"] = task["y_group"]
+                others.append(b.gep(at(name, [(index, strides[key]) for index, key in place]), [channel]))
+            channels = b.add(b.mul(b.sub(vectors, I64(1)), I64(self.lanes)), lanes)
+            steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
+            b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
         b.branch(take)
         b.position_at_end(done)
         b.ret_void()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
+import struct
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from overlap_tool.kernels.codegen import BLOCK, Share, kernel, processor
+from overlap_tool.kernels.arithmetic.fused import named
+from overlap_tool.kernels.arithmetic.tensors import finisher
+from overlap_tool.kernels.codegen import BLOCK, FIELDS, kernel, processor
 from overlap_tool.kernels.form import Form
-from overlap_tool.kernels.threads import run_on_threads
+from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 CACHED_BYTES = 256 * 1024
 """Weights are taken in portions of about this size, so that they stay in a core's own cache."""
@@ -22,6 +26,10 @@ WORTH_THREADS = 200_000
 """Multiply-accumulates below which waking other threads takes longer than the work."""
 
 
+SHARE = struct.Struct(f"{len(FIELDS)}q")
+PLACES = tuple(map(FIELDS.index, ("x", "w", "bias", "y", "other", "another")))
+
+
 @dataclass(frozen=True)
 class Packed:
     """Weights in the order in which the kernel reads them: by panels of output channels, tap by tap.
@@ -29,10 +37,21 @@ class Packed:
     Every panel but a group's last has the full width, and that one is filled up to whole vectors.
     """
 
-    values: Tensor
+    values: AnyTensor
     shape: tuple[int, int, int, int]
     groups: int
     depthwise: bool
+
+    adds_zeros = False
+    others_lie_anyhow = True
+
+    @property
+    def wide(self) -> int:
+        """Channels of a panel."""
+        return processor().lanes(self.values.element_size()) * processor().vectors
+
+    def launch(self, work: Convolution) -> Call:
+        return _call(work, self)
 
 
 def pack(weight: Tensor, groups: int) -> Packed:
@@ -62,65 +81,60 @@ def convolve(
     """`x` may be any view, and so may `out`, if channels are neighbours in it."""
     x, form = form.padded(x)
     packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
-    channels, per_group, height, width = packed.shape
+    channels = packed.shape[0]
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous(memory_format=torch.channels_last)
-    (down, across), dilation = form.stride, form.dilation
     out = form.result(x, packed.shape, out)
-    images, _, rows, columns = out.shape
     assert channels == 1 or out.stride(1) == 1, out.stride()
-    if out.numel() == 0:
-        return out
-    lanes = processor().lanes(x.element_size())
-    wide = lanes * processor().vectors
-    in_group = channels // packed.groups
+    if out.numel():
+        in_group = channels // packed.groups
+        size = packed.groups, -(-in_group // packed.wide) * packed.wide
+        addend = torch.zeros(size, dtype=x.dtype)  # of weights alone, as a recorder sees it
+        if bias is not None:
+            addend[:, :in_group] = bias.reshape(packed.groups, in_group)
+        work = Convolution(x, packed, addend, form, out)
+        noted(work)
+        work.launch().run()
+    return out
+
+
+def _call(work: Convolution, packed: Packed) -> Call:
+    x, addend, out = work.x, work.bias, work.out
+    assert addend is not None
+    channels, per_group, height, width = packed.shape
+    (down, across), dilation = work.form.stride, work.form.dilation
+    images, _, rows, columns = out.shape
+    wide, in_group = packed.wide, channels // packed.groups
     panels = -(-in_group // wide)
     last = in_group - (panels - 1) * wide
-    addend = x.new_zeros(packed.groups, panels * wide)
-    if bias is not None:
-        addend[:, :in_group] = bias.reshape(packed.groups, in_group)
+    lanes = wide // processor().vectors
+    reading, writing = x.stride(), out.stride()
     # neighbouring taps of a row are one run, where nothing lies between their channels
-    one_run = dilation[1] == 1 and not packed.depthwise and (width == 1 or x.stride(3) == per_group)
+    one_run = dilation[1] == 1 and not packed.depthwise and (width == 1 or reading[3] == per_group)
     inner, run = (1, width * per_group) if one_run else (width, per_group)
     tap_bytes = inner * run * min(wide, in_group) * x.element_size()
-    task = Share(
-        next=0,
-        items=packed.groups * panels * images * rows * -(-columns // BLOCK),
-        groups=packed.groups,
-        panels=panels,
-        images=images,
-        rows=rows,
-        columns=columns,
-        x=x.data_ptr(),
-        x_image=x.stride(0),
-        x_group=per_group * x.stride(1),
-        x_row=down * x.stride(2),
-        x_pixel=across * x.stride(3),
-        outer=height,
-        outer_stride=dilation[0] * x.stride(2),
-        inner=inner,
-        inner_stride=dilation[1] * x.stride(3),
-        run=run,
-        outer_at_once=max(1, CACHED_BYTES // tap_bytes),
-        w=packed.values.data_ptr(),
-        w_group=packed.values.shape[1],
-        w_panel=height * width * per_group * wide,
-        w_outer=inner * run * lanes,
-        bias=addend.data_ptr(),
-        bias_group=addend.shape[1],
-        panel_channels=wide,
-        last_vectors=-(-last // lanes),
-        last_lanes=(last - 1) % lanes + 1,
-        y=out.data_ptr(),
-        y_image=out.stride(0),
-        y_group=in_group * out.stride(1),
-        y_row=out.stride(2),
-        y_pixel=out.stride(3),
+    items = packed.groups * panels * images * rows * -(-columns // BLOCK)
+    task = SHARE.pack(
+        *(0, items, packed.groups, panels, images, rows, columns),
+        *(0, reading[0], per_group * reading[1], down * reading[2], across * reading[3]),
+        *(height, dilation[0] * reading[2], inner, dilation[1] * reading[3], run),
+        max(1, CACHED_BYTES // tap_bytes),
+        *(0, packed.values.shape[1], height * width * per_group * wide, inner * run * lanes),
+        *(0, addend.shape[1], wide, -(-last // lanes), (last - 1) % lanes + 1),
+        *(0, writing[0], in_group * writing[1], writing[2], writing[3]),
+        0 if work.program == 0 else finisher(named(work.program), out.dtype, len(work.others)),
+        *chain.from_iterable((0, *_map_strides(other)) for other in work.others),
+        *(0,) * (4 * (OTHERS - len(work.others))),
     )
-    work = out.numel() * per_group * height * width
-    threads = 1 if work < WORTH_THREADS else min(torch.get_num_threads(), task.items)
-    run_on_threads(kernel(x.element_size(), packed.depthwise), ctypes.addressof(task), threads)
-    return out
+    code = kernel(x.element_size(), packed.depthwise)
+    few = out.numel() * per_group * height * width < WORTH_THREADS
+    tensors = x, packed.values, addend, out, *work.others
+    return Call(code, task, tensors, PLACES[: len(tensors)], 1 if few else items)
+
+
+def _map_strides(x: AnyTensor) -> tuple[int, int, int]:
+    image, _, row, pixel = x.stride()
+    return image, row, pixel
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:

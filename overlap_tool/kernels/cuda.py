@@ -13,20 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.kernels import nvrtc
-from overlap_tool.kernels.arithmetic.fused import Expression, named
+from overlap_tool.kernels.arithmetic.fused import named
 from overlap_tool.kernels.arithmetic.in_cuda import finished_by
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.driver import AnyTensor, Launch, LoadedKernel, noted
+from overlap_tool.kernels.driver import Launch, LoadedKernel
 from overlap_tool.kernels.form import Form
+from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 PIECE = (9, 11)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
 
 REST = struct.Struct("8q2I2i3I6i3i2ii4x")
 """What `Shape` in `chain.cu` holds behind the addresses."""
-
-OTHERS = 2
-"""The most that the program reads which finishes outputs."""
 
 DEPTHWISE_THREADS = 128
 
@@ -94,6 +92,12 @@ class Packed:
     tile: Tile | None
     """Nothing where every group is one channel: then another kernel computes the layer."""
 
+    adds_zeros = True
+    others_lie_anyhow = False
+
+    def launch(self, work: Convolution) -> Launch:
+        return _launch(work, self)
+
 
 def pack(weight: Tensor, groups: int) -> Packed:
     """`weight` is (out, in / groups, height, width), as convolutions have it."""
@@ -133,56 +137,43 @@ def convolve(
     return out
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """What a kernel is given. `program` makes what is written of every output and of `others`, which lie as
-    `out` does."""
-
-    x: AnyTensor
-    packed: Packed
-    bias: AnyTensor | None
-    form: Form
-    out: AnyTensor
-    program: Expression = 0
-    others: tuple[AnyTensor, ...] = ()
-
-    def launch(self) -> Launch:
-        x, packed, out = self.x, self.packed, self.out
-        images, channels, height, width = out.shape
-        reading, writing = x.stride(), out.stride()
-        pixels = images * height * width
-        _, depth, *kernel = packed.shape
-        (down, across), dilation, groups, ((top, _), (left, _)) = self.form
-        end = kernel[0] * dilation[0], kernel[1] * dilation[1]
-        outputs, whole = channels // groups, 16 // x.element_size()
-        rest = REST.pack(
-            *(reading[0], reading[2], reading[3]),
-            *(writing[0], writing[2], writing[3]),
-            *(dilation[1] * reading[3] - depth, dilation[0] * reading[2] - end[1] * reading[3]),
-            *x.shape[2:],
-            *(top, left),
-            *(pixels, height, width),
-            *(down, across),
-            *dilation,
-            *kernel,
-            *(groups, outputs, depth),
-            *end,
-            _by_vectors(out.data_ptr(), outputs, writing, whole),
-        )
-        tile = packed.tile
-        if tile is not None:
-            threads = tile.threads
-            name = tiled_name(tile, x.dtype, _by_vectors(x.data_ptr(), depth, reading, whole))
-            grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
-        else:
-            threads = DEPTHWISE_THREADS
-            run, row = run_for(kernel[1], across, dilation[1], x.dtype)
-            name = depthwise_name(run, row, x.dtype)
-            grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
-        others = *self.others, *(None,) * (OTHERS - len(self.others))
-        program = "" if self.program == 0 else named(self.program)
-        loaded = _loaded(name, program, len(self.others), x.device.index, threads)
-        return Launch(loaded, grid, (x, packed.values, self.bias, out, *others), rest)
+def _launch(work: Convolution, packed: Packed) -> Launch:
+    x, out = work.x, work.out
+    images, channels, height, width = out.shape
+    reading, writing = x.stride(), out.stride()
+    pixels = images * height * width
+    _, depth, *kernel = packed.shape
+    (down, across), dilation, groups, ((top, _), (left, _)) = work.form
+    end = kernel[0] * dilation[0], kernel[1] * dilation[1]
+    outputs, whole = channels // groups, 16 // x.element_size()
+    rest = REST.pack(
+        *(reading[0], reading[2], reading[3]),
+        *(writing[0], writing[2], writing[3]),
+        *(dilation[1] * reading[3] - depth, dilation[0] * reading[2] - end[1] * reading[3]),
+        *x.shape[2:],
+        *(top, left),
+        *(pixels, height, width),
+        *(down, across),
+        *dilation,
+        *kernel,
+        *(groups, outputs, depth),
+        *end,
+        _by_vectors(out.data_ptr(), outputs, writing, whole),
+    )
+    tile = packed.tile
+    if tile is not None:
+        threads = tile.threads
+        name = tiled_name(tile, x.dtype, _by_vectors(x.data_ptr(), depth, reading, whole))
+        grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
+    else:
+        threads = DEPTHWISE_THREADS
+        run, row = run_for(kernel[1], across, dilation[1], x.dtype)
+        name = depthwise_name(run, row, x.dtype)
+        grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
+    others = *work.others, *(None,) * (OTHERS - len(work.others))
+    program = "" if work.program == 0 else named(work.program)
+    loaded = _loaded(name, program, len(work.others), x.device.index, threads)
+    return Launch(loaded, grid, (x, packed.values, work.bias, out, *others), rest)
 
 
 def _by_vectors(address: int, channels: int, stride: tuple[int, ...], whole: int) -> bool:

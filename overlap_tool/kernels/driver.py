@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from struct import pack
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from overlap_tool.kernels.nvrtc import Compiled
+from overlap_tool.kernels.work import AnyTensor
 
 
 class LoadedKernel:
@@ -55,10 +56,6 @@ class Readied:
             _check(result)
 
 
-AnyTensor = Any
-"""A tensor, or what a tape knows of one: its form, and where it lies."""
-
-
 class Launch(NamedTuple):
     """A kernel, and what it is given: a structure that begins with addresses."""
 
@@ -66,6 +63,17 @@ class Launch(NamedTuple):
     grid: tuple[int, int]
     tensors: tuple[AnyTensor | None, ...]
     rest: bytes
+
+    @property
+    def places(self) -> range:
+        return range(len(self.tensors))
+
+    @property
+    def told(self) -> Any:
+        return self.kernel, self.grid, self.rest
+
+    def ready(self) -> Readied:
+        return Readied(self.kernel, self.grid, bytes(8 * len(self.tensors)) + self.rest)
 
     def run(self) -> None:
         addresses = (0 if each is None else each.data_ptr() for each in self.tensors)
@@ -75,21 +83,6 @@ class Launch(NamedTuple):
 
 
 _of_thread = threading.local()
-
-
-def noted(work: Any) -> None:
-    """Tell whoever records this thread's work what is about to be launched."""
-    if (note := getattr(_of_thread, "note", None)) is not None:
-        note(work)
-
-
-@contextmanager
-def noting(note: Callable[[Any], None]) -> Iterator[None]:
-    _of_thread.note = note
-    try:
-        yield
-    finally:
-        _of_thread.note = None
 
 
 def _enter(device: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 NOTHING = (0, 0), (0, 0)
@@ -49,4 +48,4 @@ class Form(NamedTuple):
         if x.shape[1] > 1 and x.stride(1) != 1:
             x = x.contiguous(memory_format=torch.channels_last)
         rows, columns = self.padding
-        return F.pad(x, (*columns, *rows)), self._replace(padding=NOTHING)
+        return torch.constant_pad_nd(x, (*columns, *rows)), self._replace(padding=NOTHING)

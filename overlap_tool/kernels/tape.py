@@ -1,8 +1,8 @@
-"""Work on a GPU that is done again and again, on other tensors of the same form: recorded once, then played.
+"""Work that is done again and again, on other tensors of the same form: recorded once, then played.
 
 What Python and PyTorch made of it is gone from a tape: it is a list of launches, whose arguments are prepared
 but for addresses. What depends on weights alone was computed when it was recorded. Zeros around a map are
-left to the kernel that reads it, and what is computed number by number goes along with what comes before.
+left to a kernel that can add them, and what is computed number by number goes along with what comes before.
 No operation is another or comes in another order for it, so no bit differs; and a tape is tried once, all the
 same, before it is relied on.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import prod
@@ -25,15 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from overlap_tool.errors import SlowKernelWarning
-from overlap_tool.kernels.arithmetic import fused, on_gpu
+from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.arithmetic.generated import INPUTS
-from overlap_tool.kernels.arithmetic.on_gpu import Elementwise
-from overlap_tool.kernels.arithmetic.tensors import by_processor
-from overlap_tool.kernels.cuda import OTHERS, Convolution
-from overlap_tool.kernels.driver import Launch, Readied, in_order, noting
+from overlap_tool.kernels.arithmetic.tensors import kernel_of
+from overlap_tool.kernels.copying import Copied
+from overlap_tool.kernels.driver import in_order
+from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise, Launch, noting
 
 VECTOR = 16
-"""Bytes that a kernel takes at once, where they are aligned."""
+"""Bytes that a kernel for a GPU takes at once, where they are aligned."""
 
 ALIGNED = 512
 """Bytes, as PyTorch's allocator has it."""
@@ -42,6 +42,10 @@ MAKES_ROOM = frozenset("empty empty_like empty_strided empty_permuted new_empty 
 
 ASKS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 """Of ops that hand numbers to Python."""
+
+
+def on_processor(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 class NotRepeatable(Exception):
@@ -76,6 +80,46 @@ class Lying:
 
     def lies_as(self, other: Lying) -> bool:
         return (self.shape, self.strides, self.dtype) == (other.shape, other.strides, other.dtype)
+
+    def apart_from(self, other: Lying) -> bool:
+        """Whether they are boxes of one map that share no number. Not so if that cannot be told."""
+        if self.strides != other.strides or self.dtype != other.dtype:
+            return False
+        axes = sorted(zip(self.strides, self.shape, other.shape, strict=True), reverse=True)
+        axes = [axis for axis in axes if axis[1:] != (1, 1)]
+        steps = [step for step, *_ in axes]
+        if 0 in steps:
+            return False
+        boxes = []
+        for place, sizes in ((self, [n for _, n, _ in axes]), (other, [n for *_, n in axes])):
+            rest, most, box = place.offset // self.dtype.itemsize, 0, []
+            for step, n in zip(steps, sizes, strict=True):
+                first, rest = divmod(rest, step)
+                box.append((first, first + n))
+            for at in reversed(range(len(steps))):
+                most += (box[at][1] - 1) * steps[at]
+                if at and most >= steps[at - 1]:  # an address would be that of several places in the map
+                    return False
+            if rest:
+                return False
+            boxes.append(box)
+        return any(a >= d or c >= b for (a, b), (c, d) in zip(*boxes, strict=True))
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Lying:
+        """Of a map: so many rows and columns, from first to last."""
+        (_, _, row, pixel), (first, stop), (left, right) = self.strides, rows, columns
+        shape = torch.Size((*self.shape[:2], stop - first, right - left))
+        offset = self.offset + (first * row + left * pixel) * self.dtype.itemsize
+        return replace(self, offset=offset, shape=shape)
+
+    def lies_beside(self, other: Lying) -> bool:
+        """Whether a kernel can read it along with the other, channels of one pixel by those of one."""
+        return (
+            self.root != other.root
+            and (self.shape, self.dtype, self.device) == (other.shape, other.dtype, other.device)
+            and len(self.shape) == 4
+            and all(each.shape[1] == 1 or each.strides[1] == 1 for each in (self, other))
+        )
 
     @property
     def dense(self) -> bool:
@@ -114,6 +158,8 @@ class Pointwise:
     expression: fused.Expression
     xs: tuple[Lying, ...]
     out: Lying
+    otherwise: Dispatched | None = None
+    """What it was, where inputs lie otherwise than the output: no kernel of its own computes it then."""
 
 
 @dataclass
@@ -281,11 +327,32 @@ Memory = tuple[Tensor, int]
 """A tensor, and how many bytes behind the start of its storage a root begins."""
 
 
+class Rooms:
+    """Memory for intermediate results. The processor's is kept, for new memory is slow to write at first; a
+    GPU's goes back to PyTorch's allocator, which keeps it."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def of(self, size: int, device: torch.device) -> Tensor:
+        if device.type != "cpu":
+            return torch.empty(size, dtype=torch.uint8, device=device)
+        if self._kept is None or self._kept.numel() < size:
+            self._kept = None  # the old one goes first
+            self._kept = torch.empty(size, dtype=torch.uint8)
+        return self._kept
+
+    def release(self) -> None:
+        """Others are going to need memory."""
+        self._kept = None
+
+
 class Tape:
     """What was recorded, to be played."""
 
-    def __init__(self, recorder: Recorder, constants: dict[Any, Tensor]) -> None:
-        """Of `constants`, which are made of weights alone, tapes have one each."""
+    def __init__(self, recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> None:
+        """Tapes that are not played at the same time share `constants`, made of weights alone, and rooms."""
+        self._rooms = Rooms() if rooms is None else rooms
         self.given, self.returned = recorder.given, recorder.returned
         self._roots = roots = recorder.roots
         returned = {place.root for place in self.returned}
@@ -345,7 +412,7 @@ class Tape:
             return _Dispatched(work, entry.makes)
         if isinstance(work, Pointwise):
             name, device = fused.named(work.expression), work.out.device
-            kernel = on_gpu.kernel_of(name, work.out.dtype, len(work.xs), 0, device, by_processor)
+            kernel = kernel_of(name, work.out.dtype, len(work.xs), device)
             if kernel is None:
                 raise NotRepeatable(f"{name} has no kernel")
             work = Elementwise(kernel, name, work.xs, (), work.out)
@@ -361,21 +428,21 @@ class Tape:
                 tensor.shape != place.shape
                 or tensor.stride() != place.strides
                 or tensor.dtype != place.dtype
-                or address % VECTOR != place.beyond
+                or (not on_processor(place.device) and address % VECTOR != place.beyond)
             ):
                 return None
             memory[place.root] = tensor, address - _address(tensor, 0)
         with _pop_mode_temporarily():
             device = self.given[0].device
             if self._room:
-                room = torch.empty(self._room, dtype=torch.uint8, device=device)
+                room = self._rooms.of(self._room, device)
                 start = room.data_ptr()
                 for root, at in self._at.items():
                     memory[root], addresses[root] = (room, at), start + at
             for root in self._own:
                 piece = torch.empty(self._roots[root].size, dtype=torch.uint8, device=device)
                 memory[root], addresses[root] = (piece, 0), piece.data_ptr()
-            with in_order(device.index) as stream:
+            with nullcontext() if on_processor(device) else in_order(device.index) as stream:
                 for step, ends in zip(self._steps, self._ends, strict=True):
                     step.run(stream, addresses, memory)
                     for root in ends:
@@ -385,15 +452,15 @@ class Tape:
 
 class _Launched:
     def __init__(self, launch: Launch, fixed: Mapping[int, int]) -> None:
-        self._launch = Readied(launch.kernel, launch.grid, bytes(8 * len(launch.tensors)) + launch.rest)
+        self._launch = launch.ready()
         self._moving: list[tuple[int, int, int]] = []
-        for at, place in enumerate(launch.tensors):
+        for at, place in zip(launch.places, launch.tensors, strict=True):
             if isinstance(place, Lying):
                 if place.root in fixed:
                     self._launch.words[at] = fixed[place.root] + place.offset
                 else:
                     self._moving.append((at, place.root, place.offset))
-        self._told = launch.kernel, launch.grid, launch.rest
+        self._told = launch.told
 
     def fingerprint(self, number: Mapping[int, int]) -> Any:
         return self._told, tuple((at, number[root], offset) for at, root, offset in self._moving)
@@ -492,7 +559,8 @@ def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dic
 
 def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
     """The same work in fewer launches. What is written to roots that are seen from outside stays so."""
-    entries = [_with_zeros_of_its_own(_as_pointwise(entry), entries, seen) for entry in entries]
+    entries = list(chain.from_iterable(map(_zeros_and_a_copy, entries)))
+    entries = [_with_zeros_of_its_own(_as_pointwise(_as_copy(entry)), entries, seen) for entry in entries]
     read = {root for entry in entries for root in entry.reads} | seen
     entries = [entry for entry in entries if not (entry.makes and read.isdisjoint(entry.makes))]
     at = 0
@@ -502,7 +570,87 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
             at += 1
         else:
             entries[into] = _both(entries[into], entries.pop(at))
-    return entries
+    for at, entry in enumerate(entries):
+        if isinstance(entry.work, Pointwise) and entry.work.otherwise:
+            entries[at] = replace(entry, work=entry.work.otherwise)
+    return _written_in_place(entries, seen)
+
+
+def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
+    """Outputs of convolutions that are only copied into a part of a larger map go there at once."""
+    found = list(entries)
+    for entry in entries:
+        if not isinstance(entry.work, Copied):
+            continue
+        to, source = entry.work.to, entry.work.source
+        touching = [each for each in found if source.root in each.touches]
+        if len(touching) != 2 or touching[1] is not entry or source.root in seen:
+            continue
+        making = touching[0]
+        one = making.work
+        if not isinstance(one, Convolution) or one.out != source or to.root in making.touches:
+            continue
+        at, last = found.index(making), found.index(entry)
+        between = [
+            part for each in found[at + 1 : last] if to.root in each.touches for part in _parts_of(each, to)
+        ]
+        if any(part is None or not to.apart_from(part) for part in between):
+            continue
+        found[at] = replace(making, work=replace(one, out=to), writes=[to.root])
+        del found[last]
+    return found
+
+
+def _parts_of(entry: Entry, whole: Lying) -> Iterator[Lying | None]:
+    """The parts of a root that an entry touches; nothing in the place of what is not known."""
+    work = entry.work
+    if isinstance(work, Copied):
+        given: Any = (work.source, work.to)
+    elif isinstance(work, Dispatched) and work.func is torch.ops.aten.zero_.default:
+        given = work.args
+    elif isinstance(work, Convolution):
+        given = (work.out,) if work.x.root != whole.root else (None,)
+    else:
+        yield None
+        return
+    yield from (each for each in given if each is None or each.root == whole.root)
+
+
+def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
+    """Zeros put around a map on the CPU, as zeros and a copy of the map: both go where tapes have memory."""
+    work = entry.work
+    if not isinstance(work, Dispatched) or work.func is not torch.ops.aten.constant_pad_nd.default:
+        return [entry]
+    (x, around, *value), out = work.args, work.out
+    if not on_processor(x.device) or len(around) != 4 or min(around) < 0 or work.kwargs or any(value):
+        return [entry]
+    left, _, top, _ = around
+    inside = out.part((top, top + x.shape[2]), (left, left + x.shape[3]))
+    if not x.lies_beside(inside):
+        return [entry]
+    rows, columns = (0, top, top + x.shape[2], out.shape[2]), (0, left, left + x.shape[3], out.shape[3])
+    border = [
+        out.part(rows[:2], columns[::3]),
+        out.part(rows[2:], columns[::3]),
+        out.part(rows[1:3], columns[:2]),
+        out.part(rows[1:3], columns[2:]),
+    ]
+    zeros = (Dispatched(torch.ops.aten.zero_.default, (part,), {}, part) for part in border if part.numel())
+    return [*(Entry(each, [], [out.root]) for each in zeros), Entry(Copied(x, inside), [x.root], [out.root])]
+
+
+def _as_copy(entry: Entry) -> Entry:
+    """Of maps on the CPU whose channels are neighbours, by a kernel of its own."""
+    work = entry.work
+    if not isinstance(work, Dispatched) or work.func not in COPIES or not isinstance(work.out, Lying):
+        return entry
+    source, to = work.args[1] if work.func is torch.ops.aten.copy_.default else work.args[0], work.out
+    if not isinstance(source, Lying) or not on_processor(source.device) or not source.lies_beside(to):
+        return entry
+    return Entry(Copied(source, to), entry.reads, entry.writes)
+
+
+COPIES = frozenset((torch.ops.aten.copy_.default, torch.ops.aten.clone.default))
 
 
 def _as_pointwise(entry: Entry) -> Entry:
@@ -519,18 +667,21 @@ def _as_pointwise(entry: Entry) -> Entry:
         or out.dtype not in (torch.float32, torch.float64)
         or len(xs) > INPUTS
         or not out.dense
-        or not all(x.lies_as(out) for x in xs)
+        or not all(x.lies_as(out) or x.lies_beside(out) for x in xs)
         or not all(isinstance(each, Lying | int | float) for each in work.args)
     ):
         return entry
     parts = (xs.index(each) if isinstance(each, Lying) else float(each).hex() for each in work.args)
-    return Entry(Pointwise((name, *parts), xs, out), entry.reads, entry.writes)
+    expression = name, *parts
+    if all(x.lies_as(out) for x in xs):
+        return Entry(Pointwise(expression, xs, out), entry.reads, entry.writes)
+    return replace(entry, work=Pointwise(expression, xs, out, otherwise=work))
 
 
 def _with_zeros_of_its_own(entry: Entry, entries: list[Entry], seen: set[int]) -> Entry:
     """A convolution of what zeros were put around, as one that reads them where nothing is."""
     work = entry.work
-    if not isinstance(work, Convolution) or work.x.root in seen:
+    if not isinstance(work, Convolution) or not work.packed.adds_zeros or work.x.root in seen:
         return entry
     x = cast(Lying, work.x)
     touching = [each for each in entries if x.root in each.touches]
@@ -560,6 +711,10 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
         return None
     made = [n for n in range(at) if not set(entries[n].writes).isdisjoint(entries[at].reads)]
     if not made or not isinstance(one := entries[made[-1]].work, Convolution | Pointwise):
+        return None
+    if work.otherwise and not (isinstance(one, Convolution) and one.packed.others_lie_anyhow):
+        return None
+    if isinstance(one, Pointwise) and one.otherwise:
         return None
     value, out, most = one.out, work.out, INPUTS if isinstance(one, Pointwise) else OTHERS
     between, after = entries[made[-1] + 1 : at], entries[at + 1 :]
@@ -608,10 +763,10 @@ def copied_alike(tensor: Tensor) -> Tensor:
 _tried: dict[Any, bool] = {}
 
 
-def tape_of(recorder: Recorder, constants: dict[Any, Tensor]) -> Tape | None:
+def tape_of(recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> Tape | None:
     """Nothing where there can be none."""
     try:
-        return Tape(recorder, constants)
+        return Tape(recorder, constants, rooms)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except NotRepeatable:

@@ -8,11 +8,14 @@ have. Without one (Windows), a pool of Python threads does it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
+
+from overlap_tool.kernels.work import AnyTensor
 
 RunShares = Callable[[int, int, int], None]
 
@@ -23,6 +26,44 @@ def run_on_threads(function: int, argument: int, threads: int) -> None:
         _PROTOTYPE(function)(argument)
     else:
         _runner()(function, argument, threads)
+
+
+class Call(NamedTuple):
+    """Generated code, and the structure that it is given. Its first word counts the items that were taken."""
+
+    function: int
+    argument: bytes
+    tensors: Sequence[AnyTensor | None]
+    places: Sequence[int]
+    most: int
+    """Threads that are worth waking."""
+
+    @property
+    def told(self) -> Any:
+        return self.function, self.argument, self.most
+
+    def ready(self) -> Readied:
+        return Readied(self.function, self.argument, self.most)
+
+    def run(self) -> None:
+        call = self.ready()
+        for place, tensor in zip(self.places, self.tensors, strict=True):
+            if tensor is not None:
+                call.words[place] = tensor.data_ptr()
+        call.run()
+
+
+class Readied:
+    """A call but for addresses."""
+
+    def __init__(self, function: int, argument: bytes, most: int) -> None:
+        self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
+        self._function, self._argument, self._most = function, ctypes.addressof(self.words), most
+
+    def run(self, stream: None = None) -> None:
+        self.words[0] = 0
+        threads = 1 if self._most == 1 else min(torch.get_num_threads(), self._most)
+        run_on_threads(self._function, self._argument, threads)
 
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

@@ -178,7 +178,7 @@ class Execution:
         self.aboves: dict[int, Tensor] = {}
         """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
         reads its columns of it before it writes them for the next band, so one buffer serves both."""
-        self.repeats = repeats(network, rows, columns, self.corner.device)
+        self.repeats = repeats(network, rows, columns, corner)
         self.script: Script | None = None
         """Of the tile that is being recorded."""
 
@@ -187,7 +187,7 @@ class Execution:
             self.by_turns(row, column)
             return
         form = self.repeats.form(row, column)
-        if (script := self.repeats.script(form)) is not None:
+        if (script := self.repeats.script(row, column)) is not None:
             self.script = script
             try:
                 with script.recorder.on():
@@ -199,6 +199,8 @@ class Execution:
             self.by_turns(row, column)
 
     def by_turns(self, row: Step, column: Step) -> None:
+        if self.repeats is not None:
+            self.repeats.rooms.release()
         held: dict[int, _Held] = {}
         for turn in walk(self.network.reads, row, column):
             op = self.network.ops[turn.op]

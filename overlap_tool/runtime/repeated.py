@@ -1,4 +1,4 @@
-"""Tiles that do the same as one before: on a GPU, by what was recorded of that one."""
+"""Tiles that do the same as one before, by what was recorded of that one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step, form_of
-from overlap_tool.graph.network import Network
+from overlap_tool.graph.network import Network, Op
 from overlap_tool.kernels.mode import computes_first
-from overlap_tool.kernels.tape import Recorder, Tape, copied_alike, is_right, is_tried, tape_of
+from overlap_tool.kernels.tape import Recorder, Rooms, Tape, copied_alike, is_right, is_tried, tape_of
 
 RECORDED = 2
 """Which of the tiles that do the same: by the first, kernels are tried and weights packed."""
+
+WORTH = {"cpu": 16_000_000_000, "cuda": 0}
+"""Multiply-accumulates of such tiles together below which recording one takes longer than it saves."""
 
 
 @dataclass
@@ -62,7 +65,8 @@ class Played:
 class Repeats:
     """Of the tiles of a pass, those that do the same."""
 
-    def __init__(self, network: Network, rows: AxisPlan, columns: AxisPlan) -> None:
+    def __init__(self, network: Network, rows: AxisPlan, columns: AxisPlan, worth: int) -> None:
+        self._network, self._worth, self.rooms = network, worth, Rooms()
         self._forms: dict[int, int] = {}
         counts = [self._numbered(*each) for each in ((network.rows, rows), (network.columns, columns))]
         self._counts = {(a, b): n * m for a, n in counts[0].items() for b, m in counts[1].items()}
@@ -80,16 +84,27 @@ class Repeats:
     def form(self, row: Step, column: Step) -> tuple[int, int]:
         return self._forms[id(row)], self._forms[id(column)]
 
-    def script(self, form: tuple[int, int]) -> Script | None:
+    def script(self, row: Step, column: Step) -> Script | None:
         """Of a tile that is to be recorded."""
+        form = self.form(row, column)
         self._seen[form] += 1
-        if self._seen[form] == RECORDED < self._counts[form] or form in self._untried:
-            return Script(tries=form in self._untried)
+        if form in self._untried:
+            return Script(tries=True)
+        left = self._counts[form] - RECORDED
+        if self._seen[form] == RECORDED and left > 0 and left * self._macs(row, column) >= self._worth:
+            return Script()
         return None
+
+    def _macs(self, row: Step, column: Step) -> int:
+        return sum(
+            op.rule.macs * down.length * across.length
+            for op, down, across in zip(self._network.ops, row.compute, column.compute, strict=True)
+            if isinstance(op, Op)
+        )
 
     def keep(self, form: tuple[int, int], script: Script) -> None:
         self._untried.discard(form)
-        tape = tape_of(script.recorder, self._constants)
+        tape = tape_of(script.recorder, self._constants, self.rooms)
         if tape is None:
             return
         if not script.tries and not is_tried(tape):
@@ -98,11 +113,12 @@ class Repeats:
             self.known[form] = Played(tape, script.takes, script.leaves)
 
 
-def repeats(network: Network, rows: AxisPlan, columns: AxisPlan, device: torch.device) -> Repeats | None:
-    """Nothing where tiles are not recorded."""
-    if device.type != "cuda" or not computes_first():
+def repeats(network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor) -> Repeats | None:
+    """Nothing where tiles are not recorded. The corner of a map shows where it is."""
+    worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
+    if worth is None or not computes_first():
         return None
-    return Repeats(network, rows, columns)
+    return Repeats(network, rows, columns, worth)
 
 
 def _kept(step: Step) -> tuple[tuple[int, ...], ...]:

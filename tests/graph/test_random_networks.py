@@ -18,6 +18,7 @@ from torch import nn
 import overlap_tool
 from overlap_tool import exact_kernels
 from overlap_tool.graph.trace import trace
+from overlap_tool.runtime import repeated
 from overlap_tool.verification.observing import tensors_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,6 +84,15 @@ def test_tiles_of_random_networks_are_the_full_image(case):
 @given(cases())
 def test_tiles_are_the_full_image_bit_for_bit_in_single_precision(case):
     check_exactly(case)
+
+
+@tries(25, derandomize=True)
+@given(cases())
+def test_tiles_that_are_played_are_the_full_image_bit_for_bit(case):
+    """However little work they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(repeated.WORTH, "cpu", 0)
+        check_exactly(case)
 
 
 @tries(25, derandomize=True)

@@ -16,7 +16,7 @@ import llvmlite.ir as ir
 import pytest
 import torch
 
-from overlap_tool.kernels import codegen, cpu
+from overlap_tool.kernels import codegen, cpu, threads
 from overlap_tool.kernels.arithmetic.generated import FIELDS, ITEM, loop_over
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.arithmetic.tensors import AT_ONCE, compute
@@ -105,21 +105,21 @@ def test_chains(dtype: torch.dtype, tmp_path: Path, monkeypatch) -> None:
     program = compiled(codegen._Generator(machine, x.element_size(), False).module, tmp_path)
     packed, out = cpu.pack(weight, 1), torch.zeros_like(expected)
 
-    def elsewhere(function: int, address: int, threads: int) -> None:
-        task = codegen.Share.from_address(address)
+    def elsewhere(function: int, address: int, count: int) -> None:
+        words = (ctypes.c_int64 * len(codegen.FIELDS)).from_address(address)
+        values, memory = dict(zip(codegen.FIELDS, words, strict=True)), b""
+        written = values["y"]
         sizes = {
             "x": x.nbytes,
             "w": packed.values.nbytes,
-            "bias": task.groups * task.bias_group * x.element_size(),
+            "bias": values["groups"] * values["bias_group"] * x.element_size(),
             "y": out.nbytes,
         }
-        fields = [name for name, _ in task._fields_]
-        values, memory = {name: getattr(task, name) for name in fields}, b""
         for name, size in sizes.items():
             values[name], memory = len(memory), memory + ctypes.string_at(values[name], size)
-        found = ran(program, list(values.values()), [fields.index(name) for name in sizes], memory)
-        ctypes.memmove(task.y, found[values["y"] :], out.nbytes)
+        found = ran(program, list(values.values()), [codegen.FIELDS.index(name) for name in sizes], memory)
+        ctypes.memmove(written, found[values["y"] :], out.nbytes)
 
-    monkeypatch.setattr(cpu, "run_on_threads", elsewhere)
+    monkeypatch.setattr(threads, "run_on_threads", elsewhere)
     monkeypatch.setattr(cpu, "kernel", lambda *_: 0)
     assert torch.equal(cpu.convolve(x, packed, bias, Form(), out), expected)

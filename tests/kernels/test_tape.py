@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from hypothesis import strategies as st
 from support.cases import tries
 from support.emulated_gpu import EmulatedGpu, can_emulate, emulated_gpu
+from support.tapes import Code, check, gdn, normal, program, recorded, steps
 from torch import Tensor
 
 import overlap_tool
 from overlap_tool.kernels import tape
-from overlap_tool.kernels.tape import Entry, Recorder, Tape, copied_alike, is_right, is_tried, tape_of
+from overlap_tool.kernels.tape import Entry, Recorder, Tape, is_tried, tape_of
 
 if torch.cuda.is_available() or not can_emulate():
     pytest.skip("a GPU cannot, or need not, be emulated", allow_module_level=True)
-
-Code = Callable[..., list[Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -35,54 +32,11 @@ def gpu():
         yield found
 
 
-def recorded(code: Code, *tensors: Tensor) -> tuple[Recorder, Tape | None]:
-    code(*map(copied_alike, tensors))  # tries the kernels
-    recorder, before = Recorder(), list(map(copied_alike, tensors))
-    with recorder.on():
-        for each in tensors:
-            recorder.gives(each)
-        found = code(*tensors)
-        for each in found:
-            recorder.returns(each)
-    tape = tape_of(recorder, {})
-    return recorder, tape if tape is not None and is_right(tape, before, tensors, found) else None
-
-
-def normal(*shape: int) -> Tensor:
-    x = torch.randn(shape, device="cuda")
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return all(torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5)) for a, b in zip(one, other, strict=True))
-
-
-def check(code: Code, *tensors: Tensor) -> Tape:
-    """The tape, which gives what the code does for other numbers, and changes what it changes."""
-    recorder, found = recorded(code, *tensors)
-    assert found is not None, recorder.refused
-    others = [copied_alike(each).mul_(0.5).add_(0.1) for each in tensors]
-    plain = list(map(copied_alike, others))
-    played = found.play(others)
-    assert played is not None
-    assert same(played, code(*plain))
-    assert same(others, plain)
-    return found
-
-
 def launches(gpu: EmulatedGpu, tape: Tape, *tensors: Tensor) -> list[str]:
     gpu.driver.launches.clear()
     gpu.launched.clear()
     tape.play(tensors)
     return [launch.told for launch in gpu.driver.launches] + gpu.launched
-
-
-def gdn(gamma: Tensor, beta: Tensor) -> Callable[[Tensor], Tensor]:
-    def compute(x: Tensor) -> Tensor:
-        weight = torch.max(gamma, torch.full((1,), 0.1, device="cuda")) ** 2 - 0.001
-        return x * torch.rsqrt(F.conv2d(x**2, weight[..., None, None], beta))
-
-    return compute
 
 
 def test_what_depends_on_weights_alone_is_not_done_again(gpu) -> None:
@@ -200,74 +154,6 @@ def test_a_tape_that_gives_other_bits_is_not_played(gpu, monkeypatch) -> None:
     weight = normal(4, 4, 1, 1)
     with pytest.warns(overlap_tool.SlowKernelWarning, match="other bits"):
         assert recorded(lambda x: [torch.relu(F.conv2d(x, weight))], normal(1, 4, 5, 5))[1] is None
-
-
-OPS = (
-    "conv",
-    "depthwise",
-    "pad",
-    "add",
-    "mul",
-    "relu_",
-    "sigmoid",
-    "add_",
-    "part",
-    "into",
-    "weights",
-    "clone",
-    "scaled",
-)
-
-
-def program(steps: Sequence[tuple[str, int, int]]) -> Code:
-    """Any code on maps of four channels: each step takes two of the maps before it, whatever their size."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    weights = [torch.randn(4, 4, 3, 3, generator=generator).cuda() / 6 for _ in range(2)]
-    alone = torch.randn(4, 1, 3, 3, generator=generator).cuda() / 3
-
-    def code(*maps: Tensor) -> list[Tensor]:
-        known = list(maps)
-        for what, first, second in steps:
-            a, b = known[first % len(known)], known[second % len(known)]
-            rows, columns = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
-            common = b[..., :rows, :columns]
-            if what == "conv":
-                known.append(F.conv2d(a, weights[second % 2], padding=1))
-            elif what == "depthwise":
-                known.append(F.conv2d(a, alone, padding=1, groups=4))
-            elif what == "pad" and a.shape[2] < 9:
-                known.append(F.pad(a, (second % 2, 1, 0, second % 3)))
-            elif what == "add":
-                known.append(a[..., :rows, :columns] + common)
-            elif what == "mul":
-                known.append(a * a if second % 2 else a[..., :rows, :columns] * common)
-            elif what == "relu_":
-                a.relu_()
-            elif what == "sigmoid":
-                known.append(torch.sigmoid(a))
-            elif what == "add_":
-                a[..., :rows, :columns].add_(common)
-            elif what == "part" and a.shape[2] > 2:
-                known.append(a[..., 1:, :])
-            elif what == "into":
-                room = torch.empty_like(a)
-                room[..., :2, :] = a[..., :2, :]
-                room[..., 2:, :] = a[..., 2:, :] * 2
-                known.append(room)
-            elif what == "weights":
-                known.append(F.conv2d(a, weights[0] ** 2 - weights[1], padding=1))
-            elif what == "clone":
-                known.append(a.clone())
-            elif what == "scaled":
-                known.append(F.leaky_relu(a / 3 - 0.25, 0.1))
-        return known[-2:] if len(known) > len(maps) + 1 else [known[-1].clone()]
-
-    return code
-
-
-steps = st.lists(
-    st.tuples(st.sampled_from(OPS), st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=12
-)
 
 
 @tries(40)

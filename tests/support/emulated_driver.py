@@ -27,6 +27,7 @@ from overlap_tool.kernels.arithmetic import on_gpu, tensors
 from overlap_tool.kernels.arithmetic.generated import INPUTS
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.form import Form
+from overlap_tool.kernels.work import OTHERS, noting
 from support.ptx import Buffer, Memory, Program
 
 
@@ -125,7 +126,7 @@ class Launch(Named):
     program: str | None
     """What makes of the outputs what is written."""
 
-    SHAPE = struct.Struct(f"{4 + cuda.OTHERS}q{cuda.REST.format}")
+    SHAPE = struct.Struct(f"{4 + OTHERS}q{cuda.REST.format}")
     SIZE = SHAPE.size
 
     @classmethod
@@ -282,7 +283,7 @@ class EmulatedDriver:
         of = Elementwise if name.startswith("elementwise_") else Launch
         launch = of.of(name, (x, y), ctypes.string_at(where, of.SIZE))
         self.launches.append(launch)
-        with _disable_current_modes():  # a driver works unseen
+        with _disable_current_modes(), noting(None):  # a driver works unseen
             if program is None:
                 launch.by_the_cpu()
             else:

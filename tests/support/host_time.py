@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import codegen, compositions, cuda, driver, trial
+from overlap_tool.kernels import codegen, compositions, cuda, driver, tape, trial
 from overlap_tool.kernels.arithmetic import on_gpu, tensors
 from overlap_tool.runtime import execute, repeated
 from support.emulated_driver import emulated_driver
@@ -60,10 +60,14 @@ def microseconds(stage: str, schedule: str) -> tuple[int, float]:
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), emulated_driver(interpret=False):
         patch.setattr(trial, "choose", lambda layer: (cuda, None))
         patch.setattr(compositions, "compute", compute)
-        on_one = SimpleNamespace(type="cuda")
-        repeats = repeated.repeats
+        patch.setitem(repeated.WORTH, "cpu", 0)
+        patch.setattr(tape, "on_processor", lambda device: False)
         patch.setattr(
-            execute, "repeats", lambda network, rows, columns, _: repeats(network, rows, columns, on_one)
+            tape,
+            "kernel_of",
+            lambda name, dtype, inputs, device: on_gpu.kernel_of(
+                name, dtype, inputs, 0, device, tensors.by_processor
+            ),
         )
         patch.setattr(execute.Execution, "by_tape", timed)
         image = torch.rand(1, 3, TILE, TILE * TILES)

@@ -249,6 +249,59 @@ def loop_over(
     return module
 
 
+def finish_by(program: Program, single: bool, others: int, lanes: int, triple: str) -> ir.Module:
+    """A module with `void run(y, other, another, pixels, channels, y_pixel, other_pixel, another_pixel)`.
+
+    It puts `program(o, y, *others)` in the place of y, for up to `lanes` neighbouring channels of each pixel.
+    """
+    module = ir.Module("finish")
+    module.triple = triple
+    o = Generator(module, single, lanes)
+    kind, size = (SINGLE, 4) if single else (DOUBLE, 8)
+    place, vector, mask = kind.as_pointer(), ir.VectorType(kind, lanes), ir.VectorType(I1, lanes)
+    signature = ir.FunctionType(ir.VoidType(), [place] * 3 + [I64] * 5)
+    function = ir.Function(module, signature, "run")
+    (*starts, pixels, channels), steps = function.args[:5], function.args[5:]
+    places = list(zip(starts, steps, strict=True))[: 1 + others]
+    width = f"v{lanes}f{8 * size}.p0"
+    load = ir.Function(
+        module,
+        ir.FunctionType(vector, [vector.as_pointer(), I32, mask, vector]),
+        f"llvm.masked.load.{width}",
+    )
+    store = ir.Function(
+        module,
+        ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask]),
+        f"llvm.masked.store.{width}",
+    )
+    o.b = b = ir.IRBuilder(function.append_basic_block())
+    numbered = ir.Constant(ir.VectorType(I64, lanes), [I64(i) for i in range(lanes)])
+    some = b.icmp_signed("<", numbered, o.splat(channels).value)
+    nothing = o.lifted(1.0, kind).value
+
+    def at(start: tuple[ir.Value, ir.Value], pixel: ir.Value) -> ir.Value:
+        pointer, step = start
+        return b.bitcast(b.gep(pointer, [b.mul(pixel, step)]), vector.as_pointer())
+
+    def read(start: tuple[ir.Value, ir.Value], pixel: ir.Value, whole: bool) -> Vector:
+        if not whole:
+            return Vector(o, b.call(load, [at(start, pixel), I32(size), some, nothing]))
+        value = b.load(at(start, pixel))
+        value.align = size
+        return Vector(o, value)
+
+    with b.if_else(b.icmp_signed("==", channels, I64(lanes))) as branches:
+        for whole, branch in zip((True, False), branches, strict=True):
+            with branch, _counted(b, I64(0), pixels, 1) as pixel:
+                found = program(o, *(read(each, pixel, whole) for each in places)).value
+                if whole:
+                    b.store(found, at(places[0], pixel)).align = size
+                else:
+                    b.call(store, [found, at(places[0], pixel), I32(size), some])
+    b.ret_void()
+    return module
+
+
 @contextmanager
 def _counted(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Any:
     """for i in range(start, stop, step)"""

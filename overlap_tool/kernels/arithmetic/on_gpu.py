@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from overlap_tool.kernels import nvrtc
 from overlap_tool.kernels.arithmetic.generated import INPUTS, NUMBERS
 from overlap_tool.kernels.arithmetic.in_cuda import THREADS, kernel_over
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.driver import AnyTensor, Launch, LoadedKernel, noted
+from overlap_tool.kernels.driver import Launch, LoadedKernel
+from overlap_tool.kernels.work import Elementwise, noted
 
 REST = struct.Struct(f"q{NUMBERS}d")
 """What `Task` holds behind the addresses."""
@@ -28,21 +29,13 @@ Compute = Callable[[str, Sequence[Tensor], Sequence[float], Tensor], None]
 """By name, of tensors and numbers, into a tensor: all dense, and laid out alike."""
 
 
-@dataclass(frozen=True)
-class Elementwise:
-    """A program over tensors, and the kernel that computes it."""
-
+class LoadedProgram(NamedTuple):
     kernel: LoadedKernel
-    name: str
-    xs: tuple[AnyTensor, ...]
-    numbers: tuple[float, ...]
-    y: AnyTensor
 
-    def launch(self) -> Launch:
-        nothing = (None,) * (INPUTS - len(self.xs))
-        rest = REST.pack(self.y.numel(), *self.numbers, *[0.0] * (NUMBERS - len(self.numbers)))
-        grid = -(-self.y.numel() // THREADS), 1
-        return Launch(self.kernel, grid, (*self.xs, *nothing, self.y), rest)
+    def over(self, work: Elementwise) -> Launch:
+        nothing, count = (None,) * (INPUTS - len(work.xs)), work.y.numel()
+        rest = REST.pack(count, *work.numbers, *[0.0] * (NUMBERS - len(work.numbers)))
+        return Launch(self.kernel, (-(-count // THREADS), 1), (*work.xs, *nothing, work.y), rest)
 
 
 def run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor, by_processor: Compute) -> bool:
@@ -64,12 +57,14 @@ def kernel_name(name: str, dtype: torch.dtype) -> str:
 @cache
 def kernel_of(
     name: str, dtype: torch.dtype, inputs: int, numbers: int, device: torch.device, by_processor: Compute
-) -> LoadedKernel | None:
+) -> LoadedProgram | None:
     try:
         entry = kernel_name(name, dtype)
         source = kernel_over(entry, PROGRAMS[name], dtype == torch.float32, inputs, numbers)
         target = nvrtc.target(torch.cuda.get_device_capability(device.index))
-        kernel = LoadedKernel(nvrtc.compile_kernel(source, entry, target), device.index, THREADS)
+        kernel = LoadedProgram(
+            LoadedKernel(nvrtc.compile_kernel(source, entry, target), device.index, THREADS)
+        )
         wrong = _difference(kernel, name, dtype, inputs, numbers, device, by_processor)
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -87,7 +82,7 @@ def kernel_of(
 
 
 def _difference(
-    kernel: LoadedKernel,
+    kernel: LoadedProgram,
     name: str,
     dtype: torch.dtype,
     inputs: int,

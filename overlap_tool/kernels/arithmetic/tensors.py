@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import codegen
 from overlap_tool.kernels.arithmetic import on_gpu
-from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, loop_over
+from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, NUMBERS, finish_by, loop_over
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.threads import run_on_threads
+from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.work import Elementwise, ProgramKernel, noted
 
 AT_ONCE = 4
 """Vectors of float32 that go through a program together: enough to hide how long an operation takes."""
@@ -45,7 +46,7 @@ def compute(
     if isinstance(x, FakeTensor):  # it has no numbers
         pass
     elif x.device.type == "cpu":
-        by_processor(name, xs, numbers, dense)
+        by_processor(name, xs, numbers, dense, noted)
     elif not on_gpu.run(
         name, xs, numbers, dense, by_processor
     ):  # the values are defined, so any processor's will do
@@ -63,7 +64,13 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
-def by_processor(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor) -> None:
+def by_processor(
+    name: str,
+    xs: Sequence[Tensor],
+    numbers: Sequence[float],
+    y: Tensor,
+    note: Callable[[Elementwise], None] = lambda work: None,
+) -> None:
     if y.numel() == 0:
         return
     single = y.dtype == torch.float32
@@ -75,12 +82,49 @@ def by_processor(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: T
             found = PROGRAMS[name](o, *(x.numpy() for x in xs), *(kind(number) for number in numbers))
         y.copy_(torch.from_numpy(np.asarray(found)))
         return
-    items = -(-y.numel() // ITEM)
-    addresses = [x.data_ptr() for x in xs] + [0] * (INPUTS - len(xs))
-    bits = struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))
-    task = (ctypes.c_int64 * len(FIELDS))(0, items, y.numel(), y.data_ptr(), *addresses, *bits)
-    threads = 1 if y.numel() < WORTH_THREADS else min(torch.get_num_threads(), items)
-    run_on_threads(code, ctypes.addressof(task), threads)
+    work = Elementwise(Loop(code), name, tuple(xs), tuple(numbers), y)
+    note(work)
+    work.launch().run()
+
+
+class Loop(NamedTuple):
+    """A program's machine code."""
+
+    code: int
+
+    def over(self, work: Elementwise) -> Call:
+        count = work.y.numel()
+        items = -(-count // ITEM)
+        task = TASK.pack(0, items, count, *NO_ADDRESSES, *work.numbers, *NO_NUMBERS[len(work.numbers) :])
+        return Call(
+            self.code,
+            task,
+            (work.y, *work.xs),
+            PLACES[: 1 + len(work.xs)],
+            items if count >= WORTH_THREADS else 1,
+        )
+
+
+TASK = struct.Struct(f"{len(FIELDS) - NUMBERS}q{NUMBERS}d")
+NO_ADDRESSES, NO_NUMBERS = (0,) * (1 + INPUTS), (0.0,) * NUMBERS
+PLACES = tuple(range(FIELDS.index("y"), FIELDS.index("y") + 1 + INPUTS))
+
+
+def kernel_of(name: str, dtype: torch.dtype, inputs: int, device: torch.device) -> ProgramKernel | None:
+    """Of a program of tensors alone."""
+    if device.type == "cuda":
+        return on_gpu.kernel_of(name, dtype, inputs, 0, device, by_processor)
+    code = _machine_code(name, dtype == torch.float32, inputs, 0)
+    return None if code is None else Loop(code)
+
+
+@cache
+def finisher(name: str, dtype: torch.dtype, others: int) -> int:
+    """Code that makes of outputs of a convolution, and of so many other tensors, what is kept of them."""
+    processor = codegen.processor()
+    lanes = processor.vectors * processor.lanes(dtype.itemsize)
+    single = dtype == torch.float32
+    return codegen.compiled(finish_by(PROGRAMS[name], single, others, lanes, codegen.triple()))
 
 
 @cache

@@ -1,0 +1,84 @@
+"""Copies between pieces of maps on the CPU whose channels are neighbours, on torch's own threads."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.ir as ir
+
+from overlap_tool.kernels import codegen
+from overlap_tool.kernels.codegen import I64, counted
+from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.work import AnyTensor
+
+FIELDS = (
+    *("next", "items", "rows", "columns", "channels"),
+    *("x", "x_image", "x_row", "x_pixel"),
+    *("y", "y_image", "y_row", "y_pixel"),
+)
+"""What generated code is given, 64 bits each; sizes and strides in bytes. An item is a row of an image."""
+
+TASK = struct.Struct(f"{len(FIELDS)}q")
+PLACES = FIELDS.index("x"), FIELDS.index("y")
+
+WORTH_THREADS = 1 << 18
+"""Bytes below which waking other threads takes longer than the work."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """`source` copied to `to`, which is of the same shape."""
+
+    source: AnyTensor
+    to: AnyTensor
+
+    def launch(self) -> Call:
+        size = self.to.element_size()
+        images, channels, rows, columns = self.to.shape
+        strides = []
+        for each in (self.source, self.to):
+            image, _, row, pixel = (size * step for step in each.stride())
+            strides += [0, image, row, pixel]
+        task = TASK.pack(0, images * rows, rows, columns, channels * size, *strides)
+        most = images * rows if self.to.numel() * size >= WORTH_THREADS else 1
+        return Call(_code(), task, (self.source, self.to), PLACES, most)
+
+
+@cache
+def _code() -> int:
+    module = ir.Module("copying")
+    module.triple = codegen.triple()
+    text = ir.IntType(8).as_pointer()
+    copy = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [text, text, I64, codegen.I1]), "llvm.memcpy.p0.p0.i64"
+    )
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
+    b = ir.IRBuilder(function.append_basic_block())
+    task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(FIELDS)}
+    channels, columns, steps = task["channels"], task["columns"], (task["x_pixel"], task["y_pixel"])
+    side_by_side = b.and_(*(b.icmp_signed("==", step, channels) for step in steps))
+    take, work, done = (function.append_basic_block() for _ in range(3))
+    b.branch(take)
+    b.position_at_end(take)
+    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
+    b.position_at_end(work)
+    image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
+
+    def start(map: str) -> ir.Value:
+        offset = b.add(b.mul(image, task[f"{map}_image"]), b.mul(row, task[f"{map}_row"]))
+        return b.inttoptr(b.add(task[map], offset), text)
+
+    x, y = start("x"), start("y")
+    with b.if_else(side_by_side) as (whole, apart):
+        with whole:
+            b.call(copy, [y, x, b.mul(columns, channels), codegen.I1(0)])
+        with apart, counted(b, columns) as pixel:
+            places = (b.gep(at, [b.mul(pixel, step)]) for at, step in ((y, steps[1]), (x, steps[0])))
+            b.call(copy, [*places, channels, codegen.I1(0)])
+    b.branch(take)
+    b.position_at_end(done)
+    b.ret_void()
+    return codegen.compiled(module)

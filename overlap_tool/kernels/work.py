@@ -1,0 +1,118 @@
+"""What kernels do, as whoever records it sees it: the same on every device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from overlap_tool.kernels.form import Form
+
+AnyTensor = Any
+"""A tensor, or what a tape knows of one: its form, and where it lies."""
+
+
+class Ready(Protocol):
+    """A launch but for addresses, which belong into some of its `words`."""
+
+    words: Any
+
+    def run(self, stream: Any) -> None: ...
+
+
+class Launch(Protocol):
+    """Code, and what it is given: a structure of 64-bit words, addresses of tensors among them."""
+
+    @property
+    def tensors(self) -> Sequence[AnyTensor | None]: ...
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The words in which their addresses stand."""
+
+    @property
+    def told(self) -> Any:
+        """All else, as what can be compared."""
+
+    def ready(self) -> Ready: ...
+
+    def run(self) -> None: ...
+
+
+class PackedWeights(Protocol):
+    """Weights in the order in which a device's kernel reads them."""
+
+    @property
+    def values(self) -> AnyTensor: ...
+
+    @property
+    def adds_zeros(self) -> bool:
+        """Whether the kernel adds the zeros around a map that a form asks for."""
+
+    @property
+    def others_lie_anyhow(self) -> bool:
+        """Whether a program may read what lies otherwise than the outputs, if channels are neighbours."""
+
+    def launch(self, work: Convolution) -> Launch: ...
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`program` makes what is written of every output and of `others`, which lie as `out` does, or anyhow."""
+
+    x: AnyTensor
+    packed: Any
+    bias: AnyTensor | None
+    form: Form
+    out: AnyTensor
+    program: Any = 0
+    others: tuple[AnyTensor, ...] = ()
+
+    def launch(self) -> Launch:
+        packed: PackedWeights = self.packed
+        return packed.launch(self)
+
+
+class ProgramKernel(Protocol):
+    """A program of `PROGRAMS`, compiled for a device."""
+
+    def over(self, work: Elementwise) -> Launch: ...
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A program over tensors, and the kernel that computes it."""
+
+    kernel: Any
+    name: str
+    xs: tuple[AnyTensor, ...]
+    numbers: tuple[float, ...]
+    y: AnyTensor
+
+    def launch(self) -> Launch:
+        kernel: ProgramKernel = self.kernel
+        return kernel.over(self)
+
+
+OTHERS = 2
+"""The most that a program reads which finishes the outputs of a convolution."""
+
+_of_thread = threading.local()
+
+
+def noted(work: Convolution | Elementwise) -> None:
+    """Tell whoever records this thread's work what is about to be launched."""
+    if (note := getattr(_of_thread, "note", None)) is not None:
+        note(work)
+
+
+@contextmanager
+def noting(note: Callable[[Any], None] | None) -> Iterator[None]:
+    before = getattr(_of_thread, "note", None)
+    _of_thread.note = note
+    try:
+        yield
+    finally:
+        _of_thread.note = before

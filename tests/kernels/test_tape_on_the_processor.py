@@ -1,0 +1,151 @@
+"""What is recorded on the processor gives, played for other tensors, what the same code gives for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cases import tries
+from support.tapes import Code, check, gdn, program, recorded, steps
+from support.tapes import normal as on_a_device
+from torch import Tensor
+
+import overlap_tool
+from overlap_tool.kernels import tape
+from overlap_tool.kernels.tape import Lying, Tape
+
+pytestmark = pytest.mark.usefixtures("exactly")
+
+
+@pytest.fixture
+def exactly() -> Iterator[None]:
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        yield
+
+
+def normal(*shape: int) -> Tensor:
+    return on_a_device(*shape, device="cpu")
+
+
+def steps_of(found: Tape) -> Counter[str]:
+    """How many calls of generated code, and ops of PyTorch's by name."""
+    return Counter(
+        "call" if isinstance(step, tape._Launched) else str(step._call.func) for step in found._steps
+    )
+
+
+def test_a_gdn_is_a_square_and_one_convolution(exactly: None) -> None:
+    normalise = gdn(normal(24, 24), normal(24))
+    assert steps_of(check(lambda x: [normalise(x)], normal(1, 24, 9, 8))) == {"call": 2}
+
+
+@pytest.mark.parametrize("channels", [3, 8, 16, 17, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_follows_a_convolution_goes_along_with_it(channels: int, dtype: torch.dtype) -> None:
+    """Of a piece of a larger map, too, as the other branch of a block is."""
+    weight = normal(channels, channels, 3, 3).to(dtype)
+
+    def code(x: Tensor, y: Tensor) -> list[Tensor]:
+        return [torch.relu(F.conv2d(x, weight) + x[..., 1:-1, 1:-1]) * y]
+
+    given = normal(2, channels, 9, 60).to(dtype), normal(2, channels, 7, 58).to(dtype)
+    assert steps_of(check(code, *given)) == {"call": 1}
+
+
+def test_what_is_computed_for_a_larger_map_is_written_there(exactly: None) -> None:
+    weight = normal(20, 20, 3, 3)
+
+    def code(x: Tensor, left: Tensor, above: Tensor) -> list[Tensor]:
+        block = torch.empty((1, 20, 11, 13), memory_format=torch.channels_last)
+        new = torch.relu(F.conv2d(x, weight))
+        block[..., :4] = left
+        block[..., :3, 4:] = above
+        block[..., 3:, 4:] = new
+        return [F.conv2d(block, weight)]
+
+    found = check(code, normal(1, 20, 10, 11), normal(1, 20, 11, 4), normal(1, 20, 3, 9))
+    assert steps_of(found) == {"call": 4}
+
+
+def test_zeros_around_a_map_take_no_memory_of_their_own(exactly: None) -> None:
+    weight = normal(20, 20, 3, 3)
+    found = check(lambda x: [F.conv2d(F.conv2d(x, weight), weight, padding=(1, 2))], normal(1, 20, 9, 8))
+    assert steps_of(found) == {"call": 2, "aten.zero_.default": 4}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda block, new: block[..., 1:6, 2:5].copy_(new),
+        lambda block, new: block[..., :5, 4:].copy_(new),
+    ],
+)
+def test_what_another_writes_there_is_not_written_over(code: Code) -> None:
+    """The second write to the same place comes after the convolution's, and before the copy."""
+    weight = normal(4, 4, 1, 1)
+
+    def overlapping(x: Tensor, y: Tensor) -> list[Tensor]:
+        block = torch.zeros((1, 4, 7, 7)).contiguous(memory_format=torch.channels_last) + y
+        new = F.conv2d(x, weight)
+        block[..., :4, :4] = y[..., 3:, 3:]
+        code(block, new)
+        return [block * 2]
+
+    check(overlapping, normal(1, 4, 5, 3), normal(1, 4, 7, 7))
+
+
+def at(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Lying:
+    return Lying(0, 4 * offset, torch.Size(shape), strides, torch.float32, torch.device("cpu"), 0)
+
+
+@tries(2000)
+@given(st.data())
+def test_boxes_that_share_no_number_are_told(data) -> None:
+    """Held to all places of both. What cannot be told counts as shared."""
+    draw = data.draw
+    size = [draw(st.integers(1, 4)) for _ in range(3)]  # rows, columns, channels
+    strides = size[0] * size[1] * size[2], 1, size[1] * size[2], size[2]
+    boxes = []
+    for _ in range(2):
+        spans = [sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in size]
+        corner = [first for first, _ in spans]
+        rows, columns, channels = (stop - first for first, stop in spans)
+        offset = corner[0] * strides[2] + corner[1] * strides[3] + corner[2]
+        boxes.append(at(offset, (1, channels, rows, columns), strides))
+    one, other = boxes
+
+    def places(box: Lying) -> set[int]:
+        room = torch.arange(500)
+        return set(room.as_strided(box.shape, box.strides, box.offset // 4).flatten().tolist())
+
+    if one.apart_from(other):
+        assert places(one).isdisjoint(places(other))
+    elif min(*one.shape[1:], *other.shape[1:]) > 1:
+        assert not places(one).isdisjoint(places(other))
+
+
+def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
+    monkeypatch.setattr(tape, "_parts_of", lambda entry, whole: iter(()))
+    weight = normal(4, 4, 1, 1)
+
+    def code(x: Tensor) -> list[Tensor]:
+        block = torch.empty((1, 4, 5, 5), memory_format=torch.channels_last)
+        new = F.conv2d(x, weight)
+        block.copy_(x)
+        block.copy_(new)
+        return [block + 0.5]
+
+    with pytest.warns(overlap_tool.SlowKernelWarning, match="other bits"):
+        assert recorded(code, normal(1, 4, 5, 5))[1] is None
+
+
+@tries(60)
+@given(steps, st.sampled_from([4, 16, 24]))
+def test_any_code_gives_the_same(steps: list[tuple[str, int, int]], channels: int) -> None:
+    given = normal(1, channels, 5, 6), normal(1, channels, 6, 5)
+    check(program(steps, "cpu", channels), *given)

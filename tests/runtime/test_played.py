@@ -1,0 +1,62 @@
+"""Tiles that are played on the processor: the bits of the full image, and memory as predicted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.small_models import small_model
+
+import overlap_tool
+from overlap_tool.runtime import execute, repeated
+
+
+@pytest.fixture
+def played(monkeypatch) -> list[bool]:
+    """Tiles that were, whatever it costs to record them."""
+    found: list[bool] = []
+    by_tape = execute.Execution.by_tape
+
+    def seen(*args) -> bool:
+        found.append(by_tape(*args))
+        return found[-1]
+
+    monkeypatch.setattr(execute.Execution, "by_tape", seen)
+    monkeypatch.setitem(repeated.WORTH, "cpu", 0)
+    return found
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_a_played_tile_has_the_bits_of_the_full_image(architecture: str, schedule: str, played) -> None:
+    model = small_model(architecture)
+    tiled = overlap_tool.wrap(model, tile=32, schedule=schedule)
+    image = torch.rand(1, 3, 64, 640, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for stage in ("g_a", "g_s"):
+            played.clear()
+            found = getattr(tiled, stage)(image)
+            with overlap_tool.exact_kernels():
+                image = getattr(model, stage)(image)
+            assert torch.equal(found, image)
+            assert any(played)
+
+
+def test_weights_that_change_between_calls_are_seen(played) -> None:
+    model = small_model("mbt2018")
+    tiled = overlap_tool.wrap(model, tile=32, schedule="stream")
+    image = torch.rand(1, 3, 64, 256)
+    with torch.no_grad():
+        for _ in range(2):
+            tiled.g_a[1].gamma.data.mul_(1.5)
+            tiled.g_a[2].weight.data.mul_(1.5)
+            found = tiled.g_a(image)
+            with overlap_tool.exact_kernels():
+                assert torch.equal(found, type(model.g_a).forward(tiled.g_a, image))
+    assert any(played)
+
+
+def test_little_work_is_not_recorded(played, monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(repeated, "Script", None)
+    tiled = overlap_tool.wrap(small_model("mbt2018"), tile=32, schedule="stream")
+    with torch.no_grad():
+        tiled.g_a(torch.rand(1, 3, 64, 256))
