@@ -10,7 +10,7 @@ import llvmlite.ir as ir
 
 from overlap_tool.kernels import codegen
 from overlap_tool.kernels.codegen import I64, counted
-from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import AnyTensor
 
 FIELDS = (
@@ -34,7 +34,7 @@ class Copied:
     source: AnyTensor
     to: AnyTensor
 
-    def launch(self) -> Call:
+    def launch(self) -> GeneratedCall:
         size = self.to.element_size()
         images, channels, rows, columns = self.to.shape
         strides = []
@@ -43,7 +43,7 @@ class Copied:
             strides += [0, image, row, pixel]
         task = TASK.pack(0, images * rows, rows, columns, channels * size, *strides)
         most = images * rows if self.to.numel() * size >= WORTH_THREADS else 1
-        return Call(_code(), task, (self.source, self.to), PLACES, most)
+        return GeneratedCall(_code(), task, (self.source, self.to), PLACES, most)
 
 
 @cache

@@ -13,7 +13,7 @@ from overlap_tool.kernels.arithmetic.fused import named
 from overlap_tool.kernels.arithmetic.tensors import finisher
 from overlap_tool.kernels.codegen import BLOCK, FIELDS, kernel, processor
 from overlap_tool.kernels.form import Form
-from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 CACHED_BYTES = 256 * 1024
@@ -50,7 +50,7 @@ class Packed:
         """Channels of a panel."""
         return processor().lanes(self.values.element_size()) * processor().vectors
 
-    def launch(self, work: Convolution) -> Call:
+    def launch(self, work: Convolution) -> GeneratedCall:
         return _call(work, self)
 
 
@@ -98,7 +98,7 @@ def convolve(
     return out
 
 
-def _call(work: Convolution, packed: Packed) -> Call:
+def _call(work: Convolution, packed: Packed) -> GeneratedCall:
     x, addend, out = work.x, work.bias, work.out
     assert addend is not None
     channels, per_group, height, width = packed.shape
@@ -129,7 +129,7 @@ def _call(work: Convolution, packed: Packed) -> Call:
     code = kernel(x.element_size(), packed.depthwise)
     few = out.numel() * per_group * height * width < WORTH_THREADS
     tensors = x, packed.values, addend, out, *work.others
-    return Call(code, task, tensors, PLACES[: len(tensors)], 1 if few else items)
+    return GeneratedCall(code, task, tensors, PLACES[: len(tensors)], 1 if few else items)
 
 
 def _map_strides(x: AnyTensor) -> tuple[int, int, int]:

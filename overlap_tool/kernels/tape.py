@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from overlap_tool.errors import SlowKernelWarning
 from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.arithmetic.generated import INPUTS
-from overlap_tool.kernels.arithmetic.tensors import kernel_of
+from overlap_tool.kernels.arithmetic.tensors import program_kernel
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.driver import in_order
-from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise, Launch, noting
+from overlap_tool.kernels.work import OTHERS, AnyLaunch, Convolution, Elementwise, noting
 
 VECTOR = 16
 """Bytes that a kernel for a GPU takes at once, where they are aligned."""
@@ -412,7 +412,7 @@ class Tape:
             return _Dispatched(work, entry.makes)
         if isinstance(work, Pointwise):
             name, device = fused.named(work.expression), work.out.device
-            kernel = kernel_of(name, work.out.dtype, len(work.xs), device)
+            kernel = program_kernel(name, work.out.dtype, len(work.xs), device)
             if kernel is None:
                 raise NotRepeatable(f"{name} has no kernel")
             work = Elementwise(kernel, name, work.xs, (), work.out)
@@ -451,7 +451,7 @@ class Tape:
 
 
 class _Launched:
-    def __init__(self, launch: Launch, fixed: Mapping[int, int]) -> None:
+    def __init__(self, launch: AnyLaunch, fixed: Mapping[int, int]) -> None:
         self._launch = launch.ready()
         self._moving: list[tuple[int, int, int]] = []
         for at, place in zip(launch.places, launch.tensors, strict=True):

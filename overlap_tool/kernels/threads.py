@@ -21,14 +21,14 @@ RunShares = Callable[[int, int, int], None]
 
 
 def run_on_threads(function: int, argument: int, threads: int) -> None:
-    """Call the C function at this address with the argument on so many threads, and wait for all."""
+    """GeneratedCall the C function at this address with the argument on so many threads, and wait for all."""
     if threads <= 1:
         _PROTOTYPE(function)(argument)
     else:
         _runner()(function, argument, threads)
 
 
-class Call(NamedTuple):
+class GeneratedCall(NamedTuple):
     """Generated code, and the structure that it is given. Its first word counts the items that were taken."""
 
     function: int
@@ -42,8 +42,8 @@ class Call(NamedTuple):
     def told(self) -> Any:
         return self.function, self.argument, self.most
 
-    def ready(self) -> Readied:
-        return Readied(self.function, self.argument, self.most)
+    def ready(self) -> ReadyCall:
+        return ReadyCall(self.function, self.argument, self.most)
 
     def run(self) -> None:
         call = self.ready()
@@ -53,7 +53,7 @@ class Call(NamedTuple):
         call.run()
 
 
-class Readied:
+class ReadyCall:
     """A call but for addresses."""
 
     def __init__(self, function: int, argument: bytes, most: int) -> None:

@@ -22,7 +22,7 @@ class Ready(Protocol):
     def run(self, stream: Any) -> None: ...
 
 
-class Launch(Protocol):
+class AnyLaunch(Protocol):
     """Code, and what it is given: a structure of 64-bit words, addresses of tensors among them."""
 
     @property
@@ -55,7 +55,7 @@ class PackedWeights(Protocol):
     def others_lie_anyhow(self) -> bool:
         """Whether a program may read what lies otherwise than the outputs, if channels are neighbours."""
 
-    def launch(self, work: Convolution) -> Launch: ...
+    def launch(self, work: Convolution) -> AnyLaunch: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Convolution:
     program: Any = 0
     others: tuple[AnyTensor, ...] = ()
 
-    def launch(self) -> Launch:
+    def launch(self) -> AnyLaunch:
         packed: PackedWeights = self.packed
         return packed.launch(self)
 
@@ -78,7 +78,7 @@ class Convolution:
 class ProgramKernel(Protocol):
     """A program of `PROGRAMS`, compiled for a device."""
 
-    def over(self, work: Elementwise) -> Launch: ...
+    def over(self, work: Elementwise) -> AnyLaunch: ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Elementwise:
     numbers: tuple[float, ...]
     y: AnyTensor
 
-    def launch(self) -> Launch:
+    def launch(self) -> AnyLaunch:
         kernel: ProgramKernel = self.kernel
         return kernel.over(self)
 

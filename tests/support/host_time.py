@@ -64,7 +64,7 @@ def microseconds(stage: str, schedule: str) -> tuple[int, float]:
         patch.setattr(tape, "on_processor", lambda device: False)
         patch.setattr(
             tape,
-            "kernel_of",
+            "program_kernel",
             lambda name, dtype, inputs, device: on_gpu.kernel_of(
                 name, dtype, inputs, 0, device, tensors.by_processor
             ),

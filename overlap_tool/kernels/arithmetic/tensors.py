@@ -18,7 +18,7 @@ from overlap_tool.kernels.arithmetic import on_gpu
 from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, NUMBERS, finish_by, loop_over
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.threads import Call
+from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import Elementwise, ProgramKernel, noted
 
 AT_ONCE = 4
@@ -92,11 +92,11 @@ class Loop(NamedTuple):
 
     code: int
 
-    def over(self, work: Elementwise) -> Call:
+    def over(self, work: Elementwise) -> GeneratedCall:
         count = work.y.numel()
         items = -(-count // ITEM)
         task = TASK.pack(0, items, count, *NO_ADDRESSES, *work.numbers, *NO_NUMBERS[len(work.numbers) :])
-        return Call(
+        return GeneratedCall(
             self.code,
             task,
             (work.y, *work.xs),
@@ -110,7 +110,7 @@ NO_ADDRESSES, NO_NUMBERS = (0,) * (1 + INPUTS), (0.0,) * NUMBERS
 PLACES = tuple(range(FIELDS.index("y"), FIELDS.index("y") + 1 + INPUTS))
 
 
-def kernel_of(name: str, dtype: torch.dtype, inputs: int, device: torch.device) -> ProgramKernel | None:
+def program_kernel(name: str, dtype: torch.dtype, inputs: int, device: torch.device) -> ProgramKernel | None:
     """Of a program of tensors alone."""
     if device.type == "cuda":
         return on_gpu.kernel_of(name, dtype, inputs, 0, device, by_processor)
