@@ -16,9 +16,6 @@ from overlap_tool.graph.network import Network, Op
 from overlap_tool.kernels.mode import computes_first
 from overlap_tool.kernels.tape import Recorder, Rooms, Tape, copied_alike, is_right, is_tried, tape_of
 
-RECORDED = 2
-"""Which of the tiles that do the same: by the first, kernels are tried and weights packed."""
-
 WORTH = {"cpu": 16_000_000_000, "cuda": 0}
 """Multiply-accumulates of such tiles together below which recording one takes longer than it saves."""
 
@@ -69,8 +66,9 @@ class Repeats:
         self._network, self._worth, self.rooms = network, worth, Rooms()
         self._forms: dict[int, int] = {}
         counts = [self._numbered(*each) for each in ((network.rows, rows), (network.columns, columns))]
-        self._counts = {(a, b): n * m for a, n in counts[0].items() for b, m in counts[1].items()}
-        self._seen: Counter[tuple[int, int]] = Counter()
+        self._left = {(a, b): n * m for a, n in counts[0].items() for b, m in counts[1].items()}
+        self._started = False
+        self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
         self._untried: set[tuple[int, int]] = set()
         self.known: dict[tuple[int, int], Played] = {}
@@ -87,13 +85,14 @@ class Repeats:
     def script(self, row: Step, column: Step) -> Script | None:
         """Of a tile that is to be recorded."""
         form = self.form(row, column)
-        self._seen[form] += 1
         if form in self._untried:
             return Script(tries=True)
-        left = self._counts[form] - RECORDED
-        if self._seen[form] == RECORDED and left > 0 and left * self._macs(row, column) >= self._worth:
-            return Script()
-        return None
+        left = self._left[form] = self._left[form] - 1
+        first, self._started = not self._started, True
+        if first or form in self._recorded:  # by the first tile of all, kernels are tried and weights packed
+            return None
+        self._recorded.add(form)
+        return Script() if left > 0 and left * self._macs(row, column) >= self._worth else None
 
     def _macs(self, row: Step, column: Step) -> int:
         return sum(
