@@ -32,6 +32,7 @@ NAMES = (
     "cuda-static",
     "raster",
     "reach",
+    "workers",
 )
 ROOT = Path(__file__).parents[1]
 QUOTING = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "exactness.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,12 @@ from overlap_tool.cli.options import (
     parse_size,
     refuse_unfit_target,
 )
+from overlap_tool.cli.workers import parse_workers, refuse_other_formats, show_outlook
 from overlap_tool.errors import OptionError
 from overlap_tool.settings import ReportFormat
+
+if TYPE_CHECKING:
+    from overlap_tool.distributed.outlook import Outlook
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -36,6 +40,8 @@ EXAMPLES = """
   overlap-tool analyze weights.pt --model mynet.models:Net --example '{"qp": 21}'
 
   overlap-tool analyze weights.pt --model mynet.models:Net --method encode
+
+  overlap-tool analyze zoo:mbt2018-mean --size 100000x100000 --workers 16x32GiB
 """
 
 
@@ -61,12 +67,28 @@ def analyze(
     png: Annotated[
         Path | None, typer.Option("--png", metavar="FOLDER", help="Write its pictures there, as PNG.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="16x32GiB",
+            help="Show what so many workers with so much memory each would take for it, instead.",
+        ),
+    ] = None,
     *,
     model: ModelOptions,
     call: CallOptions,
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
     image, arguments = parse_size(size), model.arguments()
+    if workers is not None:
+        refuse_other_formats(format, html=html, svg=svg, png=png)
+        of_workers = parse_workers(workers)
+        with busy(f"Planning {model.name}"):
+            load_plugins(model.plugin)
+            passes = _outlook(model, call, memory, stage, image, *of_workers)
+        show_outlook(passes, image, of_workers[0], format)
+        return
     refuse_unfit_target("--html", html, model.read)
     _refuse_no_folder("--svg", svg)
     _refuse_no_folder("--png", png)
@@ -96,6 +118,19 @@ def analyze(
         show(analysis, screen(), all_ops)
     else:
         typer.echo(report.FORMATS[format](analysis))
+
+
+def _outlook(
+    model: ModelOptions, call: CallOptions, memory: str | None, stage: str | None, *asked: Any
+) -> list[Outlook]:
+    from overlap_tool import checkpoint
+    from overlap_tool.distributed.outlook import outlook
+    from overlap_tool.files import Codec
+    from overlap_tool.wrapping import retrofit
+
+    loaded = checkpoint.load_checkpoint(model.source, **model.arguments())
+    tiled = retrofit.wrap(loaded.model, memory=memory, inplace=True, **call.arguments())
+    return outlook(Codec(tiled, loaded.architecture, "", model.name), *asked, only=stage)
 
 
 def _inside(folder: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import StageNumbers, plan_of
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.geometry.walk import Area
 from overlap_tool.kernels import engine
-from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
+from overlap_tool.planning.choose import SegmentPlan, Shape, StagePlan, plan_axis, plan_pass
 from overlap_tool.planning.cost import macs, op_costs
 from overlap_tool.runtime.stores import Source, TensorSink
 from overlap_tool.wrapping.retrofit import TiledForward
@@ -110,18 +112,40 @@ def _enough(pieces: Callable[[int], list[Area]], least: int) -> list[Area]:
     return pieces(side)
 
 
+def plans_of(
+    stage: TiledForward, plan: StagePlan, each: SegmentPlan, areas: Iterable[Area]
+) -> dict[Area, SegmentPlan]:
+    """How the pieces of a pass are computed: they stand in rows and columns, and each is planned once."""
+    asked, network = list(areas), each.segment.network
+    alike = (network.rows, each.rows.sizes) == (network.columns, each.columns.sizes)
+
+    def planned(axis: int, span: Span) -> AxisPlan:
+        return plan_axis(stage.input_scale, plan, each, axis, span)
+
+    rows = {span: planned(0, span) for span in {area.rows for area in asked}}
+    known = rows if alike and plan.tile.width == plan.tile.height else {}
+    columns = {span: known.get(span) or planned(1, span) for span in {area.columns for area in asked}}
+    return {area: replace(each, rows=rows[area.rows], columns=columns[area.columns]) for area in asked}
+
+
+def arithmetic(each: SegmentPlan, plans: Iterable[SegmentPlan]) -> list[int]:
+    """Multiply-accumulates of each of these pieces of a pass."""
+    costs = op_costs(each.segment.network)
+    return [macs(costs, plan.rows, plan.columns) for plan in plans]
+
+
+def all_of(areas: Sequence[Area]) -> Area:
+    """What pieces in their order make up."""
+    ends = zip(areas[0], areas[-1], strict=True)
+    return Area(*(Span(first.start, last.stop) for first, last in ends))
+
+
 def recomputed(stage: TiledForward, shape: Shape, pieces: Sequence[Sequence[Area]]) -> float:
     """The share of the arithmetic of one process that the pieces of each pass, in order, add by halos."""
     plan = plan_of(stage, shape)
     apart = together = 0
     for each, areas in zip(plan.segments, pieces, strict=True):
         if each.segment.computes:
-            costs = op_costs(each.segment.network)
-            ends = zip(areas[0], areas[-1], strict=True)
-            whole = Area(*(Span(first.start, last.stop) for first, last in ends))
-            *alone, at_once = (
-                macs(costs, part.rows, part.columns)
-                for part in (plan_pass(stage.input_scale, plan, each, area) for area in (*areas, whole))
-            )
-            apart, together = apart + sum(alone), together + at_once
+            apart += sum(arithmetic(each, plans_of(stage, plan, each, areas).values()))
+            together += sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
     return apart / max(1, together) - 1

@@ -279,19 +279,19 @@ def plan_part(input_scale: Fraction, plan: StagePlan, area: Area) -> tuple[Segme
 def plan_pass(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, area: Area) -> SegmentPlan:
     """One of the passes, for a rectangle of the last map that it computes, and of others that are wanted what
     stands at that place."""
-    axes = each.segment.network.rows, each.segment.network.columns
+    rows, columns = (plan_axis(input_scale, plan, each, axis, area[axis]) for axis in (0, 1))
+    return replace(each, rows=rows, columns=columns)
 
-    def axis_plan(dim: int, whole: AxisPlan, part: Span) -> AxisPlan:
-        axis = axes[dim]
-        if part == (0, whole.sizes[-1]):
-            return whole
-        lengths = [size for op, size in zip(axis.ops, whole.sizes, strict=True) if op.geometry is None]
-        side = _side(plan.tile[1 - dim], input_scale, axis)
-        return _axis_plan(axis, lengths, side, plan.schedule, plan.uniform, part)
 
-    return replace(
-        each, rows=axis_plan(0, each.rows, area.rows), columns=axis_plan(1, each.columns, area.columns)
-    )
+def plan_axis(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, number: int, part: Span) -> AxisPlan:
+    """The rows of such a pass, or the columns, which are axis 1."""
+    axis = (each.segment.network.rows, each.segment.network.columns)[number]
+    whole = (each.rows, each.columns)[number]
+    if part == (0, whole.sizes[-1]):
+        return whole
+    lengths = [size for op, size in zip(axis.ops, whole.sizes, strict=True) if op.geometry is None]
+    side = _side(plan.tile[1 - number], input_scale, axis)
+    return _axis_plan(axis, lengths, side, plan.schedule, plan.uniform, part)
 
 
 def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:

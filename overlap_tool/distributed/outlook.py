@@ -1,0 +1,140 @@
+"""What workers would do of a scene: pieces, memory, recomputation and traffic, by the planner's integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlap_tool.distributed.pieces import (
+    SIDE,
+    all_of,
+    arithmetic,
+    cut_pass,
+    plans_of,
+    refuse_other_networks,
+    refuse_whole_maps,
+)
+from overlap_tool.errors import OptionError
+from overlap_tool.files.codec import Codec
+from overlap_tool.files.running import plan_of
+from overlap_tool.geometry.plan import AxisPlan
+from overlap_tool.geometry.walk import Area
+from overlap_tool.graph.network import Input
+from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
+from overlap_tool.planning.cost import op_costs, working_bytes
+from overlap_tool.settings import Size
+from overlap_tool.wrapping.retrofit import TiledForward
+
+SIDES = (SIDE, SIDE // 2, SIDE // 4, SIDE // 8, SIDE // 16)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A pass of a stage on workers."""
+
+    stage: str
+    side: int
+    """Of a piece, in pixels of the image."""
+    pieces: int
+    """Each is one task."""
+    added: float
+    """The share of its arithmetic that halos add."""
+    busiest: float
+    """The arithmetic of the worker that has most, in even shares of it."""
+    memory: int
+    """The most bytes that a worker holds for a piece, beside Python and PyTorch."""
+    read: int
+    """Numbers that workers read, in bytes."""
+    made: int
+    """Numbers that they give or write, in bytes."""
+
+
+def outlook(codec: Codec, size: Size, workers: int, memory: int, *, only: str | None = None) -> list[Outlook]:
+    """Stage by stage, pass by pass: the largest pieces that fit this memory of a worker."""
+    if workers < 1:
+        raise OptionError(f"workers={workers}", "is no number of workers", "Write `workers=4`")
+    stages = [stage for stage in codec.stages if only in (None, stage.name)]
+    if not stages:
+        known = ", ".join(stage.name for stage in codec.stages) or "it has none"
+        raise OptionError(f"stage={only!r}", f"is no stage of {codec.where}", f"Choose from: {known}")
+    found = []
+    for stage in stages:
+        stage.network.require_image(codec.where)
+        refuse_whole_maps(stage, summaries=hasattr(codec.model, "compress"))
+        height, width = (side + -side % codec.multiple for side in size[::-1])
+        shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
+        refuse_other_networks(stage, shape)
+        found += _of_stage(stage, shape, workers, memory)
+    return found
+
+
+def _of_stage(stage: TiledForward, shape: Shape, workers: int, memory: int) -> list[Outlook]:
+    plan = plan_of(stage, shape)
+    several = len(plan.segments) > 1
+    made = []
+    for number, each in enumerate(plan.segments):
+        if not each.segment.computes:
+            continue
+        name = f"{stage.name}, pass {number + 1}" if several else stage.name
+        for side in SIDES:
+            areas = cut_pass(stage, each, side)
+            one = _of_pass(name, stage, shape, each, side, areas, workers)
+            if one.memory <= memory:
+                break
+        else:
+            raise OptionError(
+                f"memory={memory}",
+                f"a piece of {SIDES[-1]} pixels a side of {name} takes {one.memory} bytes of a worker",
+                "Give workers more, or wrap the model with a smaller tile",
+            )
+        made.append(one)
+    return made
+
+
+def _of_pass(
+    name: str,
+    stage: TiledForward,
+    shape: Shape,
+    each: SegmentPlan,
+    side: int,
+    areas: Sequence[Area],
+    workers: int,
+) -> Outlook:
+    plan, network = plan_of(stage, shape), each.segment.network
+    plans = plans_of(stage, plan, each, areas)
+    costs = arithmetic(each, plans.values())
+    together = sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
+    largest = max(plans, key=lambda area: area.size)
+    left = {*each.segment.stored, *({network.output} & {plan.network.output})}
+    sizes = zip(network.ops, each.rows.sizes, each.columns.sizes, strict=True)
+    made = sum(op.channels * height * width for op, height, width in sizes if op.id in left)
+    turns = [sum(costs[worker::workers]) for worker in range(min(workers, len(costs)))]
+    return Outlook(
+        stage=name,
+        side=side,
+        pieces=len(areas),
+        added=sum(costs) / max(1, together) - 1,
+        busiest=max(turns) * workers / max(1, sum(costs)),
+        memory=_memory(plans[largest], shape),
+        read=sum(_read(part) for part in plans.values()) * shape.itemsize,
+        made=made * shape.itemsize,
+    )
+
+
+def _read(part: SegmentPlan) -> int:
+    """The numbers of all maps that a piece of a pass reads."""
+
+    def lengths(plan: AxisPlan) -> list[int]:
+        return [span.clip(size).length for span, size in zip(plan.extents, plan.sizes, strict=True)]
+
+    sizes = zip(part.segment.network.ops, lengths(part.rows), lengths(part.columns), strict=True)
+    return sum(op.channels * height * width for op, height, width in sizes if isinstance(op, Input))
+
+
+def _memory(part: SegmentPlan, shape: Shape) -> int:
+    """What a worker holds: its windows, what the executor has at once, and the piece in bands, and joined."""
+    network = part.segment.network
+    costs = op_costs(network)
+    output = network.ops[-1].channels * part.rows.extents[-1].length * part.columns.extents[-1].length
+    working = working_bytes(costs, part.rows, part.columns, shape.itemsize, 1, packed=True)
+    return shape.itemsize * (_read(part) + 2 * output) + working

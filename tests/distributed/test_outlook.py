@@ -1,0 +1,109 @@
+"""What workers would take of a scene, before any of them is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import ceil
+
+import pytest
+import torch
+from support.networks import two_barriers
+from support.photographs import LiveMemory, codec
+
+import overlap_tool
+from overlap_tool.distributed.outlook import outlook
+from overlap_tool.distributed.pieces import compute_area, cut_pass
+from overlap_tool.distributed.reading import SentWindow
+from overlap_tool.errors import OptionError
+from overlap_tool.files import Codec
+from overlap_tool.files.running import area_read, plan_of
+from overlap_tool.planning.choose import Shape
+from overlap_tool.settings import Size
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCENE = Size(9000, 7000)
+
+
+@pytest.mark.parametrize("architecture", ["mbt2018-mean", "cheng2020-anchor-checkerboard"])
+def test_pieces_and_traffic_are_those_of_the_run(architecture) -> None:
+    """By what is asked of every single piece then."""
+    model = codec(architecture)
+    found = {one.stage: one for one in outlook(model, SCENE, 4, 8 << 30)}
+    assert list(found) == [stage.name for stage in model.stages]
+    padded = [side + -side % 64 for side in SCENE[::-1]]
+    for stage in model.stages:
+        one = found[stage.name]
+        rows, columns = (int(side * stage.input_scale) for side in padded)
+        shape = Shape(1, rows, columns)
+        areas = cut_pass(stage, plan_of(stage, shape).segments[-1], one.side)
+        assert one.pieces == len(areas) == ceil(padded[0] / one.side) * ceil(padded[1] / one.side)
+        channels = stage.network.ops[0].channels
+        assert one.read == sum(4 * channels * area_read(stage, shape, area).size for area in areas)
+        assert one.read > 4 * channels * rows * columns, "halos are read more than once"
+        assert 0 <= one.added < 0.2
+        assert 1 <= one.busiest < 2
+
+
+def test_smaller_workers_get_smaller_pieces_and_recompute_more() -> None:
+    model = codec("mbt2018-mean")
+    large, small = (outlook(model, SCENE, 4, memory, only="g_a")[0] for memory in (8 << 30, 20 << 20))
+    assert (small.side < large.side, small.pieces > large.pieces) == (True, True)
+    assert small.added > large.added
+    assert small.memory <= 20 << 20 < large.memory
+    with pytest.raises(OptionError, match=r"a piece of 256 pixels a side of g_a takes .* bytes of a worker"):
+        outlook(model, SCENE, 4, 1000)
+
+
+@pytest.mark.parametrize("name", ["g_a", "g_s"])
+def test_a_worker_holds_what_is_foretold(name) -> None:
+    """Counted tensor by tensor, within 15 %."""
+    model = codec("mbt2018-mean")
+    (one,) = outlook(model, Size(512, 512), 1, 8 << 30, only=name)
+    stage = next(stage for stage in model.stages if stage.name == name)
+    side = int(512 * stage.input_scale)
+    shape = Shape(1, side, side)
+    with LiveMemory() as live:
+        window = torch.zeros(1, stage.network.ops[0].channels, side, side)
+        size = int(512 * stage.input_scale * stage.network.rows.scale)
+        area = cut_pass(stage, plan_of(stage, shape).segments[-1], size)[0]
+        area = type(area).whole(size, size)
+        compute_area(stage, SentWindow(window, area_read(stage, shape, area)), shape, area)
+    assert 0.85 * one.memory <= live.peak <= 1.15 * one.memory
+
+
+def test_passes_of_a_network_with_barriers() -> None:
+    network = Codec(overlap_tool.wrap(two_barriers(), tile=64), "net", "", "net")
+    found = outlook(network, SCENE, 4, 8 << 30)
+    assert [one.stage.partition(", ")[2] for one in found] == ["pass 1", "pass 2", "pass 3"]
+    assert found[0].made >= 4 * 6 * SCENE.width * SCENE.height, "the map that the first barrier adds up"
+    assert found[-1].made == 4 * 3 * SCENE.width * SCENE.height
+
+
+def test_on_the_command_line(run) -> None:
+    how = ["analyze", "zoo:bmshj2018-factorized", "--size", "20000x10000", "--workers", "16x2GiB"]
+    code, out, err = run(*how)
+    assert (code, err) == (0, "")
+    assert "20000x10000 on 16 workers" in out
+    assert [line for line in out.splitlines() if "g_a" in line and "4096 px" in line and "%" in line]
+    code, out, _ = run(*how, "--format", "json", "--stage", "g_s")
+    (told,) = json.loads(out)["passes"]
+    assert (code, told["stage"], told["pieces"], told["side"]) == (0, "g_s", 15, 4096)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (["--workers", "16"], "--workers 16: is not a number of workers and their memory"),
+        (["--workers", "0x2GiB"], "--workers 0x2GiB: is not a number of workers"),
+        (["--workers", "4x2bananas"], "--workers 4x2bananas: is not a number of workers and their memory"),
+        (["--workers", "4x2GiB", "--format", "dot"], "--format dot: does not have what workers take"),
+        (["--workers", "4x2GiB", "--stage", "h_a"], "--stage h_a: is no stage of"),
+        (["--workers", "4x1KiB"], "takes .* bytes of a worker"),
+    ],
+)
+def test_what_workers_cannot_be_asked(run, wrong, reason) -> None:
+    code, out, err = run("analyze", "zoo:bmshj2018-factorized", *wrong)
+    assert (code, out) == (2, "")
+    assert re.search(reason, err)
