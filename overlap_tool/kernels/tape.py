@@ -374,7 +374,8 @@ class Tape:
         self._own = returned & scratch
         """Memory that is given away."""
         self._at, self._room = self._arranged(entries, last, scratch - self._own)
-        self._steps = [self._step(entry) for entry in entries]
+        fixed = {root: _address(*memory) for root, memory in self._fixed.items()}
+        self._steps = [self._step(entry, fixed) for entry in entries]
         self._ends = [
             [root for root in entry.touches & made - returned if last[root] == at]
             for at, entry in enumerate(entries)
@@ -406,7 +407,7 @@ class Tape:
         sizes = (start + -(-self._roots[root].size // ALIGNED) * ALIGNED for root, start in at.items())
         return at, max(sizes, default=0)
 
-    def _step(self, entry: Entry) -> _Launched | _Dispatched:
+    def _step(self, entry: Entry, fixed: Mapping[int, int]) -> _Launched | _Dispatched:
         work = entry.work
         if isinstance(work, Dispatched):
             return _Dispatched(work, entry.makes)
@@ -416,7 +417,7 @@ class Tape:
             if kernel is None:
                 raise NotRepeatable(f"{name} has no kernel")
             work = Elementwise(kernel, name, work.xs, (), work.out)
-        return _Launched(work.launch(), {root: _address(*memory) for root, memory in self._fixed.items()})
+        return _Launched(work.launch(), fixed)
 
     def play(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """The same work on other tensors; what it returns. Nothing if they lie otherwise in memory."""
@@ -579,14 +580,17 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
 def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
     """Outputs of convolutions that are only copied into a part of a larger map go there at once."""
     found = list(entries)
+    touching: dict[int, list[Entry]] = {}
+    for entry in entries:
+        for root in entry.touches:
+            touching.setdefault(root, []).append(entry)
     for entry in entries:
         if not isinstance(entry.work, Copied):
             continue
         to, source = entry.work.to, entry.work.source
-        touching = [each for each in found if source.root in each.touches]
-        if len(touching) != 2 or touching[1] is not entry or source.root in seen:
+        if len(touching[source.root]) != 2 or touching[source.root][1] is not entry or source.root in seen:
             continue
-        making = touching[0]
+        making = touching[source.root][0]
         one = making.work
         if not isinstance(one, Convolution) or one.out != source or to.root in making.touches:
             continue
@@ -609,7 +613,7 @@ def _parts_of(entry: Entry, whole: Lying) -> Iterator[Lying | None]:
     elif isinstance(work, Dispatched) and work.func is torch.ops.aten.zero_.default:
         given = work.args
     elif isinstance(work, Convolution):
-        given = (work.out,) if work.x.root != whole.root else (None,)
+        given = work.x, work.out, *work.others
     else:
         yield None
         return

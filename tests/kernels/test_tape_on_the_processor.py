@@ -99,6 +99,20 @@ def test_what_another_writes_there_is_not_written_over(code: Code) -> None:
     check(overlapping, normal(1, 4, 5, 3), normal(1, 4, 7, 7))
 
 
+def test_what_another_convolution_reads_there_is_not_written_over_before() -> None:
+    """What is fused with one was forgotten among all that it reads."""
+    weight = normal(4, 4, 1, 1)
+
+    def code(x: Tensor, y: Tensor) -> list[Tensor]:
+        block = y * 2
+        new = F.conv2d(x, weight)
+        between = F.conv2d(x, weight * 2) + block[..., 1:6, 2:5]
+        block[..., 1:6, 2:5] = new
+        return [block * 2, between]
+
+    check(code, normal(1, 4, 5, 3), normal(1, 4, 7, 7))
+
+
 def at(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Lying:
     return Lying(0, 4 * offset, torch.Size(shape), strides, torch.float32, torch.device("cpu"), 0)
 
