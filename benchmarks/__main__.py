@@ -30,6 +30,7 @@ NAMES = (
     "files",
     "functions",
     "cuda-static",
+    "peak",
     "raster",
     "reach",
     "workers",
