@@ -107,8 +107,8 @@ def peak() -> float:
 def main(only: str = "") -> list[Table]:
     """`only` is one model."""
     table = Table(
-        title=f"Exact stream, tile {TILE}, {SIDE}x{SIDE}, {torch.get_num_threads()} threads, against the peak of "
-        f"fused multiply-adds, measured before each; medians of {ROUNDS} (range)"
+        title=f"Exact stream, tile {TILE}, {SIDE}x{SIDE}, {torch.get_num_threads()} threads, against the "
+        f"peak of fused multiply-adds, measured before each; medians of {ROUNDS} (range)"
     )
     for heading in ("stage", "products", "time", "peak", "of the peak", "limit", "holds"):
         table.add_column(heading)
