@@ -335,10 +335,20 @@ class Transposed(Geometry):
         return (n - 1) * self.stride - 2 * self.trim + self.dilation * (self.kernel - 1) + self.extra + 1
 
     def need(self, outputs: Span) -> Span:
+        if self._dense and not outputs.empty:
+            first, last = outputs.start + self.trim, outputs.stop - 1 + self.trim
+            return Span(-(-(first - self.kernel + 1) // self.stride), last // self.stride + 1)
         return hull(self._taps(outputs))
 
     def reads(self, outputs: Span, n: int) -> Span:
+        if self._dense and not outputs.empty:
+            return hull([self.need(outputs).clip(n)])
         return hull(tap.clip(n) for tap in self._taps(outputs))
+
+    @property
+    def _dense(self) -> bool:
+        """Whether every output is fed, by inputs side by side."""
+        return self.dilation == 1 and self.kernel >= self.stride
 
     def _taps(self, outputs: Span) -> Iterator[Span]:
         """Tap by tap: with kernel < stride, or with dilation, few taps or none feed some outputs."""
