@@ -489,7 +489,7 @@ class _Dispatched:
         told = (
             replace(each, root=number[each.root]) if isinstance(each, Lying) else each for each in self._flat
         )
-        return self._call.func, self._spec, repr(list(told))
+        return self._call.func, repr(self._spec), repr(list(told))
 
     def run(self, stream: Any, addresses: dict[int, int], memory: dict[int, Memory]) -> None:
         given = [_tensor(each, memory) if isinstance(each, Lying) else each for each in self._flat]
