@@ -19,8 +19,8 @@ Store = Literal["auto", "device", "host", "disk"]
 Engine = Literal["exact", "stock"]
 """Kernels whose bits no shape changes, or the library's own."""
 
-SampleType = Literal["uint8", "uint16", "float32"]
-"""Of an image file that is written; integers span 0 to 1."""
+SampleType = Literal["uint8", "uint16", "int16", "float32"]
+"""Of a file that is written. Integers span 0 to 1; those with a sign are for sound, and span -1 to 1."""
 
 ReportFormat = Literal["rich", "json", "markdown", "dot"]
 
@@ -59,6 +59,24 @@ class Size(NamedTuple):
         return Size(*sides)
 
 
+USUAL_SIZE = Size(3840, 2160)
+"""Of an image of which nothing is said."""
+
+
+class Samples(Size):
+    """The size of a sound, which is one sample high."""
+
+    def __str__(self) -> str:
+        return f"{self.width} samples"
+
+
+def told(size: Size, depth: int | None = None) -> str:
+    """In words, with the depth of a volume."""
+    if isinstance(size, Samples):
+        return f"sound of {size}"
+    return f"an image of {size}" if depth is None else f"a volume of {size}x{depth}"
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a model is wrapped.
@@ -78,7 +96,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tile is None) == (self.memory is None):
             raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
-        if self.tile is not None:
+        if self.tile is not None and not isinstance(self.tile, Samples):
             # two numbers, as they are in a file; that one number is both sides, `wrap` says
             sides = self.tile if isinstance(self.tile, tuple | list) else (self.tile,)
             object.__setattr__(self, "tile", Size.of_tile(tuple(sides), "tile"))

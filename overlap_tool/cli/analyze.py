@@ -12,6 +12,7 @@ from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
     CallOptions,
     ModelOptions,
+    SizeOption,
     StageOption,
     busy,
     load_plugins,
@@ -21,7 +22,7 @@ from overlap_tool.cli.options import (
 )
 from overlap_tool.cli.workers import parse_workers, refuse_other_formats, show_outlook
 from overlap_tool.errors import OptionError
-from overlap_tool.settings import ReportFormat
+from overlap_tool.settings import USUAL_SIZE, ReportFormat
 
 if TYPE_CHECKING:
     from overlap_tool.distributed.outlook import Outlook
@@ -48,9 +49,7 @@ EXAMPLES = """
 @command(EXAMPLES)
 def analyze(
     format: Annotated[ReportFormat, typer.Option("--format", "-f", help="How to print the report.")] = "rich",
-    size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="The image for memory and arithmetic.")
-    ] = "3840x2160",
+    size: SizeOption = None,
     stage: StageOption = None,
     all_ops: Annotated[bool, typer.Option("--all-ops", help="List pointwise ops, too.")] = False,
     memory: Annotated[
@@ -80,14 +79,14 @@ def analyze(
     call: CallOptions,
 ) -> None:
     """Derive the minimal overlaps of a model, layer by layer, and what tiles cost."""
-    image, arguments = parse_size(size), model.arguments()
+    image, arguments = None if size is None else parse_size(size), model.arguments()
     if workers is not None:
         refuse_other_formats(format, html=html, svg=svg, png=png)
         of_workers = parse_workers(workers)
         with busy(f"Planning {model.name}"):
             load_plugins(model.plugin)
-            passes = _outlook(model, call, memory, stage, image, *of_workers)
-        show_outlook(passes, image, of_workers[0], format)
+            passes = _outlook(model, call, memory, stage, image or USUAL_SIZE, *of_workers)
+        show_outlook(passes, image or USUAL_SIZE, of_workers[0], format)
         return
     refuse_unfit_target("--html", html, model.read)
     _refuse_no_folder("--svg", svg)

@@ -147,6 +147,17 @@ def glance_at_checkpoint(path: str | os.PathLike[str]) -> None:
             bounds.refuse_checkpoint(Path(path))
 
 
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="WxH",
+        help="The image for which memory is counted; 3840x2160 if left out. Of sound, the width counts.",
+        show_default=False,
+    ),
+]
+
+
 def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
     """Say on a terminal's stderr what is being done."""
     console = Console(stderr=True)

@@ -46,7 +46,10 @@ def run(
     ],
     dtype: Annotated[
         SampleType | None,
-        typer.Option("--dtype", help="Of the output; the input's if left out. Integers span 0 to 1."),
+        typer.Option(
+            "--dtype",
+            help="Of the output; the input's if left out. Integers span 0 to 1; int16, of sound, -1 to 1.",
+        ),
     ] = None,
     region: RegionOption = None,
     *,

@@ -52,8 +52,8 @@ def verify(
         typer.Option(
             "--tile",
             metavar="N or WxH,...",
-            help="Tiles in pixels of the image, with commas between them; 256 if left out, 64 of volumes, or "
-            "what a wrapped model was wrapped with.",
+            help="Tiles in pixels of the image, or samples of a sound, with commas between them; what a "
+            "wrapped model was wrapped with, or wrap's own if left out.",
         ),
     ] = None,
     schedule: Annotated[

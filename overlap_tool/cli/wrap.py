@@ -11,6 +11,7 @@ from overlap_tool.cli.command import command
 from overlap_tool.cli.options import (
     CallOptions,
     ModelOptions,
+    SizeOption,
     busy,
     load_plugins,
     parse_size,
@@ -41,7 +42,8 @@ def wrap(
         typer.Option(
             "--tile",
             metavar="N or WxH",
-            help="Tile in pixels of the image; 256 if neither this nor --memory is given.",
+            help="Tile in pixels of the image, or samples of a sound. If neither this nor --memory is given, "
+            "256; of volumes 64, of sound some seconds.",
         ),
     ] = None,
     memory: Annotated[
@@ -72,15 +74,13 @@ def wrap(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.tiled.pt if left out.")
     ] = None,
-    size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="The image for the memory shown, and for --memory.")
-    ] = "3840x2160",
+    size: SizeOption = None,
     *,
     model: ModelOptions,
     call: CallOptions,
 ) -> None:
     """Write a model that runs tile by tile in bounded memory, and say what that takes."""
-    image, arguments = parse_size(size), model.arguments()
+    asked, arguments = None if size is None else parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
     target = output or _beside(model.source, model.model_class)
     refuse_unfit_target("--output", target, model.read)
@@ -110,11 +110,10 @@ def wrap(
             inplace=True,
             **call.arguments(),
         )
-        image = retrofit.brought_up_to_fit(tiled, image)
-        plans = retrofit.plans(tiled, image)
+        plans = retrofit.plans(tiled, retrofit.brought_up_to_fit(tiled, asked))
         retrofit.save(tiled, target, loaded.architecture, loaded.arguments)
     console = screen()
-    for table in (plan_table(loaded.architecture, image, plans), *untiled_tables(retrofit.untiled(tiled))):
+    for table in (plan_table(loaded.architecture, plans), *untiled_tables(retrofit.untiled(tiled))):
         console.print(drawn(table))
     console.print(legible(f"wrote {target}"), highlight=False, markup=False, soft_wrap=True)
 

@@ -37,6 +37,7 @@ from overlap_tool.runtime.stores import Kept, Sink, Source, Turned
 from overlap_tool.settings import SampleType
 from overlap_tool.wrapping.retrofit import TiledForward
 
+UNSIGNED = 'Use `dtype="uint16"`, or `dtype="float32"` for the numbers as they are'
 AS_THEY_ARE = 'Check the weights, or keep the numbers as they are: `dtype="float32"`'
 
 
@@ -53,9 +54,10 @@ def run(
 ) -> RunSummary:
     """Put an image file through a network that gives one map, and write that as an image file.
 
-    Samples are read as numbers from 0 to 1, and written as such, of the input's type or of `dtype`; float32
-    keeps the network's numbers as they are. Of a `region` of the output, the column and the row of its upper
-    left pixel, its width and its height, only that rectangle is computed and written.
+    Samples are read as numbers from 0 to 1, those of sound with a sign from -1 to 1, and written as such, of
+    the input's type or of `dtype`; float32 keeps the network's numbers as they are. Of a `region` of the
+    output, the column and the row of its upper left pixel, its width and its height, only that rectangle is
+    computed and written.
 
     For a network for volumes, the file is an array of (channels, depth, rows, columns), for one for sound of
     (channels, samples), as .npy or Zarr; channels may be left out if there is one. Arrays of floating-point
@@ -88,9 +90,8 @@ def run(
         image_made = ResumedImage(job, area, form, work.dtype, profile)
         work.pour(image_made.missing, image_made.take, partial(BetweenPasses, job.folder), quiet)
         image_made.finish()
-    rows, columns, _ = form.as_image
-    sides = (columns, rows) if form.kind == "sound" else (rows, columns)
-    return task.summary(job, Frame(*sides, form.channels, work.dtype), depth=form.depth)
+    made = Frame(form.size.height, form.size.width, form.channels, work.dtype)
+    return task.summary(job, made, kind=form.kind, depth=form.depth)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class NetworkOnImage:
         stage.require_inference()
         kind = stage.network.takes
         assert kind is not None, "asked by require_one_map"
+        if dtype == "int16" and kind != "sound":
+            raise OptionError(
+                f"dtype={dtype!r}", f"is for sound, and the model takes {NAMED[kind]}", UNSIGNED
+            )
         picture = open_picture(source, kind)
         form, shape = picture.form, _shape_of(picture)
         refuse_channels(where, picture, stage.network.ops[0].layout.channels[0])
@@ -130,10 +135,9 @@ class NetworkOnImage:
             network = stage.fitted(1, shape.rows, shape.columns)
             network.require(shape.rows, shape.columns)
         except (SizeError, TrialError) as error:
-            told = f"{NAMED[kind]} of {'x'.join(map(str, form.parts[1][::-1]))}"
-            reason = f"the network does not take {told}: {error.where} {error.reason}"
+            reason = f"the network does not take {form}: {error.where} {error.reason}"
             raise ImageFileError(where, reason, error.way_out) from error
-        own = picture.dtype.newbyteorder("=") if picture.dtype.kind == "u" else np.dtype(np.float32)
+        own = picture.dtype.newbyteorder("=") if picture.dtype.kind in "ui" else np.dtype(np.float32)
         return NetworkOnImage(stage, network, codec.device, where, picture, np.dtype(dtype) if dtype else own)
 
     @property

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from overlap_tool.geometry.layout import Kind
+from overlap_tool.settings import Samples, Size
+
 SCHEMA = 1
 
 
@@ -31,6 +34,7 @@ class RunSummary:
     resumed: bool
     seconds: float
     peak_memory_bytes: int
+    kind: Kind = "image"
     renewed: int | None = None
     """Of an update, how many bands are other ones than before."""
     notes: list[str] = field(default_factory=list)
@@ -39,7 +43,8 @@ class RunSummary:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
 
     def to_text(self) -> str:
-        parts = ["x".join(str(side) for side in (self.width, self.height, self.depth) if side is not None)]
+        size = (Samples if self.kind == "sound" else Size)(self.width, self.height)
+        parts = [str(size) if self.depth is None else f"{size}x{self.depth}"]
         if self.bytes is not None and self.bits_per_pixel is not None:
             parts.append(f"{self.bytes} bytes, {self.bits_per_pixel:.4f} bits per pixel")
         if self.bands is not None and self.bands > 1:

@@ -19,6 +19,7 @@ from overlap_tool.files.job import Job, stamp
 from overlap_tool.files.running import Crew, Workspace
 from overlap_tool.files.summary import RunNotes, RunSummary, peak_memory_bytes
 from overlap_tool.geometry import Span
+from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.walk import Area
 
 IN_MEMORY = 256 << 20
@@ -63,6 +64,7 @@ class Task:
         size: int | None = None,
         bands: int | None = None,
         psnr: float | None = None,
+        kind: Kind = "image",
         depth: int | None = None,
     ) -> RunSummary:
         return RunSummary(
@@ -72,6 +74,7 @@ class Task:
             width=image.width,
             height=image.height,
             depth=depth,
+            kind=kind,
             channels=image.channels,
             sample_bits=8 * image.dtype.itemsize,
             bytes=size,

@@ -301,6 +301,11 @@ class Network:
         """Whether its input has one axis, and so is a map of one row."""
         return ROWS in self.ops[0].layout.missing
 
+    @property
+    def depth(self) -> int | None:
+        """Of volumes."""
+        return self.ops[0].layout.channels[-1] if self.takes == "volume" else None
+
     def require_image(self, where: str) -> None:
         """Refuse a stage that takes anything else, where only images are read."""
         if self.takes != "image":

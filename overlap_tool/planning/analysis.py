@@ -27,13 +27,10 @@ from overlap_tool.models.closed_loop import CausalReach
 from overlap_tool.models.stages import Stage, Untiled, survey
 from overlap_tool.planning.choose import Shape, plan_segments, plan_stage
 from overlap_tool.planning.cost import full_bytes, macs, op_costs, store_sizes, working_bytes
-from overlap_tool.settings import Schedule, Settings, Size, parse_bytes
+from overlap_tool.planning.usual import as_taken, usual_size, usual_tile
+from overlap_tool.settings import Schedule, Settings, Size, parse_bytes, told
 
 SCHEMA = 1
-IMAGE = Size(3840, 2160)
-TILES = (128, 256, 512, 1024)
-CHOSEN = Settings(tile=Size(256, 256))
-"""What `wrap` does by default."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +213,8 @@ class Analysis:
     weights_sha256: str
     image: Size
     padded: Size
+    depth: int | None
+    """Of a volume."""
     stages: tuple[StageReport, ...]
     untiled: tuple[Untiled, ...] = ()
     """Parts that stay whole, and why: their maps are not in any stage's figures."""
@@ -226,7 +225,7 @@ class Analysis:
 
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)
-        return f"Analysis({self.architecture}, image {self.image}, stages {stages})"
+        return f"Analysis({self.architecture}, {told(self.image, self.depth)}, stages {stages})"
 
     def _repr_html_(self) -> str:
         import overlap_tool
@@ -237,8 +236,8 @@ class Analysis:
 def analyze(
     model: nn.Module | str | os.PathLike[str],
     *,
-    size: Size | tuple[int, int] = IMAGE,
-    tiles: Sequence[int] = TILES,
+    size: Size | tuple[int, int] | None = None,
+    tiles: Sequence[int] | None = None,
     memory: int | str | None = None,
     stage: str | None = None,
     architecture: str | None = None,
@@ -251,21 +250,22 @@ def analyze(
     """Overlaps, phases, arithmetic and memory of a model, layer by layer.
 
     `model` is a module, the path of a checkpoint, or `zoo:NAME`; of a wrapped one, what was wrapped is
-    analysed, and it stays wrapped. `size` is the image's width and height; of sound, the width counts;
-    `tiles` are the sides of square tiles, in pixels of the image. `memory` ("2GiB", or bytes) bounds what a
-    chosen tile takes. A model that takes more than an image is called as in `example`: the arguments of a
-    call, `(image, 3)`, or those by keyword, `{"qp": 21}`, which follow an image if no map is among them;
-    `method` names what is called in place of `forward`. A wrapped model is called as it was wrapped.
+    analysed, and it stays wrapped. `size` is the image's width and height, 3840x2160 if left out; of sound,
+    the width counts. `tiles` are the sides of square tiles, in pixels of the image, or samples of a sound;
+    some around that of `wrap` if left out. `memory` ("2GiB", or bytes) bounds what a chosen tile takes.
+    A model that takes more than an image is called as in `example`: the arguments of a call, `(image, 3)`, or
+    those by keyword, `{"qp": 21}`, which follow an image if no map is among them; `method` names what is
+    called in place of `forward`. A wrapped model is called as it was wrapped.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
     >>> stage.left, stage.right, stage.receptive_field
     (4, 3, 9)
     """
-    image = Size.of(size, "size")
-    if any(tile < 1 for tile in tiles):
+    asked = None if size is None else Size.of(size, "size")
+    if tiles is not None and any(tile < 1 for tile in tiles):
         raise OptionError(f"tiles={list(tiles)}", "a tile is at least one pixel", "Use numbers from 1")
-    chosen = CHOSEN if memory is None else Settings(memory=parse_bytes(memory))
+    bound = None if memory is None else parse_bytes(memory)
     if isinstance(model, nn.Module):
         loaded = checkpoint.Loaded.of(model)
     else:
@@ -277,18 +277,20 @@ def analyze(
     if call is None:
         call = example_of(model) if isinstance(model, nn.Module) else Example.of_data(loaded.example)
     found = survey(subject, only=stage, example=call)
-    if any(stage.network.takes_sound for stage in found.stages):
-        image = Size(image.width, 1)
-    if size == IMAGE and any(stage.network.of_squares for stage in found.stages):
-        image = Size(image.width, image.width)
-    padded = Size(*(ceil(side / found.multiple) * found.multiple for side in image))
+    scaled = [(stage.network, stage.input_scale) for stage in found.stages]
+    first, tile = found.stages[0].network, usual_tile(scaled)
+    image = as_taken(asked or usual_size(scaled), first)
+    padded = as_taken(Size(*(ceil(side / found.multiple) * found.multiple for side in image)), first)
+    chosen = Settings(tile=tile if bound is None else None, memory=bound)
+    sides = tiles or [tile.width * times // 2 for times in (1, 2, 4, 8)]
     return Analysis(
         architecture=loaded.architecture,
         arguments=dict(loaded.arguments),
         weights_sha256=loaded.weights_sha256,
         image=image,
         padded=padded,
-        stages=tuple(_stage_report(part, padded, tiles, chosen) for part in found.stages),
+        depth=first.depth,
+        stages=tuple(_stage_report(part, padded, sides, chosen) for part in found.stages),
         untiled=found.untiled,
         causal=() if found.loop is None else found.loop.causal_reaches(),
         call="" if call is None else str(call),
@@ -347,7 +349,7 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
         full_peak_bytes=full_bytes(costs, *full),
         passes=len(parts),
         store_bytes=max(part.store_bytes for part in passes),
-        holds_for=f"{width}x{height}" if network.asks else "any size",
+        holds_for=str(as_taken(Size(width, height), network)) if network.asks else "any size",
         segments=passes,
         layers=tuple(_layer_reports(network, parts, full[0].sizes, full[1].sizes)),
         tiles=tuple(_tile_report(stage, "tiles", height, width, tile, full_macs) for tile in tile_sides),

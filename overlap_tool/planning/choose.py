@@ -17,9 +17,10 @@ from overlap_tool.graph.network import Barrier, Input, Network, Op, Summary
 from overlap_tool.graph.segments import Segment
 from overlap_tool.graph.trace import fitted
 from overlap_tool.planning.cost import OpCost, macs, op_costs, store_sizes, weights, working_bytes
+from overlap_tool.planning.usual import as_taken, square
 from overlap_tool.planning.wholes import bytes_of_parts
 from overlap_tool.rules.placing import placed
-from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size
+from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size, told
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
 """The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
@@ -29,12 +30,11 @@ whatever the tile, and beyond these a tile's maps fall out of the caches."""
 class BudgetError(OptionError):
     """A budget of memory that is too small for a stage; `least` bytes are enough for it."""
 
-    def __init__(self, stage: str, shape: Shape, memory: int, least: int) -> None:
+    def __init__(self, stage: str, given: str, memory: int, least: int) -> None:
         super().__init__(
             f"memory={memory}",
-            f"{stage} needs at least {least} bytes for an input of {shape.columns}x{shape.rows}, "
-            "its input and output included",
-            f'Give `memory="{ceil(least / 2**20)}MiB"`, or a smaller image',
+            f"{stage} needs at least {least} bytes for {given}, its input and output included",
+            f'Give `memory="{ceil(least / 2**20)}MiB"`, or a smaller input',
         )
         self.least = least
 
@@ -122,10 +122,12 @@ class StagePlan(Plan):
 class Plans(dict[str, Plan]):
     """The plans of a model for images of one size, by the names of its stages."""
 
-    def __init__(self, of: str, size: Size, plans: Mapping[str, Plan]) -> None:
+    def __init__(self, of: str, size: Size, plans: Mapping[str, Plan], depth: int | None = None) -> None:
         super().__init__(plans)
         self.of = of
         self.size = size
+        self.depth = depth
+        """Of volumes."""
 
     def _repr_html_(self) -> str:
         import overlap_tool
@@ -166,14 +168,13 @@ def plan_stage(
     least: int | None = None
     for schedule in candidates:
         for side in SIDES:
-            # of sound, a tile has as many samples as one of an image has pixels
-            chosen = Size(side * side, side) if network.takes_sound else Size(side, side)
+            chosen = square(side, [(network, input_scale)])
             plan = _plan(network, input_scale, shape, schedule, chosen, settings, of_parts)
             if plan.peak_bytes <= settings.memory:
                 return plan
             least = plan.peak_bytes if least is None else min(least, plan.peak_bytes)
     assert least is not None
-    raise BudgetError(name, shape, settings.memory, least)
+    raise BudgetError(name, told(as_taken(size, network), network.depth), settings.memory, least)
 
 
 def require_uniform(network: Network) -> None:
@@ -207,7 +208,7 @@ def _plan(
     memory = _memory(network, parts, costs, shape, schedule, settings, of_parts)
     return StagePlan(
         schedule=schedule,
-        tile=tile,
+        tile=as_taken(tile, network),
         tiles=sum(part.tiles for part in parts),
         passes=len(parts),
         segments=parts,

@@ -42,7 +42,7 @@ def fragment(shown: Analysis | Certificate | Plans) -> str:
         heads += certificate_tables.failures(shown)
         content = certificate_tables.tables(shown)
     else:
-        heads, content = [], [tables.plan_table(shown.of, shown.size, shown)]
+        heads, content = [], [tables.plan_table(shown.of, shown)]
     paragraphs = (element("p", "", head) for head in heads)
     made = element("div", "", *paragraphs, *(part for table in content for part in titled(table)))
     return ElementTree.tostring(made, encoding="unicode", method="html")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from overlap_tool.models.stages import Untiled
 from overlap_tool.planning.analysis import Analysis, Edges, LayerReport, StageReport
-from overlap_tool.planning.choose import Plan
-from overlap_tool.settings import Size
+from overlap_tool.planning.choose import Plans
+from overlap_tool.settings import Size, told
 
 WORDS = {
     *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),
@@ -208,10 +208,10 @@ def tile_table(stage: StageReport) -> Table:
     )
 
 
-def plan_table(architecture: str, image: Size, plans: Mapping[str, Plan]) -> Table:
+def plan_table(architecture: str, plans: Plans) -> Table:
     barriers = any(plan.passes > 1 for plan in plans.values())
     return Table(
-        f"{architecture} tile by tile, for an image of {image}",
+        f"{architecture} tile by tile, for {told(plans.size, plans.depth)}",
         (
             *("stage", "schedule", "tile"),
             *(("passes", "stores") if barriers else ()),
@@ -235,9 +235,10 @@ def plan_table(architecture: str, image: Size, plans: Mapping[str, Plan]) -> Tab
 
 def headline(analysis: Analysis) -> str:
     arguments = ", ".join(f"{key}={value}" for key, value in analysis.arguments.items())
+    image = told(analysis.image, analysis.depth)
     padded = "" if analysis.padded == analysis.image else f", padded to {analysis.padded}"
     called = f", called by {analysis.call}" if analysis.call else ""
-    return f"{analysis.architecture}({arguments}){called}, image {analysis.image}{padded}"
+    return f"{analysis.architecture}({arguments}){called}, {image}{padded}"
 
 
 def in_units(n: int) -> str:

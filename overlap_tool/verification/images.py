@@ -21,7 +21,7 @@ from overlap_tool.geometry.layout import ROWS, Layout
 from overlap_tool.graph import segments
 from overlap_tool.models.stages import Stage, Survey
 from overlap_tool.rules.pieces import as_laid_out
-from overlap_tool.settings import Size
+from overlap_tool.settings import Samples, Size
 from overlap_tool.verification.certificate import ImageRecord
 
 BLOCKS = (64, 16, 4, 1)
@@ -38,7 +38,7 @@ class Image:
 
 def seeded(size: Size, layout: Layout, multiple: int) -> Image:
     """Made-up pixels, the same on every machine. Of sound, the width counts."""
-    width, height = size if ROWS in layout.flat else (size.width, 1)
+    width, height = size = size if ROWS in layout.flat else Samples(size.width, 1)
     channels = prod(layout.channels)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.zeros(channels, height, width, dtype=torch.int64)
@@ -47,7 +47,7 @@ def seeded(size: Size, layout: Layout, multiple: int) -> Image:
             0, 256 // len(BLOCKS), (channels, ceil(height / block), ceil(width / block)), generator=generator
         )
         pixels += squares.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
-    name = "x".join(map(str, (width, height, *layout.channels[1:])))
+    name = "x".join(map(str, (size, *layout.channels[1:])))
     return _prepared(f"seeded {name}", pixels.to(torch.uint8), layout, multiple)
 
 
@@ -73,7 +73,9 @@ def _prepared(name: str, pixels: Tensor, layout: Layout, multiple: int) -> Image
     above, below = brought_up(height, multiple) if ROWS in layout.flat else (0, 0)
     values = F.pad(pixels.unsqueeze(0).float() / 255, (*brought_up(width, multiple), above, below))
     sha256 = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
-    record = ImageRecord(name, Size(width, height), Size(values.shape[3], values.shape[2]), sha256)
+    of_layout = Size if ROWS in layout.flat else Samples
+    sizes = of_layout(width, height), of_layout(values.shape[3], values.shape[2])
+    record = ImageRecord(name, *sizes, sha256)
     return Image(record, as_laid_out(values.unflatten(1, layout.channels), layout))
 
 

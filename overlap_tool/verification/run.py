@@ -26,7 +26,8 @@ from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.coding_tables import complete_tables
 from overlap_tool.models.stages import Stage, Survey, survey
 from overlap_tool.planning.analysis import StageOverlap
-from overlap_tool.planning.choose import Shape, StagePlan, plan_stage
+from overlap_tool.planning.choose import SIDES, Shape, StagePlan, plan_stage
+from overlap_tool.planning.usual import as_taken, square, usual_tile
 from overlap_tool.settings import ORDERS, SCHEDULES, Engine, Order, Schedule, Settings, Size
 from overlap_tool.verification import equality, images, machine
 from overlap_tool.verification.ablation import ablate as ablate_model
@@ -39,13 +40,8 @@ from overlap_tool.verification.witnesses import map_digests, stream_digest
 from overlap_tool.wrapping.loops import order_of
 from overlap_tool.wrapping.retrofit import rewrap, settings_in, wrap
 
-TILE = 256
 TILE_OF_BLOCKS = 64
 """For the networks of a closed loop. What it is held to goes over the whole image many times, and is slow."""
-TILE_OF_VOLUMES = 64
-"""A tile of a volume has all of its depth."""
-LARGEST_CHOSEN = Size(512, 512)
-"""No budget of memory chooses a larger tile."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +96,9 @@ def verify(
     """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
 
     `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
-    the image: 256 if none are given, or what a wrapped model was wrapped with; both schedules, if none is
-    given; independent tiles of one shape, if `uniform`. A closed loop goes block by block, in both orders;
-    its networks alone have tiles, of 64.
+    the image, or samples of a sound: those that `wrap` has if none are given, or what a wrapped model was
+    wrapped with; both schedules, if none is given; independent tiles of one shape, if `uniform`. A
+    closed loop goes block by block, in both orders; its networks alone have tiles, of 64.
     Without `images`, one is made up, of `size` or of one at which there is something to find: a volume, in
     tiles of 64, or a sound, if the model takes that. Both sides run under `exact_kernels()`; the difference
     to the library's kernels is noted. `against` is the certificate of another machine, whose digests are held
@@ -130,11 +126,13 @@ def verify(
     found = survey(loaded.model, only=stage, example=call)
     if found.loop is not None:
         ways = _orders(found.loop, schedules, settings)
-        stage_ways = _ways(tiles or [TILE_OF_BLOCKS], ["tiles"], uniform, None)
+        stage_ways = _ways(tiles, ["tiles"], uniform, None, TILE_OF_BLOCKS)
     else:
-        volume = any(stage.network.takes == "volume" for stage in found.stages)
-        default = TILE_OF_VOLUMES if volume else TILE
-        ways = stage_ways = _ways(tiles, schedules, uniform, settings, default)
+        scaled = [(stage.network, stage.input_scale) for stage in found.stages]
+        ways = stage_ways = tuple(
+            replace(way, tile=way.tile and as_taken(way.tile, found.stages[0].network))
+            for way in _ways(tiles, schedules, uniform, settings, usual_tile(scaled))
+        )
     pictures = _pictures(found, stage_ways, size, images)
     if elsewhere is not None:
         elsewhere.refuse_unlike(loaded.weights_sha256, [picture.record for picture in pictures])
@@ -193,7 +191,7 @@ def _ways(
     schedules: Sequence[Schedule | Order] | None,
     uniform: bool,
     own: Settings | None,
-    default: int = TILE,
+    default: int | Size,
 ) -> tuple[Settings, ...]:
     """The settings to verify: those asked for, else those of a wrapped model, else both schedules and a
     default."""
@@ -242,8 +240,8 @@ def _pictures(
             )
         return [images.read(path, layout, multiple) for path in paths]
     if size is None:
-        tiles = [way.tile or LARGEST_CHOSEN for way in ways]
-        size = images.telling_size(found.stages, tiles, multiple)
+        largest = square(SIDES[0], [(stage.network, stage.input_scale) for stage in found.stages])
+        size = images.telling_size(found.stages, [way.tile or largest for way in ways], multiple)
     return [images.seeded(Size.of(size, "size"), layout, multiple)]
 
 

@@ -9,13 +9,13 @@ same bits as in the model that was not wrapped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from math import lcm
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ from overlap_tool.graph.tracer import TrialError
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline, raster
 from overlap_tool.models.closed_loop import ClosedLoop
-from overlap_tool.models.stages import Untiled, survey
+from overlap_tool.models.stages import Survey, Untiled, survey
 from overlap_tool.planning.choose import (
     BudgetError,
     Plan,
@@ -54,6 +54,7 @@ from overlap_tool.planning.choose import (
     plan_stage,
     require_uniform,
 )
+from overlap_tool.planning.usual import as_taken, usual_size, usual_tile
 from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
@@ -206,7 +207,7 @@ class TiledForward(StandIn):
     def _in_one_tile(self, rows: int, columns: int) -> bool:
         tile = self.settings.tile
         return tile is not None and (
-            rows <= tile.height * self.input_scale and columns <= tile.width * self.input_scale
+            rows <= max(1, int(tile.height * self.input_scale)) and columns <= tile.width * self.input_scale
         )
 
     def _by(self, example: Example) -> TiledForward:
@@ -353,8 +354,9 @@ def wrap(
 ) -> Model:
     """The same model with its stages computed tile by tile, in bounded memory.
 
-    `tile` is in pixels of the image, one side or width and height; 256 if neither it nor `memory` is given.
-    A closed loop goes block by block instead: there, all to choose is a schedule, "wavefront" or "raster".
+    `tile` is in pixels of the image, one side or width and height, or samples of a sound. If neither it nor
+    `memory` is given, it is 256; of volumes 64, of sound some seconds. A closed loop goes block by block
+    instead: there, all to choose is a schedule, "wavefront" or "raster".
     `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
     and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
     from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
@@ -373,12 +375,11 @@ def wrap(
     ...     torch.equal(in_tiles(image), model(image))
     True
     """
-    if tile is None and memory is None:
-        tile = _tiling(model).tile
+    usual = tile is None and memory is None
     return _wrapped(
         model,
         Settings(
-            tile=None if tile is None else Size.of_tile(tile, "tile"),
+            tile=Size(1, 1) if usual else None if tile is None else Size.of_tile(tile, "tile"),
             memory=None if memory is None else parse_bytes(memory),
             schedule="tiles" if uniform and schedule is None else schedule,
             store=store,
@@ -388,6 +389,7 @@ def wrap(
         ),
         inplace,
         Example.of(example, method),
+        usual,
     )
 
 
@@ -417,7 +419,7 @@ def rewrap(model: nn.Module, settings: Settings) -> None:
     """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
     _settings_of_wrapped(model)
     _tiling(model).settle(settings)
-    show_settings(model, settings)
+    show_settings(model, _settings_of_wrapped(model))
 
 
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
@@ -453,10 +455,14 @@ def _settings_of_wrapped(model: nn.Module) -> Settings:
 
 
 def plans(model: nn.Module, size: Size | tuple[int, int], images: int = 1) -> Plans:
-    """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height."""
+    """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height; of
+    sound, the width counts."""
     _settings_of_wrapped(model)
-    size = Size.of(size, "size")
-    return Plans(type(model).__name__, size, _tiling(model).plans(size, images))
+    size, depth = Size.of(size, "size"), None
+    for stage in tiled_stages(model).values():
+        size, depth = as_taken(size, stage.network), stage.network.depth
+        break
+    return Plans(type(model).__name__, size, _tiling(model).plans(size, images), depth)
 
 
 def load(
@@ -532,12 +538,16 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
     return origin
 
 
-def _wrapped(model: Model, settings: Settings, inplace: bool, example: Example | None = None) -> Model:
+def _wrapped(
+    model: Model, settings: Settings, inplace: bool, example: Example | None = None, usual: bool = False
+) -> Model:
+    """`usual` says that the tile is the one for such a model."""
     if stands_in(model):
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copied(model)
-    _tiling(model, example).begin(settings)
-    show_settings(model, settings)
+    tiling = _tiling(model, example)
+    tiling.begin(replace(settings, tile=tiling.tile) if usual else settings)
+    show_settings(model, _settings_of_wrapped(model))
     return model
 
 
@@ -553,15 +563,22 @@ class StageTiling:
 
     model: nn.Module
     example: Example | None = None
-    tile = Size(256, 256)
+
+    @cached_property
+    def found(self) -> Survey:
+        return survey(self.model, example=self.example)
+
+    @property
+    def tile(self) -> Size:
+        return usual_tile([(stage.network, stage.input_scale) for stage in self.found.stages])
 
     @property
     def settings(self) -> Settings | None:
         return next((stage.settings for stage in tiled_stages(self.model).values()), None)
 
     def begin(self, settings: Settings) -> None:
-        model, found = self.model, survey(self.model, example=self.example)
-        _require(settings, (stage.network for stage in found.stages))
+        model, found = self.model, self.found
+        settings = _fitting(settings, [stage.network for stage in found.stages])
         for stage in found.stages:
             name = stage.name or type(model).__name__
             forward = TiledForward(stage.module, name, stage.input_scale, settings, stage.example)
@@ -573,7 +590,7 @@ class StageTiling:
 
     def settle(self, settings: Settings) -> None:
         stages = tiled_stages(self.model).values()
-        _require(settings, (stage.network for stage in stages))
+        settings = _fitting(settings, [stage.network for stage in stages])
         for stage in stages:
             stage.settle(settings)
         _run_methods_by(self.model, settings.engine)
@@ -601,11 +618,11 @@ class StageTiling:
         }
 
 
-def _require(settings: Settings, networks: Iterable[Network]) -> None:
-    """Refuse, before anything is changed, what the networks cannot do."""
-    if settings.uniform:
-        for network in networks:
-            require_uniform(network)
+def _fitting(settings: Settings, networks: Sequence[Network]) -> Settings:
+    """The settings as the networks have them. Refuse, before anything is changed, what these cannot do."""
+    for network in networks if settings.uniform else ():
+        require_uniform(network)
+    return replace(settings, tile=settings.tile and as_taken(settings.tile, networks[0]))
 
 
 def _forward_of(part: nn.Module) -> TiledForward | inline.PartForward | None:
@@ -663,9 +680,11 @@ def _run_methods_by(model: nn.Module, engine: Engine) -> None:
                 setattr(model, name, WrappedLoop(model, name))
 
 
-def brought_up_to_fit(model: nn.Module, size: Size) -> Size:
-    """This size, or the one that it is padded to where a stage cannot compute it as it is."""
+def brought_up_to_fit(model: nn.Module, size: Size | None) -> Size:
+    """This size, or the one that it is padded to where a stage cannot compute it as it is; a usual one if
+    none is given."""
     stages = tiled_stages(model).values()
+    size = size or usual_size([(stage.network, stage.input_scale) for stage in stages])
     width, height = size
     for stage in stages:
         rows, columns = _scaled(height, stage.input_scale), _scaled(width, stage.input_scale)

@@ -23,7 +23,8 @@ from overlap_tool.files.formats.arrays import ArrayFile, ArrayForm
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
-from overlap_tool.planning.choose import Shape
+from overlap_tool.planning.choose import SegmentPlan, Shape
+from overlap_tool.planning.cost import op_costs, working_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +116,33 @@ def test_whole_numbers_span_0_to_1(tmp_path) -> None:
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
+def test_sound_with_a_sign_spans_minus_1_to_1(tmp_path) -> None:
+    model, run_on = nn.Conv1d(1, 1, 3, padding=1).eval(), np.array([-32768, -1, 0, 1, 32767] * 40, np.int16)
+    _saved(tmp_path / "in.npy", run_on)
+    codec = _wrapped(model, tile=64)
+    run(codec, tmp_path / "in.npy", tmp_path / "numbers.npy", dtype="float32")
+    expected = _whole(model, run_on.astype(np.float32)[None] / 32768)[0]
+    assert np.array_equal(np.load(tmp_path / "numbers.npy"), expected)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[[0.0, 1.0, 0.0]]]))
+        model.bias.zero_()
+    told = run(_wrapped(model, tile=64), tmp_path / "in.npy", tmp_path / "same.npy")
+    assert np.load(tmp_path / "same.npy").dtype == np.int16
+    assert np.array_equal(np.load(tmp_path / "same.npy"), run_on)
+    assert (told.kind, told.width, told.height, told.sample_bits) == ("sound", 200, 1, 16)
+    assert ": 200 samples, " in told.to_text()
+    with torch.no_grad():
+        model.weight.mul_(2)
+    run(_wrapped(model, tile=64), tmp_path / "in.npy", tmp_path / "loud.npy")
+    assert np.array_equal(np.load(tmp_path / "loud.npy"), np.clip(2 * run_on.astype(int), -32768, 32767))
+
+
+def test_numbers_with_a_sign_are_for_sound(tmp_path) -> None:
+    _saved(tmp_path / "in.npy", VOLUME)
+    with pytest.raises(OptionError, match=r'dtype=.int16.*is for sound.*a volume.*dtype="uint16"'):
+        run(_wrapped(Network(3), tile=16), tmp_path / "in.npy", tmp_path / "out.npy", dtype="int16")
+
+
 def test_a_rectangle_of_a_volume_has_all_of_its_depth(tmp_path) -> None:
     model = Network(3).eval()
     _saved(tmp_path / "in.npy", VOLUME)
@@ -184,24 +212,38 @@ def test_memory_does_not_grow_with_a_volume_or_a_sound(tmp_path) -> None:
     ids=["volume", "sound"],
 )
 def test_a_large_array_takes_a_part_of_its_memory(tmp_path, axes, shape, tile, normed) -> None:
-    """And a volume without a norm what the plan says: a tile, and a band of the output."""
+    """And what the plan says: a tile, and a band of every map that a pass writes."""
     codec = _wrapped(Network(axes, normed=normed), tile=tile)
     _saved(tmp_path / "in.npy", np.zeros(shape, np.float32))
     (stage,) = codec.stages
     rows, columns = shape[-2:]
-    plan = stage.as_deep((1, 1, *shape)).plan(Shape(1, rows, columns))
+    stage = stage.as_deep((1, 1, *shape)) if axes == 3 else stage
+    plan = stage.plan(Shape(1, rows, columns))
     with LiveMemory(*codec.model.parameters()) as live:
         run(codec, tmp_path / "in.npy", tmp_path / "out.npy")
     output = np.load(tmp_path / "out.npy", mmap_mode="r")
     assert live.peak < output.nbytes / 4
-    if axes == 3 and not normed:
-        predicted = plan.working_bytes + output.nbytes * tile // rows
-        assert abs(live.peak - predicted) <= 0.15 * predicted, live.peak / predicted
+    predicted = max(_bytes_of_pass(part, plan.network.output, tile) for part in plan.segments)
+    # channels of a sound are no neighbours in its maps: where a layer wants them so, it copies what it reads
+    assert abs(live.peak - predicted) <= (0.15 if axes == 3 else 0.34) * predicted, live.peak / predicted
+
+
+def _bytes_of_pass(part: SegmentPlan, output: str, tile: int) -> int:
+    network = part.segment.network
+    bands = 0
+    for map in {*part.segment.stored, *({output} & {*network.index})}:
+        place = network.index[map]
+        (rows, columns), along = (part.rows, part.columns), int(len(part.rows.steps) == 1)
+        sizes = [rows.sizes[place], columns.sizes[place]]
+        sizes[along] = tile * sizes[along] // (rows, columns)[along].sizes[0]
+        bands += 4 * network.ops[place].channels * sizes[0] * sizes[1]
+    return bands + working_bytes(op_costs(network), part.rows, part.columns, packed=True)
 
 
 REFUSED = [
     (3, np.zeros((2, 5, 8, 8), np.float32), "out.npy", "2 channels, and the model takes 1"),
     (3, np.zeros((5, 8, 8), np.int16), "out.npy", "int16.*float32"),
+    (1, np.zeros((1, 8), np.int32), "out.npy", "int32.*16 bits a sample, unsigned or, of 16, signed"),
     (3, np.zeros((8, 8), np.float32), "out.npy", "a volume has channels, depth, rows and columns"),
     (1, np.zeros((2, 8, 8), np.float32), "out.npy", "sound has channels and samples"),
     (3, VOLUME, "out.tif", r"does not hold a volume.*\.npy or \.zarr"),
@@ -242,7 +284,7 @@ def test_a_network_that_gives_something_else_is_refused(tmp_path) -> None:
 
 def test_a_depth_that_the_model_refuses_is_refused(tmp_path) -> None:
     codec = _wrapped(nn.Sequential(nn.Conv3d(1, 2, 5), nn.ReLU()), tile=16)
-    with pytest.raises(ImageFileError, match="does not take a volume of 43x37"):
+    with pytest.raises(ImageFileError, match="does not take a volume of 43x37x3"):
         run(codec, _saved(tmp_path / "in.npy", VOLUME[:3]), tmp_path / "out.npy")
 
 
@@ -262,7 +304,7 @@ def test_as_they_are_typed(tmp_path, monkeypatch, run, kind, source, target) -> 
     assert run("wrap", "--model", f"own_arrays:{kind}", "--tile", "16", "-o", model)[0] == 0
     code, out, err = run("run", "--model", model, "--trust", source, "-o", target)
     assert (code, err) == (0, "")
-    assert f"{source} -> {target}: {'43x37x5' if kind == 'Segment' else '777x1'}, " in out
+    assert f"{source} -> {target}: {'43x37x5' if kind == 'Segment' else '777 samples'}, " in out
     own = overlap_tool.unwrap(overlap_tool.load(model, trust=True))
     assert np.array_equal(_read(tmp_path / target), _whole(own, array, 1 if kind == "Segment" else 2))
     code, _, err = run("run", "--model", model, "--trust", source, "-o", "out.zarr", "--workers", "2")

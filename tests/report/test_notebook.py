@@ -46,7 +46,7 @@ def shown() -> dict[str, object]:
 
 def test_reprs_are_short_and_telling(shown) -> None:
     assert repr(shown["analysis"]) == (
-        "Analysis(MeanScaleHyperprior, image 128x96, stages g_a, g_s, h_a, h_s)"
+        "Analysis(MeanScaleHyperprior, an image of 128x96, stages g_a, g_s, h_a, h_s)"
     )
     assert repr(shown["analysis"].stages[0]).startswith("StageReport(g_a, Edges(left=30, right=15, top=30,")
     assert repr(shown["certificate"]).startswith("Certificate(MeanScaleHyperprior holds: ")
@@ -58,7 +58,7 @@ def test_reprs_are_short_and_telling(shown) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("analysis", ["image 128x96", "30/15", "h_s"]),
+        ("analysis", ["an image of 128x96", "30/15", "h_s"]),
         ("certificate", ["stage-equality", "holds", "h_s"]),
         ("plans", ["MeanScaleHyperprior tile by tile, for an image of 128x96", "32x32", "g_a"]),
     ],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Kind
+from overlap_tool.settings import Samples, Size, told
 
 Box = tuple[Span, ...]
 """A part of an array, by its first dimensions. It has all of the others."""
@@ -42,9 +43,10 @@ class ArrayForm:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        told, before, cut = DIMENSIONS[self.kind]
+        dimensions, before, cut = DIMENSIONS[self.kind]
         if len(self.shape) - before - cut not in (0, 1):
-            raise ValueError(f"{NAMED[self.kind]} has {told}, and this has the shape {tuple(self.shape)}")
+            reason = f"{NAMED[self.kind]} has {dimensions}, and this has the shape {tuple(self.shape)}"
+            raise ValueError(reason)
 
     @property
     def parts(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -67,6 +69,14 @@ class ArrayForm:
     def depth(self) -> int | None:
         """Of a volume."""
         return self.parts[0][-1] if self.kind == "volume" else None
+
+    @property
+    def size(self) -> Size:
+        rows, columns, _ = self.as_image
+        return Samples(rows, 1) if self.kind == "sound" else Size(columns, rows)
+
+    def __str__(self) -> str:
+        return told(self.size, self.depth)
 
     @property
     def as_image(self) -> tuple[int, int, int]:

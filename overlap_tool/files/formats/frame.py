@@ -34,5 +34,6 @@ class Frame:
 
     @property
     def largest(self) -> int:
-        """Of integers, the sample that stands for 1. Other numbers are taken as they are."""
-        return int(np.iinfo(self.dtype).max) if self.dtype.kind == "u" else 1
+        """Of integers, the sample that stands for 1; of those with a sign one above the largest, for the
+        smallest stands for -1. Other numbers are taken as they are."""
+        return int(np.iinfo(self.dtype).max) + (self.dtype.kind == "i") if self.dtype.kind in "ui" else 1

@@ -32,6 +32,11 @@ Opened = TypeVar("Opened")
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
 NUMBERS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 """What a model takes as it is, where it is no image."""
+READ: dict[Kind, tuple[np.dtype[Any], ...]] = {
+    "image": SAMPLES,
+    "volume": (*SAMPLES, *NUMBERS),
+    "sound": (*SAMPLES, np.dtype(np.int16), *NUMBERS),
+}
 SAVED_SO = "Save such an array as .npy or Zarr"
 IN_BANDS = "TIFF, Zarr or .npy, which are read in bands"
 ORIENTATION, ICC_PROFILE, UNCOMPRESSED = 274, 34675, 1
@@ -394,9 +399,8 @@ def _opener(path: Path, kind: Kind = "image") -> Callable[[Path], Picture]:
 
 
 def _refuse_strange_samples(where: str, picture: Picture, kind: Kind) -> None:
-    dtype = picture.dtype.newbyteorder("=")
-    if dtype not in SAMPLES and (kind == "image" or dtype not in NUMBERS):
-        known = "8 or 16 bits a sample, unsigned"
+    if picture.dtype.newbyteorder("=") not in READ[kind]:
+        known = "8 or 16 bits a sample, unsigned" + (" or, of 16, signed" if kind == "sound" else "")
         known += "" if kind == "image" else ", or as float32 in the numbers that the model takes"
         raise ImageFileError(where, f"its samples are {picture.dtype}", f"Save it with {known}")
     if min(picture.shape) < 1:
@@ -405,7 +409,7 @@ def _refuse_strange_samples(where: str, picture: Picture, kind: Kind) -> None:
 
 def _refuse_huge(where: str, picture: Picture, kind: Kind) -> None:
     height, width, channels = picture.shape
-    told = f"it is {NAMED[kind]} of {width}x{height}"
+    told = f"it is {picture.form}"
     if kind != "sound":
         bounds.refuse_more(ImageFileError, where, max(height, width), bounds.SIDE, told)
     bounds.refuse_more(ImageFileError, where, height * width, bounds.PIXELS, told)

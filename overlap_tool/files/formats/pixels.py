@@ -65,7 +65,7 @@ class PictureNumbers:
                 :, across.start - self.across.start : across.stop - self.across.start
             ]
         # torch sees these strides as channels last, in which convolutions need not reorder
-        planes = (torch.from_numpy(piece) / self.frame.largest).permute(2, 0, 1)
+        planes = torch.from_numpy(piece).div_(self.frame.largest).permute(2, 0, 1)
         return planes.unflatten(0, self.channels)[None].to(self.device)
 
     def expect(self, rows: Span, columns: Span) -> None:
@@ -83,11 +83,12 @@ def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[A
     `where` and `way_out` are for the refusal of numbers that are no samples.
     """
     inside = values[0].flatten(0, -3)
-    if frame.dtype.kind == "u":
+    if frame.dtype.kind in "ui":
         if torch.isnan(inside).any():
             raise ImageFileError(where, "what the model makes of it is NaN in places, no colour", way_out)
-        inside = torch.round(inside.clamp(0, 1) * frame.largest)
+        known = np.iinfo(frame.dtype)
+        inside = (inside * frame.largest).round_().clamp_(known.min, known.max)
     rows = inside.permute(1, 2, 0).cpu().numpy()
     if frame.channels == 1 and rows.shape[2] == 3:  # grey that was repeated
         return np.rint(rows.astype(np.float64).mean(2, keepdims=True)).astype(frame.dtype)
-    return rows.astype(frame.dtype)
+    return rows.astype(frame.dtype, copy=False)
