@@ -162,7 +162,7 @@ SHARED = {
         "analyze compress decompress run selftest update verify wrap"
     ),
     "a rule is named after its op, and so is what the exact engine composes": (
-        "adaptive_avg_pool2d batch_norm group_norm layer_norm norm"
+        "adaptive_avg_pool2d adaptive_avg_pool3d batch_norm group_norm layer_norm norm"
     ),
     "every engine has the same functions": "Packed convolution convolve filled pack run",
     "an analysis and a certificate are shown by the same parts": "headline plan_table tables",

@@ -392,14 +392,10 @@ class Tracer(fx.Tracer):
             )
         if m not in self.submodule_paths:
             self.take_in(m)
-        if _goes_forward(m, args, kwargs):
+        if _begins_with_zeros(m, args, kwargs):
             own: Any = m
-            made = self.create_proxy(
-                "call_function",
-                recurrent,
-                (args[0], list(own._flat_weights), own.num_layers, own.bias, own.batch_first),
-                {},
-            )
+            how = own.mode, own.num_layers, own.bias, own.bidirectional, own.batch_first
+            made = self.create_proxy("call_function", recurrent, (args[0], list(own._flat_weights), *how), {})
             return made, _StateOf(self.where())
         _refuse_what_it_hides(m, lambda: f"{self.dotted(self.path_of_module(m))} ({type(m).__name__})")
         try:
@@ -565,12 +561,17 @@ class Tracer(fx.Tracer):
 
     def own_failure(self) -> Exception | None:
         """What the module raises of a trial map when nothing is traced, if it does so soon."""
-        self.evaluating = True
         try:
-            with self.fake, torch.no_grad(), _without_a_log(), Deadline(monotonic() + PATIENCE):
-                self.untouched(self.trials[0])
+            return self.raised(self.trials[0], monotonic() + PATIENCE)
         except OutOfTime:
             return None
+
+    def raised(self, given: Tensor, until: float) -> Exception | None:
+        """What the module itself raises of a map without numbers. Raises `OutOfTime` at the time `until`."""
+        self.evaluating = True
+        try:
+            with self.fake, torch.no_grad(), _without_a_log(), Deadline(until):
+                self.untouched(given)
         except Exception as error:  # whatever a third party's module raises
             return error
         finally:
@@ -727,7 +728,7 @@ def _without_a_log() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return shorten((str(error).strip() or type(error).__name__).split("\n")[0], MESSAGE)
+    return shorten((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), MESSAGE)
 
 
 def _source_line(error: Exception) -> str:
@@ -758,11 +759,12 @@ def _is_torchs(module: nn.Module) -> bool:
     return home.startswith("torch.nn.") and not (is_made_of_others or of_weights)
 
 
-def _goes_forward(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether it is an LSTM that begins with zeros, and goes from the first step to the last."""
+def _begins_with_zeros(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is a recurrent layer of PyTorch's that is given no state."""
     return (
-        type(m) is nn.LSTM
-        and not (m.bidirectional or m.proj_size or m._forward_pre_hooks or kwargs)
+        isinstance(m, nn.RNNBase)
+        and type(m) in (nn.LSTM, nn.GRU, nn.RNN)
+        and not (m.proj_size or m._forward_pre_hooks or kwargs)
         and len(args) == 1
         and isinstance(args[0], Proxy)
         and args[0].ndim == 3
@@ -770,7 +772,7 @@ def _goes_forward(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 class _StateOf:
-    """What an LSTM returns beside its outputs: code for inference drops it."""
+    """What a recurrent layer returns beside its outputs: code for inference drops it."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -787,7 +789,7 @@ class _StateOf:
     def used(self) -> TraceError:
         return TraceError(
             self.where,
-            "uses the state that an LSTM ends with, which depends on all of the map",
+            "uses the state that a recurrent layer ends with, which depends on all of the map",
             f"{REGISTER} that makes the whole module one op",
         )
 

@@ -37,8 +37,8 @@ MOVES = """
     new_empty_strided new_full new_ones new_zeros one_hot ones ones_like permute pin_memory pixel_shuffle
     pixel_unshuffle record_stream reflection_pad1d reflection_pad2d reflection_pad3d repeat
     repeat_interleave replication_pad1d replication_pad2d replication_pad3d resize roll scalar_tensor
-    scatter select_scatter set slice_scatter split_with_sizes_copy stack tril triu unbind unfold view
-    where zero zeros zeros_like
+    scatter select_scatter set slice_scatter split_with_sizes_copy stack transpose tril triu unbind unfold
+    unsafe_split view where zero zeros zeros_like
 """
 """Move numbers, or make them of none."""
 
@@ -157,6 +157,12 @@ def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tens
     """Zeros where a mask leaves nothing."""
     nothing = (x == -torch.inf).all(dim, keepdim=True)
     return torch.softmax(x.masked_fill(nothing, 0), dim, dtype).masked_fill(nothing, 0)
+
+
+@register_exact_op("aten::glu")
+def _gated(x: Tensor, dim: int = -1) -> Tensor:
+    kept, gate = x.chunk(2, dim)
+    return kept * gate.sigmoid()
 
 
 @register_exact_op("aten::_scaled_dot_product_flash_attention_for_cpu")

@@ -232,6 +232,18 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | 
     return Reduction(run, profile=columns)
 
 
+@register_rule(F.adaptive_avg_pool3d)
+def adaptive_avg_pool3d(call: Call, input: Operand, output_size: Any) -> Reduction:
+    if output_size not in (1, (1, 1, 1), [1, 1, 1]):
+        call.refuse("pools volumes to several parts")
+    return reduction(call, "mean", input.layout, (2, 3, 4), keepdim=True)
+
+
+@register_rule(nn.AdaptiveAvgPool3d)
+def adaptive_avg_pool3d_module(call: Call, module: nn.AdaptiveAvgPool3d, input: Operand) -> Reduction:
+    return adaptive_avg_pool3d(call, input, module.output_size).of_module
+
+
 @register_rule(F.adaptive_max_pool2d)
 def adaptive_max_pool2d(
     call: Call, input: Operand, output_size: Any, return_indices: bool = False

@@ -14,7 +14,7 @@ from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Layout, broadcas
 from overlap_tool.rules import barriers, borders, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.pieces import Patches
-from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, register_rule
+from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, compose, register_rule
 
 
 def dims_of(dim: Any, ndim: int) -> list[int]:
@@ -205,6 +205,20 @@ def norm(
     if _every_position(dims, input) and p in (2, "fro", None) and plain:
         return barriers.norm(call, input.layout, dims, keepdim)
     return _between_channels(call, input, _only_channels(call, input, dim, "takes the norm"))
+
+
+@compose(F.glu, nn.GLU)
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """As the exact engine has it."""
+    kept, gate = input.chunk(2, dim)
+    return kept * gate.sigmoid()
+
+
+@register_rule(torch.flip, "flip", any_layout=True)
+def flip(call: Call, input: Operand, *each: Any, dims: Sequence[int] = ()) -> Rule:
+    """Channels in the opposite order."""
+    along = _only_channels(call, input, dims or (each if isinstance(each[0], int) else each[0]), "mirrors")
+    return Rule(lambda patches, input, *_, **__: torch.flip(input, along))
 
 
 @register_rule(nn.Softmax, nn.Softmax2d, any_layout=True)

@@ -99,6 +99,7 @@ def module(call: Call, module: nn.Module, input: Operand) -> Rule:
 
 @register_rule(
     nn.Dropout,
+    nn.Dropout1d,
     nn.Dropout2d,
     nn.Dropout3d,
     nn.AlphaDropout,
@@ -111,13 +112,21 @@ def dropout(call: Call, module: nn.Module, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: input)
 
 
-@register_rule(F.dropout, F.dropout2d, F.dropout3d, any_layout=True)
-def dropout_function(
-    call: Call, input: Operand, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Rule:
-    if training:
+@register_rule(
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    any_layout=True,
+)
+def dropout_function(call: Call, *args: Any, **kwargs: Any) -> Rule:
+    given = inspect.signature(call.target).bind(*args, **kwargs)
+    given.apply_defaults()
+    if given.arguments["training"]:
         call.refuse("drops at random in eval mode, too, since it is not told of the mode")
-    return Rule(lambda patches, input, *_, **__: input)
+    return Rule(lambda patches, *args, **kwargs: args[0] if args else kwargs["input"])
 
 
 BY_THE_BATCH = "normalises by the mean and variance of all maps of the batch"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from overlap_tool.geometry import Everything
@@ -124,45 +125,50 @@ def adaptive_max_pool1d(input: Tensor, output_size: One, return_indices: bool = 
     return made if return_indices else made.squeeze(2)
 
 
-def recurrent(
-    input: Tensor, weights: Sequence[Tensor], layers: int, has_bias: bool, batch_first: bool
-) -> Tensor:
-    """The outputs of an LSTM at every step, from a state of zeros."""
+def recurrent(input: Tensor, weights: Sequence[Tensor], kind: str, *how: Any) -> Tensor:
+    """The outputs of a recurrent layer at every step, from a state of zeros."""
     if has_torch_function_unary(input):  # so that it can be traced as one op
-        return handle_torch_function(recurrent, (input,), input, weights, layers, has_bias, batch_first)
-    return _next_steps(None, input, weights, layers, has_bias, batch_first)[0]
-
-
-_State = tuple[Tensor, Tensor]
+        return handle_torch_function(recurrent, (input,), input, weights, kind, *how)
+    if isinstance(input, FakeTensor):  # thousands of steps, of which no number is asked for
+        return input.new_empty((*input.shape[:2], weights[1].shape[1] * (1 + how[2])))
+    return _next_steps(None, input, weights, kind, *how)[0]
 
 
 def _next_steps(
-    state: _State | None,
+    state: Any,
     input: Tensor,
     weights: Sequence[Tensor],
+    kind: str,
     layers: int,
     has_bias: bool,
+    both_ways: bool,
     batch_first: bool,
-) -> tuple[Tensor, _State]:
+) -> tuple[Tensor, Any]:
     if state is None:
         images = input.shape[0 if batch_first else 1]
-        zeros = input.new_zeros(layers, images, weights[1].shape[1])
-        state = zeros, zeros
-    made, hidden, cell = torch._VF.lstm(
-        input, state, list(weights), has_bias, layers, 0.0, False, False, batch_first
-    )
-    return made, (hidden, cell)
+        zeros = input.new_zeros(layers * (1 + both_ways), images, weights[1].shape[1])
+        state = (zeros, zeros) if kind == "LSTM" else zeros
+    step = getattr(torch._VF, kind.lower())
+    made, *state = step(input, state, list(weights), has_bias, layers, 0.0, False, both_ways, batch_first)
+    return made, state if kind == "LSTM" else state[0]
 
 
 @register_rule(recurrent, any_layout=True)
 def recurrent_layer(
-    call: Call, input: Operand, weights: Sequence[Operand], layers: int, has_bias: bool, batch_first: bool
+    call: Call,
+    input: Operand,
+    weights: Sequence[Operand],
+    kind: str,
+    layers: int,
+    has_bias: bool,
+    both_ways: bool,
+    batch_first: bool,
 ) -> Rule:
-    """Every output depends on all steps before it: the whole map at once, or step by step with a state."""
+    """Every output depends on all steps before it: the whole map at once, or step by step with a state, if it
+    does not depend on those after it, too."""
     steps = (IMAGES,), (COLUMNS,)
     if input.layout.dims[:2] != (steps if batch_first else steps[::-1]):
         call.refuse("steps through something else than the columns of a map of one row")
-    layout = input.layout.with_lengths({2: weights[1].shape[1]})
-    return Rule(
-        lambda patches, *args: recurrent(*args), Everything(), Everything(), layout=layout, scan=_next_steps
-    )
+    layout = input.layout.with_lengths({2: weights[1].shape[1] * (1 + both_ways)})
+    scan = None if both_ways else _next_steps
+    return Rule(lambda patches, *args: recurrent(*args), Everything(), Everything(), layout=layout, scan=scan)

@@ -126,10 +126,11 @@ class Reduced(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last, self.pool = nn.Conv1d(2, 4, 3), nn.Conv1d(4, 2, 3), nn.AdaptiveAvgPool1d(1)
+        self.first, self.last, self.pool = nn.Conv1d(2, 8, 3), nn.Conv1d(4, 2, 3), nn.AdaptiveAvgPool1d(1)
+        self.gate, self.drop = nn.GLU(1), nn.Dropout1d()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
+        y = self.drop(self.gate(self.first(x)))
         y = y * y.mean(-1, keepdim=True) + y.std(-1, keepdim=True)
         z = y.transpose(1, 2)
         z = (z - z.mean((1, 2), keepdim=True)).transpose(1, 2)

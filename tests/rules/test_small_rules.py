@@ -165,6 +165,11 @@ SMALL: dict[str, Callable[[Tensor], Tensor]] = {
     "stack of channels": lambda x: torch.stack([x, x * 2], 1).flatten(1, 2),
     "stack behind channels": lambda x: torch.stack([x, x * 2, x + 1], 2).sum(2),
     "dropout": lambda x: F.dropout3d(x, training=False) + 1,
+    "dropout by default": lambda x: F.alpha_dropout(x) + F.feature_alpha_dropout(x, 0.2),
+    "gated": lambda x: F.glu(x.repeat(1, 2, 1, 1), 1) + F.glu(torch.cat([x, x + 1], -3), -3),
+    "channels mirrored": lambda x: (
+        torch.flip(x, (1,)) * 0.5 + x.flip(1) + x.flip([-3]) + torch.flip(x, dims=[1])
+    ),
     "data": lambda x: x + x.data.abs(),
     "a start without channels": lambda x: torch.cat(
         [torch.cat([x.new_empty(x.shape[0], 0, x.shape[2], x.shape[3]), x], 1), x.abs()], 1
@@ -248,6 +253,9 @@ def test_the_same_layer_on_a_map_is_refused_by_its_name() -> None:
     [
         (lambda x: x.repeat(1, 1, 2, 1), GlobalOpError, "repeats over rows or columns"),
         (lambda x: x.repeat(2, 1, 1, 1), UnknownOpError, "over the batch"),
+        (lambda x: x.flip(2), GlobalOpError, "mirrors over rows or columns"),
+        (lambda x: torch.flip(x, [1, 0]), UnknownOpError, "mirrors over the batch"),
+        (lambda x: F.dropout2d(x), UnknownOpError, "drops at random in eval mode, too"),
         (lambda x: x.max(2)[0], GlobalOpError, "over rows or columns"),
         (lambda x: x * x.max(), OverlapToolError, "reduces"),
         (lambda x: x + x.new_empty(x.shape), SizeDependenceError, "made by the size of its input alone"),

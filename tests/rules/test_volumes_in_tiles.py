@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool import exact_kernels
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import OptionError, UnknownOpError
 from overlap_tool.graph.tracer import DEPTH
 from overlap_tool.planning.choose import Shape
 from overlap_tool.planning.live_bytes import LiveBytes
@@ -54,8 +54,27 @@ class Skips(nn.Module):
         return self.last(torch.cat([F.pad(up, missing), first], 1))
 
 
+class Excited(nn.Module):
+    """Attention to channels by the mean of a volume."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 2, 3, padding=1)
+        self.pool, self.drop = nn.AdaptiveAvgPool3d(1), nn.Dropout3d()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop(self.first(x))
+        return self.last(y * self.pool(y).sigmoid()) * F.adaptive_avg_pool3d(x, (1, 1, 1))
+
+
+def test_pools_to_several_parts_of_a_volume_are_refused() -> None:
+    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(2)).eval()
+    with pytest.raises(UnknownOpError, match="pools volumes to several parts"):
+        overlap_tool.analyze(model)
+
+
 @pytest.mark.parametrize("schedule", ["stream", "tiles"])
-@pytest.mark.parametrize("model", [Layers(), Skips()], ids=["layers", "skips"])
+@pytest.mark.parametrize("model", [Layers(), Skips(), Excited()], ids=["layers", "skips", "excited"])
 def test_tiles_of_volumes_have_the_bits_of_the_whole(model: nn.Module, schedule: Any) -> None:
     """Of other depths than the one that it is surveyed with, too."""
     model.eval()
