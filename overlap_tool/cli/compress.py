@@ -53,7 +53,10 @@ def compress(
 ) -> None:
     """Compress an image file of any size with a wrapped codec."""
 
-    target = output or image.with_suffix(".lic")
+    from overlap_tool.files.formats.addresses import Address, located
+
+    beside = Path(image.name) if isinstance(located(image), Address) else image
+    target = output or beside.with_suffix(".lic")
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         from overlap_tool.settings import parse_bytes

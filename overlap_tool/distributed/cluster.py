@@ -106,18 +106,30 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
         client.cancel([future for future in futures if not future.done()])
 
 
-def result_of(client: Any, future: Any, again: Callable[[], Any]) -> Any:
-    """What a task gives. If what was sent with it is lost with a worker, `again` sends both anew."""
+def send_or_not(client: Any, send: Callable[[], Any]) -> Any | None:
+    """A task that `send` sends, or None: a worker may die while it is given what the task reads."""
+    distributed = dask_library("distributed")
+    try:
+        return send()
+    except (OSError, asyncio.TimeoutError, asyncio.CancelledError, distributed.CancelledError):
+        if client.status != "running":
+            raise
+        return None
+
+
+def result_of(client: Any, sent: Any | None, send: Callable[[], Any]) -> Any:
+    """What a task gives. If what was sent with it is lost with a worker, `send` sends both anew."""
     distributed = dask_library("distributed")
     with as_refusals():
         for _ in range(TIMES_SENT):
             try:
-                return future.result()
+                if sent is not None:
+                    return sent.result()
             except (asyncio.CancelledError, distributed.CancelledError):
                 if client.status != "running":
                     raise
-            future = again()
-        return future.result()
+            sent = send_or_not(client, send)
+        return send().result()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import as_refusals, connected, result_of
+from overlap_tool.distributed.cluster import as_refusals, connected, result_of, send_or_not
 from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.pieces import (
     compute_area,
@@ -101,8 +101,7 @@ class Workers:
             for number, piece in enumerate(areas):
                 send = self._sender(stage, shape, source, piece)
                 with as_refusals():
-                    future = send()
-                waiting.append((piece, send, future))
+                    waiting.append((piece, send, send_or_not(self.client, send)))
                 while len(waiting) == at_once or (waiting and number == len(areas) - 1):
                     made, again, sent = waiting.popleft()
                     values = result_of(self.client, sent, again)

@@ -27,6 +27,7 @@ from overlap_tool.distributed.models import Wanted, loaded
 from overlap_tool.distributed.pieces import SIDE, cut_pass, edges, grid
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow
 from overlap_tool.errors import ClusterError
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.outputs import WholeChunks
 from overlap_tool.files.formats.pictures import library
 from overlap_tool.files.formats.pixels import PictureNumbers
@@ -180,11 +181,11 @@ def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
 def write_piece(model: bytes, scene: SceneInFiles, work: PassWork, index: int, area: Area) -> None:
     """On a worker: compute a piece of a pass, and write it. Doing it again writes the same."""
     codec = loaded(model, scene.model)
-    if not Path(scene.target).exists():
+    if not located(scene.target).exists():
         reason = f"the folder of the output, {scene.target}, is not there"
         raise ClusterError(this_worker(), reason, "Name an output that all workers find")
     with bounds.lifted():  # the process that began has looked at it
-        image = NetworkOnImage.opened(codec, Path(scene.source), scene.dtype)
+        image = NetworkOnImage.opened(codec, located(scene.source), scene.dtype)
     plan, network = plan_of(image.stage, image.shape), image.network
     part = plan_pass(image.stage.input_scale, plan, plan.segments[work.number], area)
     given = network.ops[0].id

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool import bounds
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.pictures import open_picture
 from overlap_tool.files.formats.pixels import PictureNumbers
@@ -50,11 +51,11 @@ class PictureWindow:
 
     @staticmethod
     def of(numbers: PictureNumbers) -> PictureWindow:
-        return PictureWindow(str(Path(numbers.where).absolute()), numbers.frame, numbers.channels)
+        return PictureWindow(str(located(numbers.where).absolute()), numbers.frame, numbers.channels)
 
     def opened(self, area: Area) -> PictureNumbers:
         with bounds.lifted():  # the process that began has looked at it
-            picture = open_picture(Path(self.path))
+            picture = open_picture(located(self.path))
         here = torch.device("cpu")
         return PictureNumbers(self.path, picture, self.frame, here, area.columns, self.channels)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from overlap_tool.distributed.cluster import connected
 from overlap_tool.distributed.models import Wanted, send_model
@@ -18,6 +17,7 @@ from overlap_tool.distributed.pieces import (
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import open_output, refuse_unwritable
 from overlap_tool.files.formats.pictures import library
@@ -52,7 +52,7 @@ def run(
 
     For example, `run(Codec.load("net.tiled.pt"), "scene.zarr", "out.zarr", workers=4)`.
     """
-    notes, source, target = RunNotes(notify), Path(image).absolute(), Path(output).absolute()
+    notes, source, target = RunNotes(notify), located(image).absolute(), located(output).absolute()
     work = NetworkOnImage.opened(codec, source, dtype)
     work.network.require_image(codec.where)
     refuse_other_networks(work.stage, work.shape)

@@ -27,6 +27,7 @@ from overlap_tool.files.coding.matching import refuse_impossible
 from overlap_tool.files.coding.waiting import codes_in_order, note_a_long_wait
 from overlap_tool.files.decompressing import decode
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame, padding
 from overlap_tool.files.formats.pictures import Picture, open_picture, read_window
@@ -59,7 +60,7 @@ def compress(
     decodes those under a region alone. The symbols and the decoded image are the same. A `crew` computes the
     model's stages; `overlap_tool.distributed.compress` gives one.
     """
-    notes, source, target = RunNotes(notify), Path(image), Path(output)
+    notes, source, target = RunNotes(notify), located(image), Path(output)
     codec.refuse_if_no_codec()
     refuse_no_file(target)
     picture = open_picture(source)

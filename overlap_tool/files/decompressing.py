@@ -24,6 +24,7 @@ from overlap_tool.files.coding.matching import (
 )
 from overlap_tool.files.coding.waiting import codes_in_order, note_a_long_wait
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.arrays import ArrayForm
 from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.frame import Frame
@@ -55,7 +56,7 @@ def decompress(
     rectangle is synthesised and written; of an image that is coded in blocks, only those under it are read.
     A `crew` computes the model's stages; `overlap_tool.distributed.decompress` gives one.
     """
-    notes, source, target = RunNotes(notify), Path(coded), Path(output)
+    notes, source, target = RunNotes(notify), Path(coded), located(output)
     codec.refuse_if_no_codec()
     serial = codes_in_order(codec.model)
     head, strings = container.read(source, in_parts=region is not None and not serial)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from overlap_tool.errors import CodingError, ImageFileError, OptionError
+from overlap_tool.files.formats.addresses import Address, put_in_place, remove, staging
 
 FORMAT = "overlap-tool/job"
 LOCK = "lock"
@@ -32,7 +33,8 @@ class Job:
 
     def __init__(self, target: Path, identity: Mapping[str, Any], resume: bool) -> None:
         self.target = target
-        self.folder = target.with_name(f".{target.name}.job")
+        beside = Path(target.name) if isinstance(target, Address) else target
+        self.folder = beside.with_name(f".{target.name}.job")
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
         """The identity as JSON gives it back, so that it compares equal to one that was read."""
         self.resume = resume
@@ -117,7 +119,10 @@ class Job:
 
     def finish(self, made: Path) -> None:
         """Put what was made in its place."""
-        os.replace(made, self.target)
+        if isinstance(made, Address) and isinstance(self.target, Address):
+            put_in_place(made, self.target)
+        else:
+            os.replace(made, self.target)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,6 +160,9 @@ class Job:
 
     def _remove(self) -> None:
         """The lock goes last: from then on, another process may make the folder anew."""
+        if isinstance(self.target, Address):
+            with suppress(ImageFileError):
+                remove(staging(self.target))
         with suppress(OSError):
             self._clear()
             (self.folder / LOCK).unlink()
@@ -202,7 +210,9 @@ def _read(about: Path) -> dict[str, Any]:
 
 
 def stamp(path: Path) -> list[Any]:
-    """The path, size and time of a file or a folder, which differ once it is changed."""
+    """The path, size and time of a file or a folder, which differ once it is changed; an address as such."""
+    if isinstance(path, Address):
+        return [str(path)]
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return [

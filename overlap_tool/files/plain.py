@@ -16,6 +16,7 @@ from torch import Tensor
 
 from overlap_tool.errors import ImageFileError, OptionError, SizeError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.arrays import NAMED, ArrayForm
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.outputs import WITH_PROFILE, refuse_unwritable
@@ -63,7 +64,7 @@ def run(
     (channels, samples), as .npy or Zarr; channels may be left out if there is one. Arrays of floating-point
     numbers are taken as they are, and give float32.
     """
-    notes, source, target = RunNotes(notify), Path(image), Path(output)
+    notes, source, target = RunNotes(notify), located(image), located(output)
     work = NetworkOnImage.opened(codec, source, dtype)
     if region is not None and work.form.kind == "sound":
         raise OptionError(

@@ -17,6 +17,7 @@ from overlap_tool.files.coding.matching import (
 )
 from overlap_tool.files.compressing import coded, written
 from overlap_tool.files.formats import container
+from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.container import CodedString, Head
 from overlap_tool.files.formats.pictures import Picture, open_picture
 from overlap_tool.files.formats.pixels import PictureNumbers, refuse_channels
@@ -51,10 +52,11 @@ def update(
     if target.is_symlink():
         target = target.resolve()
     refuse_no_file(target)
-    picture = open_picture(Path(image))
+    changed = located(image)
+    picture = open_picture(changed)
     if codec.fingerprint["kernels"] != "exact":
         raise OptionError(codec.where, "its bits depend on tiles, and an update has others", ANEW)
-    task = Task("update", codec, Path(image), target, notes, resume=False, quiet=quiet)
+    task = Task("update", codec, changed, target, notes, resume=False, quiet=quiet)
     with task.job(memory=in_memory, region=region) as job:  # whose lock keeps others from what is read now
         head, strings = container.read(source)
         refuse_another_checkpoint(str(source), head, codec)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlap_tool.errors import ImageFileError
+from overlap_tool.files.formats.addresses import Address, staging
 from overlap_tool.files.formats.arrays import NAMED, ArrayFile, ArrayForm
 from overlap_tool.files.formats.pictures import ICC_PROFILE, library
 from overlap_tool.geometry import Span
@@ -65,7 +66,8 @@ def open_output(
     suffix = target.suffix.lower()
     refuse_unwritable(target, form, dtype, begun)
     if suffix == ".zarr":
-        return _Zarr(folder / "image.zarr", form, dtype, begun)
+        place = staging(target) if isinstance(target, Address) else folder / "image.zarr"
+        return _Zarr(place, form, dtype, begun)
     if suffix == ".npy":
         return _Rows(_npy(folder / "image.npy", form.shape, dtype, begun), form)
     if suffix in (".tif", ".tiff"):
@@ -77,6 +79,12 @@ def open_output(
 def refuse_unwritable(target: Path, form: ArrayForm, dtype: np.dtype[Any], resume: bool = False) -> None:
     """Refuse an output before any work is done. What is resumed has taken a part of its room already."""
     where, suffix, shape = str(target), target.suffix.lower(), form.as_image
+    if isinstance(target, Address):
+        if suffix != ".zarr":
+            raise ImageFileError(where, "only Zarr is written to an address", "Name a .zarr, or a file")
+        if target.exists():
+            raise ImageFileError(where, "something is there already", "Remove it, or name another place")
+        return
     if not target.parent.is_dir():
         raise ImageFileError(where, "its folder does not exist", "Make it, or name another file")
     if target.is_dir():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from overlap_tool import bounds
 from overlap_tool.errors import ImageFileError, why_absent
+from overlap_tool.files.formats.addresses import Address, located
 from overlap_tool.files.formats.arrays import NAMED, ArrayFile, ArrayForm
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Kind
@@ -70,6 +71,7 @@ class Picture(Protocol):
 def open_picture(path: Path, kind: Kind = "image") -> Picture:
     """What a file or a Zarr folder holds of this kind; of an image, samples of 8 or 16 bits without
     transparency."""
+    path = located(path)
     picture = _explained(path, _opener(path, kind), kind)
     _refuse_strange_samples(str(path), picture, kind)
     _refuse_huge(str(path), picture, kind)
@@ -78,6 +80,7 @@ def open_picture(path: Path, kind: Kind = "image") -> Picture:
 
 def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
     """Refuse what `open_picture` refuses as any of these, as far as that can be told without decoding it."""
+    path = located(path)
     if _opener(path) is _pillow:
         return _explained(path, _header).close()
     refusals = []
@@ -94,7 +97,7 @@ def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
 
 def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image") -> Opened:
     where = str(path)
-    if absent := why_absent(path):
+    if not isinstance(path, Address) and (absent := why_absent(path)):
         raise ImageFileError(where, absent, "Check the path")
     try:
         return opener(path)
@@ -108,8 +111,14 @@ def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image
         raise ImageFileError(
             where,
             f"it cannot be read ({_first_line(error)})",
-            "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image" if kind == "image" else SAVED_SO,
+            _way_out(path, kind),
         ) from error
+
+
+def _way_out(path: Path, kind: Kind) -> str:
+    if isinstance(path, Address):
+        return "Give the address of a Zarr array; other files are read from this machine"
+    return "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image" if kind == "image" else SAVED_SO
 
 
 def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDArray[Any]:
@@ -184,6 +193,7 @@ class ZarrArray:
     def __init__(self, path: Path, kind: Kind = "image") -> None:
         zarr = library("zarr")
         self.array = zarr.open_array(store=str(path), mode="r")
+        self.elsewhere = isinstance(path, Address)
         self.form = ArrayForm(kind, self.array.shape)
         self.shape = self.form.as_image
         self.dtype = np.dtype(self.array.dtype)
@@ -192,6 +202,8 @@ class ZarrArray:
 
     @property
     def missing(self) -> str:
+        if self.elsewhere:  # to count them, all of them would be listed
+            return ""
         lacking = self.array.nchunks - self.array.nchunks_initialized
         filled = f"chunks are not there, and are read as its fill value, {self.array.fill_value}"
         return f"{lacking} of {self.array.nchunks} {filled}" if lacking else ""
@@ -389,7 +401,13 @@ def library(name: str) -> Any:
 
 
 def _opener(path: Path, kind: Kind = "image") -> Callable[[Path], Picture]:
-    of_arrays = ZarrArray if path.is_dir() else NumpyFile if path.suffix.lower() == ".npy" else None
+    of_arrays = (
+        ZarrArray
+        if isinstance(path, Address) or path.is_dir()
+        else NumpyFile
+        if path.suffix.lower() == ".npy"
+        else None
+    )
     if of_arrays is not None:
         return partial(of_arrays, kind=kind)
     if kind != "image" and path.exists():
