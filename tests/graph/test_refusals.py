@@ -86,6 +86,67 @@ def test_a_refusal_is_one_message_and_no_log() -> None:
     assert told == []
 
 
+class Positions(nn.Module):
+    """Adds an embedding of every position, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mixed = nn.Conv2d(3, 8, 16, 16), nn.Linear(8, 8)
+        self.embedding = nn.Parameter(torch.zeros(1, 196, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixed(self.patches(x).flatten(2).mT + self.embedding).mT.unflatten(2, (14, 14))
+
+
+class Asserting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] == 100, "the image has to be 100 pixels high")
+        return x.narrow(2, 1, 50)
+
+
+class Classifying(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 28 * 28, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Positions(), r"^made: is made for images of 224x224 alone, and add refuses .*196"),
+        (Asserting(), r"is made for images of 100x100 alone, and fails by itself, .*100 pixels high\. Bring"),
+        (Classifying(), r"^made\.last: is made for images of 28x28 alone, and made\.last|last refuses"),
+    ],
+    ids=["positions", "asserting", "classifying"],
+)
+def test_a_network_for_one_size_is_refused_as_such(monkeypatch, model, reason) -> None:
+    monkeypatch.setattr(explaining, "SECONDS_FOR_SIZES", 60)
+    with pytest.raises(TraceError, match=reason):
+        trace(model.eval(), "made", 3)
+
+
+class Misjoining(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(4, 3, 3), Misjoining(3, 3, 3)])
+def test_one_that_refuses_every_size_is_not(monkeypatch, model) -> None:
+    monkeypatch.setattr(explaining, "SECONDS_FOR_SIZES", 60)
+    with pytest.raises(TraceError, match=r"refuses a trial input|fails by itself") as caught:
+        trace(model.eval(), "made", 3)
+    assert "made for images" not in str(caught.value)
+
+
+def test_there_is_a_limit_to_the_time_that_is_spent_on_sizes(monkeypatch) -> None:
+    monkeypatch.setattr(explaining, "SECONDS_FOR_SIZES", 0)
+    with pytest.raises(TraceError, match=r"^made: add refuses a trial input"):
+        trace(Positions().eval(), "made", 3)
+
+
 # --- published models ------------------------------------------------------------------------------------
 
 
