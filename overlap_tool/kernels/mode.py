@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _pop_torch_dispatch_stack, _push_on_torch_dispatch_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
@@ -370,6 +371,30 @@ def is_exact() -> bool:
 def computes_first() -> bool:
     """Whether nothing stands between the code that runs and the exact engine."""
     return isinstance(_get_current_dispatch_mode(), _ExactKernels)
+
+
+class SetAside:
+    """The exact engine, if it computes first: in the block `aside` what is called goes past it, which is for
+    code that moves numbers and makes none, and in a block of this one it does not, as everywhere else."""
+
+    def __init__(self) -> None:
+        self._mode = _get_current_dispatch_mode() if computes_first() else None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def __enter__(self) -> None:
+        if self._mode is not None:
+            _push_on_torch_dispatch_stack(self._mode)
+
+    def __exit__(self, *_: object) -> None:
+        if self._mode is not None:
+            _pop_torch_dispatch_stack(None)
 
 
 def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -22,6 +22,7 @@ from overlap_tool.geometry.plan import AxisPlan, Step, alike
 from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Constant, Input, Network, Op, operands, substituted
 from overlap_tool.kernels import pieces
+from overlap_tool.kernels.mode import SetAside
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.repeated import Played, Script, repeats
@@ -181,6 +182,8 @@ class Execution:
         self.repeats = repeats(network, rows, columns, corner)
         self.script: Script | None = None
         """Of the tile that is being recorded."""
+        self.engine: AbstractContextManager[None] = nullcontext()
+        """In which ops compute, and code of others runs. What is done here only moves numbers."""
 
     def tile(self, row: Step, column: Step) -> None:
         if self.repeats is None or len(self.group) > 1:
@@ -202,12 +205,14 @@ class Execution:
         if self.repeats is not None:
             self.repeats.rooms.release()
         held: dict[int, _Held] = {}
-        for turn in walk(self.network.reads, row, column):
-            op = self.network.ops[turn.op]
-            if isinstance(op, Input):
-                self.read(turn, self.sources[op.id], held)
-            else:
-                self.take(turn, op, held)
+        self.engine = engine = SetAside()
+        with engine.aside():
+            for turn in walk(self.network.reads, row, column):
+                op = self.network.ops[turn.op]
+                if isinstance(op, Input):
+                    self.read(turn, self.sources[op.id], held)
+                else:
+                    self.take(turn, op, held)
 
     def by_tape(self, played: Played, row: Step, column: Step) -> bool:
         """Whether the tile was computed as another one was. If not, nothing has changed."""
@@ -240,12 +245,12 @@ class Execution:
 
     def read(self, turn: Turn, source: Source, held: dict[int, _Held]) -> None:
         if turn.held is not None:
-            with self.unrecorded():
+            with self.engine, self.unrecorded():
                 pieces = [source.read(turn.held.rows, step.hold[turn.op]) for step in self.group]
             held[turn.op] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), *turn.held)
             if self.script is not None:
                 self.script.take("read", turn.op, held[turn.op].values)
-        with self.unrecorded():
+        with self.engine, self.unrecorded():
             self.expect(turn.op, source)
 
     def expect(self, op: int, source: Source) -> None:
@@ -263,7 +268,7 @@ class Execution:
             self.set_aside(turn, held[turn.op])
 
     def write(self, turn: Turn, sink: Sink, new: Tensor) -> None:
-        with self.unrecorded():
+        with self.engine, self.unrecorded():
             for step, part in zip(self.group, new.chunk(len(self.group)), strict=True):
                 sink.write(turn.computed.rows, step.compute[turn.op], part)
         if self.script is not None:
@@ -279,7 +284,7 @@ class Execution:
                 return self.nothing(operand, vertical, horizontal)
             return held[self.network.index[operand.id]].piece(vertical.have, horizontal.have)
 
-        found = compute_piece(op, (vertical, horizontal), value)
+        found = compute_piece(op, (vertical, horizontal), value, self.engine)
         if self.script is not None and not (vertical.have.empty or horizontal.have.empty):
             self.script.recorder.follows(found)
         return found
@@ -337,11 +342,16 @@ class Execution:
         return _slice(columns, self.columns.extents[op].start)
 
 
-def compute_piece(op: Op, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
+def compute_piece(
+    op: Op,
+    patches: Patches,
+    value: Callable[[Operand], Any],
+    engine: AbstractContextManager[None] = nullcontext(),  # noqa: B008
+) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
     args, kwargs = substituted((op.args, op.kwargs), Operand, as_the_model_has_it(value))
-    with pieces():
+    with pieces(), engine:
         result = op.rule.run(patches, *module, *args, **kwargs)
     rows, columns = (patch.out.length for patch in patches)
     try:
