@@ -14,13 +14,13 @@ matrix product is a convolution with one tap. Taps of zeros change no value, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import unnumbered
@@ -31,11 +31,20 @@ from overlap_tool.kernels.volumes import by_planes
 DTYPES = (torch.float32, torch.float64)
 
 
+class _Made(NamedTuple):
+    """What was made of a weight, and how it was then."""
+
+    weight: ref[Tensor]
+    now: tuple[Any, ...]
+    made: dict[tuple[Any, ...], Any]
+
+
 class Prepared:
     """Weights in the order that a kernel reads, kept while the weights live and do not change."""
 
     def __init__(self) -> None:
-        self._known: Any = WeakIdKeyDictionary()
+        self._known: dict[int, _Made] = {}
+        """By the ids of weights that live: a dictionary of tensors would take longer to ask."""
         self._memory: set[int] = set()
         """Where their numbers lie or lay. Few ops write there, and the others need not look further."""
 
@@ -48,9 +57,10 @@ class Prepared:
         storage = tensor.untyped_storage().data_ptr()
         if storage not in self._memory:
             return
-        for weight in list(self._known):
-            if weight.untyped_storage().data_ptr() == storage:
-                del self._known[weight]
+        for key, known in list(self._known.items()):
+            weight = known.weight()
+            if weight is not None and weight.untyped_storage().data_ptr() == storage:
+                del self._known[key]
 
     def get(self, weight: Tensor, how: tuple[Any, ...], make: Callable[[Tensor], Any]) -> Any:
         """What `make` makes of the weight, `how` being all else that it depends on."""
@@ -58,15 +68,21 @@ class Prepared:
             return make(weight)
         fake = isinstance(weight, FakeTensor)  # which lies nowhere
         now = weight._version, 0 if fake else weight.data_ptr(), weight.dtype
-        version, made = self._known.get(weight, (None, {}))
-        if version != now:
-            made = {}
-            self._known[weight] = now, made
+        key = id(weight)
+        known = self._known.get(key)
+        if known is None or known.weight() is not weight or known.now != now:
+            gone = ref(weight, lambda gone: self._forget(key, gone))
+            known = self._known[key] = _Made(gone, now, {})
             if not fake:
                 self._memory.add(weight.untyped_storage().data_ptr())
-        if how not in made:
-            made[how] = make(weight.detach())
-        return made[how]
+        if how not in known.made:
+            known.made[how] = make(weight.detach())
+        return known.made[how]
+
+    def _forget(self, key: int, gone: Any) -> None:
+        """A weight is gone, and maybe another has its id already."""
+        if key in self._known and self._known[key].weight is gone:
+            del self._known[key]
 
     def packed(
         self, weight: Tensor, groups: int, how: tuple[Any, ...], arrange: Callable[[Tensor], Tensor]
@@ -100,11 +116,8 @@ def convolution(
         )  # fmt: skip
         return y.squeeze(2)
     _check(x, "a convolution")
-    axes = zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
-    if any(
-        (n - 1) * s - 2 * p + d * (k - 1) + o < 0 if transposed else n + 2 * p <= d * (k - 1)
-        for n, s, p, d, k, o in axes
-    ):
+    axes = tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding)
+    if _is_empty(x.shape[2:], weight.shape[2:], *axes, transposed):
         return _own_error(torch.convolution, x, weight, bias, stride, padding, dilation, *rest)
     if x.ndim == 5:
         return by_planes(
@@ -118,9 +131,27 @@ def convolution(
     else:
         packed = prepared.packed(weight, groups, (), lambda w: w)
         down, across = padding
-        form = form._replace(padding=((down, down), (across, across)))
+        form = Form(form.stride, form.dilation, groups, ((down, down), (across, across)))
         y = _convolve(x, weight.shape, packed, bias, form)
     return y if _channels_last(x) else y.contiguous()
+
+
+@lru_cache(1024)
+def _is_empty(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    transposed: bool,
+) -> bool:
+    """Whether there are no outputs."""
+    axes = zip(sizes, kernel, stride, padding, dilation, output_padding, strict=True)
+    return any(
+        (n - 1) * s - 2 * p + d * (k - 1) + o < 0 if transposed else n + 2 * p <= d * (k - 1)
+        for n, k, s, p, d, o in axes
+    )
 
 
 class Phase(NamedTuple):
@@ -324,13 +355,14 @@ def _convolve(
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool:
     """Whether the operands belong together, and there is something to compute."""
-    others = [weight] if bias is None else [weight, bias]
     return (
         x.ndim == weight.ndim
         and x.shape[1] == channels
         and x.numel() > 0
         and weight.numel() > 0
-        and all(other.dtype == x.dtype and other.device == x.device for other in others)
+        and weight.dtype == x.dtype
+        and weight.device == x.device
+        and (bias is None or (bias.dtype == x.dtype and bias.device == x.device))
     )
 
 

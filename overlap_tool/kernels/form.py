@@ -29,13 +29,11 @@ class Form(NamedTuple):
     def result(self, x: Tensor, weight: Sequence[int], out: Tensor | None) -> Tensor:
         """What outputs go into, for weights of the shape (out, in / groups, height, width): `out`, or a new
         tensor, channels last."""
-        size = (
-            (before + n + after - d * (k - 1) - 1) // s + 1
-            for n, (before, after), s, d, k in zip(
-                x.shape[2:], self.padding, self.stride, self.dilation, weight[2:], strict=True
-            )
-        )
-        shape = (x.shape[0], weight[0], *size)
+        images, _, rows, columns = x.shape
+        (top, bottom), (left, right) = self.padding
+        height = top + rows + bottom - self.dilation[0] * (weight[2] - 1)
+        width = left + columns + right - self.dilation[1] * (weight[3] - 1)
+        shape = images, weight[0], (height - 1) // self.stride[0] + 1, (width - 1) // self.stride[1] + 1
         if out is None:
             return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         assert out.shape == shape, f"out is {tuple(out.shape)}, the result {shape}"

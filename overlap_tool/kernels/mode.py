@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch._C import _pop_torch_dispatch_stack, _push_on_torch_dispatch_stack
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
@@ -319,6 +320,14 @@ class _ExactKernels(TorchDispatchMode):
             return args[0].copy_(result)
         return _in_its_own_memory(result, given)
 
+    def below(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
+        """What this gives where it stands first, its own ops going past it."""
+        _pop_torch_dispatch_stack(None)
+        try:
+            return compute(*args)
+        finally:
+            _push_on_torch_dispatch_stack(self)
+
     def _exact(self, name: str) -> Callable[..., Any] | None:
         """What computes an op in a way that no shape changes."""
         if name == "convolution":
@@ -395,6 +404,53 @@ class SetAside:
     def __exit__(self, *_: object) -> None:
         if self._mode is not None:
             _pop_torch_dispatch_stack(None)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """PyTorch's; where the exact engine computes it, that is asked straight, which takes half the time."""
+    if (mode := _asked_straight(x, weight)) is None:
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    how = stride, padding, dilation, False, (0, 0), groups
+    return mode.below(chain.convolution, mode.prepared, x, weight, bias, *how)
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
+    if (mode := _asked_straight(x, weight)) is None:
+        return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    how = stride, padding, dilation, True, output_padding, groups
+    return mode.below(chain.convolution, mode.prepared, x, weight, bias, *how)
+
+
+def _asked_straight(x: Tensor, weight: Tensor) -> _ExactKernels | None:
+    """The exact engine, if PyTorch would do no more with such tensors than to hand them to it."""
+    mode = _get_current_dispatch_mode()
+    if (
+        isinstance(mode, _ExactKernels)
+        and type(x) is Tensor
+        and type(weight) in (Tensor, Parameter)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and not scores.are_put_off()
+    ):
+        return mode
+    return None
 
 
 def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

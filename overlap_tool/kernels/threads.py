@@ -21,9 +21,9 @@ RunShares = Callable[[int, int, int], None]
 
 
 def run_on_threads(function: int, argument: int, threads: int) -> None:
-    """GeneratedCall the C function at this address with the argument on so many threads, and wait for all."""
+    """Call the C function at this address with the argument on so many threads, and wait for all."""
     if threads <= 1:
-        _PROTOTYPE(function)(argument)
+        _callable(function)(argument)
     else:
         _runner()(function, argument, threads)
 
@@ -66,7 +66,7 @@ class ReadyCall:
         run_on_threads(self._function, self._argument, threads)
 
 
-_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_callable = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
 @cache
@@ -82,7 +82,7 @@ def _runner() -> RunShares:
 
 
 def _on_python_threads(function: int, argument: int, threads: int) -> None:
-    call = _PROTOTYPE(function)
+    call = _callable(function)
     waiting = [_pool(threads).submit(call, argument) for _ in range(threads - 1)]
     call(argument)
     for one in waiting:

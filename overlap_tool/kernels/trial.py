@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from overlap_tool.errors import ExactnessError, SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise
 from overlap_tool.kernels.emulation import chains
-from overlap_tool.kernels.form import NOTHING, Form
+from overlap_tool.kernels.form import Form
 
 
 class Kernel(Protocol):
@@ -69,11 +69,7 @@ class Layer(NamedTuple):
         Where every group is a product of matrices, so many of them stand for any number, which may follow the
         size of the image. Not so where a group is one channel: then channels are lanes.
         """
-        outputs, depth, *kernel = weight
-        form = form._replace(padding=NOTHING)
-        if kernel == [1, 1] and form.groups > 1 and outputs * depth > form.groups:
-            outputs, form = outputs // form.groups * MATRICES, form._replace(groups=MATRICES)
-        return cls(depth * form.groups, outputs, (kernel[0], kernel[1]), form, x.dtype, x.device)
+        return _layer(*weight, form.stride, form.dilation, form.groups, x.dtype, x.device)
 
     def read_by(self, rows: slice, columns: slice) -> tuple[slice, slice]:
         return self.form.read_by(self.kernel, rows, columns)
@@ -82,6 +78,24 @@ class Layer(NamedTuple):
         shape = f"{self.channels} to {self.outputs} channels, {self.kernel[0]}x{self.kernel[1]}"
         steps = f"stride {self.form.stride}, dilation {self.form.dilation}, {self.form.groups} groups"
         return f"convolution of {shape}, {steps}, {self.dtype} on {self.device}"
+
+
+@lru_cache(1024)
+def _layer(
+    outputs: int,
+    depth: int,
+    height: int,
+    width: int,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Layer:
+    if (height, width) == (1, 1) and groups > 1 and outputs * depth > groups:
+        outputs, groups = outputs // groups * MATRICES, MATRICES
+    form = Form(stride, dilation, groups)
+    return Layer(depth * groups, outputs, (height, width), form, dtype, device)
 
 
 @dataclass(frozen=True)

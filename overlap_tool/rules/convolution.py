@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
-from overlap_tool.rules.padding import PADDING_MODES, of_depth, pair, same_padding
+from overlap_tool.kernels.mode import conv2d, conv_transpose2d
+from overlap_tool.rules.padding import PADDING_MODES, of_depth, of_each_axis, pair, same_padding
 from overlap_tool.rules.pieces import Patches, cleared, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -34,8 +35,8 @@ def windows(
     return rows, columns
 
 
-CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {4: F.conv2d, 5: F.conv3d}
-TRANSPOSED: dict[int, Callable[..., Tensor]] = {4: F.conv_transpose2d, 5: F.conv_transpose3d}
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {4: conv2d, 5: F.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {4: conv_transpose2d, 5: F.conv_transpose3d}
 """By how many dimensions a map has."""
 
 
@@ -82,7 +83,8 @@ def _of_options(
     rows, columns = windows(kernel, stride, padding, dilation, outside)
     around = _around_depth(kernel, padding, dilation)
     alike = around[0] == around[1] and (mode == "zeros" or not around[0])
-    own = (around[0], 0, 0) if alike and around[0] else 0
+    strides, dilations = (of_each_axis(each, len(kernel)) for each in (stride, dilation))
+    own = (0, 0) if len(kernel) == 2 else (around[0] if alike else 0, 0, 0)
 
     def run(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
@@ -90,7 +92,7 @@ def _of_options(
         piece = extend(input, patches, outside)
         if not alike:  # all of the depth is here
             piece = F.pad(piece, (0, 0, 0, 0, *around), "constant" if mode == "zeros" else mode)
-        return convolve(piece, weight, bias, stride, own, dilation, groups)
+        return convolve(piece, weight, bias, strides, own, dilations, groups)
 
     return Rule(
         run,
@@ -193,6 +195,7 @@ def conv_transpose(
     )
 
     convolve = TRANSPOSED[len(weight.shape)]
+    strides, dilations = (of_each_axis(each, len(weight.shape) - 2) for each in (stride, dilation))
     deep = [of_depth(each) for each in (padding, output_padding)] if len(weight.shape) == 5 else []
 
     def run(
@@ -210,7 +213,7 @@ def conv_transpose(
             input = F.pad(input, zeros)
         padding = [*deep[:1], *(trim.padding for trim in trims)]
         output_padding = [*deep[1:], *(trim.output_padding for trim in trims)]
-        return convolve(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return convolve(input, weight, bias, strides, padding, output_padding, groups, dilations)
 
     # (in, out/groups, kh, kw): as many multiply-accumulates per output position as a convolution of that
     # kernel has, which is how they are counted by convention, zeros between the inputs included

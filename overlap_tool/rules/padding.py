@@ -28,6 +28,11 @@ def of_depth(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else value[0]
 
 
+def of_each_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """For rows and columns, and the depth before them where there are three axes."""
+    return pair(value) if axes == 2 else (of_depth(value), *pair(value))
+
+
 def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
     """torch's "same": the odd sample of an even kernel goes to the end."""
     total = dilation * (kernel - 1)
