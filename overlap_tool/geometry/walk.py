@@ -19,6 +19,8 @@ class Reads(NamedTuple):
     """Empty for a given map, which is read from a store."""
     last: int | None
     """None where no op reads it: it is the network's output, or lies in a store."""
+    dropped: tuple[int, ...] = ()
+    """Of its inputs, those that no later op reads."""
 
 
 class Area(NamedTuple):
@@ -76,14 +78,14 @@ class Turn(NamedTuple):
 
 def walk(reads: Sequence[Reads], row: Step, column: Step) -> Iterator[Turn]:
     """The turns of the tile where a step of the rows and one of the columns meet."""
-    for op, (inputs, last) in enumerate(reads):
+    for op, (_, last, dropped) in enumerate(reads):
         held = Area(row.hold[op], column.hold[op])
         vertical, horizontal = row.patches[op], column.patches[op]
         yield Turn(
             op,
             Area(row.compute[op], column.compute[op]),
             None if vertical is None or horizontal is None else (vertical, horizontal),
-            tuple(source for source in inputs if reads[source].last == op),
+            dropped,
             None if last is None or held.rows.empty or held.columns.empty else held,
             Area(row.keep[op], column.keep[op]),
         )

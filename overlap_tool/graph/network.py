@@ -135,7 +135,7 @@ def substituted(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
     if isinstance(value, kind):
         return by(value)
     if isinstance(value, tuple):
-        return tuple(substituted(item, kind, by) for item in value)
+        return tuple([substituted(item, kind, by) for item in value])
     if isinstance(value, list):
         return [substituted(item, kind, by) for item in value]
     if isinstance(value, dict):
@@ -216,7 +216,12 @@ class Network:
         for node in self.nodes.values():
             latest = self.index[node.id] if isinstance(node, Op) else latest
             last.update(dict.fromkeys(maps_read(node), latest))
-        return tuple(Reads(tuple(self.index[i] for i in maps_read(op)), last.get(op.id)) for op in self.ops)
+        inputs = [tuple(self.index[i] for i in maps_read(op)) for op in self.ops]
+        lasts = [last.get(op.id) for op in self.ops]
+        return tuple(
+            Reads(read, lasts[op], tuple(source for source in read if lasts[source] == op))
+            for op, read in enumerate(inputs)
+        )
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -311,7 +311,7 @@ class Execution:
         if left is not None:
             block[..., : turn.before] = left
         if top:
-            block[..., :top, turn.before :] = self.above(turn)[..., :top, :]
+            block[..., :top, turn.before :] = self.above(turn, top)
         if new is not None:
             block[..., top:, turn.before :] = new
         return block
@@ -327,15 +327,17 @@ class Execution:
             if turn.op not in self.aboves:
                 size = self.rows.kept[turn.op], self.columns.extents[turn.op].length
                 self.aboves[turn.op] = _empty(held.values, *size)
-            self.above(turn)[..., : below.shape[-2], :] = below
+            self.above(turn, below.shape[-2]).copy_(below)
 
-    def above(self, turn: Turn) -> Tensor:
-        """What the bands above kept of the columns that a tile computes."""
+    def above(self, turn: Turn, rows: int) -> Tensor:
+        """So many rows of what the bands above kept, of the columns that a tile computes."""
+        whole, columns = self.aboves[turn.op], self.across(turn.op, turn.computed.columns)
+        if self.script is None:
+            return whole[..., :rows, columns]
         with self.unrecorded():
-            above = self.aboves[turn.op][..., self.across(turn.op, turn.computed.columns)]
-        if self.script is not None:
-            self.script.take("above", turn.op, above)
-        return above
+            above = whole[..., columns]
+        self.script.take("above", turn.op, above)
+        return above[..., :rows, :]
 
     def across(self, op: int, columns: Span) -> slice:
         """Where these columns lie in what the bands above kept."""
@@ -350,7 +352,9 @@ def compute_piece(
 ) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
-    args, kwargs = substituted((op.args, op.kwargs), Operand, as_the_model_has_it(value))
+    value = as_the_model_has_it(value)
+    args = substituted(op.args, Operand, value)
+    kwargs = substituted(op.kwargs, Operand, value) if op.kwargs else {}
     with pieces(), engine:
         result = op.rule.run(patches, *module, *args, **kwargs)
     rows, columns = (patch.out.length for patch in patches)
