@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import overlap_tool
 from overlap_tool import exact_kernels, kernels
 from overlap_tool.errors import ExactnessError, OverlapToolError, PluginError
+from overlap_tool.kernels.mode import SetAside, computes_first, conv2d, conv_transpose2d
 
 X = torch.randn(1, 8, 33, 35, generator=torch.Generator().manual_seed(0))
 MODEL = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(24, 4, 5, 2, 2)).eval()
@@ -53,6 +55,78 @@ def test_it_nests(exact, stock) -> None:
                 assert torch.equal(MODEL(X), exact)
             assert torch.equal(MODEL(X), exact)
         assert torch.equal(MODEL(X), stock)
+
+
+CONVOLUTIONS = {
+    "plain": ((6, 8, 3, 3), False, ([1, 1], [0, 0], [1, 1], 1)),
+    "strides, padding, dilation and groups": ((6, 4, 3, 2), False, ([2, 1], [1, 2], [1, 2], 2)),
+    "transposed": ((8, 4, 5, 5), True, ([2, 2], [2, 2], [1, 1], 1)),
+    "transposed, in groups": ((8, 3, 3, 4), True, ([3, 1], [0, 1], [1, 2], 2)),
+}
+
+
+def asked_of_pytorch(transposed: bool, x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
+    if transposed:
+        return F.conv_transpose2d(x, weight, bias, stride, padding, 0, groups, dilation)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def asked_straight(transposed: bool, x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
+    if transposed:
+        return conv_transpose2d(x, weight, bias, stride, padding, [0, 0], groups, dilation)
+    return conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("of", CONVOLUTIONS)
+def test_the_engine_asked_straight_gives_what_it_gives_by_way_of_pytorch(of: str, biased: bool) -> None:
+    shape, transposed, how = CONVOLUTIONS[of]
+    weight = nn.Parameter(torch.randn(shape))
+    bias = torch.randn(shape[1] * how[-1] if transposed else shape[0]) if biased else None
+    given = (transposed, X, weight, bias, *how)
+    with torch.no_grad():
+        assert torch.equal(asked_straight(*given), asked_of_pytorch(*given)), "and without an engine"
+        with exact_kernels():
+            expected = asked_of_pytorch(*given)
+            found = asked_straight(*given)
+            with torch.autocast("cpu"), pytest.raises(ExactnessError, match="bfloat16"):
+                asked_straight(*given)
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+    with exact_kernels():
+        assert asked_straight(*given).requires_grad, (
+            "where gradients are wanted, PyTorch sees what is computed"
+        )
+
+
+def test_a_mode_before_the_engine_sees_what_is_asked_straight() -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), exact_kernels(), Watch():
+        conv2d(X, torch.randn(6, 8, 3, 3), None, [1, 1], [0, 0], [1, 1], 1)
+    assert "aten::convolution" in seen
+
+
+def test_the_engine_set_aside_is_back_afterwards(exact) -> None:
+    with torch.no_grad(), exact_kernels():
+        engine = SetAside()
+        with engine.aside():
+            assert not computes_first()
+            with engine:
+                assert torch.equal(MODEL(X), exact)
+            assert not computes_first()
+            with pytest.raises(ZeroDivisionError), engine:
+                _ = 1 / 0
+            assert not computes_first()
+        with pytest.raises(ZeroDivisionError), engine.aside():
+            _ = 1 / 0
+        assert computes_first()
+        assert torch.equal(MODEL(X), exact)
 
 
 def test_it_is_a_decorator_too(exact) -> None:

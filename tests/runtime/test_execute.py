@@ -20,6 +20,7 @@ from support.ways import Planner, in_tiles, plans, stream, tiles
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from overlap_tool import exact_kernels
 from overlap_tool.errors import RuleError
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import whole
@@ -50,6 +51,28 @@ def equals_module(
 
 def seeded(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_what_a_source_computes_is_computed_exactly() -> None:
+    """The executor's own moves go past the exact engine, and code of others does not."""
+
+    class ExponentialSource(TensorSource):
+        def read(self, rows: Span, columns: Span) -> Tensor:
+            return super().read(rows, columns).exp()
+
+    class ExponentialSink(TensorSink):
+        def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+            super().write(rows, columns, values.exp())
+
+    x = seeded(1, 2, 40, 37).float()
+    network = trace(nn.MaxPool2d(3, 1, 1).eval(), "pool", 2)
+    plan = stream(network.rows, 40, 16), stream(network.columns, 37, 16)
+    sink = ExponentialSink(40, 37)
+    with torch.no_grad(), exact_kernels():
+        execute(network, *plan, ExponentialSource(x, x.device), sink)
+        expected = F.max_pool2d(x.exp(), 3, 1, 1).exp()
+    assert not torch.equal(F.max_pool2d(x.exp(), 3, 1, 1).exp(), expected), "this would say nothing"
+    assert torch.equal(sink.result(), expected)
 
 
 # --- every stage of the zoo -------------------------------------------------------------------------------
