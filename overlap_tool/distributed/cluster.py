@@ -17,6 +17,9 @@ SECONDS_TO_ANSWER = 5
 SECONDS_TO_JOIN = 30
 """A scheduler has to have a worker by then: nothing would ever be computed."""
 
+OF_PYTHON = 1 << 30
+"""What a process takes before it computes anything, and what is left free."""
+
 TIMES_SENT = 10
 """What was sent to workers that then died is sent again, so often."""
 
@@ -85,6 +88,16 @@ def _wait_for_a_worker(client: Any, dask: str) -> None:
             f"the scheduler has no workers, and none came within {SECONDS_TO_JOIN} seconds",
             f"Start some with dask worker {dask}",
         ) from error
+
+
+def memory_of_a_worker(client: Any) -> int:
+    """The bytes that a task may take where there are fewest, beside Python and PyTorch."""
+
+    def limits(dask_scheduler: Any) -> list[int]:
+        workers = dask_scheduler.workers.values()
+        return [one.memory_limit // max(1, one.nthreads) for one in workers if one.memory_limit]
+
+    return min(client.run_on_scheduler(limits), default=1 << 62) - OF_PYTHON
 
 
 def this_worker() -> str:

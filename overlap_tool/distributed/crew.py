@@ -14,8 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import as_refusals, connected, result_of, send_or_not
+from overlap_tool.distributed.cluster import (
+    as_refusals,
+    connected,
+    memory_of_a_worker,
+    result_of,
+    send_or_not,
+)
 from overlap_tool.distributed.models import Wanted, loaded, send_model
+from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import (
     compute_area,
     cut_stage,
@@ -27,7 +34,7 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.distributed.reading import PictureWindow, SentWindow
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.pixels import PictureNumbers
-from overlap_tool.files.running import area_read
+from overlap_tool.files.running import area_read, plan_of
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape
 from overlap_tool.runtime.lazy import LazyMap
@@ -91,7 +98,9 @@ class Workers:
     ) -> Iterator[tuple[Area, Tensor]]:
         """In order. What was sent stays here until it is done, so that it can be sent again."""
         refuse_other_networks(stage, shape)
-        areas = cut_stage(stage, area, self.piece)
+        last = plan_of(stage, shape).segments[-1]
+        most, _ = fitting_side(stage, shape, last, memory_of_a_worker(self.client))
+        areas = cut_stage(stage, area, self.piece, most)
         if len(areas) > 1:
             added = recomputed(stage, shape, [areas])
             note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")

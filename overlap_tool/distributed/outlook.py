@@ -42,7 +42,8 @@ class Outlook:
     busiest: float
     """The arithmetic of the worker that has most, in even shares of it."""
     memory: int
-    """The most bytes that a worker holds for a piece, beside Python and PyTorch."""
+    """The most bytes that a worker holds for a piece, beside Python and PyTorch. Of a network, whose pieces
+    are written in bands, it is less."""
     read: int
     """Numbers that workers read, in bytes."""
     made: int
@@ -76,19 +77,28 @@ def _of_stage(stage: TiledForward, shape: Shape, workers: int, memory: int) -> l
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
-        for side in SIDES:
-            areas = cut_pass(stage, each, side)
-            one = _of_pass(name, stage, shape, each, side, areas, workers)
-            if one.memory <= memory:
-                break
-        else:
+        side, least = fitting_side(stage, shape, each, memory)
+        if least > memory:
             raise OptionError(
                 f"memory={memory}",
-                f"a piece of {SIDES[-1]} pixels a side of {name} takes {one.memory} bytes of a worker",
+                f"a piece of {side} pixels a side of {name} takes {least} bytes of a worker",
                 "Give workers more, or wrap the model with a smaller tile",
             )
-        made.append(one)
+        areas = cut_pass(stage, each, side)
+        made.append(_of_pass(name, stage, shape, each, side, areas, workers))
     return made
+
+
+def fitting_side(stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int) -> tuple[int, int]:
+    """The side of the largest piece of a pass that fits a worker's memory, and what it takes; else of the
+    smallest."""
+    plan = plan_of(stage, shape)
+    for side in SIDES:
+        largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
+        takes = _memory(plan_pass(stage.input_scale, plan, each, largest), shape)
+        if takes <= memory:
+            break
+    return side, takes
 
 
 def _of_pass(

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from overlap_tool import bounds
-from overlap_tool.distributed.cluster import as_refusals, each_finished, this_worker
+from overlap_tool.distributed.cluster import as_refusals, each_finished, memory_of_a_worker, this_worker
 from overlap_tool.distributed.models import Wanted, loaded
-from overlap_tool.distributed.pieces import SIDE, cut_pass, edges, grid
+from overlap_tool.distributed.outlook import fitting_side
+from overlap_tool.distributed.pieces import SIDE, cut_pass, cut_scene, edges, grid
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow
 from overlap_tool.errors import ClusterError
 from overlap_tool.files.formats.addresses import located
@@ -81,7 +82,7 @@ class OnWorkers:
         scene: SceneInFiles,
         work: NetworkOnImage,
         job: Job,
-        last: Sequence[Area],
+        chunk: tuple[int, int],
         piece: int | None,
         quiet: bool,
     ) -> None:
@@ -92,8 +93,16 @@ class OnWorkers:
         self.job = job
         self.quiet = quiet
         self.plan = plan_of(work.stage, work.shape)
-        self.areas = [cut_pass(work.stage, each, piece) for each in self.plan.segments[:-1]] + [[*last]]
-        """The pieces of every pass."""
+        memory = memory_of_a_worker(client)
+        *before, most = (fitting_side(work.stage, work.shape, each, memory)[0] for each in self.plan.segments)
+        self.areas = [
+            *(
+                cut_pass(work.stage, each, piece or side)
+                for each, side in zip(self.plan.segments, before, strict=False)
+            ),
+            cut_scene(work.size, chunk, piece, most),
+        ]
+        """The pieces of every pass; of the last, whole chunks of the output."""
         self.number = -1
         self.batch = uuid4().hex
 

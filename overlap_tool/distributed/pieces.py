@@ -75,17 +75,19 @@ def edges(span: Span, side: int) -> list[int]:
     return [*range(*span, side), span.stop]
 
 
-def cut_scene(size: tuple[int, int], chunk: tuple[int, int], side: int | None) -> list[Area]:
+def cut_scene(
+    size: tuple[int, int], chunk: tuple[int, int], side: int | None, most: int = SIDE
+) -> list[Area]:
     """The pieces of an output: whole chunks of its file, so that no two workers write one."""
 
     def pieces(side: int) -> list[Area]:
         steps = (max(1, round(side / of)) * of for of in chunk)
         return grid(*(edges(Span(0, n), step) for n, step in zip(size, steps, strict=True)))
 
-    return pieces(side) if side is not None else _enough(pieces, max(chunk))
+    return pieces(side) if side is not None else _enough(pieces, max(chunk), most)
 
 
-def cut_stage(stage: TiledForward, area: Area, side: int | None) -> list[Area]:
+def cut_stage(stage: TiledForward, area: Area, side: int | None, most: int = SIDE) -> list[Area]:
     """The pieces of an area of a stage's output, `side` pixels of the image high and wide."""
     scales = [stage.input_scale * axis.scale for axis in (stage.network.rows, stage.network.columns)]
 
@@ -93,20 +95,19 @@ def cut_stage(stage: TiledForward, area: Area, side: int | None) -> list[Area]:
         steps = (max(1, int(side * scale)) for scale in scales)
         return grid(*(edges(span, step) for span, step in zip(area, steps, strict=True)))
 
-    return pieces(side) if side is not None else _enough(pieces, LEAST)
+    return pieces(side) if side is not None else _enough(pieces, LEAST, most)
 
 
-def cut_pass(stage: TiledForward, each: SegmentPlan, side: int | None) -> list[Area]:
+def cut_pass(stage: TiledForward, each: SegmentPlan, side: int) -> list[Area]:
     """The pieces of the last map of a pass."""
     network = each.segment.network
     scales = [stage.input_scale * axis.scale for axis in (network.rows, network.columns)]
-    steps = (max(1, int((side or SIDE) * scale)) for scale in scales)
+    steps = (max(1, int(side * scale)) for scale in scales)
     sizes = each.rows.sizes[-1], each.columns.sizes[-1]
     return grid(*(edges(Span(0, n), step) for n, step in zip(sizes, steps, strict=True)))
 
 
-def _enough(pieces: Callable[[int], list[Area]], least: int) -> list[Area]:
-    side = SIDE
+def _enough(pieces: Callable[[int], list[Area]], least: int, side: int) -> list[Area]:
     while len(pieces(side)) < PIECES and side > least:
         side //= 2
     return pieces(side)

@@ -141,15 +141,15 @@ def killing(monkeypatch):
 
 
 def test_workers_that_are_killed(tmp_path, given, killing) -> None:
-    """One in the middle of a network's passes, two while a codec's maps are on their way to them."""
+    """One in the middle of a network's passes, one while a codec's maps are on their way to it."""
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
         killer = killing(started.workers, [5])
-        by_network(given, tmp_path, dask=started.scheduler_address, piece=128)
+        by_network(given, tmp_path, dask=started.scheduler_address, piece=200)
         assert len(killer.killed) == 1
         assert same_samples(given, tmp_path)
-        killer = killing(started.workers, [3, 25])
-        by_codec(given, tmp_path, dask=started.scheduler_address, piece=128)
-        assert len(killer.killed) == 2
+        killer = killing(started.workers, [10])
+        by_codec(given, tmp_path, dask=started.scheduler_address, piece=200)
+        assert len(killer.killed) == 1
         assert same_file(given, tmp_path)
 
 

@@ -6,12 +6,15 @@ import json
 import re
 from math import ceil
 
+import numpy as np
 import pytest
 import torch
 from support.networks import two_barriers
-from support.photographs import LiveMemory, codec
+from support.photographs import LiveMemory, codec, photograph
 
 import overlap_tool
+from overlap_tool import checkpoint
+from overlap_tool.distributed import compress, crew
 from overlap_tool.distributed.outlook import outlook
 from overlap_tool.distributed.pieces import compute_area, cut_pass
 from overlap_tool.distributed.reading import SentWindow
@@ -107,3 +110,25 @@ def test_what_workers_cannot_be_asked(run, wrong, reason) -> None:
     code, out, err = run("analyze", "zoo:bmshj2018-factorized", *wrong)
     assert (code, out) == (2, "")
     assert re.search(reason, err)
+
+
+def test_a_run_takes_pieces_that_fit_its_workers(tmp_path, monkeypatch) -> None:
+    """Smaller ones for smaller workers, and the same bytes."""
+    distributed = pytest.importorskip("distributed")
+    known = checkpoint.find("mbt2018-mean")
+    tiled = overlap_tool.wrap(checkpoint.seeded_model(known, known.small), tile=64)
+    overlap_tool.save(tiled, tmp_path / "it.tiled.pt", known.name, known.small)
+    model, made = Codec.load(tmp_path / "it.tiled.pt"), {}
+    np.save(tmp_path / "in.npy", np.resize(photograph("chelsea", 128, 128), (512, 640, 3)))
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, threads_per_worker=1, dashboard_address=None
+    ) as started:
+        for memory in (1 << 40, 1 << 20):
+            monkeypatch.setattr(crew, "memory_of_a_worker", lambda client, memory=memory: memory)
+            monkeypatch.setattr("overlap_tool.distributed.pieces.LEAST", 1 << 20)  # unless they have to be
+            told = compress(model, tmp_path / "in.npy", tmp_path / "it.lic", dask=started.scheduler_address)
+            cut = [note.partition(",")[0] for note in told.notes if note.startswith("g_a: ")]
+            made[memory] = cut, (tmp_path / "it.lic").read_bytes()
+    (large, first), (small, second) = made.values()
+    assert (large, small) == ([], ["g_a: 6 pieces"])
+    assert first == second
