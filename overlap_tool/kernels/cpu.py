@@ -89,7 +89,7 @@ def convolve(
     if out.numel():
         in_group = channels // packed.groups
         size = packed.groups, -(-in_group // packed.wide) * packed.wide
-        addend = torch.zeros(size, dtype=x.dtype)  # of weights alone, as a recorder sees it
+        addend = torch.zeros(size, dtype=x.dtype, device=x.device)  # of weights alone, as a recorder sees it
         if bias is not None:
             addend[:, :in_group] = bias.reshape(packed.groups, in_group)
         work = Convolution(x, packed, addend, form, out)

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
@@ -132,6 +133,8 @@ class Lying:
 class Root:
     start: int
     size: int
+    memory: tuple[int, int]
+    """Address and size of the whole of it, of which a given or a fixed tensor may be a part."""
     alive: StorageWeakRef
     """Keeps its name in memory from being given away, though not the memory."""
     given: bool = False
@@ -177,6 +180,24 @@ class Entry:
         return {*self.reads, *self.writes}
 
 
+class _Watch(TorchFunctionMode):
+    """Sees what hands numbers to Python without asking PyTorch's dispatcher."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in HANDS_OVER:
+            for each in args[:1]:
+                if isinstance(each, Tensor) and self._recorder.knows_derived(each):
+                    self._recorder.refuse(f"Tensor.{func.__name__} hands numbers to Python")
+        return func(*args, **(kwargs or {}))
+
+
+HANDS_OVER = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
+
+
 class Recorder(TorchDispatchMode):
     """Notes what is computed, beneath the exact engine: what that makes of a model's ops."""
 
@@ -192,7 +213,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        with _pop_mode_temporarily() as exact, self, exact, noting(self._launched):
+        with _pop_mode_temporarily() as exact, self, exact, noting(self._launched), _Watch(self):
             yield
 
     @contextmanager
@@ -206,7 +227,7 @@ class Recorder(TorchDispatchMode):
     def gives(self, tensor: Tensor) -> None:
         """What is another one when the tape is played."""
         if tensor.untyped_storage()._cdata in self._known:
-            self.refused = "one tensor is given twice"
+            self.refuse("one tensor is given twice")
             return
         root = self._root(tensor, tensor.data_ptr())
         self.roots[root].given = self.roots[root].derived = True
@@ -219,7 +240,15 @@ class Recorder(TorchDispatchMode):
     def follows(self, tensor: Tensor) -> None:
         """Refuse if this is not known to follow from what is given: it came about unseen."""
         if not self.roots[self._place(tensor).root].derived:
-            self.refused = "a result was computed by something that cannot be recorded"
+            self.refuse("a result was computed by something that cannot be recorded")
+
+    def refuse(self, reason: str) -> None:
+        """The first reason is kept."""
+        self.refused = self.refused or reason
+
+    def knows_derived(self, tensor: Tensor) -> bool:
+        root = self._known.get(tensor.untyped_storage()._cdata)
+        return root is not None and self.roots[root].derived
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -246,10 +275,10 @@ class Recorder(TorchDispatchMode):
             or any(not isinstance(leaf, Tensor) for leaf in tree_leaves(result) if leaf is not None)
             or any(each.device != self.given_on for each in made)
         ):
-            self.refused = f"{func} hands numbers to Python, or to another device"
+            self.refuse(f"{func} hands numbers to Python, or to another device")
             return
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.refused = f"{func} draws other numbers every time"
+            self.refuse(f"{func} draws other numbers every time")
             return
         written = list(_written(func, args, kwargs))
         new = [each for each in made if each.untyped_storage()._cdata not in self._known]
@@ -286,7 +315,7 @@ class Recorder(TorchDispatchMode):
         reads, writes = ([self._place(each).root for each in some] for some in (read, written))
         self.entries.append(Entry(work, reads, writes, list(makes)))
         if any(self.roots[root].kept is not None for root in writes):
-            self.refused = "it writes to what is not its own, or what was read"
+            self.refuse("it writes to what is not its own, or what was read")
         if any(self.roots[root].derived for root in reads):
             for root in writes:
                 self.roots[root].derived = True
@@ -301,7 +330,8 @@ class Recorder(TorchDispatchMode):
     def _root(self, tensor: Tensor, start: int) -> int:
         storage = tensor.untyped_storage()
         self._known[storage._cdata] = len(self.roots)
-        self.roots.append(Root(start, storage.nbytes(), StorageWeakRef(storage)))
+        memory = storage.data_ptr(), storage.nbytes()
+        self.roots.append(Root(start, storage.nbytes(), memory, StorageWeakRef(storage)))
         return len(self.roots) - 1
 
     def _place(self, tensor: Tensor) -> Lying:
@@ -309,6 +339,11 @@ class Recorder(TorchDispatchMode):
         if root is None:  # weights, and what is made of them
             root = self._root(tensor, tensor.data_ptr())
             self.roots[root].kept = tensor
+        storage = tensor.untyped_storage()
+        if (storage.data_ptr(), storage.nbytes()) != self.roots[root].memory:
+            self.refuse("a tensor grew, and its memory is another")
+        if tensor.is_neg() or tensor.is_conj():
+            self.refuse("a tensor is negated or conjugated when it is read")
         start = self.roots[root].start
         offset = tensor.data_ptr() - start if tensor.numel() else 0
         return Lying(root, offset, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, start % VECTOR)
@@ -339,7 +374,7 @@ class Rooms:
             return torch.empty(size, dtype=torch.uint8, device=device)
         if self._kept is None or self._kept.numel() < size:
             self._kept = None  # the old one goes first
-            self._kept = torch.empty(size, dtype=torch.uint8)
+            self._kept = torch.empty(size, dtype=torch.uint8, device=device)
         return self._kept
 
     def release(self) -> None:
@@ -548,7 +583,14 @@ def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dic
         making = [entry.work for entry in recorder.entries if root in entry.writes]
         start, kept = recorder.roots[root].start, recorder.roots[root].kept
         if making:
-            text = repr([tree_map_only(Lying, told, vars(work)) for work in making])
+            parts = [vars(work) for work in making]
+            if any(
+                isinstance(work, Convolution) for work in making
+            ):  # whose weights have a form of their own
+                parts = [
+                    {**part, "packed": vars(part["packed"])} if "packed" in part else part for part in parts
+                ]
+            text = repr([tree_map_only(Lying, told, part) for part in parts])
             known[root] = hashlib.sha256(text.encode()).hexdigest()
         elif kept is not None:
             constants[start] = kept  # nothing else comes to lie there
@@ -626,7 +668,13 @@ def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
     if not isinstance(work, Dispatched) or work.func is not torch.ops.aten.constant_pad_nd.default:
         return [entry]
     (x, around, *value), out = work.args, work.out
-    if not on_processor(x.device) or len(around) != 4 or min(around) < 0 or work.kwargs or any(value):
+    if (
+        not on_processor(x.device)
+        or (len(around), len(x.shape)) != (4, 4)
+        or min(around) < 0
+        or work.kwargs
+        or str(float(value[0] if value else 0)) != "0.0"
+    ):
         return [entry]
     left, _, top, _ = around
     inside = out.part((top, top + x.shape[2]), (left, left + x.shape[3]))
@@ -728,7 +776,8 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
     apart = all(
         x == out for x in (one.xs if isinstance(one, Pointwise) else one.others) if x.root == out.root
     )
-    apart &= isinstance(one, Pointwise) or one.x.root != out.root
+    if isinstance(one, Convolution):  # which writes sums to its outputs before it reads anything beside
+        apart &= one.x.root != out.root and all(x == value or x.root != out.root for x in work.xs)
     free = not any(out.root in each.touches for each in between)
     fits = value in work.xs and value.lies_as(out) and len(_beside(one, work)) <= most
     return made[-1] if fits and unread and apart and free else None
@@ -776,7 +825,7 @@ def tape_of(recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | Non
     except NotRepeatable:
         return None
     except Exception as error:  # as a compiler may raise
-        _warn(f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        _warn(_told(error))
         return None
 
 
@@ -790,14 +839,32 @@ def is_right(
     """Whether it gives what was found, of what was given: as that was before the work, and as it is then. It
     is tried once, and later ones like it need no tensors."""
     if not is_tried(tape):
-        played = tape.play(before)
-        _tried[tape.fingerprint] = played is not None and all(
-            bool(((one == other) | ((one != one) & (other != other))).all())
-            for one, other in zip((*before, *played), (*then, *found), strict=True)
-        )
+        wrong = "it gives other bits"
+        try:
+            played = tape.play(before)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            played, wrong = [], _told(error)
+        if played is None:  # these lie otherwise in memory, which says nothing of it
+            return False
+        pairs = list(zip((*before, *played), (*then, *found), strict=False))
+        _tried[tape.fingerprint] = len(played) == len(found) and all(_same_bits(*pair) for pair in pairs)
         if not _tried[tape.fingerprint]:
-            _warn("it gives other bits")
+            _warn(wrong)
     return _tried[tape.fingerprint]
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """What is not a number counts as one."""
+    same = one == other
+    if one.is_floating_point():
+        same = (same & (one.signbit() == other.signbit())) | (one.isnan() & other.isnan())
+    return bool(same.all())
+
+
+def _told(error: Exception) -> str:
+    return f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _warn(wrong: str) -> None:

@@ -70,7 +70,7 @@ class Repeats:
         self._started = False
         self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
-        self._untried: set[tuple[int, int]] = set()
+        self._untried: dict[tuple[int, int], Played] = {}
         self.known: dict[tuple[int, int], Played] = {}
 
     def _numbered(self, axis: Axis, plan: AxisPlan) -> Counter[int]:
@@ -102,14 +102,23 @@ class Repeats:
         )
 
     def keep(self, form: tuple[int, int], script: Script) -> None:
-        self._untried.discard(form)
+        played = self._untried.pop(form, None)
+        if (
+            played is not None
+        ):  # it is tried on another tile: what hangs on the numbers of the first one shows
+            if (script.takes, script.leaves) == (played.takes, played.leaves) and is_right(
+                played.tape, script.before, script.given, script.found
+            ):
+                self.known[form] = played
+            return
         tape = tape_of(script.recorder, self._constants, self.rooms)
         if tape is None:
             return
-        if not script.tries and not is_tried(tape):
-            self._untried.add(form)
-        elif is_right(tape, script.before, script.given, script.found):
-            self.known[form] = Played(tape, script.takes, script.leaves)
+        played = Played(tape, script.takes, script.leaves)
+        if not is_tried(tape):
+            self._untried[form] = played
+        elif is_right(tape):
+            self.known[form] = played
 
 
 def repeats(network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor) -> Repeats | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import overlap_tool
 from overlap_tool.kernels import tape
-from overlap_tool.kernels.tape import Lying, Tape
+from overlap_tool.kernels.tape import Lying, Recorder, Tape, tape_of
 
 pytestmark = pytest.mark.usefixtures("exactly")
 
@@ -163,3 +164,114 @@ def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
 def test_any_code_gives_the_same(steps: list[tuple[str, int, int]], channels: int) -> None:
     given = normal(1, channels, 5, 6), normal(1, channels, 6, 5)
     check(program(steps, "cpu", channels), *given)
+
+
+# --- what a review has found ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda x: [x + torch.from_numpy(np.round(x.numpy() * 4))],
+        lambda x: [x * (2.0 if max(x.flatten().tolist()) > 1 else 1.0)],
+        lambda x: [x + torch.from_numpy(np.asarray(x * 2))],
+        lambda x: [torch.from_dlpack(x * 2) + x],
+    ],
+)
+def test_numbers_that_numpy_reads_are_refused(code: Code) -> None:
+    """They went by PyTorch's dispatcher, and were taken for weights."""
+    recorder, found = recorded(code, normal(1, 4, 3, 3))
+    assert found is None
+    assert "hands numbers to Python" in recorder.refused
+
+
+def test_weights_made_by_convolutions_are_told_apart() -> None:
+    """By numbers of places in one recording, those of another were taken for them."""
+    made, first, second = normal(4, 4, 3, 3), normal(4, 4, 1, 1), normal(4, 4, 1, 1)
+
+    def code(shift: int) -> Code:
+        def compute(x: Tensor) -> list[Tensor]:
+            for _ in range(shift):
+                torch.empty(1)
+            y = F.conv2d(x, F.conv2d(made, first))
+            return [F.conv2d(y, F.conv2d(made, second))]
+
+        return compute
+
+    x = normal(1, 4, 9, 8)
+    expected = code(0)(x)[0]
+    for shift in range(30):
+        constants: dict = {}
+        for each in (code(0), code(shift)):
+            recorder = Recorder()
+            with recorder.on():
+                recorder.gives(x)
+                result = each(x)
+                recorder.returns(result[0])
+            found = tape_of(recorder, constants)
+            assert found is not None
+            played = found.play([x])
+            assert played is not None
+            assert torch.equal(played[0], expected), shift
+
+
+def test_the_default_device_does_not_matter() -> None:
+    """Memory for intermediate results was asked for there."""
+    weight, x = normal(4, 4, 3, 3), normal(1, 4, 9, 8)
+    found = check(lambda x: [F.conv2d(F.conv2d(x, weight), weight)], x)
+    expected = found.play([x])
+    torch.set_default_device("meta")
+    try:
+        played = found.play([x])
+    finally:
+        torch.set_default_device(None)
+    assert played is not None
+    assert expected is not None
+    assert torch.equal(played[0], expected[0])
+
+
+def test_memory_that_grows_is_refused() -> None:
+    weight = normal(4, 4, 1, 1)
+
+    def resized(x: Tensor) -> list[Tensor]:
+        y = torch.empty(0)
+        y.resize_(x.shape)
+        y.copy_(x)
+        return [F.conv2d(y.mul_(2), weight)]
+
+    def out(x: Tensor) -> list[Tensor]:
+        y = torch.empty(0)
+        torch.mul(x, 2, out=y)
+        return [F.conv2d(y, weight)]
+
+    for code in (resized, out):
+        recorder, found = recorded(code, normal(1, 4, 3, 3))
+        assert found is None
+        assert "grew" in recorder.refused
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_convolution_is_not_fused_into_what_it_changes_in_place() -> None:
+    weight = normal(4, 4, 1, 1)
+    check(lambda x: [x.abs().sqrt().mul_(F.conv2d(x, weight))], normal(1, 4, 5, 5))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(4, 5, 3), (1, 4, 2, 5, 3)])
+def test_maps_of_other_axes_may_have_zeros_around(shape: tuple[int, ...]) -> None:
+    check(lambda x: [F.relu(F.pad(x, (1, 1, 1, 1)))], normal(*shape))
+
+
+def test_zeros_keep_their_sign() -> None:
+    found = check(lambda x: [F.pad(x, (1, 1, 1, 1), value=-0.0)], normal(1, 4, 3, 3))
+    played = found.play([normal(1, 4, 3, 3)])
+    assert played is not None
+    assert played[0][..., 0, :].signbit().all()
+
+
+def test_a_negated_view_is_refused() -> None:
+    check(lambda x, y: [y.copy_(x) * 1], normal(1, 4, 3, 3), normal(1, 4, 3, 3))
+    _, found = recorded(
+        lambda x, y: [y.copy_(torch._neg_view(x)) * 1], normal(1, 4, 3, 3), normal(1, 4, 3, 3)
+    )
+    assert found is None

@@ -1,12 +1,17 @@
-"""Tiles that are played on the processor: the bits of the full image, and memory as predicted."""
+"""Tiles that are played on the processor have the bits of the full image."""
 
 from __future__ import annotations
 
+import ctypes
+
+import numpy as np
 import pytest
 import torch
 from support.small_models import small_model
 
 import overlap_tool
+from overlap_tool.kernels import register_exact_op
+from overlap_tool.rules import Call, Operand, Rule, register_rule
 from overlap_tool.runtime import execute, repeated
 
 
@@ -60,3 +65,39 @@ def test_little_work_is_not_recorded(played, monkeypatch) -> None:
     tiled = overlap_tool.wrap(small_model("mbt2018"), tile=32, schedule="stream")
     with torch.no_grad():
         tiled.g_a(torch.rand(1, 3, 64, 256))
+
+
+@pytest.mark.parametrize("unseen", ["numpy", "memory"])
+def test_what_an_op_of_ones_own_reads_unseen_is_not_played(unseen: str, played) -> None:
+    """It was right for the tile that was recorded, and so was its trial on that tile."""
+    name = f"overlap_tool_tests::levels_by_{unseen}"
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        if unseen == "numpy":
+            return x + torch.from_numpy(np.round(x.numpy() * 4))
+        size = x.untyped_storage().nbytes() // 4
+        numbers = np.ctypeslib.as_array((ctypes.c_float * size).from_address(x.untyped_storage().data_ptr()))
+        return x * float(np.abs(numbers).max())
+
+    levels = torch.library.custom_op(name, compute, mutates_args=())
+    register_exact_op(name)(compute)
+    levels.register_fake(torch.empty_like)
+
+    @register_rule(levels._opoverload)
+    def rule(call: Call, x: Operand) -> Rule:
+        return Rule(lambda patches, x: levels(x.contiguous()))
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return levels(self.conv(x))
+
+    model, image = Model().eval(), torch.rand(1, 3, 32, 480)
+    with torch.no_grad():
+        tiled = overlap_tool.wrap(model, tile=32, schedule="tiles")
+        with pytest.warns(overlap_tool.SlowKernelWarning, match="other bits"):
+            tiled(image)
+        assert not any(played)

@@ -66,6 +66,7 @@ OPS = (
     "relu_",
     "sigmoid",
     "add_",
+    "mul_",
     "part",
     "into",
     "weights",
@@ -106,6 +107,8 @@ def program(steps: Sequence[tuple[str, int, int]], device: str = "cuda", channel
                 known.append(torch.sigmoid(a))
             elif what == "add_":
                 a[..., :rows, :columns].add_(common)
+            elif what == "mul_":
+                a.mul_(F.conv2d(a, weights[second % 2], padding=1))
             elif what == "part" and a.shape[2] > 2:
                 known.append(a[..., 1:, :])
             elif what == "into":
