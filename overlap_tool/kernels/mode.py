@@ -416,7 +416,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     """PyTorch's; where the exact engine computes it, that is asked straight, which takes half the time."""
-    if (mode := _asked_straight(x, weight)) is None:
+    if (mode := _asked_straight(x, weight, bias)) is None:
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     how = stride, padding, dilation, False, (0, 0), groups
     return mode.below(chain.convolution, mode.prepared, x, weight, bias, *how)
@@ -432,19 +432,23 @@ def conv_transpose2d(
     groups: int,
     dilation: Sequence[int],
 ) -> Tensor:
-    if (mode := _asked_straight(x, weight)) is None:
+    if (mode := _asked_straight(x, weight, bias)) is None:
         return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     how = stride, padding, dilation, True, output_padding, groups
     return mode.below(chain.convolution, mode.prepared, x, weight, bias, *how)
 
 
-def _asked_straight(x: Tensor, weight: Tensor) -> _ExactKernels | None:
-    """The exact engine, if PyTorch would do no more with such tensors than to hand them to it."""
+def _asked_straight(x: Tensor, weight: Tensor, bias: Tensor | None) -> _ExactKernels | None:
+    """The exact engine, if PyTorch would do no more with such tensors than to hand them to it: it has errors
+    of its own for those of several types."""
     mode = _get_current_dispatch_mode()
     if (
         isinstance(mode, _ExactKernels)
         and type(x) is Tensor
         and type(weight) in (Tensor, Parameter)
+        and all(
+            x.dtype == each.dtype and x.device == each.device for each in (weight, bias) if each is not None
+        )
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled(x.device.type)
         and not scores.are_put_off()

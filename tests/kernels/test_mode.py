@@ -99,6 +99,19 @@ def test_the_engine_asked_straight_gives_what_it_gives_by_way_of_pytorch(of: str
         )
 
 
+@pytest.mark.parametrize("double", ["weight", "bias"])
+def test_operands_of_two_types_are_refused_as_pytorch_refuses_them(double: str) -> None:
+    """The straight way once refused them in other words than the model itself does."""
+    weight = torch.randn(6, 8, 3, 3, dtype=torch.float64 if double == "weight" else torch.float32)
+    bias = torch.randn(6, dtype=torch.float64)
+    with torch.no_grad(), exact_kernels():
+        with pytest.raises(RuntimeError) as expected:
+            F.conv2d(X, weight, bias)
+        with pytest.raises(RuntimeError) as found:
+            conv2d(X, weight, bias, [1, 1], [0, 0], [1, 1], 1)
+    assert str(found.value) == str(expected.value)
+
+
 def test_a_mode_before_the_engine_sees_what_is_asked_straight() -> None:
     seen = []
 
