@@ -217,7 +217,12 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 @register_rule(torch.flip, "flip", any_layout=True)
 def flip(call: Call, input: Operand, *each: Any, dims: Sequence[int] = ()) -> Rule:
     """Channels in the opposite order."""
-    along = _only_channels(call, input, dims or (each if isinstance(each[0], int) else each[0]), "mirrors")
+    along = dims_of(dims or (each if isinstance(each[0], int) else each[0]), len(input.shape))
+    if along_the_map(
+        along, input
+    ):  # two of them may be near again, so it is not said that no overlap is enough
+        call.refuse("mirrors over rows or columns")
+    _no_images(call, input, along, "mirrors")
     return Rule(lambda patches, input, *_, **__: torch.flip(input, along))
 
 

@@ -15,7 +15,7 @@ from support.foreign_blocks import (
     GlobalContextCodec,
     LinearAttentionBetween,
     PositionsOfTheWholeMap,
-    TurnedChannels,
+    SortedChannels,
     WindowAttention,
 )
 from support.networks import PlainCnn, ThirdPartyCodec
@@ -196,7 +196,7 @@ def test_channels_last_are_no_columns(width: int) -> None:
         (WindowAttention(4, shift=2), "opposite border"),
         (LinearAttentionBetween(4), "several maps"),
         (PositionsOfTheWholeMap(4), "changes while the module runs"),
-        (TurnedChannels(4), "no rule knows this op"),
+        (SortedChannels(4), "no rule knows this op"),
     ],
     ids=["one map", "unmasked roll", "two maps", "its size", "no rule"],
 )

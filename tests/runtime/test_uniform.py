@@ -39,7 +39,7 @@ def shapes(monkeypatch) -> Shapes:
     seen: Shapes = defaultdict(set)
     compute = execute.compute_piece
 
-    def recorded(op: Any, patches: Patches, value: Callable[[Operand], Any]) -> Tensor:
+    def recorded(op: Any, patches: Patches, value: Callable[[Operand], Any], *engine: Any) -> Tensor:
         given = []
 
         def noted(operand: Operand) -> Any:
@@ -47,7 +47,7 @@ def shapes(monkeypatch) -> Shapes:
             given.append(tuple(found.shape))
             return found
 
-        result = compute(op, patches, noted)
+        result = compute(op, patches, noted, *engine)
         seen[op.name].add((*given, tuple(result.shape)))
         return result
 

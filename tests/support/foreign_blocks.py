@@ -183,14 +183,14 @@ class PositionsOfTheWholeMap(nn.Module):
         return self.mix(seen.reshape(b, h * w, c * 25)).transpose(1, 2).reshape(b, c, h, w)
 
 
-class TurnedChannels(nn.Conv2d):
+class SortedChannels(nn.Conv2d):
     """Ahead of a convolution stands an op that has no rule."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flip(1))
+        return super().forward(x.sort(1)[0])
 
 
 class GlobalContextCodec(nn.Module):
