@@ -205,7 +205,7 @@ def sizes_of_results(network: Network, size: tuple[int, int, int]) -> list[tuple
     return [of_ops[result] for result in network.results]
 
 
-@tries(15, derandomize=True)
+@tries(8, derandomize=True)
 @given(cases)
 def test_the_trace_for_a_size_is_the_one_made_at_that_size(case):
     check(case)

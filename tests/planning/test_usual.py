@@ -140,7 +140,7 @@ def chains(draw: Any) -> list[Geometry]:
     return [op() for _ in range(draw(st.integers(1, 5)))]
 
 
-@tries(300)
+@tries(100)
 @given(chains(), st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(1, 320))))
 def test_of_chains(ops, input_scale) -> None:
     """What the tile reads, and how fine its maps are, op by op, by the geometries alone."""
