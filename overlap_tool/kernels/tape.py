@@ -4,7 +4,7 @@ What Python and PyTorch made of it is gone from a tape: it is a list of launches
 but for addresses. What depends on weights alone was computed when it was recorded. Zeros around a map are
 left to a kernel that can add them, and what is computed number by number goes along with what comes before.
 No operation is another or comes in another order for it, so no bit differs; and a tape is tried once, all the
-same, before it is relied on.
+same, on other tensors than it was recorded of, before it is relied on.
 """
 
 from __future__ import annotations
@@ -132,7 +132,6 @@ class Lying:
 @dataclass
 class Root:
     start: int
-    size: int
     memory: tuple[int, int]
     """Address and size of the whole of it, of which a given or a fixed tensor may be a part."""
     alive: StorageWeakRef
@@ -142,6 +141,10 @@ class Root:
     """Whether its numbers follow from those that are given."""
     kept: Tensor | None = None
     """A tensor there, of weights, and of what is made of them alone and read to make what follows."""
+
+    @property
+    def size(self) -> int:
+        return self.memory[1]
 
 
 @dataclass(frozen=True)
@@ -331,7 +334,7 @@ class Recorder(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._known[storage._cdata] = len(self.roots)
         memory = storage.data_ptr(), storage.nbytes()
-        self.roots.append(Root(start, storage.nbytes(), memory, StorageWeakRef(storage)))
+        self.roots.append(Root(start, memory, StorageWeakRef(storage)))
         return len(self.roots) - 1
 
     def _place(self, tensor: Tensor) -> Lying:
