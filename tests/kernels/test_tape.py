@@ -14,8 +14,9 @@ from support.tapes import Code, check, gdn, normal, program, recorded, steps
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import tape
-from overlap_tool.kernels.tape import Entry, Recorder, Tape, is_tried, tape_of
+from overlap_tool.kernels import joining
+from overlap_tool.kernels.recording import Entry, Recorder
+from overlap_tool.kernels.tape import Tape, is_tried, tape_of
 
 if torch.cuda.is_available() or not can_emulate():
     pytest.skip("a GPU cannot, or need not, be emulated", allow_module_level=True)
@@ -144,13 +145,13 @@ def test_what_was_tried_is_not_tried_again_whatever_else_was_seen(gpu) -> None:
 
 
 def test_a_tape_that_gives_other_bits_is_not_played(gpu, monkeypatch) -> None:
-    both = tape._both
+    both = joining._both
 
     def negated(first: Entry, second: Entry) -> Entry:
         entry = both(first, second)
         return replace(entry, work=replace(entry.work, program=("neg", entry.work.program)))
 
-    monkeypatch.setattr(tape, "_both", negated)
+    monkeypatch.setattr(joining, "_both", negated)
     weight = normal(4, 4, 1, 1)
     with pytest.warns(overlap_tool.SlowKernelWarning, match="other bits"):
         assert recorded(lambda x: [torch.relu(F.conv2d(x, weight))], normal(1, 4, 5, 5))[1] is None

@@ -17,8 +17,9 @@ from support.tapes import normal as on_a_device
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import tape
-from overlap_tool.kernels.tape import Lying, Recorder, Tape, tape_of
+from overlap_tool.kernels import joining, tape
+from overlap_tool.kernels.recording import Lying, Recorder
+from overlap_tool.kernels.tape import Tape, tape_of
 
 pytestmark = pytest.mark.usefixtures("exactly")
 
@@ -145,7 +146,7 @@ def test_boxes_that_share_no_number_are_told(data) -> None:
 
 
 def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
-    monkeypatch.setattr(tape, "_parts_of", lambda entry, whole: iter(()))
+    monkeypatch.setattr(joining, "_parts_of", lambda entry, whole: iter(()))
     weight = normal(4, 4, 1, 1)
 
     def code(x: Tensor) -> list[Tensor]:

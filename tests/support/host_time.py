@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import codegen, compositions, cuda, driver, tape, trial
+from overlap_tool.kernels import codegen, compositions, cuda, driver, joining, tape, trial
 from overlap_tool.kernels.arithmetic import on_gpu, tensors
 from overlap_tool.runtime import execute, repeated
 from support.emulated_driver import emulated_driver
@@ -61,7 +61,8 @@ def microseconds(stage: str, schedule: str) -> tuple[int, float]:
         patch.setattr(trial, "choose", lambda layer: (cuda, None))
         patch.setattr(compositions, "compute", compute)
         patch.setitem(repeated.WORTH, "cpu", 0)
-        patch.setattr(tape, "on_processor", lambda device: False)
+        for each in joining, tape:
+            patch.setattr(each, "on_processor", lambda device: False)
         patch.setattr(
             tape,
             "program_kernel",

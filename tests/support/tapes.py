@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from overlap_tool.kernels.tape import Recorder, Tape, copied_alike, is_right, tape_of
+from overlap_tool.kernels.recording import Recorder
+from overlap_tool.kernels.tape import Tape, copied_alike, is_right, tape_of
 
 Code = Callable[..., list[Tensor]]
 

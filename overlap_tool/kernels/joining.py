@@ -1,0 +1,226 @@
+"""The same work in fewer launches.
+
+Zeros around a map are left to a kernel that can add them, and what is computed number by number goes along
+with what comes before. No operation is another or comes in another order for it, so no bit differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Any, cast
+
+import torch
+
+from overlap_tool.kernels.arithmetic import fused
+from overlap_tool.kernels.arithmetic.generated import INPUTS
+from overlap_tool.kernels.copying import Copied
+from overlap_tool.kernels.recording import Dispatched, Entry, Lying, Pointwise, on_processor
+from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise
+
+
+def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
+    """The same work in fewer launches. What is written to roots that are seen from outside stays so."""
+    entries = list(chain.from_iterable(map(_zeros_and_a_copy, entries)))
+    entries = [_with_zeros_of_its_own(_as_pointwise(_as_copy(entry)), entries, seen) for entry in entries]
+    read = {root for entry in entries for root in entry.reads} | seen
+    entries = [entry for entry in entries if not (entry.makes and read.isdisjoint(entry.makes))]
+    at = 0
+    while at < len(entries):
+        into = _before(entries, at, seen)
+        if into is None:
+            at += 1
+        else:
+            entries[into] = _both(entries[into], entries.pop(at))
+    for at, entry in enumerate(entries):
+        if isinstance(entry.work, Pointwise) and entry.work.otherwise:
+            entries[at] = replace(entry, work=entry.work.otherwise)
+    return _written_in_place(entries, seen)
+
+
+def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
+    """Outputs of convolutions that are only copied into a part of a larger map go there at once."""
+    found = list(entries)
+    touching: dict[int, list[Entry]] = {}
+    for entry in entries:
+        for root in entry.touches:
+            touching.setdefault(root, []).append(entry)
+    for entry in entries:
+        if not isinstance(entry.work, Copied):
+            continue
+        to, source = entry.work.to, entry.work.source
+        if len(touching[source.root]) != 2 or touching[source.root][1] is not entry or source.root in seen:
+            continue
+        making = touching[source.root][0]
+        one = making.work
+        if not isinstance(one, Convolution) or one.out != source or to.root in making.touches:
+            continue
+        at, last = found.index(making), found.index(entry)
+        between = [
+            part for each in found[at + 1 : last] if to.root in each.touches for part in _parts_of(each, to)
+        ]
+        if any(part is None or not to.apart_from(part) for part in between):
+            continue
+        found[at] = replace(making, work=replace(one, out=to), writes=[to.root])
+        del found[last]
+    return found
+
+
+def _parts_of(entry: Entry, whole: Lying) -> Iterator[Lying | None]:
+    """The parts of a root that an entry touches; nothing in the place of what is not known."""
+    work = entry.work
+    if isinstance(work, Copied):
+        given: Any = (work.source, work.to)
+    elif isinstance(work, Dispatched) and work.func is torch.ops.aten.zero_.default:
+        given = work.args
+    elif isinstance(work, Convolution):
+        given = work.x, work.out, *work.others
+    else:
+        yield None
+        return
+    yield from (each for each in given if each is None or each.root == whole.root)
+
+
+def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
+    """Zeros put around a map on the CPU, as zeros and a copy of the map: both go where tapes have memory."""
+    work = entry.work
+    if not isinstance(work, Dispatched) or work.func is not torch.ops.aten.constant_pad_nd.default:
+        return [entry]
+    (x, around, *value), out = work.args, work.out
+    if (
+        not on_processor(x.device)
+        or (len(around), len(x.shape)) != (4, 4)
+        or min(around) < 0
+        or work.kwargs
+        or str(float(value[0] if value else 0)) != "0.0"
+    ):
+        return [entry]
+    left, _, top, _ = around
+    inside = out.part((top, top + x.shape[2]), (left, left + x.shape[3]))
+    if not x.lies_beside(inside):
+        return [entry]
+    rows, columns = (0, top, top + x.shape[2], out.shape[2]), (0, left, left + x.shape[3], out.shape[3])
+    border = [
+        out.part(rows[:2], columns[::3]),
+        out.part(rows[2:], columns[::3]),
+        out.part(rows[1:3], columns[:2]),
+        out.part(rows[1:3], columns[2:]),
+    ]
+    zeros = (Dispatched(torch.ops.aten.zero_.default, (part,), {}, part) for part in border if part.numel())
+    return [*(Entry(each, [], [out.root]) for each in zeros), Entry(Copied(x, inside), [x.root], [out.root])]
+
+
+def _as_copy(entry: Entry) -> Entry:
+    """Of maps on the CPU whose channels are neighbours, by a kernel of its own."""
+    work = entry.work
+    if not isinstance(work, Dispatched) or work.func not in COPIES or not isinstance(work.out, Lying):
+        return entry
+    source, to = work.args[1] if work.func is torch.ops.aten.copy_.default else work.args[0], work.out
+    if not isinstance(source, Lying) or not on_processor(source.device) or not source.lies_beside(to):
+        return entry
+    return Entry(Copied(source, to), entry.reads, entry.writes)
+
+
+COPIES = frozenset((torch.ops.aten.copy_.default, torch.ops.aten.clone.default))
+
+
+def _as_pointwise(entry: Entry) -> Entry:
+    work = entry.work
+    if isinstance(work, Elementwise) and (not work.numbers or work.name in fused.BY_NUMBERS):
+        expression = work.name, *range(len(work.xs)), *(float(number).hex() for number in work.numbers)
+        return replace(entry, work=Pointwise(expression, work.xs, work.y))
+    if not isinstance(work, Dispatched) or work.kwargs or not isinstance(work.out, Lying):
+        return entry
+    name, out = work.func._schema.name.removeprefix("aten::").rstrip("_"), work.out
+    xs = tuple(dict.fromkeys(each for each in work.args if isinstance(each, Lying)))
+    if (
+        name not in fused.OPERATIONS
+        or out.dtype not in (torch.float32, torch.float64)
+        or len(xs) > INPUTS
+        or not out.dense
+        or not all(x.lies_as(out) or x.lies_beside(out) for x in xs)
+        or not all(isinstance(each, Lying | int | float) for each in work.args)
+    ):
+        return entry
+    parts = (xs.index(each) if isinstance(each, Lying) else float(each).hex() for each in work.args)
+    expression = name, *parts
+    if all(x.lies_as(out) for x in xs):
+        return Entry(Pointwise(expression, xs, out), entry.reads, entry.writes)
+    return replace(entry, work=Pointwise(expression, xs, out, otherwise=work))
+
+
+def _with_zeros_of_its_own(entry: Entry, entries: list[Entry], seen: set[int]) -> Entry:
+    """A convolution of what zeros were put around, as one that reads them where nothing is."""
+    work = entry.work
+    if not isinstance(work, Convolution) or not work.packed.adds_zeros or work.x.root in seen:
+        return entry
+    x = cast(Lying, work.x)
+    touching = [each for each in entries if x.root in each.touches]
+    if len(touching) != 2 or not isinstance(call := touching[0].work, Dispatched) or call.out != x:
+        return entry
+    around = cast(Lying, call.args[0])
+    between = entries[entries.index(touching[0]) : entries.index(touching[1])]
+    if (
+        call.func is not torch.ops.aten.constant_pad_nd.default
+        or len(call.args[1]) != 4
+        or str(float(call.args[2] if len(call.args) > 2 else 0)) != "0.0"
+        or (around.shape[1] > 1 and around.strides[1] != 1)
+        or any(around.root in each.writes for each in between)
+    ):
+        return entry
+    left, right, top, bottom = call.args[1]
+    (above, below), (before, after) = work.form.padding
+    padding = (above + top, below + bottom), (before + left, after + right)
+    work = replace(work, x=around, form=work.form._replace(padding=padding))
+    return replace(entry, work=work, reads=[around.root, *entry.reads[1:]])
+
+
+def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
+    """The earlier work that can do this along with its own: the last that makes any of what this reads."""
+    work = entries[at].work
+    if not isinstance(work, Pointwise):
+        return None
+    made = [n for n in range(at) if not set(entries[n].writes).isdisjoint(entries[at].reads)]
+    if not made or not isinstance(one := entries[made[-1]].work, Convolution | Pointwise):
+        return None
+    if work.otherwise and not (isinstance(one, Convolution) and one.packed.others_lie_anyhow):
+        return None
+    if isinstance(one, Pointwise) and one.otherwise:
+        return None
+    value, out, most = one.out, work.out, INPUTS if isinstance(one, Pointwise) else OTHERS
+    between, after = entries[made[-1] + 1 : at], entries[at + 1 :]
+    unread = not any(value.root in each.reads for each in between) and (
+        value.root == out.root or not (value.root in seen or any(value.root in each.reads for each in after))
+    )
+    apart = all(
+        x == out for x in (one.xs if isinstance(one, Pointwise) else one.others) if x.root == out.root
+    )
+    if isinstance(one, Convolution):  # which writes sums to its outputs before it reads anything beside
+        apart &= one.x.root != out.root and all(x == value or x.root != out.root for x in work.xs)
+    free = not any(out.root in each.touches for each in between)
+    fits = value in work.xs and value.lies_as(out) and len(_beside(one, work)) <= most
+    return made[-1] if fits and unread and apart and free else None
+
+
+def _beside(one: Convolution | Pointwise, then: Pointwise) -> tuple[Any, ...]:
+    """What both read, without what the first hands to the second."""
+    first = one.xs if isinstance(one, Pointwise) else one.others
+    return tuple(dict.fromkeys((*first, *(x for x in then.xs if x != one.out))))
+
+
+def _both(first: Entry, second: Entry) -> Entry:
+    one, then = first.work, second.work
+    beside = _beside(one, then)
+    own = isinstance(one, Convolution)
+    before = one.program if own else one.expression
+    if not own:
+        before = fused.with_inputs(before, {n: beside.index(x) for n, x in enumerate(one.xs)})
+    inputs = {n: before if x == one.out else beside.index(x) + own for n, x in enumerate(then.xs)}
+    expression = fused.with_inputs(then.expression, inputs)
+    if own:
+        work: Any = replace(one, program=expression, others=beside, out=then.out)
+    else:
+        work = Pointwise(expression, beside, then.out)
+    reads = [root for root in (*first.reads, *second.reads) if root != one.out.root]
+    return Entry(work, list(dict.fromkeys((*reads, *(x.root for x in beside)))), second.writes)

@@ -1,0 +1,339 @@
+"""Notes of what is computed: every op and every launch, where its tensors lie, and what follows from what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from overlap_tool.kernels.arithmetic import fused
+from overlap_tool.kernels.work import Convolution, Elementwise, noting
+
+VECTOR = 16
+"""Bytes that a kernel for a GPU takes at once, where they are aligned."""
+
+MAKES_ROOM = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split())
+
+ASKS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+"""Of ops that hand numbers to Python."""
+
+
+def on_processor(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+@dataclass(frozen=True)
+class Lying:
+    """Where a tensor lies: so many bytes from the start of a root, which is a piece of memory."""
+
+    root: int
+    offset: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    beyond: int
+    """Bytes between the root's start and the last whole vector before it."""
+
+    def stride(self, dim: int | None = None) -> Any:
+        return self.strides if dim is None else self.strides[dim]
+
+    def data_ptr(self) -> int:
+        """As far as its alignment goes."""
+        return self.offset + self.beyond
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def lies_as(self, other: Lying) -> bool:
+        return (self.shape, self.strides, self.dtype) == (other.shape, other.strides, other.dtype)
+
+    def apart_from(self, other: Lying) -> bool:
+        """Whether they are boxes of one map that share no number. Not so if that cannot be told."""
+        if self.strides != other.strides or self.dtype != other.dtype:
+            return False
+        axes = sorted(zip(self.strides, self.shape, other.shape, strict=True), reverse=True)
+        axes = [axis for axis in axes if axis[1:] != (1, 1)]
+        steps = [step for step, *_ in axes]
+        if 0 in steps:
+            return False
+        boxes = []
+        for place, sizes in ((self, [n for _, n, _ in axes]), (other, [n for *_, n in axes])):
+            rest, most, box = place.offset // self.dtype.itemsize, 0, []
+            for step, n in zip(steps, sizes, strict=True):
+                first, rest = divmod(rest, step)
+                box.append((first, first + n))
+            for at in reversed(range(len(steps))):
+                most += (box[at][1] - 1) * steps[at]
+                if at and most >= steps[at - 1]:  # an address would be that of several places in the map
+                    return False
+            if rest:
+                return False
+            boxes.append(box)
+        return any(a >= d or c >= b for (a, b), (c, d) in zip(*boxes, strict=True))
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Lying:
+        """Of a map: so many rows and columns, from first to last."""
+        (_, _, row, pixel), (first, stop), (left, right) = self.strides, rows, columns
+        shape = torch.Size((*self.shape[:2], stop - first, right - left))
+        offset = self.offset + (first * row + left * pixel) * self.dtype.itemsize
+        return replace(self, offset=offset, shape=shape)
+
+    def lies_beside(self, other: Lying) -> bool:
+        """Whether a kernel can read it along with the other, channels of one pixel by those of one."""
+        return (
+            self.root != other.root
+            and (self.shape, self.dtype, self.device) == (other.shape, other.dtype, other.device)
+            and len(self.shape) == 4
+            and all(each.shape[1] == 1 or each.strides[1] == 1 for each in (self, other))
+        )
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing lies between its numbers."""
+        by_stride = sorted((s, n) for s, n in zip(self.strides, self.shape, strict=True) if n > 1)
+        return all(s == prod(n for _, n in by_stride[:at]) for at, (s, _) in enumerate(by_stride))
+
+
+@dataclass
+class Root:
+    start: int
+    memory: tuple[int, int]
+    """Address and size of the whole of it, of which a given or a fixed tensor may be a part."""
+    alive: StorageWeakRef
+    """Keeps its name in memory from being given away, though not the memory."""
+    given: bool = False
+    derived: bool = False
+    """Whether its numbers follow from those that are given."""
+    kept: Tensor | None = None
+    """A tensor there, of weights, and of what is made of them alone and read to make what follows."""
+
+    @property
+    def size(self) -> int:
+        return self.memory[1]
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """An op of PyTorch's."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """What is computed number by number."""
+
+    expression: fused.Expression
+    xs: tuple[Lying, ...]
+    out: Lying
+    otherwise: Dispatched | None = None
+    """What it was, where inputs lie otherwise than the output: no kernel of its own computes it then."""
+
+
+@dataclass
+class Entry:
+    """With places for tensors."""
+
+    work: Any
+    reads: list[int]
+    writes: list[int]
+    makes: list[int] = field(default_factory=list)
+    """What was not there before: PyTorch gives it memory."""
+
+    @property
+    def touches(self) -> set[int]:
+        return {*self.reads, *self.writes}
+
+
+class _Watch(TorchFunctionMode):
+    """Sees what hands numbers to Python without asking PyTorch's dispatcher."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in HANDS_OVER:
+            for each in args[:1]:
+                if isinstance(each, Tensor) and self._recorder.knows_derived(each):
+                    self._recorder.refuse(f"Tensor.{func.__name__} hands numbers to Python")
+        return func(*args, **(kwargs or {}))
+
+
+HANDS_OVER = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
+
+
+class Recorder(TorchDispatchMode):
+    """Notes what is computed, beneath the exact engine: what that makes of a model's ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.roots: list[Root] = []
+        self.entries: list[Entry] = []
+        self.given: list[Lying] = []
+        self.returned: list[Lying] = []
+        self.refused = ""
+        self._known: dict[int, int] = {}
+        self._paused = False
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        with _pop_mode_temporarily() as exact, self, exact, noting(self._launched), _Watch(self):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def gives(self, tensor: Tensor) -> None:
+        """What is another one when the tape is played."""
+        if tensor.untyped_storage()._cdata in self._known:
+            self.refuse("one tensor is given twice")
+            return
+        root = self._root(tensor, tensor.data_ptr())
+        self.roots[root].given = self.roots[root].derived = True
+        self.given.append(self._place(tensor))
+
+    def returns(self, tensor: Tensor) -> None:
+        self.returned.append(self._place(tensor))
+        self._keep(tensor)
+
+    def follows(self, tensor: Tensor) -> None:
+        """Refuse if this is not known to follow from what is given: it came about unseen."""
+        if not self.roots[self._place(tensor).root].derived:
+            self.refuse("a result was computed by something that cannot be recorded")
+
+    def refuse(self, reason: str) -> None:
+        """The first reason is kept."""
+        self.refused = self.refused or reason
+
+    def knows_derived(self, tensor: Tensor) -> bool:
+        root = self._known.get(tensor.untyped_storage()._cdata)
+        return root is not None and self.roots[root].derived
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self._paused and not self.refused:
+            self._noted(func, args, kwargs, result)
+        return result
+
+    def _noted(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        if any(each.is_meta for each in made):
+            return
+        if name in MAKES_ROOM:
+            for each in made:
+                self._root(each, each.untyped_storage().data_ptr())
+            return
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        places = {id(each): self._place(each) for each in given if not each.is_meta}
+        reads = [place.root for place in places.values()]
+        derived = any(self.roots[root].derived for root in reads)
+        if derived and (
+            any(tag in func.tags for tag in ASKS)
+            or any(not isinstance(leaf, Tensor) for leaf in tree_leaves(result) if leaf is not None)
+            or any(each.device != self.given_on for each in made)
+        ):
+            self.refuse(f"{func} hands numbers to Python, or to another device")
+            return
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.refuse(f"{func} draws other numbers every time")
+            return
+        written = list(_written(func, args, kwargs))
+        new = [each for each in made if each.untyped_storage()._cdata not in self._known]
+        if not new and not written:  # another view
+            return
+        for each in new:
+            self._root(each, each.untyped_storage().data_ptr())
+        args, kwargs = tree_map_only(Tensor, lambda each: places.get(id(each), each), (args, kwargs))
+        call = Dispatched(func, args, kwargs, tree_map_only(Tensor, self._place, result))
+        read = [each for each in given if not each.is_meta]
+        self._add(call, read, [*written, *new], [self._place(each).root for each in new])
+
+    @property
+    def given_on(self) -> torch.device:
+        return self.given[0].device
+
+    def _launched(self, work: Convolution | Elementwise) -> None:
+        if self._paused or self.refused:
+            return
+        if isinstance(work, Convolution):
+            packed = replace(work.packed, values=self._place(work.packed.values))
+            bias = None if work.bias is None else self._place(work.bias)
+            x, out = self._place(work.x), self._place(work.out)
+            noted: Any = replace(work, x=x, packed=packed, bias=bias, out=out)
+            read = [each for each in (work.x, work.packed.values, work.bias) if each is not None]
+            self._add(noted, read, [work.out])
+        else:
+            xs, y = tuple(map(self._place, work.xs)), self._place(work.y)
+            self._add(replace(work, xs=xs, y=y), work.xs, [work.y])
+
+    def _add(
+        self, work: Any, read: Sequence[Tensor], written: Sequence[Tensor], makes: Sequence[int] = ()
+    ) -> None:
+        reads, writes = ([self._place(each).root for each in some] for some in (read, written))
+        self.entries.append(Entry(work, reads, writes, list(makes)))
+        if any(self.roots[root].kept is not None for root in writes):
+            self.refuse("it writes to what is not its own, or what was read")
+        if any(self.roots[root].derived for root in reads):
+            for root in writes:
+                self.roots[root].derived = True
+            for each in read:
+                self._keep(each)
+
+    def _keep(self, tensor: Tensor) -> None:
+        root = self.roots[self._place(tensor).root]
+        if not root.derived and root.kept is None:
+            root.kept = tensor
+
+    def _root(self, tensor: Tensor, start: int) -> int:
+        storage = tensor.untyped_storage()
+        self._known[storage._cdata] = len(self.roots)
+        memory = storage.data_ptr(), storage.nbytes()
+        self.roots.append(Root(start, memory, StorageWeakRef(storage)))
+        return len(self.roots) - 1
+
+    def _place(self, tensor: Tensor) -> Lying:
+        root = self._known.get(tensor.untyped_storage()._cdata)
+        if root is None:  # weights, and what is made of them
+            root = self._root(tensor, tensor.data_ptr())
+            self.roots[root].kept = tensor
+        storage = tensor.untyped_storage()
+        if (storage.data_ptr(), storage.nbytes()) != self.roots[root].memory:
+            self.refuse("a tensor grew, and its memory is another")
+        if tensor.is_neg() or tensor.is_conj():
+            self.refuse("a tensor is negated or conjugated when it is read")
+        start = self.roots[root].start
+        offset = tensor.data_ptr() - start if tensor.numel() else 0
+        return Lying(root, offset, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, start % VECTOR)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The arguments that an op writes to."""
+    if func._schema.is_mutable:
+        for at, each in enumerate(func._schema.arguments):
+            if each.alias_info is not None and each.alias_info.is_write:
+                value = args[at] if at < len(args) else kwargs.get(each.name)
+                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
