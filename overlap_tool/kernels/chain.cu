@@ -94,18 +94,20 @@ __device__ __forceinline__ T* written_by(const Shape& s, u32 pixel) {
 }
 
 // An implicit matrix product: rows are pixels, columns output channels, the depth all taps in order. A block
-// has ROWS x COLUMNS outputs, a warp 8 x 4 threads, a thread HIGH x WIDE outputs. Of samples and weights DEPTH
-// at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by 128 bits.
+// has ROWS x COLUMNS outputs, a thread HIGH x WIDE; of a warp's threads, LANES have the same pixels. Of samples
+// and weights DEPTH at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by
+// 128 bits.
 // The weights are packed as (panels, taps filled up to whole DEPTHs, COLUMNS).
-template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int BLOCKS, bool WHOLE>
-__global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 32, BLOCKS)
+template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, bool WHOLE>
+__global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
     tiled(const Shape s) {
   using V = Vector<T>;
-  constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, ACROSS = COLUMNS / (4 * WIDE);
-  constexpr int THREADS = ROWS / (8 * HIGH) * ACROSS * 32;
+  constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, THREADS = ROWS / HIGH * (COLUMNS / WIDE);
+  constexpr int ACROSS = COLUMNS / (LANES * WIDE), DOWN = 32 / LANES;  // warps of a block, threads of a warp
   constexpr int AT_ONCE = WHOLE ? SIZE : 1, FETCHES = DEPTH / AT_ONCE;  // of a pixel
-  constexpr int PIXELS = ROWS * FETCHES / THREADS, TAPS = DEPTH * COLUMNS / (THREADS * SIZE);  // of a thread
-  static_assert(PIXELS * THREADS == ROWS * FETCHES && TAPS * THREADS * SIZE == DEPTH * COLUMNS);
+  constexpr int PIXELS = ROWS * FETCHES / THREADS;  // of a thread
+  constexpr int VECTORS = DEPTH * COLUMNS / SIZE;   // of taps
+  static_assert(PIXELS * THREADS == ROWS * FETCHES);
   __shared__ alignas(16) T samples[2][ROWS][DEPTH + SIZE];              // a row more hits no bank twice
   __shared__ alignas(16) T taps[2][DEPTH][COLUMNS];
   __shared__ Pixel pixels[ROWS];
@@ -153,8 +155,9 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
       }
     }
 #pragma unroll
-    for (int i = 0; i < TAPS; i++)
-      copy<16>((T*)taps[stage] + (thread + i * THREADS) * SIZE, weight + i * THREADS * SIZE, true);
+    for (int i = 0; i < VECTORS; i += THREADS)
+      if (i + THREADS <= VECTORS || thread < VECTORS - i)
+        copy<16>((T*)taps[stage] + (thread + i) * SIZE, weight + i * SIZE, true);
     weight += DEPTH * COLUMNS;
     channel += DEPTH, tap += DEPTH;
     next_tap();
@@ -165,12 +168,13 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
   for (int i = 0; i < HIGH; i++)
 #pragma unroll
     for (int j = 0; j < WIDE; j++) acc[i][j] = 0;
-  // this thread's pixels are 8 apart, and its channels come by vectors that are 4 vectors apart
-  const int m0 = warp / ACROSS * (8 * HIGH) + lane / 4, n0 = warp % ACROSS * (4 * WIDE) + lane % 4 * SIZE;
+  // this thread's pixels are DOWN apart, and its channels come by vectors that are LANES vectors apart
+  const int m0 = warp / ACROSS * (DOWN * HIGH) + lane / LANES;
+  const int n0 = warp % ACROSS * (LANES * WIDE) + lane % LANES * SIZE;
   auto multiply = [&](int stage, int k, const T(&a)[HIGH]) {
     T b[WIDE];
 #pragma unroll
-    for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&taps[stage][k][n0 + 4 * j];
+    for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&taps[stage][k][n0 + LANES * j];
 #pragma unroll
     for (int i = 0; i < HIGH; i++)
 #pragma unroll
@@ -191,7 +195,7 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
     for (int k = 0; k < DEPTH; k += SIZE) {
       V a[HIGH];
 #pragma unroll
-      for (int i = 0; i < HIGH; i++) a[i] = *(const V*)&samples[stage][m0 + 8 * i][k];
+      for (int i = 0; i < HIGH; i++) a[i] = *(const V*)&samples[stage][m0 + DOWN * i][k];
 #pragma unroll
       for (int part = 0; part < SIZE; part++) {
         T one[HIGH];
@@ -206,7 +210,7 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
   for (int k = 0; k < total % DEPTH; k++) {
     T one[HIGH];
 #pragma unroll
-    for (int i = 0; i < HIGH; i++) one[i] = samples[whole & 1][m0 + 8 * i][k];
+    for (int i = 0; i < HIGH; i++) one[i] = samples[whole & 1][m0 + DOWN * i][k];
     multiply(whole & 1, k, one);
   }
 
@@ -215,18 +219,18 @@ __global__ void __launch_bounds__(ROWS / (8 * HIGH) * (COLUMNS / (4 * WIDE)) * 3
   T addends[WIDE];
 #pragma unroll
   for (int j = 0; j < WIDE; j++) {
-    const int n = n0 + j / SIZE * 4 * SIZE + j % SIZE;
+    const int n = n0 + j / SIZE * LANES * SIZE + j % SIZE;
     addends[j] = s.bias && n < left ? ((const T*)s.bias)[first + n] : 0;
   }
 #pragma unroll
   for (int i = 0; i < HIGH; i++) {
-    const u32 pixel = first_pixel + m0 + 8 * i;
+    const u32 pixel = first_pixel + m0 + DOWN * i;
     if (pixel >= s.pixels) break;  // so are the later ones
     T* const to = written_by<T>(s, pixel) + first;
     const i64 at = to - (T*)s.y;
 #pragma unroll
     for (int j = 0; j < WIDE; j += SIZE) {
-      const int n = n0 + 4 * j;
+      const int n = n0 + LANES * j;
       V found;
 #pragma unroll
       for (int k = 0; k < SIZE; k++)

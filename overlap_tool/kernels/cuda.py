@@ -31,17 +31,22 @@ DEPTHWISE_THREADS = 128
 LONGEST_ROW = 48
 """Samples of a row that a thread of the depthwise kernel holds."""
 
+FETCHING = 4
+"""Outputs that take as many instructions as fetching their samples does, by `benchmarks/cuda_static.py`."""
+
 MOST_PIXELS = 2**31 - 1
 """Of one launch: the kernels count them in 32 bits."""
 
 
 class Tile(NamedTuple):
-    """Outputs of a block and of a thread, pixels by channels, and blocks that a multiprocessor is to hold."""
+    """Outputs of a block and of a thread, pixels by channels; threads of a warp that have the same pixels;
+    and blocks that a multiprocessor is to hold."""
 
     rows: int
     columns: int
     high: int
     wide: int
+    lanes: int
     blocks: int
 
     @property
@@ -49,14 +54,21 @@ class Tile(NamedTuple):
         return self.rows // self.high * (self.columns // self.wide)
 
 
-TILES = {16: Tile(128, 16, 8, 4, 8), 32: Tile(192, 32, 6, 8, 5), 64: Tile(64, 64, 8, 8, 8)}
-"""For layers of at most so many outputs."""
+TILES = {
+    4: Tile(128, 4, 2, 4, 1, 9),
+    12: Tile(128, 12, 2, 12, 1, 9),
+    16: Tile(128, 16, 8, 4, 4, 8),
+    32: Tile(192, 32, 6, 8, 4, 5),
+    64: Tile(64, 64, 8, 8, 4, 8),
+}
+"""For layers of at most so many outputs. Where they are an image's three colours, or those of four phases, a
+thread has all of a pixel."""
 
-LARGE = Tile(128, 64, 8, 8, 4), Tile(96, 96, 6, 8, 3)
+LARGE = Tile(128, 64, 8, 8, 4, 4), Tile(96, 96, 6, 8, 4, 3)
 """For layers of more outputs: whichever has less to fill up, or else the first, which takes fewer
 instructions. Where a thread has 6 x 8 outputs, registers are left for more warps at once."""
 
-DOUBLES = Tile(64, 32, 4, 4, 4)
+DOUBLES = Tile(64, 32, 4, 4, 4, 4)
 
 
 def tile_for(outputs: int, dtype: torch.dtype) -> Tile:
@@ -77,9 +89,9 @@ def run_for(taps: int, stride: int, dilation: int, dtype: torch.dtype) -> tuple[
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:
-    """Outputs that are computed, so many being asked for: whole blocks."""
+    """The work for so many outputs: whole blocks, and samples, whose fetching takes as long as some more."""
     columns = tile_for(outputs, dtype).columns
-    return -(-outputs // columns) * columns
+    return -(-outputs // columns) * (columns + FETCHING)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Kernel(Protocol):
         """Weights (out, in / groups, height, width) as `convolve` wants them."""
 
     def filled(self, outputs: int, dtype: torch.dtype) -> int:
-        """Outputs of a group that are computed, so many being asked for."""
+        """How much work so many outputs of a group are: as much as so many of a large layer."""
 
     def convolve(
         self, x: Tensor, weight: Any, bias: Tensor | None, form: Form, out: Tensor | None = None

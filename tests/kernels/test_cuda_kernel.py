@@ -60,6 +60,11 @@ LAYERS = {
     "96x96, with a rest": Case(20, 96, (1, 2), x="channels last", images=2),
     "128x64": Case(4, 128, (3, 3), (2, 2), x="channels last"),
     "64x64": Case(12, 64, (2, 2), x="channels last", bias=False),
+    "4 outputs": Case(20, 3, (3, 3), x="channels last", images=2),
+    "4 outputs, number by number": Case(18, 4, (2, 3), (2, 1)),
+    "12 outputs": Case(36, 12, (2, 2), x="channels last", images=3),
+    "two groups of 9": Case(10, 18, (1, 3), groups=2, bias=False),
+    "16 outputs": Case(8, 16, (2, 2), x="channels last", images=2),
     "64x64, two groups": Case(8, 100, (2, 2), groups=2, x="channels last"),
     "192x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
     "depthwise, 7 columns": Case(33, 33, (2, 7), groups=33, images=2, x="channels last"),
@@ -111,8 +116,9 @@ def check(target: str, name: str) -> None:
 
 QUICK = [
     *(("compute_90", name) for name in OURS),
-    *product(("compute_80", "compute_100"), ("96x96, whole chunks", "3 channels", "depthwise")),
-    *product(("compute_75",), ("128x64", "3 channels", "float64 by rows")),  # which cannot copy meanwhile
+    *product(("compute_80", "compute_100"), ("96x96, whole chunks", "3 channels", "depthwise", "4 outputs")),
+    # which cannot copy meanwhile
+    *product(("compute_75",), ("128x64", "3 channels", "float64 by rows", "12 outputs")),
 ]
 
 
@@ -405,11 +411,22 @@ MUTATIONS: dict[str, Callable[[str], str]] = {
     "the end of the depth": nth(r"setp\.lt\.s32", "setp.le.s32", -1),
 }
 
+TO_FEW_OUTPUTS: dict[str, Callable[[str], str]] = {
+    "the barrier of a step": MUTATIONS["the barrier of a step"],
+    "the wait for copies": MUTATIONS["the wait for copies"],
+    "order": two_multiply_adds_the_other_way_round,
+    "a tap less": nth(r"setp\.gt\.u32 \t(%p\d+), (%r\d+), 47", r"setp.gt.u32 \t\1, \2, 46", 0),
+    "a tap more": nth(r"setp\.gt\.u32 \t(%p\d+), (%r\d+), 47", r"setp.gt.u32 \t\1, \2, 48", 1),
+    "a sample of another pixel": nth(r"(ld\.shared\.v4\.u32 \t.*\[%rd\d+)\+256\]", r"\1+512]", 0),
+    "an output less": nth(r"setp\.lt\.s32 \t(%p\d+), (%r\d+), 12;", r"setp.lt.s32 \t\1, \2, 13;", 0),
+}
+"""Where a block's threads are more than its vectors of taps, and one has all outputs of a pixel."""
 
-def mutated(edit: Callable[[str], str]) -> bool:
+
+def mutated(edit: Callable[[str], str], outputs: int = 64) -> bool:
     """Whether it is noticed that the program is another. The layer's depth is whole chunks, and a rest. Where
     all is minus nothing, one step too many is seen."""
-    case = Case(20, 64, (1, 2), images=4, x="channels last")
+    case = Case(20, outputs, (1, 2), images=4, x="channels last")
     x, weight, bias, form = operands(case)
     form = form._replace(padding=((1, 1), (1, 1)))
     changed = []
@@ -441,5 +458,11 @@ def test_another_program_is_noticed(what: str) -> None:
     assert mutated(MUTATIONS[what])
 
 
-def test_the_same_program_is_not() -> None:
-    assert not mutated(unchanged)
+@pytest.mark.parametrize("what", TO_FEW_OUTPUTS)
+def test_another_program_to_few_outputs_is_noticed(what: str) -> None:
+    assert mutated(TO_FEW_OUTPUTS[what], outputs=12)
+
+
+@pytest.mark.parametrize("outputs", [64, 12])
+def test_the_same_program_is_not(outputs: int) -> None:
+    assert not mutated(unchanged, outputs)
