@@ -23,6 +23,10 @@ BLOCK = 48
 """Output pixels of a row computed in one go: weights come from the outer caches once for each."""
 
 
+LINE = 64
+"""Bytes of a cache's line, on most processors."""
+
+
 @dataclass(frozen=True)
 class Processor:
     """What the code generator needs to know of a processor."""
@@ -57,7 +61,7 @@ def processor() -> Processor:
 
 
 FIELDS = (
-    *("next", "items", "groups", "panels", "images", "rows", "columns"),
+    *("next", "items", "groups", "panels", "at_once", "images", "rows", "columns"),
     *("x", "x_image", "x_group", "x_row", "x_pixel"),
     *("outer", "outer_stride", "inner", "inner_stride", "run", "outer_at_once"),
     *("w", "w_group", "w_panel", "w_outer"),
@@ -70,10 +74,10 @@ FIELDS = (
 """One convolution as the generated code reads it, 64 bits each. Strides count numbers, not bytes.
 
 The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
-which every thread takes the next until none is left: panel after panel of output channels, so that threads
-read the same weights, and in each panel row after row in blocks of `BLOCK` pixels. `finish` is code that is
-called for every block of outputs, while they are in the cache, with the same pixels and channels of `other`
-and `another`, and writes what is kept in their place; or zero.
+which every thread takes the next until none is left: so many panels of output channels `at_once`, either all,
+or one, so that threads read the same weights; and of these row after row in blocks of `BLOCK` pixels.
+`finish` is code that is called for every block of outputs, while they are in the cache, with the same pixels
+and channels of `other` and `another`, and writes what is kept in their place; or zero, as `bias` may be.
 """
 
 
@@ -139,6 +143,7 @@ class _Generator:
         self.store = self._intrinsic(
             f"llvm.masked.store.{kind}.p0", ir.VoidType(), [self.vector, place, I32, mask]
         )
+        self.prefetch = self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
         self.align = itemsize
         self.blocks = {vectors: self._block(vectors) for vectors in range(1, machine.vectors + 1)}
         self._run()
@@ -176,7 +181,7 @@ class _Generator:
             return b.call(self.load, [channels(at, v), I32(self.align), lanes_of(v), zero])
 
         def whole(at: ir.Value, v: int) -> ir.Value:
-            """Weights and bias are padded to whole vectors."""
+            """Weights are padded to whole vectors."""
             value = b.load(channels(at, v))
             value.align = self.align
             return value
@@ -209,14 +214,20 @@ class _Generator:
             b.store(b.gep(taps, [b.mul(run, I64(vectors * self.lanes))]), weights)
         with b.if_then(b.trunc(last, I1)):
             for v in range(vectors):
-                addend = whole(bias, v)
+                addend = read(bias, v)
                 for m in range(pixels):
                     b.store(b.fadd(b.load(accumulators[m, v]), addend), accumulators[m, v])
-        for m, v in tile:
-            b.call(
-                self.store,
-                [b.load(accumulators[m, v]), channels(outputs[m], v), I32(self.align), lanes_of(v)],
-            )
+        written = {mv: (b.load(accumulators[mv]), channels(outputs[mv[0]], mv[1])) for mv in tile}
+        last_ones = [written.pop((m, vectors - 1)) for m in range(pixels)]
+        for value, place in written.values():
+            b.store(value, place).align = self.align
+        with b.if_else(b.icmp_signed("==", last_lanes, I64(self.lanes))) as (all_lanes, some_lanes):
+            with all_lanes:  # masks take long on some processors
+                for value, place in last_ones:
+                    b.store(value, place).align = self.align
+            with some_lanes:
+                for value, place in last_ones:
+                    b.call(self.store, [value, place, I32(self.align), some])
         b.ret_void()
         return function
 
@@ -271,7 +282,7 @@ class _Generator:
         item, block = split(item, blocks)
         item, row = split(item, task["rows"])
         item, image = split(item, task["images"])
-        group, panel = split(item, task["panels"])
+        group, turn = split(item, b.udiv(task["panels"], task["at_once"]))
 
         def at(name: str, offsets: Sequence[tuple[ir.Value, ir.Value]]) -> ir.Value:
             start = b.inttoptr(task[name], self.number.as_pointer())
@@ -280,54 +291,82 @@ class _Generator:
             return start
 
         column = b.mul(block, I64(BLOCK))
-        channel = b.mul(panel, task["panel_channels"])
-        place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
-        x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
-        if self.depthwise:  # lanes are channels of the input, too
-            x = b.gep(x, [channel])
-        y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
-        w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
-        bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
-        left = b.sub(task["columns"], column)
-        count = b.select(b.icmp_signed("<", left, I64(BLOCK)), left, I64(BLOCK))
-        is_last = b.icmp_signed("==", panel, b.sub(task["panels"], I64(1)))
-        vectors = b.select(is_last, task["last_vectors"], I64(self.machine.vectors))
-        lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
-        w_outer = b.mul(task["w_outer"], vectors)
-        # the weights in portions that fit the cache, the accumulators waiting in the output
-        with counted(b, task["outer"], step=task["outer_at_once"]) as o:
-            left = b.sub(task["outer"], o)
-            last = b.icmp_signed("<=", left, task["outer_at_once"])
-            outer = b.select(last, left, task["outer_at_once"])
-            x_here = b.gep(x, [b.mul(o, task["outer_stride"])])
-            w_here = b.gep(w, [b.mul(o, w_outer)])
-            first = b.zext(b.icmp_signed("==", o, I64(0)), I64)
-            taps = [outer, *(task[name] for name in ("outer_stride", "inner", "inner_stride", "run"))]
-            taps += [task["x_pixel"], task["y_pixel"], lanes, first, b.zext(last, I64)]
-            after = function.append_basic_block()
-            choice = b.switch(vectors, after)
-            for width, tiles in self.blocks.items():
-                case = function.append_basic_block()
-                choice.add_case(I64(width), case)
-                b.position_at_end(case)
-                b.call(tiles, [x_here, w_here, y, bias, count, *taps])
-                b.branch(after)
-            b.position_at_end(after)
-        with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
-            numbers = self.number.as_pointer()
-            arguments = [numbers] * 3 + [I64] * 5
-            finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
+        zeros = b.bitcast(self._zeros(), self.number.as_pointer())
+        with counted(b, task["at_once"]) as n:
+            panel = b.add(b.mul(turn, task["at_once"]), n)
+            channel = b.mul(panel, task["panel_channels"])
+            place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
+            x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
+            if self.depthwise:  # lanes are channels of the input, too
+                x = b.gep(x, [channel])
+            y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
+            w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
+            bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
+            bias = b.select(b.icmp_signed("==", task["bias"], I64(0)), zeros, bias)
+            left = b.sub(task["columns"], column)
+            count = b.select(b.icmp_signed("<", left, I64(BLOCK)), left, I64(BLOCK))
+            is_last = b.icmp_signed("==", panel, b.sub(task["panels"], I64(1)))
+            vectors = b.select(is_last, task["last_vectors"], I64(self.machine.vectors))
+            lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
+            channels = b.add(b.mul(b.sub(vectors, I64(1)), I64(self.lanes)), lanes)
             others = []
             for name in ("other", "another"):
                 strides = {key: task[f"{name}_{key}"] for key in ("image", "row", "pixel")}
                 strides["group"] = task["y_group"]
                 others.append(b.gep(at(name, [(index, strides[key]) for index, key in place]), [channel]))
-            channels = b.add(b.mul(b.sub(vectors, I64(1)), I64(self.lanes)), lanes)
-            steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
-            b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
+                with b.if_then(b.icmp_signed("!=", task[name], I64(0))):
+                    self._fetch(b, others[-1], count, task[f"{name}_pixel"], channels, False)
+            self._fetch(b, y, count, task["y_pixel"], channels, True)
+            w_outer = b.mul(task["w_outer"], vectors)
+            # the weights in portions that fit the cache, the accumulators waiting in the output
+            with counted(b, task["outer"], step=task["outer_at_once"]) as o:
+                left = b.sub(task["outer"], o)
+                last = b.icmp_signed("<=", left, task["outer_at_once"])
+                outer = b.select(last, left, task["outer_at_once"])
+                x_here = b.gep(x, [b.mul(o, task["outer_stride"])])
+                w_here = b.gep(w, [b.mul(o, w_outer)])
+                first = b.zext(b.icmp_signed("==", o, I64(0)), I64)
+                taps = [outer, *(task[name] for name in ("outer_stride", "inner", "inner_stride", "run"))]
+                taps += [task["x_pixel"], task["y_pixel"], lanes, first, b.zext(last, I64)]
+                after = function.append_basic_block()
+                choice = b.switch(vectors, after)
+                for width, tiles in self.blocks.items():
+                    case = function.append_basic_block()
+                    choice.add_case(I64(width), case)
+                    b.position_at_end(case)
+                    b.call(tiles, [x_here, w_here, y, bias, count, *taps])
+                    b.branch(after)
+                b.position_at_end(after)
+            with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
+                numbers = self.number.as_pointer()
+                arguments = [numbers] * 3 + [I64] * 5
+                finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
+                steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
+                b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
         b.branch(take)
         b.position_at_end(done)
         b.ret_void()
+
+    def _fetch(
+        self,
+        b: ir.IRBuilder,
+        start: ir.Value,
+        pixels: ir.Value,
+        step: ir.Value,
+        channels: ir.Value,
+        written: bool,
+    ) -> None:
+        """Ask for what is needed after the chain: it comes meanwhile."""
+        with counted(b, pixels) as pixel, counted(b, channels, step=LINE // self.align) as channel:
+            place = b.gep(start, [b.add(b.mul(pixel, step), channel)])
+            b.call(self.prefetch, [b.bitcast(place, POINTER), I32(int(written)), I32(2), I32(1)])
+
+    def _zeros(self) -> ir.GlobalVariable:
+        """The bias of a panel that has none."""
+        kind = ir.ArrayType(self.number, self.machine.vectors * self.lanes)
+        zeros = ir.GlobalVariable(self.module, kind, "zeros")
+        zeros.initializer, zeros.global_constant, zeros.linkage = ir.Constant(kind, None), True, "internal"
+        return zeros
 
     def _splat(self, b: ir.IRBuilder, scalar: ir.Value, kind: ir.Type) -> ir.Value:
         vector = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)

@@ -19,6 +19,12 @@ from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 CACHED_BYTES = 256 * 1024
 """Weights are taken in portions of about this size, so that they stay in a core's own cache."""
 
+ALL_AT_ONCE = 300 * 1024
+"""Bytes of weights up to which all of them stay in a core's own cache beside the map that they meet."""
+
+WORTH_SHARING = 64
+"""Blocks of pixels from which on threads have enough to do, though each takes all panels of its block."""
+
 PIECE = (2, BLOCK + 5)
 """Outputs that a trial computes: more than one block of pixels, and tiles of several sizes."""
 
@@ -87,20 +93,14 @@ def convolve(
     out = form.result(x, packed.shape, out)
     assert channels == 1 or out.stride(1) == 1, out.stride()
     if out.numel():
-        in_group = channels // packed.groups
-        size = packed.groups, -(-in_group // packed.wide) * packed.wide
-        addend = torch.zeros(size, dtype=x.dtype, device=x.device)  # of weights alone, as a recorder sees it
-        if bias is not None:
-            addend[:, :in_group] = bias.reshape(packed.groups, in_group)
-        work = Convolution(x, packed, addend, form, out)
+        work = Convolution(x, packed, None if bias is None else bias.contiguous(), form, out)
         noted(work)
         work.launch().run()
     return out
 
 
 def _call(work: Convolution, packed: Packed) -> GeneratedCall:
-    x, addend, out = work.x, work.bias, work.out
-    assert addend is not None
+    x, out = work.x, work.out
     channels, per_group, height, width = packed.shape
     (down, across), dilation = work.form.stride, work.form.dilation
     images, _, rows, columns = out.shape
@@ -113,14 +113,17 @@ def _call(work: Convolution, packed: Packed) -> GeneratedCall:
     one_run = dilation[1] == 1 and not packed.depthwise and (width == 1 or reading[3] == per_group)
     inner, run = (1, width * per_group) if one_run else (width, per_group)
     tap_bytes = inner * run * min(wide, in_group) * x.element_size()
-    items = packed.groups * panels * images * rows * -(-columns // BLOCK)
+    blocks = images * rows * -(-columns // BLOCK)
+    few_weights = height * width * per_group * in_group * x.element_size() <= ALL_AT_ONCE
+    at_once = panels if few_weights and blocks >= WORTH_SHARING else 1
+    items = packed.groups * (panels // at_once) * blocks
     task = SHARE.pack(
-        *(0, items, packed.groups, panels, images, rows, columns),
+        *(0, items, packed.groups, panels, at_once, images, rows, columns),
         *(0, reading[0], per_group * reading[1], down * reading[2], across * reading[3]),
         *(height, dilation[0] * reading[2], inner, dilation[1] * reading[3], run),
         max(1, CACHED_BYTES // tap_bytes),
         *(0, packed.values.shape[1], height * width * per_group * wide, inner * run * lanes),
-        *(0, addend.shape[1], wide, -(-last // lanes), (last - 1) % lanes + 1),
+        *(0, in_group, wide, -(-last // lanes), (last - 1) % lanes + 1),
         *(0, writing[0], in_group * writing[1], writing[2], writing[3]),
         0 if work.program == 0 else finisher(named(work.program), out.dtype, len(work.others)),
         *chain.from_iterable((0, *_map_strides(other)) for other in work.others),
@@ -128,7 +131,7 @@ def _call(work: Convolution, packed: Packed) -> GeneratedCall:
     )
     code = kernel(x.element_size(), packed.depthwise)
     few = out.numel() * per_group * height * width < WORTH_THREADS
-    tensors = x, packed.values, addend, out, *work.others
+    tensors = x, packed.values, work.bias, out, *work.others
     return GeneratedCall(code, task, tensors, PLACES[: len(tensors)], 1 if few else items)
 
 

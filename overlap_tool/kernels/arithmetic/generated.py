@@ -252,7 +252,8 @@ def loop_over(
 def finish_by(program: Program, single: bool, others: int, lanes: int, triple: str) -> ir.Module:
     """A module with `void run(y, other, another, pixels, channels, y_pixel, other_pixel, another_pixel)`.
 
-    It puts `program(o, y, *others)` in the place of y, for up to `lanes` neighbouring channels of each pixel.
+    It puts `program(o, y, *others)` in the place of y, for so many neighbouring channels of each pixel, by
+    `lanes` of them at a time.
     """
     module = ir.Module("finish")
     module.triple = triple
@@ -276,28 +277,27 @@ def finish_by(program: Program, single: bool, others: int, lanes: int, triple: s
     )
     o.b = b = ir.IRBuilder(function.append_basic_block())
     numbered = ir.Constant(ir.VectorType(I64, lanes), [I64(i) for i in range(lanes)])
-    some = b.icmp_signed("<", numbered, o.splat(channels).value)
+    whole = b.and_(channels, I64(-lanes))
+    rest = b.sub(channels, whole)
+    some = b.icmp_signed("<", numbered, o.splat(rest).value)
     nothing = o.lifted(1.0, kind).value
 
-    def at(start: tuple[ir.Value, ir.Value], pixel: ir.Value) -> ir.Value:
-        pointer, step = start
-        return b.bitcast(b.gep(pointer, [b.mul(pixel, step)]), vector.as_pointer())
+    def vectors(pixel: ir.Value, channel: ir.Value) -> list[ir.Value]:
+        pointers = (b.gep(start, [b.add(b.mul(pixel, step), channel)]) for start, step in places)
+        return [b.bitcast(pointer, vector.as_pointer()) for pointer in pointers]
 
-    def read(start: tuple[ir.Value, ir.Value], pixel: ir.Value, whole: bool) -> Vector:
-        if not whole:
-            return Vector(o, b.call(load, [at(start, pixel), I32(size), some, nothing]))
-        value = b.load(at(start, pixel))
-        value.align = size
-        return Vector(o, value)
-
-    with b.if_else(b.icmp_signed("==", channels, I64(lanes))) as branches:
-        for whole, branch in zip((True, False), branches, strict=True):
-            with branch, _counted(b, I64(0), pixels, 1) as pixel:
-                found = program(o, *(read(each, pixel, whole) for each in places)).value
-                if whole:
-                    b.store(found, at(places[0], pixel)).align = size
-                else:
-                    b.call(store, [found, at(places[0], pixel), I32(size), some])
+    with _counted(b, I64(0), pixels, 1) as pixel:
+        with _counted(b, I64(0), whole, lanes) as channel:
+            values = []
+            for pointer in (at := vectors(pixel, channel)):
+                value = b.load(pointer)
+                value.align = size
+                values.append(Vector(o, value))
+            b.store(program(o, *values).value, at[0]).align = size
+        with b.if_then(b.icmp_signed("!=", rest, I64(0)), likely=False):  # masks take long on some processors
+            at = vectors(pixel, whole)
+            values = [Vector(o, b.call(load, [pointer, I32(size), some, nothing])) for pointer in at]
+            b.call(store, [program(o, *values).value, at[0], I32(size), some])
     b.ret_void()
     return module
 

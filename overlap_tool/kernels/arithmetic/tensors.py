@@ -121,9 +121,7 @@ def program_kernel(name: str, dtype: torch.dtype, inputs: int, device: torch.dev
 @cache
 def finisher(name: str, dtype: torch.dtype, others: int) -> int:
     """Code that makes of outputs of a convolution, and of so many other tensors, what is kept of them."""
-    processor = codegen.processor()
-    lanes = processor.vectors * processor.lanes(dtype.itemsize)
-    single = dtype == torch.float32
+    lanes, single = codegen.processor().lanes(dtype.itemsize), dtype == torch.float32
     return codegen.compiled(finish_by(PROGRAMS[name], single, others, lanes, codegen.triple()))
 
 
