@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import unnumbered
-from overlap_tool.kernels.form import Form
+from overlap_tool.kernels.form import NOTHING, Form, Padding
 from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
 from overlap_tool.kernels.volumes import by_planes
 
@@ -227,6 +227,7 @@ def _transposed(
 def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
     """One convolution for every phase, straight into its place in `y`."""
     weight, bias, stride, padding, rows, columns, groups, prepared = layer
+    todo = []
     for vertical in rows:
         for horizontal in columns:
             both = vertical, horizontal
@@ -250,7 +251,26 @@ def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
             shape = y.shape[1], weight.shape[0] // groups, len(vertical.indices), len(horizontal.indices)
             around = _around(x, firsts, part.shape[-2:], *((phase.offset, phase.last) for phase in both))
             form = Form(dilation=(vertical.step, horizontal.step), groups=groups, padding=around)
-            _convolve(x, shape, packed, bias, form, part)
+            todo.append((shape, packed, form, part))
+    widest = _widest([form.padding for _, _, form, _ in todo]) if todo and x.device.type == "cpu" else NOTHING
+    x, _ = Form(padding=widest).padded(x)  # once, where a kernel adds no zeros itself
+    for shape, packed, form, part in todo:
+        _convolve(x, shape, packed, bias, form._replace(padding=_less(form.padding, widest)), part)
+
+
+def _widest(paddings: Sequence[Padding]) -> Padding:
+    """As much as any of them adds on a side."""
+    down, across = (
+        (max(0, *(before for before, _ in axis)), max(0, *(after for _, after in axis)))
+        for axis in zip(*paddings, strict=True)
+    )
+    return down, across
+
+
+def _less(padding: Padding, there: Padding) -> Padding:
+    """What is missing, or too much, where some is there."""
+    down, across = ((a - c, b - d) for (a, b), (c, d) in zip(padding, there, strict=True))
+    return down, across
 
 
 def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
@@ -305,7 +325,7 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
 
 def _around(
     x: Tensor, firsts: Sequence[int], counts: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+) -> Padding:
     """The padding with which so many outputs from the first read, through taps from one offset to another."""
     down, across = (
         (-(q + first), q + n - 1 + last - (have - 1))

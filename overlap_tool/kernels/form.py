@@ -8,14 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOTHING = (0, 0), (0, 0)
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+NOTHING: Padding = (0, 0), (0, 0)
 
 
 class Form(NamedTuple):
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    padding: tuple[tuple[int, int], tuple[int, int]] = NOTHING
+    padding: Padding = NOTHING
     """Zeros before and after rows and columns; less than nothing cuts. The kernel adds them."""
 
     def read_by(self, kernel: Sequence[int], rows: slice, columns: slice) -> tuple[slice, slice]:
@@ -46,4 +48,8 @@ class Form(NamedTuple):
         if x.shape[1] > 1 and x.stride(1) != 1:
             x = x.contiguous(memory_format=torch.channels_last)
         rows, columns = self.padding
-        return torch.constant_pad_nd(x, (*columns, *rows)), self._replace(padding=NOTHING)
+        rest = self._replace(padding=NOTHING)
+        if max(*rows, *columns) <= 0:
+            height, width = x.shape[-2:]
+            return x[..., -rows[0] : height + rows[1], -columns[0] : width + columns[1]], rest
+        return torch.constant_pad_nd(x, (*columns, *rows)), rest
