@@ -181,15 +181,16 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
     work = entries[at].work
     if not isinstance(work, Pointwise):
         return None
-    made = [n for n in range(at) if not set(entries[n].writes).isdisjoint(entries[at].reads)]
-    if not made or not isinstance(one := entries[made[-1]].work, Convolution | Pointwise):
+    reads = set(entries[at].reads)
+    before = next((n for n in reversed(range(at)) if not reads.isdisjoint(entries[n].writes)), None)
+    if before is None or not isinstance(one := entries[before].work, Convolution | Pointwise):
         return None
     if work.otherwise and not (isinstance(one, Convolution) and one.packed.others_lie_anyhow):
         return None
     if isinstance(one, Pointwise) and one.otherwise:
         return None
     value, out, most = one.out, work.out, INPUTS if isinstance(one, Pointwise) else OTHERS
-    between, after = entries[made[-1] + 1 : at], entries[at + 1 :]
+    between, after = entries[before + 1 : at], entries[at + 1 :]
     unread = not any(value.root in each.reads for each in between) and (
         value.root == out.root or not (value.root in seen or any(value.root in each.reads for each in after))
     )
@@ -200,7 +201,7 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
         apart &= one.x.root != out.root and all(x == value or x.root != out.root for x in work.xs)
     free = not any(out.root in each.touches for each in between)
     fits = value in work.xs and value.lies_as(out) and len(_beside(one, work)) <= most
-    return made[-1] if fits and unread and apart and free else None
+    return before if fits and unread and apart and free else None
 
 
 def _beside(one: Convolution | Pointwise, then: Pointwise) -> tuple[Any, ...]:

@@ -383,11 +383,15 @@ def computes_first() -> bool:
 
 
 class SetAside:
-    """The exact engine, if it computes first: in the block `aside` what is called goes past it, which is for
-    code that moves numbers and makes none, and in a block of this one it does not, as everywhere else."""
+    """The exact engine, if it computes first, and what is `beneath` it.
 
-    def __init__(self) -> None:
-        self._mode = _get_current_dispatch_mode() if computes_first() else None
+    In the block `aside` what is called goes past both, which is for code that moves numbers and makes none.
+    In a block of this one it does not, as everywhere else.
+    """
+
+    def __init__(self, beneath: TorchDispatchMode | None = None) -> None:
+        exact = _get_current_dispatch_mode() if computes_first() else None
+        self._modes: list[Any] = [mode for mode in (beneath, exact) if mode is not None]
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -398,11 +402,11 @@ class SetAside:
             self.__enter__()
 
     def __enter__(self) -> None:
-        if self._mode is not None:
-            _push_on_torch_dispatch_stack(self._mode)
+        for each in self._modes:
+            _push_on_torch_dispatch_stack(each)
 
     def __exit__(self, *_: object) -> None:
-        if self._mode is not None:
+        for _ in self._modes:
             _pop_torch_dispatch_stack(None)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ class Pointwise:
     """What it was, where inputs lie otherwise than the output: no kernel of its own computes it then."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """With places for tensors."""
 
@@ -194,8 +195,13 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        with _pop_mode_temporarily() as exact, self, exact, noting(self._launched), _Watch(self):
+        with _pop_mode_temporarily() as exact, self, exact, noting(self._launched):
             yield
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """For code that may hand numbers to Python in ways that PyTorch's dispatcher does not see. It takes
+        long."""
+        return _Watch(self)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -218,6 +224,17 @@ class Recorder(TorchDispatchMode):
         self.returned.append(self._place(tensor))
         self._keep(tensor)
 
+    def has_room(self, tensor: Tensor) -> None:
+        """What was made, and not written to yet, by code that is not recorded."""
+        self._root(tensor, tensor.untyped_storage().data_ptr())
+
+    def copied(self, source: Tensor, to: Tensor) -> None:
+        """What code has done that is not recorded."""
+        self._noted(torch.ops.aten.copy_.default, (to, source), {}, to)
+
+    def cloned(self, source: Tensor, clone: Tensor) -> None:
+        self._noted(torch.ops.aten.clone.default, (source,), {}, clone)
+
     def follows(self, tensor: Tensor) -> None:
         """Refuse if this is not known to follow from what is given: it came about unseen."""
         if not self.roots[self._place(tensor).root].derived:
@@ -239,38 +256,38 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _noted(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        name = func._schema.name.removeprefix("aten::")
-        made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        of = _Known.of(func)
+        made = [*_tensors((result,))]
+        if of.view and all(_in_one_memory(each, args[0]) for each in made):  # some, as flatten, copy at times
+            return
         if any(each.is_meta for each in made):
             return
-        if name in MAKES_ROOM:
+        if of.makes_room:
             for each in made:
-                self._root(each, each.untyped_storage().data_ptr())
+                self.has_room(each)
             return
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        places = {id(each): self._place(each) for each in given if not each.is_meta}
-        reads = [place.root for place in places.values()]
-        derived = any(self.roots[root].derived for root in reads)
+        given = [each for each in _tensors((args, *kwargs.values())) if not each.is_meta]
+        places = {id(each): self._place(each) for each in given}
+        derived = any(self.roots[place.root].derived for place in places.values())
         if derived and (
-            any(tag in func.tags for tag in ASKS)
+            of.asks
             or any(not isinstance(leaf, Tensor) for leaf in tree_leaves(result) if leaf is not None)
             or any(each.device != self.given_on for each in made)
         ):
             self.refuse(f"{func} hands numbers to Python, or to another device")
             return
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if of.draws:
             self.refuse(f"{func} draws other numbers every time")
             return
-        written = list(_written(func, args, kwargs))
+        written = [*_tensors(args[at] if at < len(args) else kwargs.get(key) for at, key in of.writes)]
         new = [each for each in made if each.untyped_storage()._cdata not in self._known]
         if not new and not written:  # another view
             return
         for each in new:
-            self._root(each, each.untyped_storage().data_ptr())
+            self.has_room(each)
         args, kwargs = tree_map_only(Tensor, lambda each: places.get(id(each), each), (args, kwargs))
         call = Dispatched(func, args, kwargs, tree_map_only(Tensor, self._place, result))
-        read = [each for each in given if not each.is_meta]
-        self._add(call, read, [*written, *new], [self._place(each).root for each in new])
+        self._add(call, given, [*written, *new], [self._place(each).root for each in new])
 
     @property
     def given_on(self) -> torch.device:
@@ -330,10 +347,37 @@ class Recorder(TorchDispatchMode):
         return Lying(root, offset, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, start % VECTOR)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The arguments that an op writes to."""
-    if func._schema.is_mutable:
-        for at, each in enumerate(func._schema.arguments):
-            if each.alias_info is not None and each.alias_info.is_write:
-                value = args[at] if at < len(args) else kwargs.get(each.name)
-                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+class _Known(NamedTuple):
+    """What an op says of itself: asking it takes long."""
+
+    view: bool
+    makes_room: bool
+    asks: bool
+    draws: bool
+    writes: tuple[tuple[int, str], ...]
+    """Places and names of the arguments that it writes to."""
+
+    @classmethod
+    @cache
+    def of(cls, func: Any) -> _Known:
+        arguments = enumerate(func._schema.arguments)
+        return cls(
+            func.is_view,
+            func._schema.name.removeprefix("aten::") in MAKES_ROOM,
+            any(tag in func.tags for tag in ASKS),
+            torch.Tag.nondeterministic_seeded in func.tags,
+            tuple((at, a.name) for at, a in arguments if a.alias_info is not None and a.alias_info.is_write),
+        )
+
+
+def _in_one_memory(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """An op's arguments and results are values and lists of such."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

@@ -23,7 +23,7 @@ from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Constant, Input, Network, Op, operands, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.kernels.mode import SetAside
-from overlap_tool.rules import Operand, Patches
+from overlap_tool.rules import Operand, Patches, Rule
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.repeated import Played, Script, repeats
 from overlap_tool.runtime.stores import Sink, Source
@@ -205,7 +205,7 @@ class Execution:
         if self.repeats is not None:
             self.repeats.rooms.release()
         held: dict[int, _Held] = {}
-        self.engine = engine = SetAside()
+        self.engine = engine = SetAside(None if self.script is None else self.script.recorder)
         with engine.aside():
             for turn in walk(self.network.reads, row, column):
                 op = self.network.ops[turn.op]
@@ -284,10 +284,15 @@ class Execution:
                 return self.nothing(operand, vertical, horizontal)
             return held[self.network.index[operand.id]].piece(vertical.have, horizontal.have)
 
-        found = compute_piece(op, (vertical, horizontal), value, self.engine)
+        with self.watched(op):
+            found = compute_piece(op, (vertical, horizontal), value, self.engine)
         if self.script is not None and not (vertical.have.empty or horizontal.have.empty):
             self.script.recorder.follows(found)
         return found
+
+    def watched(self, op: Op) -> AbstractContextManager[Any]:
+        """While a tile is recorded, what others wrote: our own rules hand no numbers to Python."""
+        return nullcontext() if self.script is None or _is_ours(op.rule) else self.script.recorder.watching()
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
         """A piece without samples, for outputs that padding alone feeds."""
@@ -307,41 +312,55 @@ class Execution:
         assert turn.held is not None
         like = new if new is not None else left if left is not None else self.aboves[turn.op]
         block = _empty(like, turn.held.rows.length, turn.held.columns.length)
+        if self.script is not None:
+            self.script.recorder.has_room(block)
         top = turn.computed.rows.start - turn.held.rows.start
         if left is not None:
-            block[..., : turn.before] = left
+            self.copy(left, block[..., : turn.before])
         if top:
-            block[..., :top, turn.before :] = self.above(turn, top)
+            self.copy(self.above(turn, top), block[..., :top, turn.before :])
         if new is not None:
-            block[..., top:, turn.before :] = new
+            self.copy(new, block[..., top:, turn.before :])
         return block
+
+    def copy(self, source: Tensor, to: Tensor) -> None:
+        to.copy_(source)
+        if self.script is not None:
+            self.script.recorder.copied(source, to)
 
     def set_aside(self, turn: Turn, held: _Held) -> None:
         """What later tiles read."""
         if not turn.kept.columns.empty:
-            self.lefts[turn.op] = held.piece(held.rows, turn.kept.columns).clone()
+            right = held.piece(held.rows, turn.kept.columns)
+            self.lefts[turn.op] = right.clone()
             if self.script is not None:
+                self.script.recorder.cloned(right, self.lefts[turn.op])
                 self.script.leave("left", turn.op, self.lefts[turn.op])
         if not (turn.kept.rows.empty or turn.computed.columns.empty):
             below = held.piece(turn.kept.rows, turn.computed.columns)
             if turn.op not in self.aboves:
                 size = self.rows.kept[turn.op], self.columns.extents[turn.op].length
                 self.aboves[turn.op] = _empty(held.values, *size)
-            self.above(turn, below.shape[-2]).copy_(below)
+            self.copy(below, self.above(turn, below.shape[-2]))
 
     def above(self, turn: Turn, rows: int) -> Tensor:
         """So many rows of what the bands above kept, of the columns that a tile computes."""
         whole, columns = self.aboves[turn.op], self.across(turn.op, turn.computed.columns)
         if self.script is None:
             return whole[..., :rows, columns]
-        with self.unrecorded():
-            above = whole[..., columns]
+        above = whole[..., columns]
         self.script.take("above", turn.op, above)
         return above[..., :rows, :]
 
     def across(self, op: int, columns: Span) -> slice:
         """Where these columns lie in what the bands above kept."""
         return _slice(columns, self.columns.extents[op].start)
+
+
+def _is_ours(rule: Rule) -> bool:
+    """Whether its run was written here. That of a `Rule.windowed` was not: it calls what it is given."""
+    module = getattr(rule.run, "__module__", None) or ""
+    return module.startswith("overlap_tool.rules.") and module != Rule.__module__
 
 
 def compute_piece(
@@ -352,14 +371,15 @@ def compute_piece(
 ) -> Tensor:
     """The op's outputs of one tile, by its rule, and as many as were asked for."""
     module = () if op.module is None else (op.module,)
-    value = as_the_model_has_it(value)
+    value = as_the_model_has_it(value, engine)
     args = substituted(op.args, Operand, value)
     kwargs = substituted(op.kwargs, Operand, value) if op.kwargs else {}
     with pieces(), engine:
         result = op.rule.run(patches, *module, *args, **kwargs)
     rows, columns = (patch.out.length for patch in patches)
     try:
-        return as_kept(result, op.layout, rows, columns)
+        with nullcontext() if op.layout.is_kept else engine:
+            return as_kept(result, op.layout, rows, columns)
     except ValueError:
         raise RuleError(
             f"{op.name} ({op.kind})",
@@ -368,12 +388,18 @@ def compute_piece(
         ) from None
 
 
-def as_the_model_has_it(value: Callable[[Operand], Any]) -> Callable[[Operand], Any]:
+def as_the_model_has_it(
+    value: Callable[[Operand], Any],
+    engine: AbstractContextManager[None] = nullcontext(),  # noqa: B008
+) -> Callable[[Operand], Any]:
     """The same values, with the dimensions of maps where the model has them."""
 
     def laid_out(operand: Operand) -> Any:
         found = value(operand)
-        return as_laid_out(found, operand.layout) if operand.spatial else found
+        if not operand.spatial or operand.layout.is_kept:
+            return found
+        with engine:
+            return as_laid_out(found, operand.layout)
 
     return laid_out
 

@@ -17,7 +17,7 @@ from overlap_tool.kernels.mode import computes_first
 from overlap_tool.kernels.recording import Recorder
 from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tried, tape_of
 
-WORTH = {"cpu": 50_000_000_000, "cuda": 0}
+WORTH = {"cpu": 10_000_000_000, "cuda": 0}
 """Multiply-accumulates of such tiles together below which recording one takes longer than it saves."""
 
 

@@ -276,3 +276,9 @@ def test_a_negated_view_is_refused() -> None:
         lambda x, y: [y.copy_(torch._neg_view(x)) * 1], normal(1, 4, 3, 3), normal(1, 4, 3, 3)
     )
     assert found is None
+
+
+def test_a_view_that_has_to_copy_is_recorded() -> None:
+    """`flatten` says that it is a view; of rows that lie apart it makes new memory, which is no weight."""
+    found = check(lambda x: [x[..., ::2].flatten(2) * 2], normal(1, 4, 6, 6))
+    assert len(found.given) == 1

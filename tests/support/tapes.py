@@ -18,7 +18,7 @@ Code = Callable[..., list[Tensor]]
 def recorded(code: Code, *tensors: Tensor) -> tuple[Recorder, Tape | None]:
     code(*map(copied_alike, tensors))  # tries the kernels
     recorder, before = Recorder(), list(map(copied_alike, tensors))
-    with recorder.on():
+    with recorder.on(), recorder.watching():
         for each in tensors:
             recorder.gives(each)
         found = code(*tensors)
