@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
@@ -26,6 +27,7 @@ from overlap_tool.kernels.arithmetic.tensors import program_kernel
 from overlap_tool.kernels.driver import in_order
 from overlap_tool.kernels.joining import fused_entries
 from overlap_tool.kernels.recording import VECTOR, Dispatched, Entry, Lying, Pointwise, Recorder, on_processor
+from overlap_tool.kernels.threads import Calls, ReadyCall
 from overlap_tool.kernels.work import AnyLaunch, Convolution, Elementwise
 
 ALIGNED = 512
@@ -93,6 +95,7 @@ class Tape:
             for at, entry in enumerate(entries)
         ]
         """What PyTorch gave memory to and is not read again."""
+        self._turns = list(_in_rows(self._steps, self._ends))
         order = [place.root for place in self.given], *((*entry.reads, *entry.writes) for entry in entries)
         number = {root: n for n, root in enumerate(dict.fromkeys(chain.from_iterable(order)))}
         self.fingerprint = (
@@ -156,7 +159,7 @@ class Tape:
                 piece = torch.empty(self._roots[root].size, dtype=torch.uint8, device=device)
                 memory[root], addresses[root] = (piece, 0), piece.data_ptr()
             with nullcontext() if on_processor(device) else in_order(device.index) as stream:
-                for step, ends in zip(self._steps, self._ends, strict=True):
+                for step, ends in self._turns:
                     step.run(stream, addresses, memory)
                     for root in ends:
                         del memory[root]
@@ -165,24 +168,67 @@ class Tape:
 
 class _Launched:
     def __init__(self, launch: AnyLaunch, fixed: Mapping[int, int]) -> None:
-        self._launch = launch.ready()
-        self._moving: list[tuple[int, int, int]] = []
+        self.ready: Any = launch.ready()
+        self.on_processor = isinstance(self.ready, ReadyCall)
+        self.moving: list[tuple[int, int, int]] = []
+        """Words that are addresses: where a root lies, and so many bytes more."""
         for at, place in zip(launch.places, launch.tensors, strict=True):
             if isinstance(place, Lying):
                 if place.root in fixed:
-                    self._launch.words[at] = fixed[place.root] + place.offset
+                    self.ready.words[at] = fixed[place.root] + place.offset
                 else:
-                    self._moving.append((at, place.root, place.offset))
+                    self.moving.append((at, place.root, place.offset))
         self._told = launch.told
 
     def fingerprint(self, number: Mapping[int, int]) -> Any:
-        return self._told, tuple((at, number[root], offset) for at, root, offset in self._moving)
+        return self._told, tuple((at, number[root], offset) for at, root, offset in self.moving)
 
     def run(self, stream: Any, addresses: Mapping[int, int], memory: dict[int, Memory]) -> None:
-        words = self._launch.words
-        for at, root, offset in self._moving:
+        words = self.ready.words
+        for at, root, offset in self.moving:
             words[at] = addresses[root] + offset
-        self._launch.run(stream)
+        self.ready.run(stream)
+
+
+class _Row:
+    """Launches on the processor, one after another."""
+
+    def __init__(self, launched: Sequence[_Launched]) -> None:
+        self._calls = Calls([each.ready for each in launched])
+        moving = [
+            (start + at, root, offset)
+            for start, each in zip(self._calls.starts, launched, strict=True)
+            for at, root, offset in each.moving
+        ]
+        self._roots = list(dict.fromkeys(root for _, root, _ in moving))
+        number = {root: n for n, root in enumerate(self._roots)}
+        words = [(at, number[root], offset) for at, root, offset in moving]
+        self._at, self._which, self._offsets = np.array(words, np.int64).reshape(-1, 3).T
+
+    def run(self, stream: Any, addresses: Mapping[int, int], memory: dict[int, Memory]) -> None:
+        starts = np.array([addresses[root] for root in self._roots], np.int64)
+        self._calls.words[self._at] = starts[self._which] + self._offsets
+        self._calls.run()
+
+
+def _in_rows(
+    steps: Sequence[_Launched | _Dispatched], ends: Sequence[list[int]]
+) -> Iterator[tuple[_Launched | _Dispatched | _Row, list[int]]]:
+    """Those on the processor that follow one another are one turn."""
+    row: list[_Launched] = []
+    for step, ending in zip(steps, ends, strict=True):
+        if isinstance(step, _Launched) and step.on_processor:
+            row.append(step)
+            if not ending:
+                continue
+            yield _Row(row), ending
+        else:
+            if row:
+                yield _Row(row), []
+            yield step, ending
+        row = []
+    if row:
+        yield _Row(row), []
 
 
 class _Dispatched:

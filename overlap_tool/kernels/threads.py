@@ -11,10 +11,15 @@ import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import llvmlite.ir as ir
+import numpy as np
 import torch
 
+from overlap_tool.kernels import codegen
+from overlap_tool.kernels.codegen import I32, I64
 from overlap_tool.kernels.work import AnyTensor
 
 RunShares = Callable[[int, int, int], None]
@@ -58,26 +63,85 @@ class ReadyCall:
 
     def __init__(self, function: int, argument: bytes, most: int) -> None:
         self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
-        self._function, self._argument, self._most = function, ctypes.addressof(self.words), most
+        self.function, self.most = function, most
 
     def run(self, stream: None = None) -> None:
         self.words[0] = 0
-        threads = 1 if self._most == 1 else min(torch.get_num_threads(), self._most)
-        run_on_threads(self._function, self._argument, threads)
+        threads = 1 if self.most == 1 else min(torch.get_num_threads(), self.most)
+        run_on_threads(self.function, ctypes.addressof(self.words), threads)
+
+
+class Calls:
+    """Calls that are made one after another, without Python between them."""
+
+    def __init__(self, calls: Sequence[ReadyCall]) -> None:
+        self.words = np.concatenate([np.ctypeslib.as_array(each.words) for each in calls])
+        """Of all of them."""
+        self.starts = [0, *accumulate(len(each.words) for each in calls)][:-1]
+        """Where those of each begin."""
+        size, first = self.words.itemsize, self.words.ctypes.data
+        self._list = np.array(
+            [
+                (each.function, first + size * at, each.most)
+                for each, at in zip(calls, self.starts, strict=True)
+            ]
+        )
+
+    def run(self) -> None:
+        threads, fork = torch.get_num_threads(), _fork()
+        if fork is not None:
+            _one_after_another()(self._list.ctypes.data, len(self._list), threads, fork)
+            return
+        self.words[self.starts] = 0
+        for function, argument, most in self._list.tolist():
+            run_on_threads(function, argument, min(threads, most))
+
+
+@cache
+def _one_after_another() -> Callable[[int, int, int, int], None]:
+    """Makes so many calls of a list: of a function each, with an argument, on so many threads at the most."""
+    module = ir.Module("calls")
+    module.triple = codegen.triple()
+    run = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64, I64, I64]), "run")
+    calls, count, threads, fork = run.args
+    of_thread = ir.FunctionType(ir.VoidType(), [I64])
+    forking = ir.FunctionType(ir.VoidType(), [I64, I64, I32, I32])
+    b = ir.IRBuilder(run.append_basic_block())
+    with codegen.counted(b, count) as n:
+        function, argument, most = (
+            b.load(b.gep(calls, [b.add(b.mul(n, I64(3)), I64(at))])) for at in range(3)
+        )
+        b.store(I64(0), b.inttoptr(argument, I64.as_pointer()))
+        several = b.select(b.icmp_signed("<", threads, most), threads, most)
+        with b.if_else(b.icmp_signed("<=", several, I64(1))) as (alone, together):
+            with alone:
+                b.call(b.inttoptr(function, of_thread.as_pointer()), [argument])
+            with together:
+                arguments = function, argument, b.trunc(several, I32), I32(0)
+                b.call(b.inttoptr(fork, forking.as_pointer()), arguments)
+    b.ret_void()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    return kind(codegen.compiled(module))
 
 
 _callable = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
 @cache
-def _runner() -> RunShares:
+def _fork() -> int | None:
+    """The runtime's entry point, looked up in what torch itself is linked against."""
     try:
-        # looked up in what torch itself is linked against
-        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):
+        return None
+
+
+@cache
+def _runner() -> RunShares:
+    if (fork := _fork()) is None:
         return _on_python_threads
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel = kind(fork)
     return lambda function, argument, threads: parallel(function, argument, threads, 0)
 
 

@@ -17,7 +17,7 @@ from support.tapes import normal as on_a_device
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import joining, tape
+from overlap_tool.kernels import joining, tape, threads
 from overlap_tool.kernels.recording import Lying, Recorder
 from overlap_tool.kernels.tape import Tape, tape_of
 
@@ -282,3 +282,9 @@ def test_a_view_that_has_to_copy_is_recorded() -> None:
     """`flatten` says that it is a view; of rows that lie apart it makes new memory, which is no weight."""
     found = check(lambda x: [x[..., ::2].flatten(2) * 2], normal(1, 4, 6, 6))
     assert len(found.given) == 1
+
+
+def test_without_openmp_a_tape_is_played_by_python(monkeypatch) -> None:
+    monkeypatch.setattr(threads, "_fork", lambda: None)
+    weight = normal(20, 20, 3, 3)
+    check(lambda x: [F.conv2d(F.conv2d(x, weight).relu(), weight)], normal(1, 20, 90, 80))
