@@ -3,6 +3,9 @@
 NVRTC compiles, as it does for the engine, and says which registers and memory a kernel takes; nvdisasm, which
 comes with Triton, shows the inner loop. The bound is on issuing alone: it counts no wait for memory and no
 conflict between banks, so a GPU can only be slower.
+
+A second table is of layers: there, multiply-adds count that were asked for, and not those that fill a tile,
+and the loop from tap to tap inside of the inner loop is counted, which few channels go through often.
 """
 
 from __future__ import annotations
@@ -44,6 +47,9 @@ GPUS = (
 REGISTERS = 64 << 10
 """Of a multiprocessor. A warp gets whole lots of 256."""
 
+MAIN = (*cuda.LARGE, cuda.TILES[64], cuda.TILES[32])
+"""The main tiles: those of layers of more than 16 outputs, where samples come by 128 bits."""
+
 TILES = (*cuda.LARGE, *reversed(cuda.TILES.values()))
 
 KERNELS = {
@@ -56,6 +62,13 @@ KERNELS = {
         for tile in TILES
     },
     **{
+        f"tiles of {tile.rows}x{tile.columns}, by 128 bits, of four phases": (
+            cuda.tiled_name(tile, torch.float32, True, 4),
+            tile.threads,
+        )
+        for tile in MAIN
+    },
+    **{
         f"depthwise, {taps} columns of taps, inside of the image": (
             cuda.depthwise_name(*cuda.run_for(taps, 1, 1, torch.float32), torch.float32),
             cuda.DEPTHWISE_THREADS,
@@ -65,6 +78,19 @@ KERNELS = {
 }
 
 
+LAYERS = {
+    "192 to 192, 5x5": (192, 192),
+    "192 to 192, 1x1": (192, 192),
+    "192 to 320, 1x1": (192, 320),
+    "64 to 64, 3x3": (64, 64),
+    "3 to 192, 5x5": (3, 192),
+    "1 to 64, 3x3": (1, 64),
+    "192 to 12, 3x3": (192, 12),
+    "64 to 3, 3x3": (64, 3),
+}
+"""Inputs and outputs. Of the size of a kernel the inner loop knows nothing."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """The innermost loop around most multiply-adds, without loops inside of it."""
@@ -72,10 +98,16 @@ class Loop:
     instructions: int
     multiply_adds: int
     loads: int
+    inside: int
+    """Instructions of the loops inside of it, gone through once."""
 
 
 def main() -> list[Table]:
     tool = nvdisasm()
+    return [kernels(tool), layers(tool)]
+
+
+def kernels(tool: str) -> Table:
     table = Table(title=f"Inner loops of the kernels for CUDA: NVRTC {_nvrtc()}, nvdisasm {_version(tool)}")
     for heading in (
         *("kernel", "GPU", "instructions per FFMA", "loads per FFMA", "registers", "spilled bytes"),
@@ -99,7 +131,35 @@ def main() -> list[Table]:
                 str(warps(gpu, threads, registers, shared)),
                 f"{min(1, gpu.cycles / share):.0%}",
             )
-    return [table]
+    return table
+
+
+def layers(tool: str) -> Table:
+    table = Table(title="Layers, by the inner loop of their kernels")
+    for heading in (
+        "layer",
+        "GPU",
+        "kernel",
+        "columns in use",
+        "instructions per FFMA in use",
+        "issue bound",
+    ):
+        table.add_column(heading)
+    for title, (inputs, outputs) in LAYERS.items():
+        tile = cuda.tile_for(outputs, torch.float32)
+        name = cuda.tiled_name(tile, torch.float32, inputs % 4 == 0)
+        used = outputs / (-(-outputs // tile.columns) * tile.columns)
+        for gpu in GPUS:
+            code = nvrtc.compile_kernel(cuda.source(), name, gpu.target).code
+            loop = inner_loop(_machine_code(tool, code))
+            # a step goes through so much of the depth, and from tap to tap so often
+            taps = loop.multiply_adds / (tile.high * tile.wide) / inputs
+            share = (loop.instructions + taps * loop.inside) / (loop.multiply_adds * used)
+            shape = f"{tile.rows}x{tile.columns}, {'by 128 bits' if inputs % 4 == 0 else 'number by number'}"
+            table.add_row(
+                title, gpu.name, shape, f"{used:.0%}", f"{share:.2f}", f"{min(1, gpu.cycles / share):.0%}"
+            )
+    return table
 
 
 def nvdisasm() -> str:
@@ -144,8 +204,9 @@ def inner_loop(text: str, shortest: bool = False) -> Loop:
     if shortest:
         body = _shortest(body, code, targets)
     multiply_adds = sum("FFMA" in code[n] for n in body)
+    inside = 0 if shortest else body[-1] + 1 - body[0] - len(body)
     loads = sum(re.search(r"^(?!@!PT).*\b(LDS|LDG|LDGSTS)\b", code[n]) is not None for n in body)
-    return Loop(len(body), multiply_adds, loads)
+    return Loop(len(body), multiply_adds, loads, inside)
 
 
 def _shortest(body: list[int], code: list[str], targets: dict[int, int]) -> list[int]:

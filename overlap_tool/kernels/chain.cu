@@ -93,14 +93,21 @@ __device__ __forceinline__ T* written_by(const Shape& s, u32 pixel) {
          pixel % s.width * s.y_column;
 }
 
+// What one launch computes: a block's place along y says which.
+template <int COUNT>
+struct Shapes {
+  Shape of[COUNT];
+};
+
 // An implicit matrix product: rows are pixels, columns output channels, the depth all taps in order. A block
 // has ROWS x COLUMNS outputs, a thread HIGH x WIDE; of a warp's threads, LANES have the same pixels. Of samples
 // and weights DEPTH at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by
-// 128 bits.
+// 128 bits. COUNT such products go together, none of which reads what another writes.
 // The weights are packed as (panels, taps filled up to whole DEPTHs, COLUMNS).
-template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, bool WHOLE>
+template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, bool WHOLE,
+          int COUNT>
 __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
-    tiled(const Shape s) {
+    tiled(const __grid_constant__ Shapes<COUNT> shapes) {
   using V = Vector<T>;
   constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, THREADS = ROWS / HIGH * (COLUMNS / WIDE);
   constexpr int ACROSS = COLUMNS / (LANES * WIDE), DOWN = 32 / LANES;  // warps of a block, threads of a warp
@@ -112,10 +119,17 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   __shared__ alignas(16) T taps[2][DEPTH][COLUMNS];
   __shared__ Pixel pixels[ROWS];
 
+  auto shape = [&]() -> const Shape& {
+    u32 which = 0;  // asked for anew where it is needed: what follows from it then takes no registers
+    if (COUNT > 1) asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(which));
+    return shapes.of[which];
+  };
+  const Shape& s = shape();
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   // neighbours in time have the same pixels
   const u32 across = (s.outputs + COLUMNS - 1) / COLUMNS, panels = s.groups * across;
   const u32 panel = blockIdx.x % panels, first_pixel = blockIdx.x / panels * ROWS;
+  if (COUNT > 1 && first_pixel >= s.pixels) return;
   const u32 group = panel / across, first_channel = panel % across * COLUMNS;
   const int total = s.kernel_rows * s.kernel_columns * s.depth, steps = (total + DEPTH - 1) / DEPTH;
   // beyond the last pixel the first is computed again, and not stored
@@ -129,6 +143,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   int channel = thread % FETCHES * AT_ONCE, down = 0, across_taps = 0;
   const T* tap = (const T*)s.x + (i64)group * s.depth + channel;
   auto next_tap = [&]() {
+    const Shape& s = shape();
     while (channel >= s.depth) {
       channel -= s.depth, across_taps += s.dilation_columns, tap += s.next_column;
       if (across_taps == s.end_columns) across_taps = 0, down += s.dilation_rows, tap += s.next_row;
@@ -136,7 +151,8 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   };
   next_tap();
   auto fetch = [&](int stage) {
-    u32 thread;  // asked for anew: what follows from it then takes no registers from step to step
+    const Shape& s = shape();
+    u32 thread;  // asked for anew, too
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
     const u32 first = thread / FETCHES, place = thread % FETCHES * AT_ONCE;
     const u32 height = down < s.end_rows ? s.x_height : 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,7 @@ from overlap_tool.kernels import nvrtc
 from overlap_tool.kernels.arithmetic.fused import named
 from overlap_tool.kernels.arithmetic.in_cuda import finished_by
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.driver import Launch, LoadedKernel
+from overlap_tool.kernels.driver import Launch, LoadedKernel, Structure
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
@@ -25,6 +26,9 @@ PIECE = (9, 11)
 
 REST = struct.Struct("8q2I2i3I6i3i2ii4x")
 """What `Shape` in `chain.cu` holds behind the addresses."""
+
+MOST_TOGETHER = 16
+"""Layers of one launch: what it is given has to fit in 4 KiB."""
 
 DEPTHWISE_THREADS = 128
 
@@ -108,7 +112,7 @@ class Packed:
     others_lie_anyhow = False
 
     def launch(self, work: Convolution) -> Launch:
-        return _launch(work, self)
+        return _launch([work])
 
 
 def pack(weight: Tensor, groups: int) -> Packed:
@@ -149,48 +153,82 @@ def convolve(
     return out
 
 
-def _launch(work: Convolution, packed: Packed) -> Launch:
+@dataclass(frozen=True)
+class Together:
+    """Convolutions in one launch, of which none reads what another writes."""
+
+    works: tuple[Convolution, ...]
+
+    def launch(self) -> Launch:
+        return _launch(self.works)
+
+
+def go_together(works: Sequence[Convolution]) -> bool:
+    """Whether one kernel computes all of them."""
+    tiled = all(isinstance(work.packed, Packed) and work.packed.tile is not None for work in works)
+    return tiled and len(works) <= MOST_TOGETHER and len({_code(work, 1) for work in works}) == 1
+
+
+def _launch(works: Sequence[Convolution]) -> Launch:
+    """Where there are several, a block's place along y says which of them it computes."""
+    across, down = zip(*map(_grid, works), strict=True)
+    loaded = _loaded(*_code(works[0], len(works)))
+    return Launch(loaded, (max(across), sum(down)), tuple(map(_structure, works)))
+
+
+def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
+    """What is compiled for so many layers of a kind."""
+    packed, x, form = work.packed, work.x, work.form
+    if packed.tile is not None:
+        by_vectors = _by_vectors(x, packed.shape[1])
+        name, threads = tiled_name(packed.tile, x.dtype, by_vectors, count), packed.tile.threads
+    else:
+        name = depthwise_name(*run_for(packed.shape[3], form.stride[1], form.dilation[1], x.dtype), x.dtype)
+        threads = DEPTHWISE_THREADS
+    program = "" if work.program == 0 else named(work.program)
+    return name, program, len(work.others), x.device.index, threads
+
+
+def _grid(work: Convolution) -> tuple[int, int]:
+    images, channels, height, width = work.out.shape
+    packed, form = work.packed, work.form
+    if (tile := packed.tile) is not None:
+        panels = packed.groups * -(-(channels // packed.groups) // tile.columns)
+        return -(-images * height * width // tile.rows) * panels, 1
+    run, _ = run_for(packed.shape[3], form.stride[1], form.dilation[1], work.x.dtype)
+    return -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
+
+
+def _structure(work: Convolution) -> Structure:
     x, out = work.x, work.out
     images, channels, height, width = out.shape
     reading, writing = x.stride(), out.stride()
-    pixels = images * height * width
-    _, depth, *kernel = packed.shape
-    (down, across), dilation, groups, ((top, _), (left, _)) = work.form
+    _, depth, *kernel = work.packed.shape
+    stride, dilation, groups, ((top, _), (left, _)) = work.form
     end = kernel[0] * dilation[0], kernel[1] * dilation[1]
-    outputs, whole = channels // groups, 16 // x.element_size()
+    outputs = channels // groups
     rest = REST.pack(
         *(reading[0], reading[2], reading[3]),
         *(writing[0], writing[2], writing[3]),
         *(dilation[1] * reading[3] - depth, dilation[0] * reading[2] - end[1] * reading[3]),
         *x.shape[2:],
         *(top, left),
-        *(pixels, height, width),
-        *(down, across),
+        *(images * height * width, height, width),
+        *stride,
         *dilation,
         *kernel,
         *(groups, outputs, depth),
         *end,
-        _by_vectors(out.data_ptr(), outputs, writing, whole),
+        _by_vectors(out, outputs),
     )
-    tile = packed.tile
-    if tile is not None:
-        threads = tile.threads
-        name = tiled_name(tile, x.dtype, _by_vectors(x.data_ptr(), depth, reading, whole))
-        grid = -(-pixels // tile.rows) * groups * -(-outputs // tile.columns), 1
-    else:
-        threads = DEPTHWISE_THREADS
-        run, row = run_for(kernel[1], across, dilation[1], x.dtype)
-        name = depthwise_name(run, row, x.dtype)
-        grid = -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
     others = *work.others, *(None,) * (OTHERS - len(work.others))
-    program = "" if work.program == 0 else named(work.program)
-    loaded = _loaded(name, program, len(work.others), x.device.index, threads)
-    return Launch(loaded, grid, (x, packed.values, work.bias, out, *others), rest)
+    return Structure((x, work.packed.values, work.bias, out, *others), rest)
 
 
-def _by_vectors(address: int, channels: int, stride: tuple[int, ...], whole: int) -> bool:
-    """Whether the channels of a group can be read or written by 128 bits, at every pixel."""
-    return address % 16 == 0 and (channels | stride[0] | stride[2] | stride[3]) % whole == 0
+def _by_vectors(x: AnyTensor, channels: int) -> bool:
+    """Whether so many channels of a group can be read or written by 128 bits, at every pixel."""
+    stride, whole = x.stride(), 16 // x.element_size()
+    return x.data_ptr() % 16 == 0 and (channels | stride[0] | stride[2] | stride[3]) % whole == 0
 
 
 def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: Tensor) -> Tensor:
@@ -216,9 +254,9 @@ def source(program: str = "", single: bool = True, others: int = 0) -> str:
     return finish + (files("overlap_tool.kernels") / "chain.cu").read_text()
 
 
-def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool) -> str:
+def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool, count: int = 1) -> str:
     numbers = ", ".join(map(str, tile))
-    return f"tiled<{_name(dtype)}, {numbers}, {'true' if by_vectors else 'false'}>"
+    return f"tiled<{_name(dtype)}, {numbers}, {'true' if by_vectors else 'false'}, {count}>"
 
 
 def depthwise_name(run: int, across: tuple[int, int, int], dtype: torch.dtype) -> str:

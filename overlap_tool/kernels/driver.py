@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from struct import pack
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +42,7 @@ def in_order(device: int) -> Iterator[ctypes.c_void_p]:
 
 
 class Readied:
-    """A launch but for addresses, which are the first of its `words`."""
+    """A launch but for addresses, which belong into some of its `words`."""
 
     def __init__(self, kernel: LoadedKernel, grid: tuple[int, int], argument: bytes) -> None:
         self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
@@ -56,30 +55,44 @@ class Readied:
             _check(result)
 
 
-class Launch(NamedTuple):
-    """A kernel, and what it is given: a structure that begins with addresses."""
+class Structure(NamedTuple):
+    """What code is given: addresses of tensors, and other numbers behind them."""
 
-    kernel: LoadedKernel
-    grid: tuple[int, int]
     tensors: tuple[AnyTensor | None, ...]
     rest: bytes
 
+
+class Launch(NamedTuple):
+    """A kernel, and the structures that it is given, one behind the other, and alike."""
+
+    kernel: LoadedKernel
+    grid: tuple[int, int]
+    structures: tuple[Structure, ...]
+
     @property
-    def places(self) -> range:
-        return range(len(self.tensors))
+    def tensors(self) -> list[AnyTensor | None]:
+        return [tensor for each in self.structures for tensor in each.tensors]
+
+    @property
+    def places(self) -> list[int]:
+        (tensors, rest), *others = self.structures
+        words = len(tensors) + len(rest) // 8
+        return [n * words + at for n in range(len(others) + 1) for at in range(len(tensors))]
 
     @property
     def told(self) -> Any:
-        return self.kernel, self.grid, self.rest
+        return self.kernel, self.grid, tuple(rest for _, rest in self.structures)
 
     def ready(self) -> Readied:
-        return Readied(self.kernel, self.grid, bytes(8 * len(self.tensors)) + self.rest)
+        argument = b"".join(bytes(8 * len(tensors)) + rest for tensors, rest in self.structures)
+        return Readied(self.kernel, self.grid, argument)
 
     def run(self) -> None:
-        addresses = (0 if each is None else each.data_ptr() for each in self.tensors)
-        argument = pack(f"{len(self.tensors)}q", *addresses) + self.rest
+        ready = self.ready()
+        for at, tensor in zip(self.places, self.tensors, strict=True):
+            ready.words[at] = 0 if tensor is None else tensor.data_ptr()
         with in_order(self.kernel.device) as stream:
-            Readied(self.kernel, self.grid, argument).run(stream)
+            ready.run(stream)
 
 
 _of_thread = threading.local()

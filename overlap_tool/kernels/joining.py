@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from overlap_tool.kernels import cuda
 from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.arithmetic.generated import INPUTS
 from overlap_tool.kernels.copying import Copied
@@ -36,7 +37,37 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
     for at, entry in enumerate(entries):
         if isinstance(entry.work, Pointwise) and entry.work.otherwise:
             entries[at] = replace(entry, work=entry.work.otherwise)
-    return _written_in_place(entries, seen)
+    return _side_by_side(_written_in_place(entries, seen))
+
+
+def _side_by_side(entries: list[Entry]) -> list[Entry]:
+    """On a GPU, convolutions that do not need each other, such as the phases of a transposed one, together:
+    one by one, those of small maps would leave most of it idle."""
+    found: list[Entry] = []
+    for entry in entries:
+        if isinstance(entry.work, Convolution) and found:
+            before = found[-1]
+            works = *_convolutions(before), entry.work
+            if len(works) > 1 and _independent(before, entry) and cuda.go_together(works):
+                reads, writes = before.reads + entry.reads, before.writes + entry.writes
+                found[-1] = Entry(cuda.Together(works), reads, writes)
+                continue
+        found.append(entry)
+    return found
+
+
+def _convolutions(entry: Entry) -> tuple[Convolution, ...]:
+    if isinstance(entry.work, cuda.Together):
+        return entry.work.works
+    return (entry.work,) if isinstance(entry.work, Convolution) else ()
+
+
+def _independent(before: Entry, after: Entry) -> bool:
+    """Whether neither convolution reads what the other writes, and no number is written twice."""
+    if not (set(before.writes).isdisjoint(after.reads) and set(after.writes).isdisjoint(before.reads)):
+        return False
+    out = after.work.out
+    return all(one.out.root != out.root or out.apart_from(one.out) for one in _convolutions(before))
 
 
 def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:

@@ -28,6 +28,7 @@ from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import cpu, cuda, elementwise, nvrtc, trial
 from overlap_tool.kernels.arithmetic import fused, on_gpu, tensors
 from overlap_tool.kernels.form import Form
+from overlap_tool.kernels.work import noting
 
 try:
     nvrtc._library()
@@ -47,6 +48,10 @@ KERNELS = {
         cuda.tiled_name(tile, torch.float32, by_vectors): tile.high * tile.wide
         for tile in (*cuda.TILES.values(), *cuda.LARGE)
         for by_vectors in (True, False)
+    },
+    **{
+        cuda.tiled_name(tile, torch.float32, True, 4): tile.high * tile.wide
+        for tile in (cuda.TILES[64], *cuda.LARGE)
     },
     cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, False): cuda.DOUBLES.high * cuda.DOUBLES.wide,
@@ -299,6 +304,43 @@ def test_launches_of_what_is_made_of_chains(monkeypatch) -> None:
         monkeypatch.setitem(trial.OWN, "cpu", cpu)
         monkeypatch.setattr(trial, "choose", lambda layer: (cpu, None))
         same(product_of_matrices, a @ b)
+
+
+def phases(
+    *shape: int, edit: Callable[[str], str] = str, target: str = "compute_90"
+) -> tuple[Tensor, Tensor]:
+    """A transposed convolution by a kernel of that shape, in one launch, and by the emulation."""
+    x, weight, bias = torch.randn(2, shape[0], 5, 7), torch.randn(shape), torch.randn(shape[1])
+    x = x.contiguous(memory_format=torch.channels_last)
+    works: list[cuda.Convolution] = []
+    with pytest.MonkeyPatch.context() as patch, emulated_driver(target, edit=edit) as driver:
+        patch.setitem(trial.OWN, "cpu", cuda)
+        patch.setattr(trial, "choose", lambda layer: (cuda, None))
+        with exact_kernels(), noting(works.append):
+            found = F.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
+        found.fill_(7)
+        driver.launches.clear()
+        assert cuda.go_together(works)
+        cuda.Together(tuple(works)).launch().run()
+    (launch,) = driver.launches
+    assert len(launch.parts) == 4
+    return found, transposed(x, weight, bias, (2, 2), (2, 2), (1, 1), (1, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [*product(TARGETS, [(20, 96, 5, 5)]), ("compute_90", (3, 130, 4, 3)), ("compute_90", (8, 40, 5, 3))],
+)
+def test_interpreted_phases_in_one_launch_are_the_chains(target: str, shape: tuple[int, ...]) -> None:
+    same(*phases(*shape, target=target))
+
+
+def test_a_launch_of_phases_that_mistakes_them_is_noticed() -> None:
+    try:
+        found, expected = phases(4, 96, 5, 5, edit=lambda ptx: ptx.replace("%ctaid.y", "%ctaid.x"))
+    except (PtxError, AssertionError):
+        return
+    assert not torch.equal(bits(found), bits(expected))
 
 
 def test_a_thread_that_never_used_the_gpu_can_launch() -> None:

@@ -30,8 +30,10 @@ CODE = """
 
 
 def test_a_loop_is_counted_without_those_inside_of_it() -> None:
-    assert cuda_static.inner_loop(CODE) == cuda_static.Loop(instructions=7, multiply_adds=2, loads=2)
-    assert cuda_static.inner_loop(CODE, shortest=True) == cuda_static.Loop(5, 2, 1)
+    assert cuda_static.inner_loop(CODE) == cuda_static.Loop(
+        instructions=7, multiply_adds=2, loads=2, inside=2
+    )
+    assert cuda_static.inner_loop(CODE, shortest=True) == cuda_static.Loop(5, 2, 1, 0)
 
 
 def test_warps_are_those_of_whole_blocks() -> None:
@@ -43,24 +45,22 @@ def test_warps_are_those_of_whole_blocks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", cuda_static.GPUS, ids=lambda gpu: gpu.target)
-@pytest.mark.parametrize(
-    "tile",
-    [*cuda.LARGE, cuda.TILES[64], cuda.TILES[32]],
-    ids=lambda tile: f"{tile.rows}x{tile.columns}",
-)
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("tile", cuda_static.MAIN, ids=lambda tile: f"{tile.rows}x{tile.columns}")
 def test_the_main_tiles_spend_their_instructions_on_multiply_adds(
-    tile: cuda.Tile, gpu: cuda_static.Gpu
+    tile: cuda.Tile, count: int, gpu: cuda_static.Gpu
 ) -> None:
     try:
         tool = cuda_static.nvdisasm()
     except SystemExit as error:
         pytest.skip(str(error))
     assert shutil.which(tool)
-    name = cuda.tiled_name(tile, torch.float32, True)
+    name = cuda.tiled_name(tile, torch.float32, True, count)
     compiled = nvrtc.compile_kernel(cuda.source(), name, gpu.target, ("--ptxas-options=-v",))
     registers, shared, spilled = cuda_static._resources(compiled.log)
     loop = cuda_static.inner_loop(cuda_static._machine_code(tool, compiled.code))
     assert loop.multiply_adds == 16 * tile.high * tile.wide
     assert loop.instructions <= 1.25 * loop.multiply_adds
+    assert gpu.cycles * loop.multiply_adds / loop.instructions >= 0.8  # of what can be issued
     assert spilled == 0
     assert cuda_static.warps(gpu, tile.threads, registers, shared) >= 16

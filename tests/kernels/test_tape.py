@@ -14,7 +14,8 @@ from support.tapes import Code, check, gdn, normal, program, recorded, steps
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import joining
+from overlap_tool.kernels import cuda, joining
+from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.recording import Entry, Recorder
 from overlap_tool.kernels.tape import Tape, is_tried, tape_of
 
@@ -69,6 +70,40 @@ def test_what_is_read_twice_is_written(gpu) -> None:
         return [torch.relu(y), y]
 
     assert launches(gpu, check(code, normal(1, 4, 3, 3)), normal(1, 4, 3, 3)) == ["tiled", "relu"]
+
+
+def test_convolutions_that_do_not_need_each_other_go_together(gpu) -> None:
+    """The phases of a transposed one, which have kernels of several sizes, and branches."""
+    weight, branches = normal(4, 40, 5, 5), [normal(40, 4, 3, 3), normal(40, 4, 1, 1), normal(40, 4, 3, 3)]
+
+    def transposed(x: Tensor) -> list[Tensor]:
+        return [F.conv_transpose2d(x, weight, stride=2, padding=2, output_padding=1)]
+
+    def branched(x: Tensor) -> list[Tensor]:
+        return [F.conv2d(x, each, padding=each.shape[2] // 2) for each in branches]
+
+    def one_after_another(x: Tensor) -> list[Tensor]:
+        return [F.conv2d(F.conv2d(x, branches[0]), branches[2].transpose(0, 1).contiguous())]
+
+    x = normal(1, 4, 7, 9)
+    assert launches(gpu, check(transposed, x), x) == ["tiled"]
+    assert len(gpu.driver.launches[0].parts) == 4
+    assert launches(gpu, check(branched, x), x) == ["tiled"]
+    assert launches(gpu, check(one_after_another, x), x) == ["tiled", "tiled"]
+
+
+def test_no_number_is_written_twice_by_what_goes_together(gpu) -> None:
+    weights = [normal(40, 4, 1, 1) for _ in range(2)]
+
+    def code(x: Tensor, step: int) -> list[Tensor]:
+        room = torch.empty_like(F.conv2d(x, weights[0]))
+        for n, weight in zip((0, step), weights, strict=True):
+            cuda.convolve(x[..., :4], weight, None, Form(), room[..., n : n + 4])
+        return [room[..., : 4 + step] * 2]
+
+    x = normal(1, 4, 3, 9)
+    assert launches(gpu, check(lambda x: code(x, 4), x), x) == ["tiled", "aten::mul"]
+    assert launches(gpu, check(lambda x: code(x, 3), x), x) == ["tiled", "tiled", "aten::mul"]
 
 
 def test_no_kernel_writes_where_it_reads_its_samples(gpu) -> None:

@@ -56,9 +56,13 @@ NAMES = """
 """
 
 
+def span(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    return 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+
+
 def at(address: int, dtype: torch.dtype, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """Of exactly the memory from the first number to the last."""
-    count = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    count = span(size, stride)
     raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
     return torch.frombuffer(raw, dtype=dtype).as_strided(size, stride)
 
@@ -230,6 +234,45 @@ class Launch(Named):
         assert counts.sum() * self.dtype.itemsize // 4 == y.writes.sum(), "more than the outputs was written"
 
 
+@dataclass(frozen=True)
+class Together(Named):
+    """Several of them, whose outputs lie in one map or apart."""
+
+    name: str
+    grid: tuple[int, int]
+    argument: bytes
+    parts: list[Launch]
+
+    @classmethod
+    def of(cls, name: str, count: int, grid: tuple[int, int], argument: bytes) -> Together:
+        assert grid[1] == count
+        size = Launch.SIZE
+        parts = [Launch.of(name, grid, argument[n * size :][:size]) for n in range(count)]
+        return cls(parts[0].name, grid, argument, parts)
+
+    def by_the_cpu(self) -> None:
+        for part in reversed(self.parts):  # no order is promised
+            part.by_the_cpu()
+
+    def interpreted(self, program: Program) -> None:
+        first = min(part.y.data_ptr() for part in self.parts)
+        words = (
+            max(part.y.data_ptr() + 4 * span(part.y.shape, part.y.stride()) for part in self.parts) - first
+            >> 2
+        )
+        y = Buffer.of(at(first, torch.float32, (words,), (1,)), writable=True)
+        read = [t for part in self.parts for t in (part.x, part.packed, part.bias) if t is not None]
+        program.run(Memory([y, *map(Buffer.of, read)]), self.argument, self.grid)
+        for part in self.parts:
+            counts = torch.from_numpy(y.writes).as_strided(
+                part.y.shape, part.y.stride(), part.y.data_ptr() - first >> 2
+            )
+            assert (counts == 1).all(), "an output was not written once"
+        assert y.writes.sum() == sum(part.y.numel() for part in self.parts), (
+            "more than the outputs was written"
+        )
+
+
 @dataclass
 class EmulatedDriver:
     """Stands in for the library. `launches` has what was launched, in order."""
@@ -237,7 +280,7 @@ class EmulatedDriver:
     interpret: bool = True
     edit: Callable[[str], str] = str
     """Done to every program, so that one can be broken."""
-    launches: list[Launch | Elementwise] = field(default_factory=list)
+    launches: list[Launch | Together | Elementwise] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     """Those that have a context."""
     _modules: list[str] = field(default_factory=list)
@@ -280,8 +323,14 @@ class EmulatedDriver:
         name, program = self._functions[function.value - 1]
         assert (z, shared, threads[1:]) == (1, 0, [1, 1])
         where = ctypes.cast(arguments._obj, ctypes.c_void_p).value
-        of = Elementwise if name.startswith("elementwise_") else Launch
-        launch = of.of(name, (x, y), ctypes.string_at(where, of.SIZE))
+        launch: Launch | Together | Elementwise
+        if name.startswith("elementwise_"):
+            launch = Elementwise.of(name, (x, y), ctypes.string_at(where, Elementwise.SIZE))
+        elif several := re.search(r"tiled<.*, (?!1>)(\d+)>", name):
+            count = int(several[1])
+            launch = Together.of(name, count, (x, y), ctypes.string_at(where, count * Launch.SIZE))
+        else:
+            launch = Launch.of(name, (x, y), ctypes.string_at(where, Launch.SIZE))
         self.launches.append(launch)
         with _disable_current_modes(), noting(None):  # a driver works unseen
             if program is None:

@@ -273,14 +273,12 @@ class _Run:
                     where[next_at] = where[next_at] | lanes if next_at in where else lanes
 
     def _together(self, at_barrier: dict[int, Lanes]) -> dict[int, Lanes]:
-        if len(at_barrier) != 1:
-            raise PtxError("threads at different barriers")
-        ((at, lanes),) = at_barrier.items()
-        by_block = lanes.reshape(self.blocks, -1)
-        if (by_block.any(1) != by_block.all(1)).any():
-            raise PtxError("not all threads of a block are at the barrier")
+        for lanes in at_barrier.values():  # of several blocks, each may be at another
+            by_block = lanes.reshape(self.blocks, -1)
+            if (by_block.any(1) != by_block.all(1)).any():
+                raise PtxError("not all threads of a block are at the barrier")
         self.shared.barriers += 1
-        return {at + 1: lanes}
+        return {at + 1: lanes for at, lanes in at_barrier.items()}
 
     def _step(self, at: int, active: Lanes) -> list[tuple[int, Lanes]]:
         """Run an instruction. Returns where its threads go on."""
@@ -585,14 +583,11 @@ class _Run:
         space, *_, kind = kinds
         names, size = _names(operands[0]), int(kind[1:]) // 8
         if space == "param":
-            places = self._address(operands[1], 64, active)[active]
-            if (places != places[0]).any():
-                raise PtxError("threads read several parameters")
-            start, whole = int(places[0]), len(names) * size
-            if start % whole or start + whole > len(self.parameters):
+            start, whole = self._address(operands[1], 64, active)[active].astype(np.int64), len(names) * size
+            if (start % whole).any() or (start < 0).any() or (start + whole > len(self.parameters)).any():
                 raise PtxError("an address outside of the parameters, or not aligned")
-            words = np.frombuffer(self.parameters, np.uint32, whole // 4, start)
-            values = np.broadcast_to(words, (int(active.sum()), len(words)))
+            words = np.frombuffer(self.parameters, np.uint32)
+            values = words[start[:, None] // 4 + np.arange(whole // 4)]
         elif space == "shared":
             at = self._in_shared(operands[1], active, len(names) * size)
             values = self.shared.load(at, np.broadcast_to(self.lanes[active][:, None], at[0].shape))

@@ -16,7 +16,7 @@ from overlap_tool.kernels import nvrtc
 from overlap_tool.kernels.arithmetic.generated import INPUTS, NUMBERS
 from overlap_tool.kernels.arithmetic.in_cuda import THREADS, kernel_over
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.driver import Launch, LoadedKernel
+from overlap_tool.kernels.driver import Launch, LoadedKernel, Structure
 from overlap_tool.kernels.work import Elementwise, noted
 
 REST = struct.Struct(f"q{NUMBERS}d")
@@ -35,7 +35,8 @@ class LoadedProgram(NamedTuple):
     def over(self, work: Elementwise) -> Launch:
         nothing, count = (None,) * (INPUTS - len(work.xs)), work.y.numel()
         rest = REST.pack(count, *work.numbers, *[0.0] * (NUMBERS - len(work.numbers)))
-        return Launch(self.kernel, (-(-count // THREADS), 1), (*work.xs, *nothing, work.y), rest)
+        given = Structure((*work.xs, *nothing, work.y), rest)
+        return Launch(self.kernel, (-(-count // THREADS), 1), (given,))
 
 
 def run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor, by_processor: Compute) -> bool:
