@@ -29,16 +29,16 @@ WORTH_THREADS = 1 << 18
 
 @dataclass(frozen=True)
 class Copied:
-    """`source` copied to `to`, which is of the same shape."""
+    """`source`, or zeros, copied to `to`, which is of the same shape."""
 
-    source: AnyTensor
+    source: AnyTensor | None
     to: AnyTensor
 
     def launch(self) -> GeneratedCall:
         size = self.to.element_size()
         images, channels, rows, columns = self.to.shape
         strides = []
-        for each in (self.source, self.to):
+        for each in (self.to if self.source is None else self.source, self.to):
             image, _, row, pixel = (size * step for step in each.stride())
             strides += [0, image, row, pixel]
         task = TASK.pack(0, images * rows, rows, columns, channels * size, *strides)
@@ -51,9 +51,11 @@ def _code() -> int:
     module = ir.Module("copying")
     module.triple = codegen.triple()
     text = ir.IntType(8).as_pointer()
+    byte, flag = text.pointee, codegen.I1
     copy = ir.Function(
-        module, ir.FunctionType(ir.VoidType(), [text, text, I64, codegen.I1]), "llvm.memcpy.p0.p0.i64"
+        module, ir.FunctionType(ir.VoidType(), [text, text, I64, flag]), "llvm.memcpy.p0.p0.i64"
     )
+    fill = ir.Function(module, ir.FunctionType(ir.VoidType(), [text, byte, I64, flag]), "llvm.memset.p0.i64")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
     b = ir.IRBuilder(function.append_basic_block())
     task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(FIELDS)}
@@ -71,13 +73,20 @@ def _code() -> int:
         offset = b.add(b.mul(image, task[f"{map}_image"]), b.mul(row, task[f"{map}_row"]))
         return b.inttoptr(b.add(task[map], offset), text)
 
+    def written(y: ir.Value, x: ir.Value, size: ir.Value) -> None:
+        with b.if_else(b.icmp_signed("==", task["x"], I64(0))) as (nothing, something):
+            with nothing:
+                b.call(fill, [y, byte(0), size, flag(0)])
+            with something:
+                b.call(copy, [y, x, size, flag(0)])
+
     x, y = start("x"), start("y")
     with b.if_else(side_by_side) as (whole, apart):
         with whole:
-            b.call(copy, [y, x, b.mul(columns, channels), codegen.I1(0)])
+            written(y, x, b.mul(columns, channels))
         with apart, counted(b, columns) as pixel:
-            places = (b.gep(at, [b.mul(pixel, step)]) for at, step in ((y, steps[1]), (x, steps[0])))
-            b.call(copy, [*places, channels, codegen.I1(0)])
+            read, write = (b.gep(at, [b.mul(pixel, step)]) for at, step in zip((x, y), steps, strict=True))
+            written(write, read, channels)
     b.branch(take)
     b.position_at_end(done)
     b.ret_void()

@@ -81,7 +81,12 @@ def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
         if not isinstance(entry.work, Copied):
             continue
         to, source = entry.work.to, entry.work.source
-        if len(touching[source.root]) != 2 or touching[source.root][1] is not entry or source.root in seen:
+        if (
+            source is None
+            or len(touching[source.root]) != 2
+            or touching[source.root][1] is not entry
+            or source.root in seen
+        ):
             continue
         making = touching[source.root][0]
         one = making.work
@@ -102,9 +107,7 @@ def _parts_of(entry: Entry, whole: Lying) -> Iterator[Lying | None]:
     """The parts of a root that an entry touches; nothing in the place of what is not known."""
     work = entry.work
     if isinstance(work, Copied):
-        given: Any = (work.source, work.to)
-    elif isinstance(work, Dispatched) and work.func is torch.ops.aten.zero_.default:
-        given = work.args
+        given: Any = (work.to,) if work.source is None else (work.source, work.to)
     elif isinstance(work, Convolution):
         given = work.x, work.out, *work.others
     else:
@@ -138,8 +141,8 @@ def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
         out.part(rows[1:3], columns[:2]),
         out.part(rows[1:3], columns[2:]),
     ]
-    zeros = (Dispatched(torch.ops.aten.zero_.default, (part,), {}, part) for part in border if part.numel())
-    return [*(Entry(each, [], [out.root]) for each in zeros), Entry(Copied(x, inside), [x.root], [out.root])]
+    zeros = (Entry(Copied(None, part), [], [out.root]) for part in border if part.numel())
+    return [*zeros, Entry(Copied(x, inside), [x.root], [out.root])]
 
 
 def _as_copy(entry: Entry) -> Entry:
