@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import unnumbered
-from overlap_tool.kernels.form import NOTHING, Form, Padding
+from overlap_tool.kernels.form import NOTHING, Form, Sides
 from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
 from overlap_tool.kernels.volumes import by_planes
 
@@ -258,7 +258,7 @@ def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
         _convolve(x, shape, packed, bias, form._replace(padding=_less(form.padding, widest)), part)
 
 
-def _widest(paddings: Sequence[Padding]) -> Padding:
+def _widest(paddings: Sequence[Sides]) -> Sides:
     """As much as any of them adds on a side."""
     down, across = (
         (max(0, *(before for before, _ in axis)), max(0, *(after for _, after in axis)))
@@ -267,7 +267,7 @@ def _widest(paddings: Sequence[Padding]) -> Padding:
     return down, across
 
 
-def _less(padding: Padding, there: Padding) -> Padding:
+def _less(padding: Sides, there: Sides) -> Sides:
     """What is missing, or too much, where some is there."""
     down, across = ((a - c, b - d) for (a, b), (c, d) in zip(padding, there, strict=True))
     return down, across
@@ -325,7 +325,7 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
 
 def _around(
     x: Tensor, firsts: Sequence[int], counts: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
-) -> Padding:
+) -> Sides:
     """The padding with which so many outputs from the first read, through taps from one offset to another."""
     down, across = (
         (-(q + first), q + n - 1 + last - (have - 1))

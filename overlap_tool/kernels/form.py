@@ -8,16 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Sides = tuple[tuple[int, int], tuple[int, int]]
+"""Before and after, of rows and of columns."""
 
-NOTHING: Padding = (0, 0), (0, 0)
+NOTHING: Sides = (0, 0), (0, 0)
 
 
 class Form(NamedTuple):
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    padding: Padding = NOTHING
+    padding: Sides = NOTHING
     """Zeros before and after rows and columns; less than nothing cuts. The kernel adds them."""
 
     def read_by(self, kernel: Sequence[int], rows: slice, columns: slice) -> tuple[slice, slice]:
