@@ -31,6 +31,7 @@ NAMES = (
     "functions",
     "cuda-static",
     "peak",
+    "processes",
     "raster",
     "reach",
     "workers",

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
+
+T = TypeVar("T")
 
 SECONDS_TO_ANSWER = 5
 
 SECONDS_TO_JOIN = 30
 """A scheduler has to have a worker by then: nothing would ever be computed."""
 
+WITHOUT_WORKERS = "60s"
+"""Of processes of this machine: they come again when they die, unless they cannot start."""
+
+WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
+"""What a task reads is sent as part of it: Dask scatters data to a worker, and loses them with it."""
+
 OF_PYTHON = 1 << 30
 """What a process takes before it computes anything, and what is left free."""
 
-TIMES_SENT = 10
-"""What was sent to workers that then died is sent again, so often."""
+AHEAD = 2
+"""Tasks that are sent at once, per worker, where results come in order."""
 
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
@@ -45,7 +54,7 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
         raise OptionError("`workers`, `dask`", "give one of the two", "Write `workers=4`")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise OptionError(f"workers={workers!r}", "is not a number of processes", "Write `workers=4`")
-    distributed = dask_library("distributed")
+    distributed, library = dask_library("distributed"), dask_library("dask")
     if dask is not None:
         try:
             with ThreadPoolExecutor(1) as beside:  # this thread may have a loop already, as notebooks have
@@ -57,11 +66,12 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
                 f"no scheduler answers there ({type(error).__name__})",
                 "Start one with dask scheduler, or give `workers` for processes of this machine",
             ) from error
-        with client:
+        with client, library.config.set(WINDOWS_IN_TASKS):
             _wait_for_a_worker(client, dask)
             yield client
         return
     with (
+        library.config.set(WINDOWS_IN_TASKS | {"distributed.scheduler.no-workers-timeout": WITHOUT_WORKERS}),
         distributed.LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
         ) as cluster,
@@ -97,7 +107,8 @@ def memory_of_a_worker(client: Any) -> int:
         workers = dask_scheduler.workers.values()
         return [one.memory_limit // max(1, one.nthreads) for one in workers if one.memory_limit]
 
-    return min(client.run_on_scheduler(limits), default=1 << 62) - OF_PYTHON
+    with in_touch():
+        return min(client.run_on_scheduler(limits), default=1 << 62) - OF_PYTHON
 
 
 def this_worker() -> str:
@@ -116,33 +127,48 @@ def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], Non
                 future.result()
                 done(future)
     finally:
-        client.cancel([future for future in futures if not future.done()])
+        _forget(client, [future for future in futures if not future.done()])
 
 
-def send_or_not(client: Any, send: Callable[[], Any]) -> Any | None:
-    """A task that `send` sends, or None: a worker may die while it is given what the task reads."""
-    distributed = dask_library("distributed")
+def results_in_order(client: Any, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
+    """What tasks give, one for each of these arguments, in their order. They are sent a few at a time, so
+    that what is sent does not pile up, and is part of its task, so that the scheduler can send it again."""
+    waiting: deque[Any] = deque()
     try:
-        return send()
-    except (OSError, asyncio.TimeoutError, asyncio.CancelledError, distributed.CancelledError):
-        if client.status != "running":
-            raise
-        return None
+        for arguments in given:
+            with as_refusals():
+                waiting.append(client.submit(function, *arguments, pure=False))
+            if len(waiting) >= AHEAD * _threads(client):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        _forget(client, list(waiting))
 
 
-def result_of(client: Any, sent: Any | None, send: Callable[[], Any]) -> Any:
-    """What a task gives. If what was sent with it is lost with a worker, `send` sends both anew."""
-    distributed = dask_library("distributed")
+def _threads(client: Any) -> int:
+    with in_touch():
+        return max(1, sum(client.nthreads().values()))
+
+
+@contextmanager
+def in_touch() -> Iterator[None]:
+    """A question to the scheduler, whose failure is none of a file's."""
+    try:
+        yield
+    except OSError as error:
+        raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
+
+
+def _forget(client: Any, futures: Sequence[Any]) -> None:
+    """Nobody will read these; and nobody computes them where the scheduler is gone, or the client closed."""
+    with suppress(OSError, RuntimeError, asyncio.TimeoutError):
+        client.cancel(futures)
+
+
+def _result(future: Any) -> Any:
     with as_refusals():
-        for _ in range(TIMES_SENT):
-            try:
-                if sent is not None:
-                    return sent.result()
-            except (asyncio.CancelledError, distributed.CancelledError):
-                if client.status != "running":
-                    raise
-            sent = send_or_not(client, send)
-        return send().result()
+        return future.result()
 
 
 @contextmanager
@@ -159,7 +185,7 @@ def as_refusals() -> Iterator[None]:
         ) from error
     except (asyncio.CancelledError, distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
-    except asyncio.TimeoutError as error:
+    except (distributed.scheduler.NoWorkerError, distributed.scheduler.NoValidWorkerError) as error:
         raise ClusterError("the scheduler", "it has no workers any more", RESUME) from error
     except (ImportError, AttributeError) as error:  # our own refusals are others
         raise ClusterError(

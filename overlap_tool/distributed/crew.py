@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import (
-    as_refusals,
-    connected,
-    memory_of_a_worker,
-    result_of,
-    send_or_not,
-)
+from overlap_tool.distributed.cluster import connected, memory_of_a_worker, results_in_order
 from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import (
@@ -42,8 +34,7 @@ from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Source
 from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
 
-AHEAD = 2
-"""Pieces that are sent at once, per worker: one is at hand when another is done."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,6 @@ class Workers:
         quiet: bool,
         note: Callable[[str], None],
     ) -> Iterator[tuple[Area, Tensor]]:
-        """In order. What was sent stays here until it is done, so that it can be sent again."""
         refuse_other_networks(stage, shape)
         last = plan_of(stage, shape).segments[-1]
         most, _ = fitting_side(stage, shape, last, memory_of_a_worker(self.client))
@@ -104,29 +94,32 @@ class Workers:
         if len(areas) > 1:
             added = recomputed(stage, shape, [areas])
             note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
-        at_once = AHEAD * max(1, sum(self.client.nthreads().values()))
-        waiting: deque[tuple[Area, Callable[[], Any], Any]] = deque()
+        given = (self._given(stage, shape, source, piece) for piece in areas)
+        made = results_in_order(self.client, compute_window, given)
         with TileProgress(stage.name, len(areas), quiet) as progress:
-            for number, piece in enumerate(areas):
-                send = self._sender(stage, shape, source, piece)
-                with as_refusals():
-                    waiting.append((piece, send, send_or_not(self.client, send)))
-                while len(waiting) == at_once or (waiting and number == len(areas) - 1):
-                    made, again, sent = waiting.popleft()
-                    values = result_of(self.client, sent, again)
-                    progress.advance()
-                    yield made, torch.from_numpy(values)
+            for piece, values in zip(areas, made, strict=True):
+                progress.advance()
+                yield piece, torch.from_numpy(values)
 
-    def _sender(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> Callable[[], Any]:
-        """What sends a piece to the workers, as often as it is called."""
+    def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
+        """Of workers that would compute the same bits."""
+        checked = ((self.model, self.wanted, function, *arguments) for arguments in given)
+        return results_in_order(self.client, compute_with, checked)
+
+    def _given(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> tuple[Any, ...]:
+        """What a worker is given to compute a piece."""
         read = area_read(stage, shape, area)
         work = PieceWork(self.wanted, stage.name, shape, read, area)
         numbers = source.numbers if isinstance(source, LazyMap) else None
-        submit = partial(self.client.submit, compute_window, self.model, work, pure=False)
         if isinstance(numbers, PictureNumbers):
-            return partial(submit, PictureWindow.of(numbers))
-        window = source.read(*read).cpu().contiguous().numpy()
-        return lambda: submit(self.client.scatter(window, hash=False))
+            return self.model, work, PictureWindow.of(numbers)
+        return self.model, work, source.read(*read).cpu().contiguous().numpy()
+
+
+def compute_with(model: bytes, wanted: Wanted, function: Callable[..., T], *arguments: Any) -> T:
+    """On a worker: a function of arguments that were sent with it."""
+    loaded(model, wanted)
+    return function(*arguments)
 
 
 def compute_window(model: bytes, work: PieceWork, window: PictureWindow | NDArray[Any]) -> NDArray[Any]:

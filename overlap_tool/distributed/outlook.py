@@ -50,8 +50,16 @@ class Outlook:
     """Numbers that they give or write, in bytes."""
 
 
-def outlook(codec: Codec, size: Size, workers: int, memory: int, *, only: str | None = None) -> list[Outlook]:
-    """Stage by stage, pass by pass: the largest pieces that fit this memory of a worker."""
+def outlook(
+    codec: Codec,
+    size: Size,
+    workers: int,
+    memory: int,
+    *,
+    only: str | None = None,
+    piece: int | None = None,
+) -> list[Outlook]:
+    """Stage by stage, pass by pass: pieces of this side, or the largest that fit this memory of a worker."""
     if workers < 1:
         raise OptionError(f"workers={workers}", "is no number of workers", "Write `workers=4`")
     stages = [stage for stage in codec.stages if only in (None, stage.name)]
@@ -65,11 +73,13 @@ def outlook(codec: Codec, size: Size, workers: int, memory: int, *, only: str | 
         height, width = (side + -side % codec.multiple for side in size[::-1])
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         refuse_other_networks(stage, shape)
-        found += _of_stage(stage, shape, workers, memory)
+        found += _of_stage(stage, shape, workers, memory, piece)
     return found
 
 
-def _of_stage(stage: TiledForward, shape: Shape, workers: int, memory: int) -> list[Outlook]:
+def _of_stage(
+    stage: TiledForward, shape: Shape, workers: int, memory: int, piece: int | None
+) -> list[Outlook]:
     plan = plan_of(stage, shape)
     several = len(plan.segments) > 1
     made = []
@@ -77,7 +87,7 @@ def _of_stage(stage: TiledForward, shape: Shape, workers: int, memory: int) -> l
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
-        side, least = fitting_side(stage, shape, each, memory)
+        side, least = fitting_side(stage, shape, each, memory, (piece,) if piece else SIDES)
         if least > memory:
             raise OptionError(
                 f"memory={memory}",
@@ -89,11 +99,13 @@ def _of_stage(stage: TiledForward, shape: Shape, workers: int, memory: int) -> l
     return made
 
 
-def fitting_side(stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int) -> tuple[int, int]:
+def fitting_side(
+    stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int, sides: Sequence[int] = SIDES
+) -> tuple[int, int]:
     """The side of the largest piece of a pass that fits a worker's memory, and what it takes; else of the
     smallest."""
     plan = plan_of(stage, shape)
-    for side in SIDES:
+    for side in sides:
         largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
         takes = _memory(plan_pass(stage.input_scale, plan, each, largest), shape)
         if takes <= memory:

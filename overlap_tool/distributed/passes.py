@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool import bounds
-from overlap_tool.distributed.cluster import as_refusals, each_finished, memory_of_a_worker, this_worker
+from overlap_tool.distributed.cluster import each_finished, memory_of_a_worker, results_in_order, this_worker
 from overlap_tool.distributed.models import Wanted, loaded
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import SIDE, cut_pass, cut_scene, edges, grid
@@ -235,13 +235,10 @@ class SummedByWorkers(Banded):
             else grid(edges(Span(0, height), SIDE), edges(Span(0, width), SIDE))
         )
         sums = RowSums(self.window, step, tuple(columns), transform, self.cut.at_once, self.engine)
-        futures = [self.client.submit(sums.of, area, pure=False) for area in areas]
-        in_order = zip(areas, futures, strict=True)
-        for _, beside in groupby(in_order, lambda piece: piece[0].rows):
+        summed = zip(areas, results_in_order(self.client, sums.of, ((area,) for area in areas)), strict=True)
+        for _, beside in groupby(summed, lambda piece: piece[0].rows):
             trees = [Tree(step, -1) for _ in columns]
-            for _, future in beside:
-                with as_refusals():
-                    found = future.result()
+            for _, found in beside:
                 for tree, nodes in zip(trees, found, strict=True):
                     for size, node in nodes:
                         tree.add_node(size, node)

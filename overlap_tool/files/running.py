@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,7 +19,7 @@ from functools import partial
 from itertools import groupby
 from math import ceil, prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ BLOCK_BYTES = 64 << 20
 BAND: dict[Kind | None, tuple[int, int]] = {"volume": (128, 1 << 30), "sound": (1, 1 << 20)}
 """Rows and columns, at most, of the input for which a budget of memory chooses the tile: whole maps are not
 in memory here. Of images, 1024 rows."""
+
+
+T = TypeVar("T")
 
 
 class Placement(Enum):
@@ -73,7 +76,7 @@ def placement(
 
 
 class Crew(AbstractContextManager["Crew"], Protocol):
-    """Who computes stages piece by piece in place of this process, inside of `with crew`."""
+    """Who computes stages piece by piece, and codes bands, in place of this process; used as `with crew`."""
 
     def pieces(
         self,
@@ -85,6 +88,10 @@ class Crew(AbstractContextManager["Crew"], Protocol):
         note: Callable[[str], None],
     ) -> Iterator[tuple[Area, Tensor]]:
         """An area of a stage's output: its pieces, from left to right and from the top down."""
+        ...
+
+    def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
+        """What a function makes of each of these arguments, in order."""
         ...
 
 
@@ -109,7 +116,7 @@ class Workspace:
         self.notify = notify
         self.on_demand = on_demand
         """Whether maps are computed where they are read, and not all of them at once: some is not read."""
-        self.others = None if crew is None else Others(crew, job.folder, notify)
+        self.crew = crew
         self.block = block
         """Of a map's height and width, what is coded as a string of its own."""
         self.coded: list[bytes] = []
@@ -117,6 +124,12 @@ class Workspace:
         self.took_whole = False
         """Whether the model's own code took all of a map."""
         self.stores = 0
+
+    def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
+        """What a function makes of each of these arguments, in order: here, or by the crew."""
+        if self.crew is not None:
+            return self.crew.each(function, given)
+        return (function(*arguments) for arguments in given)
 
     def block_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a block of a map of this size."""
@@ -143,7 +156,7 @@ class Workspace:
             if shape.images == 1 and (lazy or as_fine_as_the_image)
             else partial(TensorSink, store=stage.settings.store)
         )
-        others = self.others if shape.images == 1 else None
+        others = Others(self.crew, self.job.folder, self.notify) if self.crew and shape.images == 1 else None
         numbers = StageNumbers(
             stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand, others
         )

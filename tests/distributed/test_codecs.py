@@ -15,24 +15,20 @@ from overlap_tool.errors import OptionError
 from overlap_tool.files import Codec
 from overlap_tool.files import compress as compress_in_one_process
 from overlap_tool.files import decompress as decompress_in_one_process
+from overlap_tool.files.coding import entropy
+from overlap_tool.files.formats import container
 
-distributed = pytest.importorskip("distributed")
+pytest.importorskip("distributed")
 
-from overlap_tool.distributed import compress, decompress  # noqa: E402
+from overlap_tool.distributed import compress, decompress
+from overlap_tool.distributed.cluster import this_worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+BAND_TO_STRING = entropy.band_to_string
+
 SMALL = 1 << 14
 """Bytes that may be in memory, so that maps are coded in bands."""
-
-
-@pytest.fixture(scope="module")
-def address():
-    """Two workers in this process, behind a scheduler."""
-    with distributed.LocalCluster(
-        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
-    ) as started:
-        yield started.scheduler_address
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +73,28 @@ def test_workers_give_the_bytes_of_one_process(tmp_path, codecs, address, archit
 @pytest.mark.parametrize("architecture", ["elic2022-official", "mbt2018", "bmshj2018-factorized"])
 def test_channel_groups_positions_in_order_and_one_transform(tmp_path, codecs, address, architecture) -> None:
     _coded_twice(codecs(architecture), tmp_path, address, 53, 71, in_memory=SMALL)
+
+
+CODED_BY: list[str] = []
+
+
+def _noted(symbols, indexes, tables):
+    CODED_BY.append(this_worker())
+    return BAND_TO_STRING(symbols, indexes, tables)
+
+
+def test_bands_are_coded_by_workers(tmp_path, codecs, address, monkeypatch) -> None:
+    """Those of the hyper-latents and of the latents; not by the process that began."""
+    codec = codecs("mbt2018-mean")
+    np.save(tmp_path / "in.npy", photograph("chelsea", 256, 128, at=(0, 0)))
+    compress_in_one_process(codec, tmp_path / "in.npy", tmp_path / "one.lic", in_memory=SMALL)
+    monkeypatch.setattr(entropy, "band_to_string", _noted)
+    CODED_BY.clear()
+    compress(codec, tmp_path / "in.npy", tmp_path / "it.lic", dask=address, in_memory=SMALL)
+    assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "one.lic").read_bytes()
+    head, _ = container.read(tmp_path / "it.lic")
+    assert len(CODED_BY) == sum(map(len, head.bands)) > 1
+    assert all(who.startswith("a worker on ") for who in CODED_BY)
 
 
 def test_blocks(tmp_path, codecs, address) -> None:

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,28 +27,15 @@ from overlap_tool.files import compress as compress_in_one_process
 from overlap_tool.files import run as run_in_one_process
 from overlap_tool.files.job import Job
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 from overlap_tool.distributed import cluster, compress, crew, models, run, scenes  # noqa: E402
 from overlap_tool.distributed.models import Wanted  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_chunks")
 
 SMALL = 1 << 14
-
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (64, 128))
-
-
-@pytest.fixture(scope="module")
-def address():
-    """Two workers in this process, behind a scheduler."""
-    with distributed.LocalCluster(
-        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
-    ) as started:
-        yield started.scheduler_address
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +111,7 @@ class Killer:
 def killing(monkeypatch):
     def start(workers, at: list[int]) -> Killer:
         killer = Killer(workers, at)
-        mark, result_of = Job.mark, crew.result_of
+        mark, result_of = Job.mark, cluster._result
 
         def marking(self, name, rows) -> None:
             mark(self, name, rows)
@@ -134,7 +123,7 @@ def killing(monkeypatch):
             return made
 
         monkeypatch.setattr(Job, "mark", marking)
-        monkeypatch.setattr(crew, "result_of", having)
+        monkeypatch.setattr(cluster, "_result", having)
         return killer
 
     return start
@@ -151,6 +140,65 @@ def test_workers_that_are_killed(tmp_path, given, killing) -> None:
         by_codec(given, tmp_path, dask=started.scheduler_address, piece=200)
         assert len(killer.killed) == 1
         assert same_file(given, tmp_path)
+
+
+def test_all_workers_are_gone(tmp_path, given, monkeypatch) -> None:
+    """Nothing would ever be computed."""
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "0.5s"}),
+        distributed.LocalCluster(
+            n_workers=1, processes=False, threads_per_worker=1, dashboard_address=None
+        ) as started,
+    ):
+        mark = Job.mark
+
+        def leaving(self, name, rows) -> None:
+            mark(self, name, rows)
+            if rows:  # a piece is done
+                started.scale(0)
+
+        monkeypatch.setattr(Job, "mark", leaving)
+        with pytest.raises(ClusterError, match=r"it has no workers any more.*resume=True"):
+            by_network(given, tmp_path, dask=started.scheduler_address, piece=128)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [tmp_path / ".out.zarr.job"]
+
+
+A_CLUSTER = """
+import distributed, time
+if __name__ == "__main__":
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, threads_per_worker=1, dashboard_address=None, protocol="tcp"
+    ) as started:
+        print(started.scheduler_address, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("work", "same"), [(by_network, same_samples), (by_codec, same_file)])
+def test_the_scheduler_is_killed(tmp_path, given, address, monkeypatch, work, same) -> None:
+    """The run ends with one error, and goes on by another."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        subprocess.Popen([sys.executable, "-c", A_CLUSTER], stdout=subprocess.PIPE, text=True) as scheduler,
+    ):
+        assert scheduler.stdout is not None
+        there = scheduler.stdout.readline().strip()
+        mark = Job.mark
+
+        def killing(self, name, rows) -> None:
+            mark(self, name, rows)
+            if rows:  # a piece is done
+                scheduler.kill()
+
+        monkeypatch.setattr(Job, "mark", killing)
+        with pytest.raises(ClusterError, match=r"^the scheduler: its connection was lost.*resume=True"):
+            work(given, tmp_path, dask=there, piece=128)
+        monkeypatch.undo()
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert work(given, tmp_path, dask=address, piece=128, resume=True).resumed
+    assert same(given, tmp_path)
 
 
 @pytest.mark.slow
@@ -170,23 +218,14 @@ def test_workers_that_are_killed_many_times(tmp_path, given, killing, kills) -> 
 
 
 @pytest.mark.parametrize("room", [1, 4, 6])
-def test_a_codec_goes_on_where_it_stopped(tmp_path, given, address, monkeypatch, room) -> None:
-    mark, left, marked = Job.mark, [room], []
-
-    def filling(self, name, rows) -> None:
-        if not left[0]:
-            raise OSError(28, "No space left on device")
-        left[0] -= 1
-        mark(self, name, rows)
-        marked.append((name, rows))
-
-    monkeypatch.setattr(Job, "mark", filling)
+def test_a_codec_goes_on_where_it_stopped(tmp_path, given, address, disk, room) -> None:
+    disk.room = room
     with pytest.raises(ImageFileError, match=r"No space left.*resume=True"):
         by_codec(given, tmp_path, dask=address, piece=128)
     assert not (tmp_path / "it.lic").exists()
-    left[0] = 1000
+    disk.room = 1000
     assert by_codec(given, tmp_path, dask=address, piece=128, resume=True).resumed
-    assert len(set(marked)) == len(marked), "no row is kept twice"
+    assert len(set(disk.marked)) == len(disk.marked), "no row is kept twice"
     assert same_file(given, tmp_path)
 
 

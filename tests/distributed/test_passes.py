@@ -15,16 +15,15 @@ from support.photographs import photograph
 
 import overlap_tool
 from overlap_tool.files import Codec
-from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
 from overlap_tool.rules.barriers import Tree, whole_nodes
 from overlap_tool.runtime.passes import Banded
 
-distributed = pytest.importorskip("distributed")
+pytest.importorskip("distributed")
 
-from overlap_tool.distributed import run  # noqa: E402
+from overlap_tool.distributed import run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_chunks")
 
 
 @given(st.integers(0, 300), st.lists(st.integers(0, 300)))
@@ -40,14 +39,6 @@ def test_nodes_add_up_to_the_tree_wherever_the_parts_end(length, ends) -> None:
                 tree.add_node(node.length, values[slice(*node)].sum(0, keepdim=True))
     with overlap_tool.exact_kernels():
         assert torch.equal(tree.total(), values.sum(0, keepdim=True))
-
-
-@pytest.fixture(scope="module")
-def address():
-    with distributed.LocalCluster(
-        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
-    ) as started:
-        yield started.scheduler_address
 
 
 @pytest.fixture(scope="module", params=["TwoBarriers", "Normed"])
@@ -71,8 +62,7 @@ def scene(request, tmp_path_factory) -> tuple[Codec, Path, np.ndarray]:
 
 
 @pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (64, 128))
+def _small_pieces(monkeypatch) -> None:
     monkeypatch.setattr("overlap_tool.distributed.passes.SIDE", 100)
 
 
@@ -99,25 +89,16 @@ def test_the_bits_are_those_of_the_whole(tmp_path, scene, address, piece, monkey
 
 
 @pytest.mark.parametrize("room", [2, 8, 11])
-def test_a_run_that_stopped_goes_on(tmp_path, scene, address, monkeypatch, room) -> None:
+def test_a_run_that_stopped_goes_on(tmp_path, scene, address, disk, room) -> None:
     """In the middle of a pass, and between passes, when maps before are gone."""
     codec, folder, whole = scene
-    mark, left, marked = Job.mark, [room], []
-
-    def filling(self, name, rows) -> None:
-        if not left[0]:
-            raise OSError(28, "No space left on device")
-        left[0] -= 1
-        mark(self, name, rows)
-        marked.append(name)
-
-    monkeypatch.setattr(Job, "mark", filling)
+    disk.room = room
     how = {"dtype": "float32", "dask": address, "piece": 128, "trust": True}
     with pytest.raises(overlap_tool.ImageFileError, match="No space left"):
         run(codec, folder / "in.zarr", tmp_path / "out.zarr", **how)
     assert not (tmp_path / "out.zarr").exists()
-    left[0] = 1000
+    disk.room = 1000
     assert run(codec, folder / "in.zarr", tmp_path / "out.zarr", resume=True, **how).resumed
-    pieces = [name for name in marked if name != "image"]
+    pieces = [name for name, _ in disk.marked if name != "image"]
     assert len(set(pieces)) == len(pieces), "nothing is done twice"
     assert np.array_equal(_samples(tmp_path / "out.zarr"), whole)

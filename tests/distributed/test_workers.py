@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +13,14 @@ from support.photographs import codec, photograph
 from torch import nn
 
 import overlap_tool
-from overlap_tool.errors import ClusterError, OptionError
+from overlap_tool.errors import OptionError
 from overlap_tool.files import Codec
 from overlap_tool.files import run as run_in_one_process
-from overlap_tool.files.job import Job
-from overlap_tool.geometry.walk import Area
 
 distributed = pytest.importorskip("distributed")
 dask_array = pytest.importorskip("dask.array")
 
-from overlap_tool.distributed import cluster, map_tiles, scenes  # noqa: E402
-from overlap_tool.distributed.models import Wanted  # noqa: E402
-from overlap_tool.distributed.passes import PassWork, SceneInFiles, write_piece  # noqa: E402
+from overlap_tool.distributed import map_tiles, scenes  # noqa: E402
 from overlap_tool.distributed.pieces import cut_scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,20 +125,6 @@ def scene(tmp_path_factory) -> tuple[Codec, Path]:
     return model, folder
 
 
-@pytest.fixture
-def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr("overlap_tool.files.formats.outputs.CHUNK", (64, 128))
-
-
-@pytest.fixture(scope="module")
-def address():
-    """Two workers in this process, behind a scheduler."""
-    with distributed.LocalCluster(
-        n_workers=2, processes=False, threads_per_worker=1, dashboard_address=None
-    ) as started:
-        yield started.scheduler_address
-
-
 def _same(found: Path, folder: Path) -> bool:
     first, second = (zarr.open_array(store=str(path), mode="r") for path in (found, folder / "whole.zarr"))
     return first.dtype == second.dtype and np.array_equal(first[:], second[:])
@@ -179,40 +158,19 @@ def test_no_two_workers_write_one_chunk() -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_what_is_finished_is_kept(tmp_path, scene, address, monkeypatch) -> None:
+def test_what_is_finished_is_kept(tmp_path, scene, address, disk) -> None:
     """When the run stops at a full disk, and goes on when there is room."""
-    marked: list[str] = []
-    mark, room = Job.mark, [4]
-
-    def filling(self, name, rows) -> None:
-        if not room[0]:
-            raise OSError(28, "No space left on device")
-        room[0] -= 1
-        mark(self, name, rows)
-        marked.append(name)
-
-    monkeypatch.setattr(Job, "mark", filling)
+    disk.room = 4
     with pytest.raises(overlap_tool.ImageFileError, match=r"No space left.*resume=True"):
         _run(scene, tmp_path / "out.zarr", dask=address, piece=128)
     assert not (tmp_path / "out.zarr").exists()
-    assert len(set(marked)) == len(marked) == 4
-    room[0] = 1000
+    assert len(set(disk.marked)) == len(disk.marked) == 4
+    disk.room = 1000
     told = _run(scene, tmp_path / "out.zarr", dask=address, piece=128, resume=True)
     assert told.resumed
     pieces = [f"piece-{number}" for number in range(len(cut_scene((600, 512), (64, 128), 128)))]
-    assert sorted(name for name in marked if name != "image") == sorted(pieces), "each once"
+    assert sorted(name for name, _ in disk.marked if name != "image") == sorted(pieces), "each once"
     assert _same(tmp_path / "out.zarr", scene[1])
-
-
-def test_a_worker_that_would_compute_other_bits_is_refused(tmp_path, scene, address, monkeypatch) -> None:
-    model, folder = scene
-    there = {**model.identity, "tool": "0.0.1"}
-    monkeypatch.setattr(Codec, "identity", property(lambda self: there))
-    told = SceneInFiles("a.zarr", "b.zarr", None, Wanted({**there, "tool": "0.0.2"}, True))
-    with pytest.raises(ClusterError, match=r"other bits \(tool 0.0.1 there and 0.0.2 here\)"):
-        write_piece(
-            (folder / "net.tiled.pt").read_bytes(), told, PassWork(0, {}, {}, {}), 0, Area.whole(8, 8)
-        )
 
 
 @pytest.mark.parametrize(
@@ -226,13 +184,6 @@ def test_a_worker_that_would_compute_other_bits_is_refused(tmp_path, scene, addr
 def test_what_workers_cannot_do_is_refused(tmp_path, scene, how, output, reason) -> None:
     with pytest.raises(OptionError, match=reason):
         _run(scene, tmp_path / output, **how)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_address_that_nobody_answers(tmp_path, scene, monkeypatch) -> None:
-    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5)
-    with pytest.raises(ClusterError, match="no scheduler answers there"):
-        _run(scene, tmp_path / "out.zarr", dask="tcp://127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,24 +210,4 @@ def test_from_the_command_line(tmp_path, scene, address, run) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_processes_give_the_samples_of_one(tmp_path, scene, workers) -> None:
     _run(scene, tmp_path / "out.zarr", workers=workers, piece=128)
-    assert _same(tmp_path / "out.zarr", scene[1])
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("small_chunks")
-def test_workers_that_are_killed(tmp_path, scene, monkeypatch) -> None:
-    """Three times in the middle of the run, by force: their pieces are done again."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
-        chance, killed = random.Random(0), []
-        mark = Job.mark
-
-        def killing(self, name, rows) -> None:
-            mark(self, name, rows)
-            if len(self.done) in (4, 9, 14):
-                killed.append(chance.choice(list(started.workers.values())).pid)
-                os.kill(killed[-1], signal.SIGKILL)
-
-        monkeypatch.setattr(Job, "mark", killing)
-        _run(scene, tmp_path / "out.zarr", dask=started.scheduler_address, piece=64)
-    assert len(killed) == 3
     assert _same(tmp_path / "out.zarr", scene[1])

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from overlap_tool.errors import ContainerError
@@ -25,6 +27,9 @@ from overlap_tool.geometry.walk import Area
 from overlap_tool.models.range_coding import SYMBOLS_AT_ONCE, buffered_encoder, decoder_of, refuse_wild
 from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
+
+Tables = tuple[list[list[int]], list[int], list[int]]
+"""Of an entropy model: cumulated probabilities, their lengths, and where each table begins."""
 
 SYMBOLS_IN_A_BAND = 1 << 22
 """The most symbols of one band; fewer where little may be in memory."""
@@ -169,18 +174,28 @@ class _Coder:
             parts, bands, changed = [], [], []
             before = self._coded_before(inputs.shape)
             areas = list(before) or areas_to_code(self.workspace, inputs.shape, lazy)
+            kept = {
+                area: before[area]
+                for area in areas
+                if area in before and self.change and not any(self.change.reaches(one, area) for one in read)
+            }
+            tables = self._tables()
+            given = (
+                (self._symbols(inputs, means, image, area), _numbers(indexes, image, area), tables)
+                for area in areas
+                if area not in kept
+            )
+            coded = self.workspace.each(band_to_string, given)
             for area in areas:
-                old = before.get(area)
-                if old and self.change and not any(self.change.reaches(one, area) for one in read):
-                    parts.append(old.read())
-                    bands.append(old.band)
+                if area in kept:
+                    parts.append(kept[area].read())
+                    bands.append(kept[area].band)
                     continue
-                offsets = None if means is None else _piece(means, image, area)
-                symbols = self.model.quantize(_piece(inputs, image, area), "symbols", offsets)[0]
-                string, digest = self._encode(symbols, _piece(indexes, image, area)[0])
+                string, digest = next(coded)
                 columns = 0 if area.columns == areas[-1].columns == areas[0].columns else area.columns.length
                 parts.append(string)
                 bands.append(Band(area.rows.length, len(string), digest, columns))
+                old = before.get(area)
                 if old is None or (string, bands[-1]) != (old.read(), old.band):
                     changed.append(area)
             strings.append(CodedString.of(parts, bands))
@@ -220,53 +235,44 @@ class _Coder:
         coded = coded_bands(string, height, width, self.where)
         indexes, means = _as_now(indexes), None if means is None else _as_now(means)
 
-        def decode(band: CodedBand) -> Tensor:
-            return self._decode_band(band, image, indexes, means, dtype)
+        def decode(bands: Sequence[CodedBand]) -> Iterator[Tensor]:
+            tables = self._tables()
+            given = ((band.read(), _numbers(indexes, image, band.area), tables) for band in bands)
+            for band, (numbers, digest) in zip(
+                bands, self.workspace.each(string_to_band, given), strict=True
+            ):
+                check_symbols(band.band, digest, self.where)
+                symbols = torch.from_numpy(numbers).to(indexes.device)[None]
+                yield (
+                    symbols.to(dtype)  # an older CompressAI takes no type
+                    if means is None
+                    else self.model.dequantize(symbols, _piece(means, image, band.area))
+                )
 
         if len(coded) == 1:
             self.workspace.took_whole = True
-            return decode(coded[0])
+            return next(decode(coded))
         like = torch.empty(0, dtype=dtype, device=indexes.device)
         if self.workspace.on_demand:
             areas = [band.area for band in coded]
             made_of = FromString(string, means)
-            numbers = OnDemand(areas, lambda number: decode(coded[number]), self.workspace.limit, made_of)
+            numbers = OnDemand(
+                areas, lambda number: next(decode([coded[number]])), self.workspace.limit, made_of
+            )
             return self.workspace.lazy(numbers, (1, channels, height, width), like)
         stored = self.workspace.store("decoded", (channels, height, width), dtype)
-        for rows, beside in groupby(coded, lambda band: band.area.rows):
-            if rows.stop > stored.done:
-                stored.take(rows.start, torch.cat([decode(band) for band in beside], -1))
+        missing = [band for band in coded if band.area.rows.stop > stored.done]
+        values = decode(missing)
+        for rows, beside in groupby(missing, lambda band: band.area.rows):
+            stored.take(rows.start, torch.cat([next(values) for _ in beside], -1))
         return self.workspace.map(stored, channels, stored, like)
 
-    def _decode_band(
-        self, band: CodedBand, image: int, indexes: Tensor, means: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        symbols, digest = self._decode(band.read(), _piece(indexes, image, band.area)[0])
-        check_symbols(band.band, digest, self.where)
-        if means is None:  # an older CompressAI takes no type
-            return symbols[None].to(dtype)
-        return self.model.dequantize(symbols[None], _piece(means, image, band.area))
+    def _symbols(self, inputs: Tensor, means: Tensor | None, image: int, area: Area) -> NDArray[np.int32]:
+        offsets = None if means is None else _piece(means, image, area)
+        symbols: Tensor = self.model.quantize(_piece(inputs, image, area), "symbols", offsets)[0]
+        return symbols.cpu().numpy()
 
-    def _encode(self, symbols: Tensor, indexes: Tensor) -> tuple[bytes, str]:
-        refuse_wild(symbols, read=False)
-        encoder, digest = buffered_encoder(), hashlib.sha256()
-        for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
-            digest.update(part.cpu().numpy().data)
-            encoder.encode_with_indexes(part.tolist(), where.tolist(), *self._tables())
-        return encoder.flush(), digest.hexdigest()
-
-    def _decode(self, string: bytes, indexes: Tensor) -> tuple[Tensor, str]:
-        decoder, digest = decoder_of(string, indexes.numel()), hashlib.sha256()
-        symbols = torch.empty(tuple(indexes.shape), dtype=torch.int32)
-        for part, where in zip(_pieces(symbols), _pieces(indexes), strict=True):
-            part.copy_(
-                torch.tensor(decoder.decode_stream(where.tolist(), *self._tables()), dtype=torch.int32)
-            )
-            digest.update(part.numpy().data)
-        refuse_wild(symbols, read=True)
-        return symbols.to(indexes.device), digest.hexdigest()
-
-    def _tables(self) -> tuple[list[list[int]], list[int], list[int]]:
+    def _tables(self) -> Tables:
         model = self.model
         return (
             model.quantized_cdf.tolist(),
@@ -280,6 +286,36 @@ class _Coder:
         form = (1, -1, *[1] * (len(shape) - 2))
         numbers = torch.arange(shape[1], dtype=torch.int32, device=medians.device)
         return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
+
+
+def band_to_string(
+    symbols: NDArray[np.int32], indexes: NDArray[np.int32], tables: Tables
+) -> tuple[bytes, str]:
+    """The string of a band, and a digest of its symbols."""
+    values = torch.from_numpy(symbols)
+    refuse_wild(values, read=False)
+    encoder, digest = buffered_encoder(), hashlib.sha256()
+    for part, where in zip(_pieces(values), _pieces(torch.from_numpy(indexes)), strict=True):
+        digest.update(part.numpy().data)
+        encoder.encode_with_indexes(part.tolist(), where.tolist(), *tables)
+    return encoder.flush(), digest.hexdigest()
+
+
+def string_to_band(
+    string: bytes, indexes: NDArray[np.int32], tables: Tables
+) -> tuple[NDArray[np.int32], str]:
+    """The symbols of a string, and a digest of them."""
+    decoder, digest = decoder_of(string, indexes.size), hashlib.sha256()
+    symbols = torch.empty(indexes.shape, dtype=torch.int32)
+    for part, where in zip(_pieces(symbols), _pieces(torch.from_numpy(indexes)), strict=True):
+        part.copy_(torch.tensor(decoder.decode_stream(where.tolist(), *tables), dtype=torch.int32))
+        digest.update(part.numpy().data)
+    refuse_wild(symbols, read=True)
+    return symbols.numpy(), digest.hexdigest()
+
+
+def _numbers(indexes: Tensor, image: int, area: Area) -> NDArray[np.int32]:
+    return _piece(indexes, image, area)[0].cpu().numpy()
 
 
 def _lines(shape: Sequence[int]) -> tuple[int, int]:
