@@ -30,6 +30,7 @@ from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import chain, compositions, scores, whole
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
 from overlap_tool.kernels.scores import Scores
+from overlap_tool.kernels.work import tensors_among
 
 MOVES = """
     _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided cat channel_shuffle clone
@@ -262,7 +263,7 @@ class _ExactKernels(TorchDispatchMode):
         kwargs = kwargs or {}
         written, overload, name, mutable = _Op.of(func)
         if scores.are_put_off():
-            given = [*_tensors(args), *_tensors(kwargs.values())]
+            given = [*tensors_among(args), *tensors_among(kwargs.values())]
             if mutable and (waiting := scores.waiting()):
                 with self:
                     scores.settled(waiting)
@@ -276,7 +277,7 @@ class _ExactKernels(TorchDispatchMode):
             self.prepared.changed(args[0])
         if func.is_view or name in MOVED:  # most calls
             return func(*args, **kwargs)
-        given = [*_tensors(args), *_tensors(kwargs.values())]
+        given = [*tensors_among(args), *tensors_among(kwargs.values())]
         if name in ("div", "floor_divide") and all(map(_has_memory, given)):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
         rehearses = self.rehearses and written.startswith("aten::")
@@ -289,7 +290,7 @@ class _ExactKernels(TorchDispatchMode):
             return MADE[name](*args, **kwargs)
         if not _with_fractions(given):
             result = func(*args, **kwargs)
-            if not _with_fractions(_tensors([result])):
+            if not _with_fractions(tensors_among([result])):
                 return result
         if written in _registered:
             with self:
@@ -496,12 +497,3 @@ def _in_its_own_memory(result: Any, given: Sequence[Tensor]) -> Any:
         return result
     memory = result.untyped_storage().data_ptr()
     return result.clone() if any(each.untyped_storage().data_ptr() == memory for each in given) else result
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """An op's arguments are values and lists of such."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)

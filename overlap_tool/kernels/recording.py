@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from overlap_tool.kernels.arithmetic import fused
-from overlap_tool.kernels.work import Convolution, Elementwise, noting
+from overlap_tool.kernels.work import Convolution, Elementwise, noting, tensors_among
 
 VECTOR = 16
 """Bytes that a kernel for a GPU takes at once, where they are aligned."""
@@ -257,7 +257,7 @@ class Recorder(TorchDispatchMode):
 
     def _noted(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         of = _Known.of(func)
-        made = [*_tensors((result,))]
+        made = [*tensors_among((result,))]
         if of.view and all(_in_one_memory(each, args[0]) for each in made):  # some, as flatten, copy at times
             return
         if any(each.is_meta for each in made):
@@ -266,7 +266,7 @@ class Recorder(TorchDispatchMode):
             for each in made:
                 self.has_room(each)
             return
-        given = [each for each in _tensors((args, *kwargs.values())) if not each.is_meta]
+        given = [each for each in tensors_among((args, *kwargs.values())) if not each.is_meta]
         places = {id(each): self._place(each) for each in given}
         derived = any(self.roots[place.root].derived for place in places.values())
         if derived and (
@@ -279,7 +279,7 @@ class Recorder(TorchDispatchMode):
         if of.draws:
             self.refuse(f"{func} draws other numbers every time")
             return
-        written = [*_tensors(args[at] if at < len(args) else kwargs.get(key) for at, key in of.writes)]
+        written = [*tensors_among(args[at] if at < len(args) else kwargs.get(key) for at, key in of.writes)]
         new = [each for each in made if each.untyped_storage()._cdata not in self._known]
         if not new and not written:  # another view
             return
@@ -372,12 +372,3 @@ class _Known(NamedTuple):
 
 def _in_one_memory(one: Tensor, other: Any) -> bool:
     return isinstance(other, Tensor) and one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """An op's arguments and results are values and lists of such."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from overlap_tool.kernels.form import Form
 
@@ -116,3 +118,12 @@ def noting(note: Callable[[Any], None] | None) -> Iterator[None]:
         yield
     finally:
         _of_thread.note = before
+
+
+def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:
+    """An op's arguments and results are values and lists of such."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_among(value)
