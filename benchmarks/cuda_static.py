@@ -52,6 +52,14 @@ MAIN = (*cuda.LARGE, cuda.TILES[64], cuda.TILES[32])
 
 TILES = (*cuda.LARGE, *reversed(cuda.TILES.values()))
 
+
+def of_few_inputs(inputs: int, outputs: int, side: int, stride: int) -> str:
+    """The kernel's name; nothing where the layer has too many."""
+    tile = cuda.tile_for(outputs, torch.float32, inputs)
+    window = cuda.window_for(inputs, (side, side), (stride, stride), tile, torch.float32)
+    return "" if window is None else cuda.few_inputs_name(tile, window, torch.float32)
+
+
 KERNELS = {
     **{
         f"tiles of {tile.rows}x{tile.columns}, {how}": (
@@ -69,6 +77,13 @@ KERNELS = {
         for tile in MAIN
     },
     **{
+        f"few inputs: {inputs} to {outputs}, {side}x{side}, stride {stride}": (
+            of_few_inputs(inputs, outputs, side, stride),
+            cuda.tile_for(outputs, torch.float32, inputs).threads,
+        )
+        for inputs, outputs, side, stride in ((3, 192, 5, 2), (3, 64, 7, 2), (1, 64, 3, 1), (3, 12, 3, 1))
+    },
+    **{
         f"depthwise, {taps} columns of taps, inside of the image": (
             cuda.depthwise_name(*cuda.run_for(taps, 1, 1, torch.float32), torch.float32),
             cuda.DEPTHWISE_THREADS,
@@ -79,16 +94,17 @@ KERNELS = {
 
 
 LAYERS = {
-    "192 to 192, 5x5": (192, 192),
-    "192 to 192, 1x1": (192, 192),
-    "192 to 320, 1x1": (192, 320),
-    "64 to 64, 3x3": (64, 64),
-    "3 to 192, 5x5": (3, 192),
-    "1 to 64, 3x3": (1, 64),
-    "192 to 12, 3x3": (192, 12),
-    "64 to 3, 3x3": (64, 3),
+    "192 to 192, 5x5": (192, 192, 5, 1),
+    "192 to 192, 1x1": (192, 192, 1, 1),
+    "192 to 320, 1x1": (192, 320, 1, 1),
+    "64 to 64, 3x3": (64, 64, 3, 1),
+    "3 to 192, 5x5, stride 2": (3, 192, 5, 2),
+    "3 to 64, 7x7, stride 2": (3, 64, 7, 2),
+    "1 to 64, 3x3": (1, 64, 3, 1),
+    "192 to 12, 3x3": (192, 12, 3, 1),
+    "64 to 3, 3x3": (64, 3, 3, 1),
 }
-"""Inputs and outputs. Of the size of a kernel the inner loop knows nothing."""
+"""Inputs, outputs, side and stride of the kernel."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +161,11 @@ def layers(tool: str) -> Table:
         "issue bound",
     ):
         table.add_column(heading)
-    for title, (inputs, outputs) in LAYERS.items():
-        tile = cuda.tile_for(outputs, torch.float32)
-        name = cuda.tiled_name(tile, torch.float32, inputs % 4 == 0)
+    for title, (inputs, outputs, side, stride) in LAYERS.items():
+        tile = cuda.tile_for(outputs, torch.float32, inputs)
+        few = of_few_inputs(inputs, outputs, side, stride)
+        how = "few inputs" if few else "by 128 bits" if inputs % 4 == 0 else "number by number"
+        name = few or cuda.tiled_name(tile, torch.float32, inputs % 4 == 0)
         used = outputs / (-(-outputs // tile.columns) * tile.columns)
         for gpu in GPUS:
             code = nvrtc.compile_kernel(cuda.source(), name, gpu.target).code
@@ -155,9 +173,13 @@ def layers(tool: str) -> Table:
             # a step goes through so much of the depth, and from tap to tap so often
             taps = loop.multiply_adds / (tile.high * tile.wide) / inputs
             share = (loop.instructions + taps * loop.inside) / (loop.multiply_adds * used)
-            shape = f"{tile.rows}x{tile.columns}, {'by 128 bits' if inputs % 4 == 0 else 'number by number'}"
             table.add_row(
-                title, gpu.name, shape, f"{used:.0%}", f"{share:.2f}", f"{min(1, gpu.cycles / share):.0%}"
+                title,
+                gpu.name,
+                f"{tile.rows}x{tile.columns}, {how}",
+                f"{used:.0%}",
+                f"{share:.2f}",
+                f"{min(1, gpu.cycles / share):.0%}",
             )
     return table
 

@@ -93,6 +93,43 @@ __device__ __forceinline__ T* written_by(const Shape& s, u32 pixel) {
          pixel % s.width * s.y_column;
 }
 
+// What a thread has computed of its first pixels is finished and written. Its channels come by vectors that are LANES
+// vectors apart, from n0 on, as counted from the block's first channel.
+template <typename T, int HIGH, int WIDE, int LANES, typename Place>
+__device__ __forceinline__ void finish(const Shape& s, const T (&acc)[HIGH][WIDE], u32 pixels, u32 group,
+                                       u32 first_channel, int n0, Place place) {
+  using V = Vector<T>;
+  constexpr int SIZE = sizeof(V) / sizeof(T);
+  const int left = s.outputs - (int)first_channel;
+  const i64 first = (i64)group * s.outputs + first_channel;
+  T addends[WIDE];
+#pragma unroll
+  for (int j = 0; j < WIDE; j++) {
+    const int n = n0 + j / SIZE * LANES * SIZE + j % SIZE;
+    addends[j] = s.bias && n < left ? ((const T*)s.bias)[first + n] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < HIGH; i++) {
+    if (i >= pixels) break;
+    T* const to = place(i) + first;
+    const i64 at = to - (T*)s.y;
+#pragma unroll
+    for (int j = 0; j < WIDE; j += SIZE) {
+      const int n = n0 + LANES * j;
+      V found;
+#pragma unroll
+      for (int k = 0; k < SIZE; k++)
+        if (n + k < left) found.at[k] = finished(add(acc[i][j + k], addends[j + k]), s.others, at + n + k);
+      if (s.whole_vectors) {
+        if (n < left) *(V*)(to + n) = found;
+      } else
+#pragma unroll
+        for (int k = 0; k < SIZE; k++)
+          if (n + k < left) to[n + k] = found.at[k];
+    }
+  }
+}
+
 // What one launch computes: a block's place along y says which.
 template <int COUNT>
 struct Shapes {
@@ -230,35 +267,76 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
     multiply(whole & 1, k, one);
   }
 
-  const int left = s.outputs - (int)first_channel;
-  const i64 first = (i64)group * s.outputs + first_channel;
-  T addends[WIDE];
+  const u32 first = first_pixel + m0;
+  const u32 rows = first < s.pixels ? (s.pixels - first + DOWN - 1) / DOWN : 0;
+  finish<T, HIGH, WIDE, LANES>(s, acc, rows, group, first_channel, n0, [&](u32 i) {
+    return written_by<T>(s, first + DOWN * i);
+  });
+}
+
+// Few inputs, and pixels of a row that lie side by side: then a row of the kernel is SPAN numbers side by side in
+// x, and from pixel to pixel it goes on by STEP numbers, or DOWN rows. A block's outputs are HIGH rows of pixels.
+// All samples and taps that they need are read once, and one that is read serves many outputs. Weights are packed
+// as those of `tiled`.
+template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, int KERNEL_ROWS,
+          int SPAN, int DOWN, int STEP>
+__global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
+    few_inputs(const __grid_constant__ Shape s) {
+  using V = Vector<T>;
+  constexpr int SIZE = sizeof(V) / sizeof(T), THREADS = ROWS / HIGH * (COLUMNS / WIDE), WARPS = THREADS / 32;
+  constexpr int ACROSS = COLUMNS / (LANES * WIDE), WIDTH = ROWS / HIGH;
+  constexpr int LINES = (HIGH - 1) * DOWN + KERNEL_ROWS, LINE = (WIDTH - 1) * STEP + SPAN;
+  constexpr int TAPS = KERNEL_ROWS * SPAN, DEPTH = 4 * SIZE, FILLED = (TAPS + DEPTH - 1) / DEPTH * DEPTH;
+  __shared__ alignas(16) T samples[LINES][LINE];
+  __shared__ alignas(16) T taps[TAPS][COLUMNS];
+
+  const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const u32 panels = (s.outputs + COLUMNS - 1) / COLUMNS, panel = blockIdx.x % panels;
+  const u32 wide = (s.width + WIDTH - 1) / WIDTH, high = (s.height + HIGH - 1) / HIGH;
+  const u32 block = blockIdx.x / panels, image = block / wide / high;
+  const u32 first_row = block / wide % high * HIGH, first_column = block % wide * WIDTH;
+
+  const int top = (int)first_row * DOWN - s.top, left = (int)first_column * STEP - s.left * s.depth;
+  const T* from = (const T*)s.x + image * s.x_image + (top + (int)warp) * s.x_row + left;
+  for (int line = warp; line < LINES; line += WARPS, from += WARPS * s.x_row) {
+    const u32 numbers = (u32)(top + line) < s.x_height ? s.x_width * s.depth : 0;
 #pragma unroll
-  for (int j = 0; j < WIDE; j++) {
-    const int n = n0 + j / SIZE * LANES * SIZE + j % SIZE;
-    addends[j] = s.bias && n < left ? ((const T*)s.bias)[first + n] : 0;
+    for (int n = lane; n < LINE; n += 32)
+      copy<sizeof(T)>(&samples[line][n], from + n, (u32)(left + n) < numbers);
   }
+  const T* weight = (const T*)s.weight + (i64)panel * FILLED * COLUMNS;
 #pragma unroll
-  for (int i = 0; i < HIGH; i++) {
-    const u32 pixel = first_pixel + m0 + DOWN * i;
-    if (pixel >= s.pixels) break;  // so are the later ones
-    T* const to = written_by<T>(s, pixel) + first;
-    const i64 at = to - (T*)s.y;
+  for (int i = thread * SIZE; i < TAPS * COLUMNS; i += THREADS * SIZE) copy<16>(taps[0] + i, weight + i, true);
+  arrived();
+  __syncthreads();
+
+  T acc[HIGH][WIDE];
 #pragma unroll
-    for (int j = 0; j < WIDE; j += SIZE) {
-      const int n = n0 + LANES * j;
-      V found;
+  for (int i = 0; i < HIGH; i++)
 #pragma unroll
-      for (int k = 0; k < SIZE; k++)
-        if (n + k < left) found.at[k] = finished(add(acc[i][j + k], addends[j + k]), s.others, at + n + k);
-      if (s.whole_vectors) {
-        if (n < left) *(V*)(to + n) = found;
-      } else
+    for (int j = 0; j < WIDE; j++) acc[i][j] = 0;
+  const u32 column = warp / ACROSS * (32 / LANES) + lane / LANES;
+  const int n0 = warp % ACROSS * (LANES * WIDE) + lane % LANES * SIZE;
+  const T *sample = samples[0] + column * STEP, *tap = taps[0] + n0;
+#pragma unroll 1
+  for (int row = 0; row < KERNEL_ROWS; row++, sample += LINE, tap += SPAN * COLUMNS) {
 #pragma unroll
-        for (int k = 0; k < SIZE; k++)
-          if (n + k < left) to[n + k] = found.at[k];
+    for (int k = 0; k < SPAN; k++) {
+      T b[WIDE];
+#pragma unroll
+      for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&tap[k * COLUMNS + LANES * j];
+#pragma unroll
+      for (int i = 0; i < HIGH; i++)
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) acc[i][j] = fma(sample[i * DOWN * LINE + k], b[j], acc[i][j]);
     }
   }
+
+  if (first_column + column >= s.width) return;
+  T* const to = (T*)s.y + image * s.y_image + first_row * s.y_row + (first_column + column) * s.y_column;
+  finish<T, HIGH, WIDE, LANES>(s, acc, s.height - first_row, 0, panel * COLUMNS, n0, [&](u32 i) {
+    return to + i * s.y_row;
+  });
 }
 
 // Groups of one input channel each. Lanes are output channels, and a thread has RUN outputs of a row for its own.

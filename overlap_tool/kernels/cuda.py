@@ -32,6 +32,12 @@ MOST_TOGETHER = 16
 
 DEPTHWISE_THREADS = 128
 
+FEW = 7
+"""Inputs whose kernel keeps all taps in shared memory. Beyond, samples come by 128 bits, or do not fit."""
+
+SHARED = 48 << 10
+"""Bytes that every GPU gives to a block."""
+
 LONGEST_ROW = 48
 """Samples of a row that a thread of the depthwise kernel holds."""
 
@@ -55,7 +61,12 @@ class Tile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return self.rows // self.high * (self.columns // self.wide)
+        return self.across * (self.columns // self.wide)
+
+    @property
+    def across(self) -> int:
+        """Pixels of a row, where a block has as many rows of them as a thread has outputs."""
+        return self.rows // self.high
 
 
 TILES = {
@@ -75,10 +86,12 @@ instructions. Where a thread has 6 x 8 outputs, registers are left for more warp
 DOUBLES = Tile(64, 32, 4, 4, 4, 4)
 
 
-def tile_for(outputs: int, dtype: torch.dtype) -> Tile:
-    """By the outputs of a group alone, never by the size of a map (though no bit depends on it)."""
+def tile_for(outputs: int, dtype: torch.dtype, inputs: int = FEW + 1) -> Tile:
+    """By the channels of a group alone, never by the size of a map (though no bit depends on it)."""
     if dtype == torch.float64:
         return DOUBLES
+    if inputs <= FEW and 32 < outputs <= 64:
+        return LARGE[0]  # more warps share the taps in shared memory
     for most, tile in TILES.items():
         if outputs <= most:
             return tile
@@ -90,6 +103,27 @@ def run_for(taps: int, stride: int, dilation: int, dtype: torch.dtype) -> tuple[
     run = (64 if taps >= 5 else 32) // dtype.itemsize
     span = (run - 1) * stride + (taps - 1) * dilation + 1
     return run, (taps, stride, dilation) if span <= LONGEST_ROW else (0, 1, 1)
+
+
+class FewInputs(NamedTuple):
+    """What is compiled into their kernel: a window's rows, the numbers of each, and strides in both."""
+
+    rows: int
+    span: int
+    down: int
+    step: int
+
+    def fits(self, tile: Tile, dtype: torch.dtype) -> bool:
+        lines, line = (tile.high - 1) * self.down + self.rows, (tile.across - 1) * self.step + self.span
+        return (lines * line + self.rows * self.span * tile.columns) * dtype.itemsize <= SHARED
+
+
+def window_for(
+    inputs: int, kernel: tuple[int, int], stride: tuple[int, int], tile: Tile, dtype: torch.dtype
+) -> FewInputs | None:
+    """Of a layer of few inputs, if a block's part of it fits."""
+    window = FewInputs(kernel[0], kernel[1] * inputs, stride[0], stride[1] * inputs)
+    return window if inputs <= FEW and window.fits(tile, dtype) else None
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:
@@ -121,7 +155,7 @@ def pack(weight: Tensor, groups: int) -> Packed:
     taps = weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3)  # (groups, taps, outputs)
     if groups > 1 and depth == 1:
         return Packed(taps.transpose(0, 1).contiguous(), (out, depth, height, width), groups, None)
-    tile = tile_for(out // groups, weight.dtype)
+    tile = tile_for(out // groups, weight.dtype, depth)
     at_once = 64 // weight.element_size()
     missing = (-taps.shape[2] % tile.columns, -taps.shape[1] % at_once)
     if any(missing):
@@ -166,20 +200,40 @@ class Together:
 def go_together(works: Sequence[Convolution]) -> bool:
     """Whether one kernel computes all of them."""
     tiled = all(isinstance(work.packed, Packed) and work.packed.tile is not None for work in works)
-    return tiled and len(works) <= MOST_TOGETHER and len({_code(work, 1) for work in works}) == 1
+    return tiled and len(works) <= MOST_TOGETHER and len({_code(work, len(works)) for work in works}) == 1
 
 
 def _launch(works: Sequence[Convolution]) -> Launch:
     """Where there are several, a block's place along y says which of them it computes."""
-    across, down = zip(*map(_grid, works), strict=True)
+    if len(works) == 1:
+        grid = _grid(works[0], _window(works[0]))
+    else:
+        across, _ = zip(*(_grid(work, None) for work in works), strict=True)
+        grid = max(across), len(works)
     loaded = _loaded(*_code(works[0], len(works)))
-    return Launch(loaded, (max(across), sum(down)), tuple(map(_structure, works)))
+    return Launch(loaded, grid, tuple(map(_structure, works)))
+
+
+def _window(work: Convolution) -> FewInputs | None:
+    """Of a layer that is computed alone, where pixels of a row lie side by side."""
+    (_, depth, *kernel), form, x = work.packed.shape, work.form, work.x
+    if (
+        work.packed.tile is None
+        or form.groups > 1
+        or form.dilation != (1, 1)
+        or x.stride(3) != depth
+        or x.shape[3] * depth > MOST_PIXELS  # numbers of a row are counted in 32 bits as well
+    ):
+        return None
+    return window_for(depth, (kernel[0], kernel[1]), form.stride, work.packed.tile, work.x.dtype)
 
 
 def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
     """What is compiled for so many layers of a kind."""
     packed, x, form = work.packed, work.x, work.form
-    if packed.tile is not None:
+    if count == 1 and (window := _window(work)) is not None:
+        name, threads = few_inputs_name(packed.tile, window, x.dtype), packed.tile.threads
+    elif packed.tile is not None:
         by_vectors = _by_vectors(x, packed.shape[1])
         name, threads = tiled_name(packed.tile, x.dtype, by_vectors, count), packed.tile.threads
     else:
@@ -189,11 +243,13 @@ def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
     return name, program, len(work.others), x.device.index, threads
 
 
-def _grid(work: Convolution) -> tuple[int, int]:
+def _grid(work: Convolution, window: FewInputs | None) -> tuple[int, int]:
     images, channels, height, width = work.out.shape
     packed, form = work.packed, work.form
     if (tile := packed.tile) is not None:
         panels = packed.groups * -(-(channels // packed.groups) // tile.columns)
+        if window is not None:
+            return images * -(-height // tile.high) * -(-width // tile.across) * panels, 1
         return -(-images * height * width // tile.rows) * panels, 1
     run, _ = run_for(packed.shape[3], form.stride[1], form.dilation[1], work.x.dtype)
     return -(-(-(-width // run) * height * images) // 4), -(-channels // 32)
@@ -257,6 +313,10 @@ def source(program: str = "", single: bool = True, others: int = 0) -> str:
 def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool, count: int = 1) -> str:
     numbers = ", ".join(map(str, tile))
     return f"tiled<{_name(dtype)}, {numbers}, {'true' if by_vectors else 'false'}, {count}>"
+
+
+def few_inputs_name(tile: Tile, window: FewInputs, dtype: torch.dtype) -> str:
+    return f"few_inputs<{_name(dtype)}, {', '.join(map(str, (*tile, *window)))}>"
 
 
 def depthwise_name(run: int, across: tuple[int, int, int], dtype: torch.dtype) -> str:

@@ -43,6 +43,19 @@ RUNS = [
 ]
 """Of the depthwise kernel; the last row is too long to hold."""
 
+WINDOWS = [
+    (cuda.tile_for(outputs, torch.float32, 3), window)
+    for outputs, window in {
+        192: cuda.FewInputs(5, 15, 2, 6),
+        64: cuda.FewInputs(3, 3, 1, 1),
+        48: cuda.FewInputs(7, 21, 2, 6),
+        20: cuda.FewInputs(3, 9, 1, 3),
+        12: cuda.FewInputs(5, 15, 1, 3),
+        3: cuda.FewInputs(3, 9, 1, 3),
+    }.items()
+]
+"""Of the kernel for few inputs: tiles, and what is compiled in."""
+
 KERNELS = {
     **{
         cuda.tiled_name(tile, torch.float32, by_vectors): tile.high * tile.wide
@@ -55,10 +68,14 @@ KERNELS = {
     },
     cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, False): cuda.DOUBLES.high * cuda.DOUBLES.wide,
+    **{
+        cuda.few_inputs_name(tile, window, torch.float32): window.span * tile.high * tile.wide
+        for tile, window in WINDOWS
+    },
     **{cuda.depthwise_name(*run, torch.float32): run[0] for run in RUNS},
     cuda.depthwise_name(4, (3, 1, 1), torch.float64): 4,
 }
-"""By name: how many outputs a thread has."""
+"""By name: how many outputs a thread has, with few inputs times the numbers of a row of the kernel."""
 
 LAYERS = {
     "96x96, whole chunks": Case(16, 288, (2, 1), x="channels last"),
@@ -74,8 +91,14 @@ LAYERS = {
     "192x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
     "depthwise, 7 columns": Case(33, 33, (2, 7), groups=33, images=2, x="channels last"),
     "3 channels": Case(3, 48, (5, 5), (2, 2)),
+    "3 channels, apart": Case(3, 48, (5, 5), (2, 2), x="some channels"),
+    "3 channels to 192": Case(3, 192, (5, 5), (2, 2), images=2, x="channels last"),
+    "7 channels to 12": Case(7, 12, (3, 2), (1, 2), images=3, x="channels last"),
+    "1 channel to 4": Case(1, 4, (3, 5), (2, 1), images=2),
+    "3 channels, too many taps": Case(3, 130, (7, 9), x="channels last"),
     "a row too long to hold": Case(5, 5, (2, 5), (1, 3), (1, 9), groups=5, x="channels last"),
     "float64 by rows": Case(3, 40, (2, 2), dtype=torch.float64),
+    "float64, number by number": Case(9, 40, (2, 2), dtype=torch.float64),
 }
 """Beside the cases of all kernels: every tile, by vectors and number by number."""
 
@@ -255,6 +278,30 @@ def test_two_hundred_random_layers(target, layer, padding) -> None:
     held_to_the_chain(target, *layer[:3], form_of(layer, padding))
 
 
+few = given(
+    st.sampled_from(TARGETS),
+    st.integers(1, cuda.FEW),
+    st.sampled_from([1, 4, 9, 16, 20, 48, 70, 96, 130]),
+    *[st.tuples(st.integers(1, 4), st.integers(1, 4))] * 2,
+    st.tuples(st.integers(1, 3), st.integers(1, 12), st.sampled_from([1, 7, 17, 40])),
+    st.tuples(pads, pads),
+    st.integers(0, 99),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@few
+def test_random_layers_of_few_inputs(target, inputs, outputs, kernel, stride, size, padding, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images, *size = size
+    x = torch.randn(
+        images, inputs, *(n + k - 1 for n, k in zip(size, kernel, strict=True)), generator=generator
+    )
+    weight, bias = torch.randn(outputs, inputs, *kernel, generator=generator), torch.randn(outputs)
+    form = form_of((x, weight, bias, {"stride": stride, "dilation": (1, 1), "groups": 1}), padding)
+    held_to_the_chain(target, x.contiguous(memory_format=torch.channels_last), weight, bias, form)
+
+
 @tries(100)
 @drawn
 def test_what_is_launched_is_the_layer(target, layer, padding) -> None:
@@ -384,8 +431,9 @@ def only_what_is_written(target: str, name: str) -> None:
     assert arithmetic(ptx) == {f"fma.rn.{kind}", f"add.rn.{kind}"}
     assert ".ftz" not in ptx
     assert ".local" not in ptx
-    if name.startswith("tiled"):  # a whole chunk, and one step of a rest
-        assert len(re.findall(rf"\bfma\.rn\.{kind}", ptx)) == KERNELS[name] * (depth + 1)
+    if not name.startswith("depthwise"):  # of tiles a whole chunk, and one step of a rest
+        times = depth + 1 if name.startswith("tiled") else 1
+        assert len(re.findall(rf"\bfma\.rn\.{kind}", ptx)) == KERNELS[name] * times
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -465,10 +513,31 @@ TO_FEW_OUTPUTS: dict[str, Callable[[str], str]] = {
 """Where a block's threads are more than its vectors of taps, and one has all outputs of a pixel."""
 
 
-def mutated(edit: Callable[[str], str], outputs: int = 64) -> bool:
-    """Whether it is noticed that the program is another. The layer's depth is whole chunks, and a rest. Where
-    all is minus nothing, one step too many is seen."""
-    case = Case(20, outputs, (1, 2), images=4, x="channels last")
+OF_FEW_INPUTS: dict[str, Callable[[str], str]] = {
+    "the barrier": MUTATIONS["the barrier after the table of pixels"],
+    "the wait for copies": MUTATIONS["the wait for copies"],
+    "order": two_multiply_adds_the_other_way_round,
+    "a sample of another pixel": nth(r"(ld\.shared\.f32 \t.*\[%rd\d+)\+216\]", r"\1+220]", 0),
+    "a tap of another channel": nth(r"(ld\.shared\.v4\.f32 \t.*\[%rd\d+)\+320\]", r"\1+256]", 0),
+    "a number beside the image": nth(r"setp\.lt\.u32", "setp.le.u32", 1),
+    "a line less": nth(r"setp\.lt\.u32 \t(%p\d+), (%r\d+), 9;", r"setp.lt.u32 \t\1, \2, 8;", 0),
+    "a pixel beside the outputs": nth(r"setp\.ge\.u32", "setp.gt.u32", 0),
+    "no bias": nth(r"add\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"add.rn.f32 \t\1, \2, \2", 5),
+}
+
+DEEP = Case(20, 64, (1, 2), images=4, x="channels last")
+"""Its depth is whole chunks, and a rest."""
+
+LAYERS_TO_BREAK = {
+    "deep": (DEEP, MUTATIONS),
+    "to few outputs": (DEEP._replace(outputs=12), TO_FEW_OUTPUTS),
+    "of few inputs": (Case(3, 64, (2, 2), images=2, x="channels last"), OF_FEW_INPUTS),
+}
+
+
+def mutated(edit: Callable[[str], str], case: Case) -> bool:
+    """Whether it is noticed that the program is another. Where all is minus nothing, one step too many is
+    seen."""
     x, weight, bias, form = operands(case)
     form = form._replace(padding=((1, 1), (1, 1)))
     changed = []
@@ -495,16 +564,14 @@ def unchanged(ptx: str) -> str:
     return ptx
 
 
-@pytest.mark.parametrize("what", MUTATIONS)
-def test_another_program_is_noticed(what: str) -> None:
-    assert mutated(MUTATIONS[what])
+@pytest.mark.parametrize(
+    ("layer", "what"), [(layer, what) for layer, (_, edits) in LAYERS_TO_BREAK.items() for what in edits]
+)
+def test_another_program_is_noticed(layer: str, what: str) -> None:
+    case, edits = LAYERS_TO_BREAK[layer]
+    assert mutated(edits[what], case)
 
 
-@pytest.mark.parametrize("what", TO_FEW_OUTPUTS)
-def test_another_program_to_few_outputs_is_noticed(what: str) -> None:
-    assert mutated(TO_FEW_OUTPUTS[what], outputs=12)
-
-
-@pytest.mark.parametrize("outputs", [64, 12])
-def test_the_same_program_is_not(outputs: int) -> None:
-    assert not mutated(unchanged, outputs)
+@pytest.mark.parametrize("layer", LAYERS_TO_BREAK)
+def test_the_same_program_is_not(layer: str) -> None:
+    assert not mutated(unchanged, LAYERS_TO_BREAK[layer][0])

@@ -43,24 +43,40 @@ def test_warps_are_those_of_whole_blocks() -> None:
     assert cuda_static.warps(h100, threads=32, registers=128, shared=15 << 10) == 14
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("gpu", cuda_static.GPUS, ids=lambda gpu: gpu.target)
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("tile", cuda_static.MAIN, ids=lambda tile: f"{tile.rows}x{tile.columns}")
-def test_the_main_tiles_spend_their_instructions_on_multiply_adds(
-    tile: cuda.Tile, count: int, gpu: cuda_static.Gpu
-) -> None:
+MAIN = {
+    **{
+        cuda.tiled_name(tile, torch.float32, True, count): (tile.threads, 16 * tile.high * tile.wide)
+        for tile in cuda_static.MAIN
+        for count in (1, 4)
+    },
+    **{
+        cuda_static.of_few_inputs(inputs, outputs, side, stride): (128, side * inputs * 64)
+        for inputs, outputs, side, stride in ((3, 192, 5, 2), (1, 64, 3, 1))
+    },
+}
+"""By name: threads, and multiply-adds of a thread in the inner loop."""
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        pytest.param(name, gpu, marks=[] if gpu.target == "sm_90" else pytest.mark.slow)
+        for name in MAIN
+        for gpu in cuda_static.GPUS
+    ],
+)
+def test_the_main_tiles_spend_their_instructions_on_multiply_adds(name: str, gpu: cuda_static.Gpu) -> None:
     try:
         tool = cuda_static.nvdisasm()
     except SystemExit as error:
         pytest.skip(str(error))
     assert shutil.which(tool)
-    name = cuda.tiled_name(tile, torch.float32, True, count)
+    threads, multiply_adds = MAIN[name]
     compiled = nvrtc.compile_kernel(cuda.source(), name, gpu.target, ("--ptxas-options=-v",))
     registers, shared, spilled = cuda_static._resources(compiled.log)
     loop = cuda_static.inner_loop(cuda_static._machine_code(tool, compiled.code))
-    assert loop.multiply_adds == 16 * tile.high * tile.wide
+    assert loop.multiply_adds == multiply_adds
     assert loop.instructions <= 1.25 * loop.multiply_adds
     assert gpu.cycles * loop.multiply_adds / loop.instructions >= 0.8  # of what can be issued
     assert spilled == 0
-    assert cuda_static.warps(gpu, tile.threads, registers, shared) >= 16
+    assert cuda_static.warps(gpu, threads, registers, shared) >= 16
