@@ -121,9 +121,7 @@ def _check_tiles(network: Network, module: nn.Module, whole: Tensor, kernels: En
             way = f"in tiles of {tile[0]}x{tile[1]}, {how['schedule']}{', uniform' * how['uniform']}"
             differ = int((found != expected).sum())
             if kernels == "exact" and not torch.equal(found, expected):
-                reason = (
-                    "its kernel gives other bits for other shapes: register_exact_op says how it computes"
-                )
+                reason = "its kernel gives other bits for other shapes: register_rule takes an `exact` one"
                 _refuse(network, f"bits: {way}, {differ} of {expected.numel()} numbers differ; {reason}")
             if kernels == "stock" and not torch.allclose(found, expected, 1e-4, 1e-5, equal_nan=True):
                 _refuse(network, f"values: {way}, {differ} of {expected.numel()} numbers are others")

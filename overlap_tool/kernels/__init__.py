@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from overlap_tool.kernels.mode import exact_kernels, is_exact, register_exact_op, rehearsal
+from overlap_tool.kernels.exactness import register_exact_op
+from overlap_tool.kernels.mode import exact_kernels, is_exact, rehearsal
 from overlap_tool.kernels.scores import in_blocks, settled
 from overlap_tool.kernels.trial import Fallback, fallbacks
 from overlap_tool.kernels.whole import ops_of_the_library, pieces

@@ -1,13 +1,9 @@
 """`exact_kernels()`: makes any PyTorch code compute with the exact engine, without knowing of it.
 
-Every op that PyTorch dispatches while the mode is on is treated in one of these ways:
-
-- it moves data, rounds correctly or does not depend on an order: it runs as it is;
-- it is a chain (`chain`) or composed (`compositions`): that runs instead;
-- it is a function of one number: `arithmetic` computes it;
-- a function was registered for it, or it is made of other ops: those are looked at;
-- anything else on floating-point numbers, or on complex ones, runs by PyTorch's own kernel on whole tensors
-  (`whole`), and is refused by name on pieces of maps.
+Every op that PyTorch dispatches while the mode is on is looked up in `exactness`: it runs as it is, or what
+the table has for it runs instead. An op that is not there, and is made of others, is computed by these.
+Anything else on floating-point numbers, or on complex ones, runs by PyTorch's own kernel on whole tensors
+(`whole`), and is refused by name on pieces of maps.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,226 +22,29 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
-from overlap_tool.errors import ExactnessError, PluginError
+from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import chain, compositions, scores, whole
-from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS
+from overlap_tool.kernels.exactness import OPS, Exactness
 from overlap_tool.kernels.scores import Scores
 from overlap_tool.kernels.work import tensors_among
 
-MOVES = """
-    _local_scalar_dense _pin_memory _to_copy _unsafe_view alias as_strided cat channel_shuffle clone
-    constant_pad_nd copy detach diag_embed embedding empty empty_like empty_permuted empty_strided equal
-    expand eye fill flip full full_like gather im2col index index_fill index_select is_nonzero is_pinned
-    item lift lift_fresh masked_fill masked_scatter masked_select native_channel_shuffle new_empty
-    new_empty_strided new_full new_ones new_zeros one_hot ones ones_like permute pin_memory pixel_shuffle
-    pixel_unshuffle record_stream reflection_pad1d reflection_pad2d reflection_pad3d repeat
-    repeat_interleave replication_pad1d replication_pad2d replication_pad3d resize roll scalar_tensor
-    scatter select_scatter set slice_scatter split_with_sizes_copy stack transpose tril triu unbind unfold
-    unsafe_split view where zero zeros zeros_like
-"""
-"""Move numbers, or make them of none."""
-
-COMPARES = """
-    _assert_async adaptive_max_pool2d all amax amin aminmax any argmax argmin argsort bitwise_and
-    bitwise_not bitwise_or bitwise_xor bucketize clamp clamp_max clamp_min cummax cummin eq ge gt
-    hardshrink hardtanh isfinite isinf isnan kthvalue le logical_and logical_not logical_or logical_xor lt
-    max max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum nan_to_num nanmedian ne
-    nonzero searchsorted sort threshold topk unique_consecutive
-"""
-"""Compare numbers, and choose among them."""
-
-ROUNDS = """
-    abs ceil copysign div floor floor_divide frac leaky_relu mul neg reciprocal round sgn sign signbit
-    softshrink trunc
-"""
-"""One operation for each result, which IEEE 754 defines to the last bit."""
-
-DRAWS = "bernoulli normal rand rand_like randint randn randn_like uniform"
-"""Draw numbers, as many and in the same order whatever is made of them."""
-
-MOVED = frozenset(MOVES.split())
-
-AS_IS = frozenset(" ".join((MOVES, COMPARES, ROUNDS, DRAWS)).split())
-"""What no order and no shape changes."""
-
-IN_PLACE: dict[str, Callable[..., Tensor]] = {
-    **{name: partial(compositions.function, name) for name in (*FUNCTIONS, "sigmoid", "silu", "mish")},
-    "relu": compositions.relu,
-    "gelu": compositions.gelu,
-    "elu": compositions.elu,
-    "celu": compositions.celu,
-}
-"""Computed number by number, and into `out`, which may be what is read."""
-
-
-MADE: dict[str, Callable[..., Tensor]] = {"linspace": compositions.linspace, "arange": compositions.arange}
-"""Made of numbers alone."""
-
-
-COMPOSED: dict[str, Callable[..., Any]] = {
-    **IN_PLACE,
-    "add": compositions.add,
-    "sub": compositions.subtract,
-    "rsub": compositions.reverse_subtract,
-    "index_put": compositions.index_put,
-    "addcmul": compositions.addcmul,
-    "addcdiv": compositions.addcdiv,
-    "lerp": compositions.lerp,
-    "fmod": compositions.fmod,
-    "remainder": compositions.remainder,
-    "softplus": compositions.softplus,
-    "log_sigmoid_forward": compositions.log_sigmoid,
-    "hardsigmoid": compositions.hardsigmoid,
-    "hardswish": compositions.hardswish,
-    "_prelu_kernel": compositions.prelu,
-    "pow": compositions.power,
-    "sum": compositions.sum,
-    "mean": compositions.mean,
-    "prod": compositions.prod,
-    "var": compositions.var,
-    "std": compositions.std,
-    "linalg_vector_norm": compositions.vector_norm,
-    "_softmax": compositions.softmax,
-    "_log_softmax": compositions.log_softmax,
-    "logsumexp": compositions.logsumexp,
-    "native_layer_norm": compositions.layer_norm,
-    "native_group_norm": compositions.group_norm,
-    "native_batch_norm": compositions.batch_norm,
-    "_native_batch_norm_legit": compositions.batch_norm,
-    "_native_batch_norm_legit_no_training": compositions.batch_norm,
-    "cudnn_batch_norm": compositions.cudnn_batch_norm,
-    "avg_pool2d": partial(compositions.avg_pool, 2),
-    "avg_pool3d": partial(compositions.avg_pool, 3),
-    "_adaptive_avg_pool2d": compositions.adaptive_avg_pool2d,
-    "_adaptive_avg_pool3d": compositions.adaptive_avg_pool3d,
-    **dict.fromkeys(
-        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), compositions.upsample_linear
-    ),
-    **{
-        name: partial(compositions.upsample_nearest, getattr(torch._C._nn, name), "exact" in name)
-        for axes in (1, 2, 3)
-        for name in (f"upsample_nearest{axes}d", f"_upsample_nearest_exact{axes}d")
-    },
-    "col2im": compositions.fold,
-    "mm": chain.matmul,
-    "bmm": chain.batched_matmul,
-}
-
-
-CHAINS = frozenset(("convolution", "mm", "bmm", "addmm", "baddbmm"))
-"""What the exact engine refuses of these, other types and three dimensions, it refuses of whole maps, too."""
-
-_registered: dict[str, Callable[..., Any]] = {}
-
-AnyKernel = TypeVar("AnyKernel", bound=Callable[..., Any])
-
-
-def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
-    """Say what computes an op of your own, named as `namespace::op`, under the exact engine.
-
-    The function is called with the op's arguments, and its own ops run exactly in turn.
-    """
-
-    def add(function: AnyKernel) -> AnyKernel:
-        if op in _registered:
-            raise PluginError(op, "an exact function is already registered", "Register each op once")
-        _registered[op] = function
-        return function
-
-    return add
-
-
-@register_exact_op("aten::_safe_softmax")
-def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros where a mask leaves nothing."""
-    nothing = (x == -torch.inf).all(dim, keepdim=True)
-    return torch.softmax(x.masked_fill(nothing, 0), dim, dtype).masked_fill(nothing, 0)
-
-
-@register_exact_op("aten::glu")
-def _gated(x: Tensor, dim: int = -1) -> Tensor:
-    kept, gate = x.chunk(2, dim)
-    return kept * gate.sigmoid()
-
-
-@register_exact_op("aten::_scaled_dot_product_flash_attention_for_cpu")
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """PyTorch picks this function, or its plain one, by shapes and strides: both have to give the same bits.
-    Of the second result only a gradient would be made."""
-    groups = query.shape[-3] != key.shape[-3]
-    with scores.in_blocks():
-        found = torch.ops.aten._scaled_dot_product_attention_math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=groups
-        )[0]  # the other is all the scores
-        return scores.settled(found), query.new_empty(0)
-
-
-LSTM = 2
-"""How oneDNN's function for recurrent layers is told that one is an LSTM."""
-
-
-@register_exact_op("aten::mkldnn_rnn_layer")
-def _recurrent_layer(
-    x: Tensor,
-    of_input: Tensor,
-    of_hidden: Tensor,
-    bias_of_input: Tensor | None,
-    bias_of_hidden: Tensor | None,
-    hidden: Tensor,
-    cell: Tensor,
-    reverse: bool,
-    batch_sizes: Sequence[int],
-    mode: int,
-    hidden_size: int,
-    num_layers: int,
-    has_biases: bool,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A layer of an LSTM, step by step, as PyTorch's own function has it where it does not call oneDNN. The
-    last result is what a gradient would read."""
-    if mode != LSTM or batch_sizes:
-        raise ExactnessError(
-            "a recurrent layer", "there is an exact one for an LSTM alone", f"Use {ExactnessError.STOCK}"
-        )
-    if not has_biases:
-        bias_of_input = bias_of_hidden = None
-    linear = torch.nn.functional.linear
-    gates = linear(x, of_input, bias_of_input)
-    outputs = []
-    for of_step in reversed(gates.unbind()) if reverse else gates.unbind():
-        taken, kept, new, shown = (linear(hidden, of_hidden, bias_of_hidden) + of_step).chunk(4, -1)
-        cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
-        hidden = shown.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell, x.new_empty(0)
+UNKNOWN = Exactness("unknown")
 
 
 class _Op(NamedTuple):
     """What an op says of itself: asking it takes long."""
 
-    written: str
-    """With its namespace, as functions are registered for it."""
     overload: str
     name: str
-    """Without the line that ops in place have at their end."""
+    """By which `exactness` knows it."""
     mutable: bool
 
     @classmethod
     @cache
     def of(cls, func: Any) -> _Op:
-        written = func._schema.name
-        overload = written.removeprefix("aten::")
-        name = overload if overload.startswith("__") else overload.rstrip("_")
-        return cls(written, overload, name, func._schema.is_mutable)
+        overload = func._schema.name.removeprefix("aten::")
+        name = overload if overload.startswith("__") or "::" in overload else overload.rstrip("_")
+        return cls(overload, name, func._schema.is_mutable)
 
 
 class _ExactKernels(TorchDispatchMode):
@@ -261,7 +60,8 @@ class _ExactKernels(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        written, overload, name, mutable = _Op.of(func)
+        overload, name, mutable = _Op.of(func)
+        exact = OPS.get(name, UNKNOWN)
         if scores.are_put_off():
             given = [*tensors_among(args), *tensors_among(kwargs.values())]
             if mutable and (waiting := scores.waiting()):
@@ -275,32 +75,32 @@ class _ExactKernels(TorchDispatchMode):
                     return scores.product(func, args, kwargs)
         if mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if func.is_view or name in MOVED:  # most calls
+        if func.is_view or exact.how == "moves":  # most calls
             return func(*args, **kwargs)
         given = [*tensors_among(args), *tensors_among(kwargs.values())]
         if name in ("div", "floor_divide") and all(map(_has_memory, given)):
             return func.overloadpacket(*compositions.on_one_device(*args[:2]), *args[2:], **kwargs)
-        rehearses = self.rehearses and written.startswith("aten::")
-        if _only_shapes(given, kwargs) and not rehearses:
+        if _only_shapes(given, kwargs) and not (self.rehearses and "::" not in name):
             return func(*args, **kwargs)
-        known = not any(map(torch.is_complex, given))
-        if known and name in AS_IS:
+        if exact.how != "of ops" and any(map(torch.is_complex, given)):
+            exact = UNKNOWN
+        how, compute = exact
+        if compute is None and how != "unknown":
             return func(*args, **kwargs)
-        if name in MADE:
-            return MADE[name](*args, **kwargs)
+        if how == "of numbers" and compute:
+            return compute(*args, **kwargs)
         if not _with_fractions(given):
             result = func(*args, **kwargs)
             if not _with_fractions(tensors_among([result])):
                 return result
-        if written in _registered:
+        if how == "of ops" and compute:
             with self:
-                result = _registered[written](*args, **kwargs)
+                result = compute(*args, **kwargs)
             return result if mutable else _in_its_own_memory(result, given)
-        exact = self._exact(name) if known else None
-        if exact is None and func._can_decompose():
+        if compute is None and func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
-        if "out" in kwargs or (exact is None and whole.on_pieces()):
+        if "out" in kwargs or (compute is None and whole.on_pieces()):
             raise ExactnessError(
                 str(func),
                 "the exact engine has no kernel for it, so its bits may depend on the shape",
@@ -308,13 +108,15 @@ class _ExactKernels(TorchDispatchMode):
                 "with overlap_tool.register_exact_op",
             )
         try:
-            if exact is None:
+            if compute is None:
                 return whole.by_the_library(func, args, kwargs)
-            if name != overload and name in IN_PLACE and args[0].is_floating_point():
-                return exact(*args, **kwargs, out=args[0])
-            result = exact(*args, **kwargs)
+            if name == "convolution":
+                compute = partial(compute, self.prepared)
+            if name != overload and how == "number by number" and args[0].is_floating_point():
+                return compute(*args, **kwargs, out=args[0])
+            result = compute(*args, **kwargs)
         except ExactnessError:  # of these arguments, or on this machine
-            if name in CHAINS or whole.on_pieces():
+            if how == "chained" or whole.on_pieces():
                 raise
             return whole.by_the_library(func, args, kwargs)
         if name != overload:
@@ -328,14 +130,6 @@ class _ExactKernels(TorchDispatchMode):
             return compute(*args)
         finally:
             _push_on_torch_dispatch_stack(self)
-
-    def _exact(self, name: str) -> Callable[..., Any] | None:
-        """What computes an op in a way that no shape changes."""
-        if name == "convolution":
-            return partial(chain.convolution, self.prepared)
-        if name in ("addmm", "baddbmm"):
-            return _added(COMPOSED[name[-3:] if name == "baddbmm" else "mm"])
-        return COMPOSED.get(name)
 
 
 _active = threading.local()
@@ -460,18 +254,6 @@ def _asked_straight(x: Tensor, weight: Tensor, bias: Tensor | None) -> _ExactKer
     ):
         return mode
     return None
-
-
-def _added(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`beta * c + alpha * (a @ b)`"""
-
-    def compute(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        found = product(a, b)
-        if alpha != 1:
-            found.mul_(alpha)
-        return found if beta == 0 else found.add_(c if beta == 1 else c * beta)
-
-    return compute
 
 
 def _has_memory(value: Any) -> bool:

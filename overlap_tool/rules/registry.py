@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Everything, Geometry, Span, Window
 from overlap_tool.geometry.layout import Layout, MapSize
+from overlap_tool.kernels import register_exact_op
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
 
@@ -259,7 +260,11 @@ _quantisers: set[str] = set()
 
 
 def register_rule(
-    *targets: Any, accepts_sizes: bool = False, any_layout: bool = False, override: bool = False
+    *targets: Any,
+    accepts_sizes: bool = False,
+    any_layout: bool = False,
+    override: bool = False,
+    exact: Callable[..., Any] | None = None,
 ) -> Callable[[AnyRuleBuilder], AnyRuleBuilder]:
     """Give the rule for modules, functions or tensor methods.
 
@@ -269,6 +274,9 @@ def register_rule(
     An argument that follows the size of the input is refused, unless the rule `accepts_sizes` and makes its
     result independent of it. A map is refused whose dimensions are not images, channels, rows and columns,
     unless the rule takes `any_layout`: its `run` gets and gives pieces as the model lays them out.
+
+    What PyTorch's own ops compute under the exact engine is known. For one in a kernel of your own,
+    `torch.ops.namespace.op`, `exact` says it: a function of the op's arguments, whose own ops run exactly.
     """
 
     def add(builder: AnyRuleBuilder) -> AnyRuleBuilder:
@@ -280,6 +288,9 @@ def register_rule(
                 "a rule is already registered",
                 "Pass override=True to overlap_tool.register_rule to override it on purpose",
             )
+        if exact is not None:
+            for name in {*map(_dispatched, targets)}:
+                register_exact_op(name)(exact)
         for key in taken:
             del _registered[key]
         _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes, any_layout)))
@@ -356,6 +367,17 @@ def _key(target: Any) -> Any:
         repr(target),
         "a rule's target must be a module class, a function, or a name",
         "See overlap_tool.register_rule",
+    )
+
+
+def _dispatched(target: Any) -> str:
+    """The name by which PyTorch dispatches an op."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(getattr(target, "_qualified_op_name", None) or target._schema.name)
+    raise PluginError(
+        repr(target),
+        "`exact` is for ops in a kernel of your own, torch.ops.namespace.op; the engine sees into others",
+        "Leave it out",
     )
 
 

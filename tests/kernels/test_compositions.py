@@ -11,7 +11,8 @@ from torch import nn
 
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import mode, pieces
+from overlap_tool.kernels import pieces
+from overlap_tool.kernels.exactness import COMPUTED
 
 torch.manual_seed(0)
 
@@ -165,7 +166,7 @@ def test_normalising_by_the_batch_is_refused() -> None:
 ONE, NONE, ALL_ONES = torch.ones(1), torch.zeros(1), [1, 1]
 STATISTICS = NONE, torch.full((1,), 1 - 1e-5)
 NEUTRAL: dict[str, list[tuple]] = {
-    **{name: [()] for name in mode.IN_PLACE},
+    **{name: [()] for name in COMPUTED["number by number"]},
     "add": [(0,), (0, 2), (torch.zeros(1, 1, 1, 1),)],
     "sub": [(0,), (0, 2), (torch.zeros(1, 1, 1, 1),)],
     "rsub": [(0,), (0, 0), (torch.zeros(1, 1, 1, 1),)],
@@ -226,7 +227,8 @@ DIMENSIONS |= {name: 5 for name in NEUTRAL if name.endswith("3d")}
 
 
 def test_all_that_is_composed_is_in_that_list() -> None:
-    assert set(NEUTRAL) == {*mode.COMPOSED, "convolution", "addmm", "baddbmm"}
+    composed = ("number by number", "composed", "chained")
+    assert set(NEUTRAL) == {name for how in composed for name in COMPUTED[how]}
 
 
 @pytest.mark.parametrize("part_of_a_larger", [False, True], ids=["whole", "part of a larger tensor"])
