@@ -1,9 +1,9 @@
 """The integer maps: which inputs feed which outputs of one op on one axis. Pure integers, no torch.
 
-An op on one axis answers five questions: how long its output is (`size`), which inputs a span of outputs
-reads (`need`), how many leading outputs a prefix of the input is enough for (`ready`), what stands outside
-the image (`padding`), and at which shift its behaviour repeats (`period`). Coordinates are unclipped:
-below 0 or past the end lies the op's own padding, and `inside` maps a span there to real samples.
+An op on one axis answers four questions: how long its output is (`size`), which inputs a span of outputs
+reads (`need`), what stands outside the image (`padding`), and at which shift its behaviour repeats
+(`period`). Coordinates are unclipped: below 0 or past the end lies the op's own padding, and `inside` maps a
+span there to real samples.
 """
 
 from __future__ import annotations
@@ -155,20 +155,6 @@ class Geometry(ABC):
         """What an op computes of an input of length `n` when it is asked for `outputs`: those, or more where
         they come together."""
         return outputs
-
-    def ready(self, stop: int, n: int) -> int:
-        """How many leading outputs can be computed once the inputs `[0, stop)` of `n` exist."""
-        low, high = 0, self.size(n)
-        if stop >= n:
-            return high
-        while low < high:
-            middle = (low + high + 1) // 2
-            reads = self.reads(Span(0, middle), n)
-            if reads.empty or reads.stop <= stop:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
 
 @dataclass(frozen=True)
@@ -461,26 +447,6 @@ class Pad(Geometry):
 def roll(shift: int) -> Pad:
     """`torch.roll` by `shift`: what leaves at one end enters at the other."""
     return Pad(shift, -shift, Padding.CIRCULAR)
-
-
-@dataclass(frozen=True)
-class Global(Geometry):
-    """Every output reads every input. The output is as long as the input, or `length` long."""
-
-    length: int | None = None
-
-    @property
-    def period(self) -> Period:
-        return Period(1, 1)
-
-    def size(self, n: int) -> int:
-        return n if self.length is None else self.length
-
-    def need(self, outputs: Span) -> Span:
-        return Span(-FAR, FAR)
-
-    def begins(self, start: int) -> int:
-        return 0
 
 
 class Overlap(NamedTuple):

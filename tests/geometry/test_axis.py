@@ -11,9 +11,9 @@ from support.cases import tries
 
 from overlap_tool.geometry import (
     POINTWISE,
+    Everything,
     Expand,
     Geometry,
-    Global,
     Overlap,
     Pad,
     Span,
@@ -274,7 +274,7 @@ def test_several_wanted_spans_are_united():
 
 
 def test_behind_a_global_op_everything_is_needed():
-    axis = chain(Window(3, 2, 1, 1), Global(), Window(3, 1, 1, 1))
+    axis = chain(Window(3, 2, 1, 1), Everything(), Window(3, 1, 1, 1))
     assert axis.reaches()[-1].of(5).unbounded
     assert axis.needs({3: Span(4, 5)}, axis.sizes(20))[0] == (0, 20)
 

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.cases import tries
+from support.prefixes import ready
 
 from overlap_tool.geometry import (
     FAR,
+    Everything,
     Expand,
     Geometry,
-    Global,
     Linear,
     Overlap,
     Pad,
@@ -250,7 +251,7 @@ def test_ready_is_the_longest_prefix_that_depends_on_what_exists(family, data):
     case, n, _ = drawn(data, family)
     size = case.geometry.size(n)
     real = [case.real(a, n) for a in range(size)]
-    counts = [case.geometry.ready(stop, n) for stop in range(n + 1)]
+    counts = [ready(case.geometry, stop, n) for stop in range(n + 1)]
     assert counts == sorted(counts)
     assert counts[n] == size
     for stop, count in enumerate(counts):
@@ -445,11 +446,11 @@ def test_roll_reads_what_torch_rolls_there(n, shift):
 
 
 def test_a_global_op_reads_everything_and_is_ready_at_the_end():
-    assert Global().reads(Span(3, 4), 9) == (0, 9)
-    assert [Global().ready(stop, 9) for stop in (0, 8, 9)] == [0, 0, 9]
-    assert (Global().size(9), Global(1).size(9)) == (9, 1)
-    assert Global().need(Span(0, 1)).unbounded
-    assert Global().begins(5) == 0
+    assert Everything().reads(Span(3, 4), 9) == (0, 9)
+    assert [ready(Everything(), stop, 9) for stop in (0, 8, 9)] == [0, 0, 9]
+    assert Everything().size(9) == 9
+    assert Everything().need(Span(0, 1)).unbounded
+    assert Everything().begins(5) == 5
     assert Window(3, 64).need(Span(-FAR, FAR)).unbounded
     assert Expand(64).need(Span(-FAR, FAR)).unbounded
     assert not Window(3).need(Span(0, 1 << 30)).unbounded
@@ -506,7 +507,7 @@ def test_ready_counts_an_output_that_reads_padding_past_the_end_alone():
     # only the last of seven taps is open, so the one output of three samples reads coordinate 4
     window = Window(7, 1, 2, 2).masked({6})
     assert window.size(3) == 1
-    assert window.ready(0, 3) == 1
+    assert ready(window, 0, 3) == 1
 
 
 # --- published figures -----------------------------------------------------------------------------------
