@@ -7,7 +7,7 @@ A condition answers yes or no, and can say what it missed: that is the text of "
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,152 +16,91 @@ from torch import Tensor
 StateDict: TypeAlias = dict[str, Tensor]
 
 
-class Condition(ABC):
+@dataclass(frozen=True)
+class Condition:
     """A pure predicate over a state dict; combine with `&`, `|` and `~`."""
 
-    @abstractmethod
-    def __call__(self, state: StateDict) -> bool: ...
+    missed: Callable[[StateDict], tuple[str, ...]]
+    """What stands in the way, in words; empty exactly if the condition holds."""
+    opposite: Callable[[], Condition]
+    weight: int = 1
+    """How many single facts are asked for: the measure of what was missed."""
 
-    @abstractmethod
-    def missed(self, state: StateDict) -> tuple[str, ...]:
-        """What stands in the way, in words; empty exactly if the condition holds."""
-
-    @abstractmethod
-    def __invert__(self) -> Condition: ...
-
-    @property
-    def weight(self) -> int:
-        """How many single facts are asked for: the measure of what was missed."""
-        return 1
+    def __call__(self, state: StateDict) -> bool:
+        return not self.missed(state)
 
     def __and__(self, other: Condition) -> Condition:
-        return All((self, other))
+        return _all(self, other)
 
     def __or__(self, other: Condition) -> Condition:
-        return AnyOf((self, other))
-
-
-@dataclass(frozen=True)
-class All(Condition):
-    parts: tuple[Condition, ...]
-
-    def __call__(self, state: StateDict) -> bool:
-        return all(part(state) for part in self.parts)
-
-    def missed(self, state: StateDict) -> tuple[str, ...]:
-        return tuple(text for part in self.parts for text in part.missed(state))
+        return _any(self, other)
 
     def __invert__(self) -> Condition:
-        return AnyOf(tuple(~part for part in self.parts))
-
-    @property
-    def weight(self) -> int:
-        return sum(part.weight for part in self.parts)
+        return self.opposite()
 
 
-@dataclass(frozen=True)
-class AnyOf(Condition):
-    parts: tuple[Condition, ...]
-
-    def __call__(self, state: StateDict) -> bool:
-        return any(part(state) for part in self.parts)
-
-    def missed(self, state: StateDict) -> tuple[str, ...]:
-        # The alternative that came closest is the one worth telling about.
-        return min((part.missed(state) for part in self.parts), key=len)
-
-    def __invert__(self) -> Condition:
-        return All(tuple(~part for part in self.parts))
-
-    @property
-    def weight(self) -> int:
-        return max(part.weight for part in self.parts)
+def _all(*parts: Condition) -> Condition:
+    return Condition(
+        lambda state: tuple(text for part in parts for text in part.missed(state)),
+        lambda: _any(*(~part for part in parts)),
+        sum(part.weight for part in parts),
+    )
 
 
-class Fact(Condition):
-    """A single fact; it also words the complaint for the case that it should *not* hold."""
-
-    @abstractmethod
-    def complaint(self, state: StateDict) -> str: ...
-
-    @property
-    @abstractmethod
-    def surplus(self) -> str: ...
-
-    def missed(self, state: StateDict) -> tuple[str, ...]:
-        return () if self(state) else (self.complaint(state),)
-
-    def __invert__(self) -> Condition:
-        return Not(self)
+def _any(*parts: Condition) -> Condition:
+    return Condition(
+        # the alternative that came closest is the one worth reporting
+        lambda state: min((part.missed(state) for part in parts), key=len),
+        lambda: _all(*(~part for part in parts)),
+        max(part.weight for part in parts),
+    )
 
 
-@dataclass(frozen=True)
-class Not(Condition):
-    fact: Fact
-
-    def __call__(self, state: StateDict) -> bool:
-        return not self.fact(state)
-
-    def missed(self, state: StateDict) -> tuple[str, ...]:
-        return () if self(state) else (self.fact.surplus,)
-
-    def __invert__(self) -> Condition:
-        return self.fact
+def _fact(
+    holds: Callable[[StateDict], bool], complaint: Callable[[StateDict], str], surplus: str
+) -> Condition:
+    """A single fact, and the words for it where it does not hold, and where it does and should not."""
+    return Condition(
+        lambda state: () if holds(state) else (complaint(state),),
+        lambda: Condition(
+            lambda state: (surplus,) if holds(state) else (), lambda: _fact(holds, complaint, surplus)
+        ),
+    )
 
 
-@dataclass(frozen=True)
-class HasKey(Fact):
-    key: str
-
-    def __call__(self, state: StateDict) -> bool:
-        return self.key in state
-
-    def complaint(self, state: StateDict) -> str:
-        return f"missing {self.key}"
-
-    @property
-    def surplus(self) -> str:
-        return f"unexpected {self.key}"
+def has_key(*keys: str) -> Condition:
+    return _all(*map(_has, keys))
 
 
-@dataclass(frozen=True)
-class HasPrefix(Fact):
-    prefix: str
-
-    def __call__(self, state: StateDict) -> bool:
-        return any(key.startswith(self.prefix) for key in state)
-
-    def complaint(self, state: StateDict) -> str:
-        return f"missing {self.prefix}*"
-
-    @property
-    def surplus(self) -> str:
-        return f"unexpected {self.prefix}*"
+def _has(key: str) -> Condition:
+    return _fact(lambda state: key in state, lambda state: f"missing {key}", f"unexpected {key}")
 
 
-@dataclass(frozen=True)
-class HasShape(Fact):
+def has_prefix(prefix: str) -> Condition:
+    return _fact(
+        lambda state: any(key.startswith(prefix) for key in state),
+        lambda state: f"missing {prefix}*",
+        f"unexpected {prefix}*",
+    )
+
+
+def shape(key: str, *sizes: int | None) -> Condition:
     """The tensor is there, with these sizes; `None` stands for any positive size."""
 
-    key: str
-    sizes: tuple[int | None, ...]
-
-    def __call__(self, state: StateDict) -> bool:
-        if self.key not in state:
+    def holds(state: StateDict) -> bool:
+        if key not in state:
             return False
-        found = state[self.key].shape
-        return len(found) == len(self.sizes) and all(
-            have == want or (want is None and have > 0) for have, want in zip(found, self.sizes, strict=True)
+        found = state[key].shape
+        return len(found) == len(sizes) and all(
+            have == want or (want is None and have > 0) for have, want in zip(found, sizes, strict=True)
         )
 
-    def complaint(self, state: StateDict) -> str:
-        if self.key not in state:
-            return f"missing {self.key}"
-        return f"{self.key} is {_times(state[self.key].shape)}, expected {_times(self.sizes)}"
+    def complaint(state: StateDict) -> str:
+        if key not in state:
+            return f"missing {key}"
+        return f"{key} is {_times(state[key].shape)}, expected {_times(sizes)}"
 
-    @property
-    def surplus(self) -> str:
-        return f"unexpected {self.key} of {_times(self.sizes)}"
+    return _fact(holds, complaint, f"unexpected {key} of {_times(sizes)}")
 
 
 @dataclass(frozen=True)
@@ -182,43 +121,21 @@ class DimensionSize:
         return tensor.shape[self.axis] * self.factor
 
     def matches(self, other: DimensionSize) -> Condition:
-        return SameSize(self, other)
+        def holds(state: StateDict) -> bool:
+            found = self(state)
+            return found is not None and found == other(state)
+
+        def complaint(state: StateDict) -> str:
+            found, expected = self(state), other(state)
+            if found is None or expected is None:
+                return f"missing {(self if found is None else other).key}"
+            return f"{self} is {found}, expected {expected} ({other})"
+
+        return _fact(holds, complaint, f"{self} is that of {other}")
 
     def __str__(self) -> str:
         name = f"size {self.axis} of {self.key}"
         return name if self.factor == 1 else f"{self.factor} times {name}"
-
-
-@dataclass(frozen=True)
-class SameSize(Fact):
-    left: DimensionSize
-    right: DimensionSize
-
-    def __call__(self, state: StateDict) -> bool:
-        left = self.left(state)
-        return left is not None and left == self.right(state)
-
-    def complaint(self, state: StateDict) -> str:
-        left, right = self.left(state), self.right(state)
-        if left is None or right is None:
-            return f"missing {(self.left if left is None else self.right).key}"
-        return f"{self.left} is {left}, expected {right} ({self.right})"
-
-    @property
-    def surplus(self) -> str:
-        return f"{self.left} is that of {self.right}"
-
-
-def has_key(*keys: str) -> Condition:
-    return HasKey(keys[0]) if len(keys) == 1 else All(tuple(HasKey(key) for key in keys))
-
-
-def has_prefix(prefix: str) -> Condition:
-    return HasPrefix(prefix)
-
-
-def shape(key: str, *sizes: int | None) -> Condition:
-    return HasShape(key, sizes)
 
 
 def size(key: str, axis: int = 0) -> DimensionSize:
