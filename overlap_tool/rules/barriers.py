@@ -15,6 +15,7 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Following, Layout
 from overlap_tool.kernels.compositions import bins
 from overlap_tool.rules import pooling
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap, register_rule
 
@@ -239,11 +240,6 @@ def adaptive_avg_pool3d(call: Call, input: Operand, output_size: Any) -> Reducti
     return reduction(call, "mean", input.layout, (2, 3, 4), keepdim=True)
 
 
-@register_rule(nn.AdaptiveAvgPool3d)
-def adaptive_avg_pool3d_module(call: Call, module: nn.AdaptiveAvgPool3d, input: Operand) -> Reduction:
-    return adaptive_avg_pool3d(call, input, module.output_size).of_module
-
-
 @register_rule(F.adaptive_max_pool2d)
 def adaptive_max_pool2d(
     call: Call, input: Operand, output_size: Any, return_indices: bool = False
@@ -263,14 +259,9 @@ def adaptive_max_pool2d(
     return Reduction(run, profile=columns)
 
 
-@register_rule(nn.AdaptiveAvgPool2d)
-def adaptive_avg_pool2d_module(call: Call, module: nn.AdaptiveAvgPool2d, input: Operand) -> Rule | Reduction:
-    return adaptive_avg_pool2d(call, input, module.output_size).of_module
-
-
-@register_rule(nn.AdaptiveMaxPool2d)
-def adaptive_max_pool2d_module(call: Call, module: nn.AdaptiveMaxPool2d, input: Operand) -> Rule | Reduction:
-    return adaptive_max_pool2d(call, input, module.output_size, module.return_indices).of_module
+register_rule(nn.AdaptiveAvgPool2d)(of_layer(adaptive_avg_pool2d))
+register_rule(nn.AdaptiveAvgPool3d)(of_layer(adaptive_avg_pool3d))
+register_rule(nn.AdaptiveMaxPool2d)(of_layer(adaptive_max_pool2d))
 
 
 def _follows_the_map(call: Call) -> bool:

@@ -76,7 +76,8 @@ def pad_module(call: Call, module: Any, input: Operand) -> Rule:
         nn.modules.padding._CircularPadNd: "circular",
     }
     mode = next((name for kind, name in modes.items() if isinstance(module, kind)), "constant")
-    return pad(call, input, module.padding, mode, getattr(module, "value", None)).of_module
+    rule = pad(call, input, module.padding, mode, getattr(module, "value", None))
+    return replace(rule, run=lambda patches, module, input: rule.run(patches, input))
 
 
 @register_rule(torch.roll, "roll", any_layout=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Layout, broadcast
 from overlap_tool.rules import barriers, borders, pointwise
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import Patches
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, compose, register_rule
 
@@ -245,14 +246,6 @@ def layer_norm(call: Call, input: Operand, normalized_shape: Sequence[int], *_: 
     return Rule(lambda patches, *args, **kwargs: F.layer_norm(*args, **kwargs), scratch=1)
 
 
-@register_rule(nn.Linear, any_layout=True)
-def linear_module(call: Call, module: nn.Linear, input: Operand) -> Rule:
-    dims = _only_channels(call, input, -1, "multiplies")
-    macs = module.weight.numel() * (input.channels // module.in_features)
-    layout = _of_other_lengths(call, input, dims)
-    return Rule(lambda patches, module, input: module(input), macs=macs, layout=layout)
-
-
 @register_rule(F.linear, any_layout=True)
 def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None = None) -> Rule:
     if weight.spatial or weight.summary:
@@ -261,6 +254,9 @@ def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None = N
     macs = prod(weight.shape) * (input.channels // weight.shape[-1])
     layout = _of_other_lengths(call, input, dims)
     return Rule(lambda patches, *args, **kwargs: F.linear(*args, **kwargs), macs=macs, layout=layout)
+
+
+register_rule(nn.Linear, any_layout=True)(of_layer(linear))
 
 
 def _last(dims: int) -> list[int]:

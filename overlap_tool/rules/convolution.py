@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
 from overlap_tool.kernels.mode import conv2d, conv_transpose2d
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import PADDING_MODES, of_depth, of_each_axis, pair, same_padding
 from overlap_tool.rules.pieces import Patches, cleared, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -50,39 +50,15 @@ def conv(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Rule:
     if weight.spatial or weight.summary:
         call.refuse("convolves with weights that are made from the input")
-
-    return _of_options(call, weight.shape, stride, padding, dilation, groups, "zeros")
-
-
-@register_rule(nn.Conv2d, nn.Conv3d)
-def conv_module(call: Call, module: nn.Conv2d | nn.Conv3d, input: Operand) -> Rule:
-    rule = _of_options(
-        call,
-        module.weight.shape,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        module.padding_mode,
-    )
-
-    def run(patches: Patches, module: nn.Conv2d | nn.Conv3d, input: Tensor) -> Any:
-        return rule.run(patches, input, module.weight, module.bias)
-
-    return replace(rule, run=run)
-
-
-def _of_options(
-    call: Call, weight: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int, mode: str
-) -> Rule:
-    kernel, outside = weight[2:], PADDING_MODES[mode]
-    convolve = CONVOLUTIONS[len(weight)]
+    kernel, outside = weight.shape[2:], PADDING_MODES[padding_mode]
+    convolve = CONVOLUTIONS[len(weight.shape)]
     rows, columns = windows(kernel, stride, padding, dilation, outside)
     around = _around_depth(kernel, padding, dilation)
-    alike = around[0] == around[1] and (mode == "zeros" or not around[0])
+    alike = around[0] == around[1] and (padding_mode == "zeros" or not around[0])
     strides, dilations = (of_each_axis(each, len(kernel)) for each in (stride, dilation))
     own = (0, 0) if len(kernel) == 2 else (around[0] if alike else 0, 0, 0)
 
@@ -91,19 +67,23 @@ def _of_options(
     ) -> Any:
         piece = extend(input, patches, outside)
         if not alike:  # all of the depth is here
-            piece = F.pad(piece, (0, 0, 0, 0, *around), "constant" if mode == "zeros" else mode)
+            mode = "constant" if padding_mode == "zeros" else padding_mode
+            piece = F.pad(piece, (0, 0, 0, 0, *around), mode)
         return convolve(piece, weight, bias, strides, own, dilations, groups)
 
     return Rule(
         run,
         rows,
         columns,
-        prod(weight) * _planes(call),
+        prod(weight.shape) * _planes(call),
         scratch=int(not alike),
         kernel=pair(kernel),
         stride=pair(stride),
         uniform=True,
     )
+
+
+register_rule(nn.Conv2d, nn.Conv3d)(of_layer(conv))
 
 
 def _planes(call: Call) -> int:
@@ -221,24 +201,4 @@ def conv_transpose(
     return Rule(run, rows, columns, macs, kernel=pair(weight.shape[-2:]), stride=pair(stride), uniform=True)
 
 
-@register_rule(nn.ConvTranspose2d, nn.ConvTranspose3d)
-def conv_transpose_module(
-    call: Call, module: nn.ConvTranspose2d | nn.ConvTranspose3d, input: Operand
-) -> Rule:
-    weight = Operand("weight", tuple(module.weight.shape), spatial=False)
-    rule = conv_transpose(
-        call,
-        input,
-        weight,
-        None,
-        module.stride,
-        module.padding,
-        module.output_padding,
-        module.groups,
-        module.dilation,
-    )
-
-    def run(patches: Patches, module: nn.ConvTranspose2d | nn.ConvTranspose3d, input: Tensor) -> Any:
-        return rule.run(patches, input, module.weight, module.bias)
-
-    return replace(rule, run=run)
+register_rule(nn.ConvTranspose2d, nn.ConvTranspose3d)(of_layer(conv_transpose))

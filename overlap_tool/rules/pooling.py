@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Padding, Patch, Span, Window
 from overlap_tool.geometry.listed import Listed, ratio_between
 from overlap_tool.kernels.compositions import bins
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import of_depth, pair
 from overlap_tool.rules.pieces import Patches, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -51,18 +51,7 @@ def max_pool(
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
-@register_rule(nn.MaxPool2d, nn.MaxPool3d)
-def max_pool_module(call: Call, module: nn.MaxPool2d | nn.MaxPool3d, input: Operand) -> Rule:
-    return max_pool(
-        call,
-        input,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-    ).of_module
+register_rule(nn.MaxPool2d, nn.MaxPool3d)(of_layer(max_pool))
 
 
 @register_rule(F.avg_pool2d)
@@ -102,38 +91,22 @@ def avg_pool3d(
     stride: Any = None,
     padding: Any = 0,
     ceil_mode: bool = False,
-    *_: Any,
-    **__: Any,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Rule:
     if ceil_mode or any((of_depth(padding), *pair(padding))):
         call.refuse("pools volumes with padding, or with windows that go beyond them")
     strides = stride or kernel_size
     rows, columns = _pool_windows(kernel_size, strides, 0, 1, False)
 
-    def run(patches: Patches, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return F.avg_pool3d(input, *args, **kwargs)
+    def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return F.avg_pool3d(input, kernel_size, strides, divisor_override=divisor_override)
 
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides))
 
 
-@register_rule(nn.AvgPool3d)
-def avg_pool3d_module(call: Call, module: nn.AvgPool3d, input: Operand) -> Rule:
-    rule = avg_pool3d(call, input, module.kernel_size, module.stride, module.padding, module.ceil_mode)
-    return replace(rule, run=lambda patches, module, input: module(input))
-
-
-@register_rule(nn.AvgPool2d)
-def avg_pool2d_module(call: Call, module: nn.AvgPool2d, input: Operand) -> Rule:
-    return avg_pool2d(
-        call,
-        input,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        module.divisor_override,
-    ).of_module
+register_rule(nn.AvgPool2d)(of_layer(avg_pool2d))
+register_rule(nn.AvgPool3d)(of_layer(avg_pool3d))
 
 
 def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import getattr_static
 from math import prod
 from typing import Any, NoReturn, TypeVar
@@ -182,11 +182,6 @@ class Rule:
         """Whether the model's own code runs it on the whole map, between two passes."""
         return isinstance(self.rows, Everything)
 
-    @property
-    def of_module(self) -> Rule:
-        """The same for a module that holds a function's options: its run takes the module, and ignores it."""
-        return replace(self, run=lambda patches, module, *inputs: self.run(patches, *inputs))
-
 
 class WholeMap(ABC):
     """A map as a barrier sees it: too large to be at hand, but to be read band by band."""
@@ -233,11 +228,6 @@ class Reduction:
     profile: int = 1
     scratch: int = 1
     by_columns: bool = False
-
-    @property
-    def of_module(self) -> Reduction:
-        """The same for a module that holds a function's options: its run takes the module, and ignores it."""
-        return replace(self, run=lambda module, *inputs: self.run(*inputs))
 
 
 RuleBuilder = Callable[..., Rule | Reduction]

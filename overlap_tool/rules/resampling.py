@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from overlap_tool.geometry import Expand, Geometry, Linear, Listed, Padding, Shrink, Window, ratio_between
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.kernels.compositions import between, linear_positions, nearest_positions
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -27,11 +28,6 @@ def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     return Rule(run, geometry, geometry, uniform=True)
 
 
-@register_rule(nn.PixelShuffle)
-def pixel_shuffle_module(call: Call, module: nn.PixelShuffle, input: Operand) -> Rule:
-    return pixel_shuffle(call, input, module.upscale_factor).of_module
-
-
 @register_rule(F.pixel_unshuffle, torch.pixel_unshuffle)
 def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     factor = downscale_factor
@@ -43,10 +39,8 @@ def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     return Rule(run, geometry, geometry, kernel=(factor, factor), stride=(factor, factor), uniform=True)
 
 
-@register_rule(nn.PixelUnshuffle)
-def pixel_unshuffle_module(call: Call, module: nn.PixelUnshuffle, input: Operand) -> Rule:
-    return pixel_unshuffle(call, input, module.downscale_factor).of_module
-
+register_rule(nn.PixelShuffle)(of_layer(pixel_shuffle))
+register_rule(nn.PixelUnshuffle)(of_layer(pixel_unshuffle))
 
 MOST_LISTED = 1 << 26
 """So many positions are listed, output by output, and no more."""
@@ -115,17 +109,9 @@ def _of_images(call: Call, mode: str, align_corners: bool, by_size: bool, factor
     return _listed(call, mode, align_corners, (None, None) if by_size else factors)
 
 
-@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, any_layout=True)
-def upsample_module(call: Call, module: nn.Upsample, input: Operand) -> Rule:
-    return interpolate(
-        call,
-        input,
-        module.size,
-        module.scale_factor,
-        module.mode,
-        module.align_corners,
-        module.recompute_scale_factor,
-    ).of_module
+register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, any_layout=True)(
+    of_layer(interpolate)
+)
 
 
 def _factor(call: Call, dim: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Padding, Transposed, Window
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Layout
+from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import pair
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -30,9 +31,7 @@ def unfolded(
     return Rule(run, rows, columns, uniform=True, layout=layout)
 
 
-@register_rule(nn.Unfold)
-def unfold_module(call: Call, module: nn.Unfold, input: Operand) -> Rule:
-    return unfolded(call, input, module.kernel_size, module.dilation, module.padding, module.stride).of_module
+register_rule(nn.Unfold)(of_layer(unfolded))
 
 
 @register_rule("unfold", any_layout=True)
@@ -85,14 +84,10 @@ def folded(
     return Rule(run, rows, columns, layout=Layout.of_map(call.output_shapes[0][1]))
 
 
+register_rule(nn.Fold, accepts_sizes=True, any_layout=True)(of_layer(folded))
+
+
 def _added_up(kernel: int, stride: int, trim: int, dilation: int, given: int, made: int) -> Transposed:
     """Windows that make so many samples of so many tokens."""
     plain = Transposed(kernel, stride, trim, 0, dilation)
     return replace(plain, extra=made - plain.size(given))
-
-
-@register_rule(nn.Fold, accepts_sizes=True, any_layout=True)
-def fold_module(call: Call, module: nn.Fold, input: Operand) -> Rule:
-    return folded(
-        call, input, module.output_size, module.kernel_size, module.dilation, module.padding, module.stride
-    ).of_module
