@@ -49,33 +49,21 @@ def _arguments(method: Callable[..., Any] | None) -> list[str]:
     return [name for name in inspect.signature(method).parameters if name not in ("self", "y_string")]
 
 
-def compress(
-    model: Any, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
-) -> bytes:
+def compress(model: Any, y_hat: Tensor, params: Tensor, *how: Any) -> bytes:
     """The string of a map with padding around it, in which the decoded numbers stand afterwards."""
-    found = _quick(model, y_hat, params, height, width, kernel, padding, more)
+    found = _quick(model, y_hat, params, *how)
     if found is not None:
         return found.compress(y_hat, params)
-    string: bytes = type(model)._compress_ar(model, y_hat, params, height, width, kernel, padding, *more)
+    string: bytes = type(model)._compress_ar(model, y_hat, params, *how)
     return string
 
 
-def decompress(
-    model: Any,
-    y_string: bytes,
-    y_hat: Tensor,
-    params: Tensor,
-    height: int,
-    width: int,
-    kernel: int,
-    padding: int,
-    *more: Any,
-) -> None:
+def decompress(model: Any, y_string: bytes, y_hat: Tensor, params: Tensor, *how: Any) -> None:
     """Decode a string into a map with padding around it."""
-    found = _quick(model, y_hat, params, height, width, kernel, padding, more)
+    found = _quick(model, y_hat, params, *how)
     if found is not None:
         return found.decompress(y_string, y_hat, params)
-    type(model)._decompress_ar(model, y_string, y_hat, params, height, width, kernel, padding, *more)
+    type(model)._decompress_ar(model, y_string, y_hat, params, *how)
 
 
 LOOPS: dict[str, Callable[..., Any]] = {"_compress_ar": compress, "_decompress_ar": decompress}
@@ -257,14 +245,7 @@ def _whole_panels(x: Tensor) -> Tensor:
 
 
 def _quick(
-    model: Any,
-    y_hat: Tensor,
-    params: Tensor,
-    height: int,
-    width: int,
-    kernel: int,
-    padding: int,
-    more: tuple[Any, ...],
+    model: Any, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
 ) -> Loops | None:
     """Loops that give what the model's own do, if there are."""
     rows, columns = CORNER

@@ -75,17 +75,8 @@ class _Loops:
             bands.append(Band(span.length, len(strings[-1]), _digest(decoded)))
         return CodedString.of(strings, bands)
 
-    def decompress(
-        self,
-        y_string: bytes,
-        y_hat: Tensor,
-        params: Tensor,
-        height: int,
-        width: int,
-        kernel: int,
-        padding: int,
-        *more: Any,
-    ) -> None:
+    def decompress(self, y_string: bytes, y_hat: Tensor, params: Tensor, *how: Any) -> None:
+        height, width, kernel, padding, *more = how
         channels = y_hat.shape[1]
         stored = self.workspace.store("decoded", (channels, height, width), y_hat.dtype)
         for coded in coded_bands(y_string, height, width, self.where):
