@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 
 from overlap_tool.errors import CheckpointError, OverlapToolError
+from overlap_tool.settings import inside
 
 FILE = 4 << 30
 """Bytes of a checkpoint, or of a compressed image."""
@@ -50,14 +50,9 @@ FREE_PIXELS, PIXELS_OF_A_BIT = 1 << 22, 4096
 _lifted: ContextVar[bool] = ContextVar("lifted", default=False)
 
 
-@contextmanager
-def lifted() -> Iterator[None]:
+def lifted() -> AbstractContextManager[bool]:
     """Inside, inputs may be as large as they say: for files whose size is known and meant."""
-    token = _lifted.set(True)
-    try:
-        yield
-    finally:
-        _lifted.reset(token)
+    return inside(_lifted, True)
 
 
 def lift(wanted: bool = True) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from overlap_tool.errors import OptionError
 
@@ -23,6 +26,8 @@ SampleType = Literal["uint8", "uint16", "int16", "float32"]
 """Of a file that is written. Integers span 0 to 1; those with a sign are for sound, and span -1 to 1."""
 
 ReportFormat = Literal["rich", "json", "markdown", "dot"]
+
+Value = TypeVar("Value")
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -130,6 +135,16 @@ class Settings:
         uniform = "uniform" if self.uniform else ""
         stock = "stock kernels" if self.engine == "stock" else ""
         return ", ".join(part for part in (tiles, self.schedule, uniform, stock) if part)
+
+
+@contextmanager
+def inside(variable: ContextVar[Value], value: Value) -> Iterator[Any]:
+    """Inside the block, this thread's variable has this value, which is yielded."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
 
 
 def parse_bytes(memory: int | str) -> int:

@@ -9,7 +9,7 @@ is computed block by block. Anything else is given the whole product, as if noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
+
+from overlap_tool.settings import inside
 
 BLOCK = 16 << 20
 """Bytes of the scores of one block. A softmax of it and what comes before hold a few such at once."""
@@ -48,22 +50,16 @@ def in_blocks() -> Iterator[None]:
     if _put_off.get() is not None:
         yield
         return
-    token = _put_off.set(WeakSet())
-    try:
-        yield
-    finally:
-        settled(waiting())
-        _put_off.reset(token)
+    with inside(_put_off, WeakSet()):
+        try:
+            yield
+        finally:
+            settled(waiting())
 
 
-@contextmanager
-def _at_once() -> Iterator[None]:
+def _at_once() -> AbstractContextManager[None]:
     """Inside, nothing is put off, nor settled by what is written."""
-    token = _put_off.set(None)
-    try:
-        yield
-    finally:
-        _put_off.reset(token)
+    return inside(_put_off, None)
 
 
 class Scores(Tensor):

@@ -9,8 +9,8 @@ the chain, and it is slow. A warning says so, and `fallbacks` tells which layers
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -25,6 +25,7 @@ from overlap_tool.errors import ExactnessError, SlowKernelWarning
 from overlap_tool.kernels import cpu, cuda, elementwise
 from overlap_tool.kernels.emulation import chains
 from overlap_tool.kernels.form import Form
+from overlap_tool.settings import inside
 
 
 class Kernel(Protocol):
@@ -117,15 +118,9 @@ def kernel_for(layer: Layer) -> Kernel:
 _told: ContextVar[dict[Fallback, None] | None] = ContextVar("fallbacks", default=None)
 
 
-@contextmanager
-def fallbacks() -> Iterator[dict[Fallback, None]]:
+def fallbacks() -> AbstractContextManager[dict[Fallback, None]]:
     """The layers that run by elementwise operations inside, in this thread, in their order."""
-    told: dict[Fallback, None] = {}
-    token = _told.set(told)
-    try:
-        yield told
-    finally:
-        _told.reset(token)
+    return inside(_told, dict[Fallback, None]())
 
 
 @cache

@@ -7,8 +7,7 @@ it is given tensors that lie as new ones do. On pieces of maps, such an op is re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from overlap_tool.settings import inside
+
 ALIGNMENT = 64
 """Bytes: where PyTorch's own memory begins. Libraries may take another way through what begins elsewhere."""
 
@@ -24,29 +25,18 @@ _pieces: ContextVar[bool] = ContextVar("pieces", default=False)
 _told: ContextVar[dict[str, None] | None] = ContextVar("told", default=None)
 
 
-@contextmanager
-def pieces() -> Iterator[None]:
+def pieces() -> AbstractContextManager[bool]:
     """Inside, tensors are pieces of maps, whose shape depends on the tiles."""
-    token = _pieces.set(True)
-    try:
-        yield
-    finally:
-        _pieces.reset(token)
+    return inside(_pieces, True)
 
 
 def on_pieces() -> bool:
     return _pieces.get()
 
 
-@contextmanager
-def ops_of_the_library() -> Iterator[dict[str, None]]:
+def ops_of_the_library() -> AbstractContextManager[dict[str, None]]:
     """The ops that PyTorch's own kernels compute inside, in this thread, in their order."""
-    told: dict[str, None] = {}
-    token = _told.set(told)
-    try:
-        yield told
-    finally:
-        _told.reset(token)
+    return inside(_told, dict[str, None]())
 
 
 def by_the_library(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

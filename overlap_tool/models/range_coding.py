@@ -7,8 +7,8 @@ it is their methods that look: nothing has to be known of who calls them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cache, wraps
 from threading import Lock
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.errors import ContainerError, WeightsError
+from overlap_tool.settings import inside
 
 MOST = 1 << 26
 """The largest symbol, of either sign. The encoder doubles how far it lies past its table, and never ends on
@@ -28,14 +29,9 @@ _expected: ContextVar[int | None] = ContextVar("expected", default=None)
 _installing = Lock()
 
 
-@contextmanager
-def reading_at_most(symbols: int) -> Iterator[None]:
+def reading_at_most(symbols: int) -> AbstractContextManager[int]:
     """Inside, so many symbols can be read from a string by whoever gives it to a decoder, whatever it is."""
-    token = _expected.set(symbols)
-    try:
-        yield
-    finally:
-        _expected.reset(token)
+    return inside(_expected, symbols)
 
 
 def decoder_of(string: bytes, symbols: int) -> Any:

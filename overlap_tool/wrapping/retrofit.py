@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +59,7 @@ from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
-from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, parse_bytes
+from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, inside, parse_bytes
 from overlap_tool.wrapping.loops import LoopTiling
 from overlap_tool.wrapping.snapshot import Snapshot, same_items
 from overlap_tool.wrapping.tiling import Tiling, show_settings
@@ -303,14 +303,9 @@ Runner = Callable[[TiledForward, Tensor], Any]
 _runner: ContextVar[Runner | None] = ContextVar("runner", default=None)
 
 
-@contextmanager
-def stages_run_by(runner: Runner) -> Iterator[None]:
+def stages_run_by(runner: Runner) -> AbstractContextManager[Runner]:
     """Inside, the stages of wrapped models are run by this function instead of by `TiledForward.tiled`."""
-    token = _runner.set(runner)
-    try:
-        yield
-    finally:
-        _runner.reset(token)
+    return inside(_runner, runner)
 
 
 class WrappedLoop(StandIn):
