@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -333,12 +333,7 @@ def _stage_report(stage: Stage, image: Size, tile_sides: Sequence[int], chosen: 
         name=_name(stage),
         input_scale=stage.input_scale,
         scale=scale,
-        left=overlap.left,
-        right=overlap.right,
-        top=overlap.top,
-        bottom=overlap.bottom,
-        receptive_field=field,
-        receptive_field_rows=overlap.receptive_field_rows,
+        **asdict(overlap),
         period=network.columns.period,
         period_rows=network.rows.period,
         padding_free_overlap=(
@@ -399,9 +394,7 @@ def _segment_reports(
         for op, *overlaps in zip(part.network.ops, rows, columns, strict=True):
             if isinstance(op, Input):
                 edges = Edges.of(*(Overlap(max(0, o.before), max(0, o.after)) for o in overlaps))
-                reads.append(
-                    MapReport(op.name, op.scale[1], edges.left, edges.right, edges.top, edges.bottom)
-                )
+                reads.append(MapReport(op.name, op.scale[1], **asdict(edges)))
         names = {op.id: op.name for op in part.network.ops}
         yield SegmentReport(
             reads=tuple(reads),
@@ -426,7 +419,6 @@ def _layer_reports(
         for i, op in enumerate(part.network.ops):
             if isinstance(op, Input):
                 continue
-            edges = Edges.of(*published[i])
             place = network.index[op.id]
             yield LayerReport(
                 name=op.name,
@@ -435,10 +427,7 @@ def _layer_reports(
                 kernel=_across_and_down(op.rule.kernel),
                 stride=_across_and_down(op.rule.stride),
                 scale=column_reaches[i].scale,
-                left=edges.left,
-                right=edges.right,
-                top=edges.top,
-                bottom=edges.bottom,
+                **asdict(Edges.of(*published[i])),
                 exact=Edges.of(
                     exact_overlap(op.rule.rows, asked[i][0]), exact_overlap(op.rule.columns, asked[i][1])
                 ),

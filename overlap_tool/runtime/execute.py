@@ -29,21 +29,6 @@ from overlap_tool.runtime.repeated import Played, Script, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
 
-def execute(
-    network: Network,
-    rows: AxisPlan,
-    columns: AxisPlan,
-    source: Source,
-    sink: Sink,
-    batch: int = 1,
-    after_tile: Callable[[], None] = lambda: None,
-) -> None:
-    """Compute a stage without barriers on all of `source` into `sink`, in one pass."""
-    values = evaluate_constants(network)
-    sources, sinks = {network.ops[0].id: source}, {network.output: sink}
-    execute_pass(network, rows, columns, sources, sinks, values, batch, after_tile)
-
-
 @torch.no_grad()
 def execute_pass(
     network: Network,

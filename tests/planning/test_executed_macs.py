@@ -15,6 +15,7 @@ import torch
 from compressai.layers import MaskedConv2d
 from support.counting import Counter, counted
 from support.networks import PlainCnn
+from support.one_pass import execute
 from support.small_models import small_model, small_survey
 from support.swin import SwinAttention
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from overlap_tool.geometry.plan import AxisPlan, cut, stream, tiles, uniform
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.models.stages import Stage
 from overlap_tool.planning.cost import macs, op_costs, peak_macs
-from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.networks import PlainCnn
+from support.one_pass import execute
 from support.small_models import small_survey
 from support.ways import Planner, in_tiles, plans, stream, tiles
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.trace import trace
 from overlap_tool.models.stages import Stage
-from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")

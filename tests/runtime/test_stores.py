@@ -7,13 +7,13 @@ from typing import ClassVar
 import pytest
 import torch
 from support.emulated_gpu import Stream, stand_in_for_streams
+from support.one_pass import execute
 from support.small_models import small_survey
 from torch import Tensor
 
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut, stream, tiles
 from overlap_tool.runtime import stores
-from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 
 CPU = torch.device("cpu")
