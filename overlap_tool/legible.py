@@ -29,6 +29,11 @@ def shortened(text: str, most: int = LONGEST_NAME) -> str:
     return _cut(_escaped(_cut(text, most)), most)
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text

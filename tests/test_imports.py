@@ -164,7 +164,7 @@ SHARED = {
     "a rule is named after its op, and so is what the exact engine composes": (
         "adaptive_avg_pool2d adaptive_avg_pool3d batch_norm group_norm layer_norm norm"
     ),
-    "every engine has the same functions": "Packed convolution convolve filled pack run",
+    "every engine has the same functions": "Packed convolve filled pack run",
     "an analysis and a certificate are shown by the same parts": "headline plan_table tables",
     "a file or an image is read": "read",
     "an axis in tiles, a stage in segments": "cut",
@@ -174,7 +174,6 @@ SHARED = {
     "a function of the arithmetic, and the op of PyTorch's that is computed by it": (
         "elu gelu log_sigmoid power relu softplus"
     ),
-    "any array of numpy's": "Array",
     "any model": "Model",
     "every file of this kind has one": "ARCHITECTURE",
 }

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
+from overlap_tool.kernels.work import tensors_among
 
 _SMALL = 1 << 20
 """As many numbers are made before it is asked how many there will be."""
@@ -72,11 +73,13 @@ class _Counted(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         form = _form(func)
-        real = self.most == inf or not any(tensor.is_meta for tensor in _tensors(*args, *kwargs.values()))
+        real = self.most == inf or not any(
+            tensor.is_meta for tensor in tensors_among([*args, *kwargs.values()])
+        )
         if real and not any(form.new):
             return func(*args, **kwargs)
         made = None
-        if not (real and form.follows_inputs and prod(map(Tensor.numel, _tensors(*args))) <= _SMALL):
+        if not (real and form.follows_inputs and prod(map(Tensor.numel, tensors_among(args))) <= _SMALL):
             asked = {**kwargs, "device": "meta", "pin_memory": None} if form.on_device else kwargs
             try:
                 made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
@@ -135,15 +138,6 @@ def _form(func: Any) -> _Form:
     sizes = any("int" in str(argument.type).lower() for argument in func._schema.arguments)
     new = tuple(returned.alias_info is None for returned in func._schema.returns)
     return _Form(new, "device" in names, not ("device" in names or sizes))
-
-
-def _tensors(*arguments: Any) -> Iterator[Tensor]:
-    """Those among the arguments of an op, and in lists there."""
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            yield argument
-        elif isinstance(argument, list | tuple):
-            yield from _tensors(*argument)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -23,6 +23,7 @@ from overlap_tool import bounds
 from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import listed, names
 from overlap_tool.errors import CheckpointError, UntrustedPickleError, why_absent
+from overlap_tool.legible import first_line
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -298,4 +299,4 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         # PyTorch's text would advise weights_only=False, which is what we must not do.
         return "its pickle does not make sense"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error)

@@ -46,6 +46,7 @@ from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.graph.replacing import DRAWN, tracing_with
 from overlap_tool.graph.returned import ALONE, taken_apart
 from overlap_tool.graph.spread import Deadline, OutOfTime
+from overlap_tool.legible import first_line
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.registry import qualified_name
@@ -707,7 +708,7 @@ class Tracer(fx.Tracer):
                 ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
-                f"{getattr(node.target, '__name__', node.target)} refuses a trial input of shape "
+                f"{self.kind(node)} refuses a trial input of shape "
                 f"{', '.join(map(str, shapes))}: {_first_line(error)}",
                 "Check that the module takes one map of "
                 f"{self.layout.channels[0]} channels, or name a stage that does with `stage`",
@@ -728,7 +729,7 @@ def _without_a_log() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return shorten((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), MESSAGE)
+    return shorten(first_line(error), MESSAGE)
 
 
 def _source_line(error: Exception) -> str:
@@ -742,13 +743,7 @@ def _source_line(error: Exception) -> str:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return tensors(list(value.values()))
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors(item)]
-    return []
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _is_torchs(module: nn.Module) -> bool:

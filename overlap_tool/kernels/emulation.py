@@ -14,31 +14,6 @@ Array = npt.NDArray[Any]
 """An array of float32 or float64."""
 
 
-def convolution(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Array:
-    """Every output of a convolution without padding, (N, O, Ho, Wo)."""
-    windows = x
-    for axis in (2, 3):
-        reach = dilation[axis - 2] * (weight.shape[axis] - 1) + 1
-        windows = np.lib.stride_tricks.sliding_window_view(windows, reach, axis)
-    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-    images, _, height, width, *_ = windows.shape
-    depth = weight.shape[1]
-    parts = []
-    for group, taps in enumerate(np.split(weight, groups)):
-        read = windows[:, group * depth : (group + 1) * depth]
-        samples = read.transpose(0, 2, 3, 4, 5, 1).reshape(images, height, width, 1, -1)
-        parts.append(chains(samples, taps.transpose(0, 2, 3, 1).reshape(len(taps), -1)))
-    y = np.concatenate(parts, -1)
-    return np.moveaxis(y + (0 if bias is None else bias), -1, 1)
-
-
 def chains(samples: Array, taps: Array) -> Array:
     """Chains along the last axis, in its order, without the bias."""
     fma = fma_of_singles if samples.dtype == np.float32 else fma_of_doubles
@@ -55,13 +30,20 @@ def fma_of_singles(a: Array, b: Array, c: Array) -> Array:
     So the first rounding is to odd: an inexact sum takes the neighbour whose last bit is 1. The second then
     sees that something was left over.
     """
-    product = np.multiply(a, b, dtype=np.float64)
-    total = product + c
-    share = total - product
-    error = (product - (total - share)) + (c - share)  # exact: Knuth's two-sum
+    return to_odd(*sum_and_rest(np.multiply(a, b, dtype=np.float64), c)).astype(np.float32)
+
+
+def sum_and_rest(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b, rounded, and exactly what that leaves over: Knuth's."""
+    total: Array = a + b
+    share: Array = total - a
+    return total, (a - (total - share)) + (b - share)
+
+
+def to_odd(total: Array, rest: Array) -> Array:
+    """Of the two neighbours of an inexact sum in float64, the one whose last bit is 1."""
     even = (total.view(np.int64) & 1) == 0
-    odd = np.where((error != 0) & even, np.nextafter(total, np.copysign(np.inf, error)), total)
-    return odd.astype(np.float32)
+    return np.where((rest != 0) & even, np.nextafter(total, np.copysign(np.inf, rest)), total)
 
 
 def fma_of_doubles(a: Array, b: Array, c: Array) -> Array:

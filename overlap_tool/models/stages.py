@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from overlap_tool import plugins
 from overlap_tool.errors import OptionError, TraceError
@@ -28,6 +27,7 @@ from overlap_tool.graph.example import FORWARD, Example
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.standing_in import put_back
 from overlap_tool.graph.trace import input_channels, trace
+from overlap_tool.graph.tracer import tensors
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop
@@ -365,7 +365,7 @@ def _watched(model: nn.Module, inlined: Sequence[InlineStage]) -> Iterator[list[
             alone = len(args) == 1 and not named
             simple = alone and isinstance(args[0], Tensor) and isinstance(output, Tensor)
             given, made = (
-                tuple(tensor.shape for tensor in _tensors(value)) for value in ((args, named), output)
+                tuple(tensor.shape for tensor in tensors(value)) for value in ((args, named), output)
             )
             meanwhile = tuple(rounded[before_calls.pop() :])
             calls.append(_Call(path, is_quantiser(module), simple, given, made, meanwhile))
@@ -412,7 +412,7 @@ def _runs_as_one(
     with, too."""
 
     def outputs_of_model() -> list[Tensor]:
-        return _tensors(model(image) if example is None else example.run(model, image))
+        return tensors(model(image) if example is None else example.run(model, image))
 
     outputs = outputs_of_model()
     if not inlined:
@@ -426,10 +426,6 @@ def _runs_as_one(
     finally:
         put_back(model)
     return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _is_clear(shape: torch.Size) -> bool:

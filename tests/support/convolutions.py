@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -91,7 +92,7 @@ def chain(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """Every output by the emulation."""
     x, form = form.padded(x)
     arrays = (None if t is None else t.cpu().numpy() for t in (x, weight, bias))
-    return torch.from_numpy(emulation.convolution(*arrays, form.stride, form.dilation, form.groups))
+    return torch.from_numpy(emulated(*arrays, form.stride, form.dilation, form.groups))
 
 
 def transposed(x: Tensor, weight: Tensor, bias, stride, padding, output_padding, dilation, groups) -> Tensor:
@@ -128,3 +129,28 @@ def layers(draw) -> tuple[Tensor, Tensor, Tensor | None, dict]:
     bias = torch.randn(outputs, generator=generator) if draw(st.booleans()) else None
     options = {"stride": draw(pairs), "dilation": dilation, "groups": groups}
     return x, weight, bias, options | {"padding": draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))}
+
+
+def emulated(
+    x: emulation.Array,
+    weight: emulation.Array,
+    bias: emulation.Array | None,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> emulation.Array:
+    """Every output of a convolution without padding, (N, O, Ho, Wo)."""
+    windows = x
+    for axis in (2, 3):
+        reach = dilation[axis - 2] * (weight.shape[axis] - 1) + 1
+        windows = np.lib.stride_tricks.sliding_window_view(windows, reach, axis)
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    images, _, height, width, *_ = windows.shape
+    depth = weight.shape[1]
+    parts = []
+    for group, taps in enumerate(np.split(weight, groups)):
+        read = windows[:, group * depth : (group + 1) * depth]
+        samples = read.transpose(0, 2, 3, 4, 5, 1).reshape(images, height, width, 1, -1)
+        parts.append(emulation.chains(samples, taps.transpose(0, 2, 3, 1).reshape(len(taps), -1)))
+    y = np.concatenate(parts, -1)
+    return np.moveaxis(y + (0 if bias is None else bias), -1, 1)

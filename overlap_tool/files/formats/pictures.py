@@ -23,6 +23,7 @@ from overlap_tool.files.formats.addresses import Address, located
 from overlap_tool.files.formats.arrays import NAMED, ArrayFile, ArrayForm
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Kind
+from overlap_tool.legible import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -110,7 +111,7 @@ def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image
     except Exception as error:  # whatever a damaged file makes its library raise
         raise ImageFileError(
             where,
-            f"it cannot be read ({_first_line(error)})",
+            f"it cannot be read ({first_line(error)})",
             _way_out(path, kind),
         ) from error
 
@@ -128,7 +129,7 @@ def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDAr
     except Exception as error:  # whatever a damaged file makes its library raise
         raise ImageFileError(
             where,
-            f"its rows from {rows.start} on cannot be read ({_first_line(error)})",
+            f"its rows from {rows.start} on cannot be read ({first_line(error)})",
             "Copy the file again",
         ) from error
 
@@ -434,7 +435,3 @@ def _refuse_huge(where: str, picture: Picture, kind: Kind) -> None:
     high, wide = picture.piece
     size = high * wide * channels * picture.dtype.itemsize
     bounds.refuse_more(ImageFileError, where, size, bounds.PIECE, f"its tiles are {wide}x{high}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

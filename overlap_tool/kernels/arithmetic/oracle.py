@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from overlap_tool.kernels.emulation import fma_of_doubles
-
-Array = npt.NDArray[Any]
+from overlap_tool.kernels.emulation import Array, fma_of_doubles, sum_and_rest, to_odd
 
 LARGEST, SMALLEST = 2.0**480, 2.0**-440
 """Between them no product and no part of one leaves the range of float64, where it is not zero."""
@@ -72,9 +69,9 @@ class Oracle:
         """a * b + c, rounded once: Boldo's and Melquiond's; with integers where that leaves its range."""
         a, b, c = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (a, b, c)))
         high, low = _product(a, b)
-        upper, lower = _sum(c, low)
-        total, rest = _sum(high, upper)
-        y = np.asarray(total + _to_odd(*_sum(rest, lower)))
+        upper, lower = sum_and_rest(c, low)
+        total, rest = sum_and_rest(high, upper)
+        y = np.asarray(total + to_odd(*sum_and_rest(rest, lower)))
         sizes = np.abs(np.stack([a, b, high, c]))
         inside = ((sizes < LARGEST) & ((sizes > SMALLEST) | (sizes == 0))).all(0)
         nothing = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b) | ~np.isfinite(c)
@@ -88,12 +85,6 @@ class Oracle:
         return y
 
 
-def _sum(a: Array, b: Array) -> tuple[Array, Array]:
-    total: Array = a + b
-    share: Array = total - a
-    return total, (a - (total - share)) + (b - share)
-
-
 def _product(a: Array, b: Array) -> tuple[Array, Array]:
     (ah, al), (bh, bl) = _halves(a), _halves(b)
     product = a * b
@@ -104,8 +95,3 @@ def _halves(a: Array) -> tuple[Array, Array]:
     scaled = a * (2.0**27 + 1)
     high = scaled - (scaled - a)
     return high, a - high
-
-
-def _to_odd(total: Array, rest: Array) -> Array:
-    even = (total.view(np.int64) & 1) == 0
-    return np.where((rest != 0) & even, np.nextafter(total, np.copysign(np.inf, rest)), total)
