@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.graph.network import Network
@@ -11,8 +11,15 @@ from overlap_tool.runtime.stores import Sink, Source
 
 
 def execute(
-    network: Network, rows: AxisPlan, columns: AxisPlan, source: Source, sink: Sink, **how: Any
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    source: Source,
+    sink: Sink,
+    batch: int = 1,
+    after_tile: Callable[[], None] = lambda: None,
 ) -> None:
     """Compute a stage without barriers on all of `source` into `sink`, in one pass."""
+    values = evaluate_constants(network)
     sources, sinks = {network.ops[0].id: source}, {network.output: sink}
-    execute_pass(network, rows, columns, sources, sinks, evaluate_constants(network), **how)
+    execute_pass(network, rows, columns, sources, sinks, values, batch, after_tile)

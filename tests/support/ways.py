@@ -11,9 +11,9 @@ from overlap_tool.geometry import plan
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.trace import fitted
-from overlap_tool.runtime.execute import execute
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.settings import Store
+from support.one_pass import execute
 
 Planner = Callable[[Axis, int, int], plan.AxisPlan]
 
