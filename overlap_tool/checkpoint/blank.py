@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
 from overlap_tool.kernels.work import tensors_among
+from overlap_tool.plugins import importing
 
 _SMALL = 1 << 20
 """As many numbers are made before it is asked how many there will be."""
@@ -162,5 +163,5 @@ def blank_weights(budget: int | None = None) -> Iterator[None]:
 
     The global random state is left as it was.
     """
-    with OwnRandomness(), _Blank(budget):
+    with importing(), OwnRandomness(), _Blank(budget):  # PyTorch imports much with its first meta tensor
         yield

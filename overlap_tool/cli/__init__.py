@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from contextvars import copy_context
@@ -59,6 +60,7 @@ def about(
 def main() -> None:
     """Run the command line; what is refused is one message on stderr and exit code 2."""
     defer()
+    gc.disable()  # while modules are imported, as in `plugins.importing`; `load_plugins` imports the last
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     # what our own refusals and bounds say, in other words; in a library, the filters are the program's own
@@ -72,4 +74,6 @@ def main() -> None:
         say(as_typed(error, app), "error")
     except MistypedError as error:
         say(as_one_line(error), "error")
+    finally:
+        gc.enable()
     sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -175,6 +176,7 @@ def load_plugins(paths: list[Path] | None) -> None:
         look_in_working_folder()
     for path in paths or []:
         plugins.load_file(path)
+    gc.enable()
 
 
 def parse_size(text: str) -> Size:

@@ -47,6 +47,7 @@ from overlap_tool.graph.replacing import DRAWN, tracing_with
 from overlap_tool.graph.returned import ALONE, taken_apart
 from overlap_tool.graph.spread import Deadline, OutOfTime
 from overlap_tool.legible import first_line
+from overlap_tool.plugins import importing
 from overlap_tool.rules import composition_of, is_quantiser, rule_for_module
 from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.registry import qualified_name
@@ -312,7 +313,8 @@ class Tracer(fx.Tracer):
         """The innermost part at which tracing stands, once it is refused."""
         device = next((p.device for p in root.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with importing():  # the first one of a process imports PyTorch's compiler
+            self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.trials = tuple(torch.empty(layout.shape(size), device=device, dtype=dtype) for size in sizes)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from overlap_tool.errors import MissingExtraError
+from overlap_tool.plugins import importing
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
@@ -38,7 +39,8 @@ def _build(name: str, **arguments: Any) -> nn.Module:
 @contextmanager
 def _wanted_by(name: str) -> Iterator[None]:
     try:
-        yield
+        with importing():
+            yield
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             name,
