@@ -3,7 +3,7 @@
 A row of scores, its softmax and its product with the values depend on that row alone, so blocks of rows have
 the bits of the whole. A product that would be too large is not computed at once: a stand-in for it knows how
 any of its rows are made. What works row by row makes another stand-in of it, and the product with the values
-is computed block by block. Anything else is given the whole product, as if nothing had been put off.
+is computed block by block. Anything else is given the whole product, as if nothing had been deferred.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _put_off: ContextVar[WeakSet[Scores] | None] = ContextVar("put_off", default=Non
 
 @contextmanager
 def in_blocks() -> Iterator[None]:
-    """Inside, products that are too large are put off. What comes out is to be `settled`."""
+    """Inside, products that are too large are deferred. What comes out is to be `settled`."""
     if _put_off.get() is not None:
         yield
         return
@@ -58,7 +58,7 @@ def in_blocks() -> Iterator[None]:
 
 
 def _at_once() -> AbstractContextManager[None]:
-    """Inside, nothing is put off, nor settled by what is written."""
+    """Inside, nothing is deferred, nor settled by what is written."""
     return inside(_put_off, None)
 
 
@@ -122,7 +122,7 @@ class Scores(Tensor):
 
 
 def settled(value: Anything) -> Anything:
-    """The same, with all that was put off in memory."""
+    """The same, with all that was deferred in memory."""
     result: Anything = tree_map_only(Scores, Scores.settle, value)
     return result
 
@@ -133,12 +133,12 @@ def are_put_off() -> bool:
 
 
 def waiting() -> list[Scores]:
-    """All that is put off. It has to be settled before anything is written that it may be made of."""
+    """All that is deferred. It has to be settled before anything is written that it may be made of."""
     return list(_put_off.get() or ())
 
 
 def too_large(name: str, given: Sequence[Tensor]) -> bool:
-    """Whether a product is to be put off: it has more numbers than its factors, and many."""
+    """Whether a product is to be deferred: it has more numbers than its factors, and many."""
     if name not in PRODUCTS or _put_off.get() is None:
         return False
     a, b = given[-2:]

@@ -104,6 +104,9 @@ def verify(
     to the library's kernels is noted. `against` is the certificate of another machine, whose digests are held
     to those of this one. `example` and `method` say how a model is called that takes more than an image, as
     for `wrap`; a file of a wrapped model says so itself.
+
+    >>> verify(nn.Conv2d(3, 3, 5, padding=2).eval(), tiles=[16], size=(48, 40)).holds
+    True
     """
     place = machine.find_device(device)
     elsewhere = None if against is None else Elsewhere.read(against)

@@ -451,7 +451,11 @@ def _settings_of_wrapped(model: nn.Module) -> Settings:
 
 def plans(model: nn.Module, size: Size | tuple[int, int], images: int = 1) -> Plans:
     """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height; of
-    sound, the width counts."""
+    sound, the width counts.
+
+    >>> plans(wrap(nn.Conv2d(3, 3, 5, padding=2).eval(), tile=32), (100, 80))["Conv2d"].tiles
+    12
+    """
     _settings_of_wrapped(model)
     size, depth = Size.of(size, "size"), None
     for stage in tiled_stages(model).values():
