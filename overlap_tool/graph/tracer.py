@@ -702,6 +702,7 @@ class Tracer(fx.Tracer):
             raise self.reads_values(self.where()) from error
         except Exception as error:
             shapes = [tuple(o.shape) for o in tensors((args, kwargs))]
+            name = getattr(node.target, "__name__", node.target)  # that of the whole stage is empty
             if "overflow" in str(error):
                 raise TooLargeError(
                     self.where(),
@@ -710,7 +711,7 @@ class Tracer(fx.Tracer):
                 ) from error
             raise TrialError(
                 f"{self.dotted(str(node.target) if node.op == 'call_module' else node.meta['scope'])}",
-                f"{self.kind(node)} refuses a trial input of shape "
+                f"{name or self.kind(node)} refuses a trial input of shape "
                 f"{', '.join(map(str, shapes))}: {_first_line(error)}",
                 "Check that the module takes one map of "
                 f"{self.layout.channels[0]} channels, or name a stage that does with `stage`",
