@@ -76,6 +76,10 @@ KERNELS = {
         )
         for tile in MAIN
     },
+    f"tiles of {MAIN[0].rows}x{MAIN[0].columns}, by 128 bits, of squares": (
+        cuda.tiled_name(MAIN[0], torch.float32, True, squares=True),
+        MAIN[0].threads,
+    ),
     **{
         f"few inputs: {inputs} to {outputs}, {side}x{side}, stride {stride}": (
             of_few_inputs(inputs, outputs, side, stride),

@@ -31,6 +31,8 @@ struct alignas(16) Vector {
 
 __device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ __forceinline__ double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ __forceinline__ float multiplied(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double multiplied(double a, double b) { return __dmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
 
@@ -139,10 +141,11 @@ struct Shapes {
 // An implicit matrix product: rows are pixels, columns output channels, the depth all taps in order. A block
 // has ROWS x COLUMNS outputs, a thread HIGH x WIDE; of a warp's threads, LANES have the same pixels. Of samples
 // and weights DEPTH at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by
-// 128 bits. COUNT such products go together, none of which reads what another writes.
+// 128 bits. SQUARED: each stands for its product with itself. COUNT such products go together, none of which reads
+// what another writes.
 // The weights are packed as (panels, taps filled up to whole DEPTHs, COLUMNS).
 template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, bool WHOLE,
-          int COUNT>
+          bool SQUARED, int COUNT>
 __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
     tiled(const __grid_constant__ Shapes<COUNT> shapes) {
   using V = Vector<T>;
@@ -224,7 +227,10 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   // this thread's pixels are DOWN apart, and its channels come by vectors that are LANES vectors apart
   const int m0 = warp / ACROSS * (DOWN * HIGH) + lane / LANES;
   const int n0 = warp % ACROSS * (LANES * WIDE) + lane % LANES * SIZE;
-  auto multiply = [&](int stage, int k, const T(&a)[HIGH]) {
+  auto multiply = [&](int stage, int k, T(&a)[HIGH]) {
+    if (SQUARED)
+#pragma unroll
+      for (int i = 0; i < HIGH; i++) a[i] = multiplied(a[i], a[i]);
     T b[WIDE];
 #pragma unroll
     for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&taps[stage][k][n0 + LANES * j];

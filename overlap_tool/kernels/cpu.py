@@ -50,6 +50,7 @@ class Packed:
 
     adds_zeros = False
     others_lie_anyhow = True
+    squares = False
 
     @property
     def wide(self) -> int:

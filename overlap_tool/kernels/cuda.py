@@ -145,6 +145,10 @@ class Packed:
     adds_zeros = True
     others_lie_anyhow = False
 
+    @property
+    def squares(self) -> bool:
+        return self.tile is not None
+
     def launch(self, work: Convolution) -> Launch:
         return _launch([work])
 
@@ -219,6 +223,7 @@ def _window(work: Convolution) -> FewInputs | None:
     (_, depth, *kernel), form, x = work.packed.shape, work.form, work.x
     if (
         work.packed.tile is None
+        or work.squares
         or form.groups > 1
         or form.dilation != (1, 1)
         or x.stride(3) != depth
@@ -235,7 +240,8 @@ def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
         name, threads = few_inputs_name(packed.tile, window, x.dtype), packed.tile.threads
     elif packed.tile is not None:
         by_vectors = _by_vectors(x, packed.shape[1])
-        name, threads = tiled_name(packed.tile, x.dtype, by_vectors, count), packed.tile.threads
+        name = tiled_name(packed.tile, x.dtype, by_vectors, count, work.squares)
+        threads = packed.tile.threads
     else:
         name = depthwise_name(*run_for(packed.shape[3], form.stride[1], form.dilation[1], x.dtype), x.dtype)
         threads = DEPTHWISE_THREADS
@@ -310,9 +316,12 @@ def source(program: str = "", single: bool = True, others: int = 0) -> str:
     return finish + (files("overlap_tool.kernels") / "chain.cu").read_text()
 
 
-def tiled_name(tile: Tile, dtype: torch.dtype, by_vectors: bool, count: int = 1) -> str:
+def tiled_name(
+    tile: Tile, dtype: torch.dtype, by_vectors: bool, count: int = 1, squares: bool = False
+) -> str:
     numbers = ", ".join(map(str, tile))
-    return f"tiled<{_name(dtype)}, {numbers}, {'true' if by_vectors else 'false'}, {count}>"
+    flags = ", ".join("true" if flag else "false" for flag in (by_vectors, squares))
+    return f"tiled<{_name(dtype)}, {numbers}, {flags}, {count}>"
 
 
 def few_inputs_name(tile: Tile, window: FewInputs, dtype: torch.dtype) -> str:

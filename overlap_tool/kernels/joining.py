@@ -37,7 +37,7 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
     for at, entry in enumerate(entries):
         if isinstance(entry.work, Pointwise) and entry.work.otherwise:
             entries[at] = replace(entry, work=entry.work.otherwise)
-    return _side_by_side(_written_in_place(entries, seen))
+    return _side_by_side(_written_in_place(_squared_while_read(entries, seen), seen))
 
 
 def _side_by_side(entries: list[Entry]) -> list[Entry]:
@@ -54,6 +54,37 @@ def _side_by_side(entries: list[Entry]) -> list[Entry]:
                 continue
         found.append(entry)
     return found
+
+
+def _squared_while_read(entries: list[Entry], seen: set[int]) -> list[Entry]:
+    """Squares that only a convolution reads, as in GDN, are made by its kernel of the samples."""
+    found = list(entries)
+    for entry in entries:
+        work = entry.work
+        if not isinstance(work, Pointwise) or not _is_square(work) or work.out.root in seen:
+            continue
+        x, squared = work.xs[0], work.out
+        touching = [each for each in found if squared.root in each.touches]
+        one = touching[-1].work
+        first, last = found.index(entry), found.index(touching[-1])
+        if (
+            len(touching) != 2
+            or not isinstance(one, Convolution)
+            or not one.packed.squares
+            or one.x != squared
+            or squared in one.others
+            or any(x.root in each.writes for each in found[first + 1 : last + 1])
+        ):
+            continue
+        reads = [x.root, *(root for root in touching[-1].reads if root != squared.root)]
+        found[last] = replace(touching[-1], work=replace(one, x=x, squares=True), reads=reads)
+        del found[first]
+    return found
+
+
+def _is_square(work: Pointwise) -> bool:
+    name, *parts = work.expression
+    return name == "mul" and all(isinstance(n, int) and work.xs[n] == work.xs[0] for n in parts)
 
 
 def _convolutions(entry: Entry) -> tuple[Convolution, ...]:

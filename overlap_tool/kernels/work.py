@@ -57,6 +57,10 @@ class PackedWeights(Protocol):
     def others_lie_anyhow(self) -> bool:
         """Whether a program may read what lies otherwise than the outputs, if channels are neighbours."""
 
+    @property
+    def squares(self) -> bool:
+        """Whether the kernel can square the samples that it reads."""
+
     def launch(self, work: Convolution) -> AnyLaunch: ...
 
 
@@ -71,6 +75,8 @@ class Convolution:
     out: AnyTensor
     program: Any = 0
     others: tuple[AnyTensor, ...] = ()
+    squares: bool = False
+    """Whether it is one of the samples' squares, each rounded."""
 
     def launch(self) -> AnyLaunch:
         packed: PackedWeights = self.packed

@@ -56,6 +56,8 @@ WINDOWS = [
 ]
 """Of the kernel for few inputs: tiles, and what is compiled in."""
 
+SQUARING = cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True)
+
 KERNELS = {
     **{
         cuda.tiled_name(tile, torch.float32, by_vectors): tile.high * tile.wide
@@ -66,6 +68,7 @@ KERNELS = {
         cuda.tiled_name(tile, torch.float32, True, 4): tile.high * tile.wide
         for tile in (cuda.TILES[64], *cuda.LARGE)
     },
+    SQUARING: cuda.LARGE[0].high * cuda.LARGE[0].wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, False): cuda.DOUBLES.high * cuda.DOUBLES.wide,
     **{
@@ -183,6 +186,21 @@ def test_interpreted_what_is_made_of_outputs_is_what_programs_make_of_them(name:
     out = torch.full_like(chained, 7)
     work = cuda.Convolution(x, cuda.pack(weight, form.groups), bias, form, out, expression, others)
     with emulated_driver("compute_90"):
+        work.launch().run()
+    same(out, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["96x96, with a rest", "3 channels", "64x64", "float64 by rows", "12 outputs"]
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_interpreted_the_chain_of_squares_is_that_of_what_was_squared_before(target: str, name: str) -> None:
+    x, weight, bias, form = operands(OURS[name])
+    x = x.contiguous(memory_format=torch.channels_last)
+    expected = chain(x * x, weight, bias, form)
+    out = torch.full_like(expected, 7).contiguous(memory_format=torch.channels_last)
+    work = cuda.Convolution(x, cuda.pack(weight, form.groups), bias, form, out, squares=True)
+    with emulated_driver(target):
         work.launch().run()
     same(out, expected)
 
@@ -428,7 +446,9 @@ def only_what_is_written(target: str, name: str) -> None:
     """One rounding each, to nearest; nothing is flushed, nothing fused, and nothing in slow memory."""
     kind, depth = ("f64", 8) if "double" in name else ("f32", 16)
     ptx = nvrtc.compile_kernel(cuda.source(), name, target).code.decode()
-    assert arithmetic(ptx) == {f"fma.rn.{kind}", f"add.rn.{kind}"}
+    assert arithmetic(ptx) == {f"fma.rn.{kind}", f"add.rn.{kind}"} | (
+        {"mul.rn.f32"} if name == SQUARING else set()
+    )
     assert ".ftz" not in ptx
     assert ".local" not in ptx
     if not name.startswith("depthwise"):  # of tiles a whole chunk, and one step of a rest

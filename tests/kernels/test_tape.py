@@ -44,7 +44,38 @@ def launches(gpu: EmulatedGpu, tape: Tape, *tensors: Tensor) -> list[str]:
 def test_what_depends_on_weights_alone_is_not_done_again(gpu) -> None:
     weight, bias, normalise = normal(8, 3, 5, 5), torch.rand(8, device="cuda"), gdn(normal(8, 8), normal(8))
     found = check(lambda x: [normalise(F.conv2d(F.pad(x, (2, 1, 0, 2)), weight, bias))], normal(1, 3, 9, 8))
-    assert launches(gpu, found, normal(1, 3, 9, 8)) == ["few_inputs", "mul", "tiled"]
+    assert launches(gpu, found, normal(1, 3, 9, 8)) == ["few_inputs", "tiled"]
+    assert gpu.driver.launches[1].squares
+
+
+def test_squares_are_written_where_anything_else_reads_them_or_they_are_of_what_changes(gpu) -> None:
+    weight = normal(8, 8, 1, 1)
+
+    def read_twice(x: Tensor) -> list[Tensor]:
+        y = x * x
+        return [F.conv2d(y, weight), y]
+
+    def read_beside(x: Tensor) -> list[Tensor]:
+        y = x * x
+        return [F.conv2d(y, weight) * y]
+
+    def then_changed(x: Tensor) -> list[Tensor]:
+        z = torch.relu(x)
+        y = z * z
+        z.add_(1)
+        return [F.conv2d(y, weight), z]
+
+    def no_square(x: Tensor) -> list[Tensor]:
+        return [F.conv2d(x * x.flip(3).contiguous(memory_format=torch.channels_last), weight)]
+
+    def in_place(x: Tensor) -> list[Tensor]:
+        z = torch.relu(x)
+        return [cuda.convolve(z * z, weight, None, Form(), z)]
+
+    for code in (read_twice, read_beside, then_changed, no_square, in_place):
+        x = normal(1, 8, 5, 6)
+        launches(gpu, check(code, x), x)
+        assert not any(launch.squares for launch in gpu.driver.launches if launch.told == "tiled"), code
 
 
 def test_sums_and_activations_go_along_with_a_convolution(gpu) -> None:

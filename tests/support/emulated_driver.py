@@ -129,6 +129,7 @@ class Launch(Named):
     shape: Any
     program: str | None
     """What makes of the outputs what is written."""
+    squares: bool
 
     SHAPE = struct.Struct(f"{4 + OTHERS}q{cuda.REST.format}")
     SIZE = SHAPE.size
@@ -138,9 +139,10 @@ class Launch(Named):
         found = re.fullmatch(r"(\w+)<(float|double), (.*)>(?: (\w+))?", name)
         assert found, name
         numbers = tuple(map(int, re.findall(r"\d+", found[3])))
+        squares = re.findall("true|false", found[3])[1:] == ["true"]
         shape = SimpleNamespace(**dict(zip(NAMES.split(), cls.SHAPE.unpack(argument), strict=True)))
         dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
-        return cls(found[1], numbers, dtype, grid, argument, shape, found[4])
+        return cls(found[1], numbers, dtype, grid, argument, shape, found[4], squares)
 
     def _tensor(self, address: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
         return at(address, self.dtype, size, stride)
@@ -219,7 +221,8 @@ class Launch(Named):
         return Form(stride, dilation, s.groups, (rows, columns))
 
     def by_the_cpu(self) -> None:
-        found = cpu.convolve(self.x, self.weight.contiguous(), self.bias, self.form)
+        x = self.x * self.x if self.squares else self.x
+        found = cpu.convolve(x, self.weight.contiguous(), self.bias, self.form)
         found = found[:, :, : self.shape.height, : self.shape.width]
         if self.program is not None:
             found = tensors.compute(self.program, found, *self.others)
