@@ -8,7 +8,8 @@ The canonical chain of an output, one rounding per step:
     y = acc + bias
 
 A transposed convolution is, for each of its phases, an ordinary convolution with every stride-th tap, and a
-matrix product is a convolution with one tap. Taps of zeros change no value, so padding may be written out.
+matrix product is a convolution with one tap. Taps of zeros change no value but -0, of which nothing is left
+once a bias is added that is not -0: so phases may have such taps.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ def _transposed(
         memory_format=torch.channels_last,
     )
     rows, columns = (phases(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
+    if bias is not None:  # of -0 it would say whether zeros were added, which the device decides
+        bias = prepared.get(bias, ("of +0",), lambda b: b + 0)
     layer = TransposedForm(weight, bias, stride, padding, rows, columns, groups, prepared)
     together = groups == 1 and dilation == (1, 1) and _together(x, y.shape[1], rows, columns)
     (_phases_together if together else _phases_apart)(layer, x, y)

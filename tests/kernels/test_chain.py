@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
+from overlap_tool.kernels import chain as kernels_of_chains
 from overlap_tool.kernels import codegen, cpu, emulation, threads
 from overlap_tool.kernels.form import Form
 
@@ -120,6 +121,20 @@ def test_threads_change_no_bit(count: int) -> None:
     found = on_threads(count, lambda: cpu.convolve(x, weight, bias, Form()))
     same(found[1:, :, 50:], chain(x[1:, :, 50:], weight, bias, Form()))
     same(found[:1, :, :9], chain(x[:1, :, :11], weight, bias, Form()))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_transposed_convolution_does_not_tell_whether_its_phases_came_together(
+    monkeypatch, together
+) -> None:
+    """Where they do, zeros are added, and -0 was +0 then; and where no input came, a bias of -0 stayed."""
+    monkeypatch.setattr(kernels_of_chains, "_together", lambda *_: together)
+    x, weight = torch.full((1, 2, 3, 4), -(2.0**-100)), torch.full((2, 3, 1, 2), 2.0**-100)
+    with exact_kernels():
+        found = F.conv_transpose2d(x, weight, torch.tensor([-0.0, 0.0, 1.0]), stride=2)
+    assert not found.signbit().any()
+    assert (found[:, :2] == 0).all()
+    assert (found[:, 2] == 1).all()
 
 
 def test_without_an_openmp_runtime_python_threads_do_it(monkeypatch) -> None:
