@@ -12,8 +12,9 @@ using u32 = unsigned;
 struct Shape {
   const void *x, *weight, *bias;  // channels of a pixel of x lie side by side, and of y, too
   void* y;
-  const void* others[2];  // what `finished` reads beside; they lie as y does
+  const void* others[2];  // what `finished` reads beside, as large as y
   i64 x_image, x_row, x_column, y_image, y_row, y_column;  // strides, in numbers
+  i64 other_image[2], other_row[2], other_column[2];
   i64 next_column, next_row;  // in x, from behind a tap to the one beside it, and from behind a row of them on
   u32 x_height, x_width;
   int top, left;  // rows and columns of zeros before x; less than nothing cuts
@@ -36,11 +37,11 @@ __device__ __forceinline__ double multiplied(double a, double b) { return __dmul
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
 
-// What becomes of an output, `at` being its place in y. A program that is fused with the chain stands before all
-// this.
+// What becomes of an output, `at` being its places in the others. A program that is fused with the chain stands
+// before all this.
 #ifndef FINISHED
 template <typename T>
-__device__ __forceinline__ T finished(T value, const void* const* others, i64 at) {
+__device__ __forceinline__ T finished(T value, const void* const* others, const i64 (&at)[2]) {
   return value;
 }
 #endif
@@ -89,17 +90,34 @@ __device__ __forceinline__ Pixel read_by(const Shape& s, u32 pixel) {
   return make_int4((int)bytes, (int)(bytes >> 32), row, column);
 }
 
+struct Place {
+  u32 image, row, column;  // in y
+};
+
+__device__ __forceinline__ Place place_of(const Shape& s, u32 pixel) {
+  return {pixel / s.width / s.height, pixel / s.width % s.height, pixel % s.width};
+}
+
+// An output, finished. `channel` counts those of all groups.
 template <typename T>
-__device__ __forceinline__ T* written_by(const Shape& s, u32 pixel) {
-  return (T*)s.y + pixel / s.width / s.height * s.y_image + pixel / s.width % s.height * s.y_row +
-         pixel % s.width * s.y_column;
+__device__ __forceinline__ T finished_at(const Shape& s, T value, Place place, i64 channel) {
+  i64 at[2];
+#pragma unroll
+  for (int n = 0; n < 2; n++)
+    at[n] = place.image * s.other_image[n] + place.row * s.other_row[n] + place.column * s.other_column[n] + channel;
+  return finished(value, s.others, at);
+}
+
+template <typename T>
+__device__ __forceinline__ T* written_at(const Shape& s, Place place) {
+  return (T*)s.y + place.image * s.y_image + place.row * s.y_row + place.column * s.y_column;
 }
 
 // What a thread has computed of its first pixels is finished and written. Its channels come by vectors that are LANES
 // vectors apart, from n0 on, as counted from the block's first channel.
-template <typename T, int HIGH, int WIDE, int LANES, typename Place>
+template <typename T, int HIGH, int WIDE, int LANES, typename Places>
 __device__ __forceinline__ void finish(const Shape& s, const T (&acc)[HIGH][WIDE], u32 pixels, u32 group,
-                                       u32 first_channel, int n0, Place place) {
+                                       u32 first_channel, int n0, Places places) {
   using V = Vector<T>;
   constexpr int SIZE = sizeof(V) / sizeof(T);
   const int left = s.outputs - (int)first_channel;
@@ -113,15 +131,16 @@ __device__ __forceinline__ void finish(const Shape& s, const T (&acc)[HIGH][WIDE
 #pragma unroll
   for (int i = 0; i < HIGH; i++) {
     if (i >= pixels) break;
-    T* const to = place(i) + first;
-    const i64 at = to - (T*)s.y;
+    const Place place = places(i);
+    T* const to = written_at<T>(s, place) + first;
 #pragma unroll
     for (int j = 0; j < WIDE; j += SIZE) {
       const int n = n0 + LANES * j;
       V found;
 #pragma unroll
       for (int k = 0; k < SIZE; k++)
-        if (n + k < left) found.at[k] = finished(add(acc[i][j + k], addends[j + k]), s.others, at + n + k);
+        if (n + k < left)
+          found.at[k] = finished_at(s, add(acc[i][j + k], addends[j + k]), place, first + n + k);
       if (s.whole_vectors) {
         if (n < left) *(V*)(to + n) = found;
       } else
@@ -276,7 +295,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   const u32 first = first_pixel + m0;
   const u32 rows = first < s.pixels ? (s.pixels - first + DOWN - 1) / DOWN : 0;
   finish<T, HIGH, WIDE, LANES>(s, acc, rows, group, first_channel, n0, [&](u32 i) {
-    return written_by<T>(s, first + DOWN * i);
+    return place_of(s, first + DOWN * i);
   });
 }
 
@@ -339,9 +358,8 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   }
 
   if (first_column + column >= s.width) return;
-  T* const to = (T*)s.y + image * s.y_image + first_row * s.y_row + (first_column + column) * s.y_column;
   finish<T, HIGH, WIDE, LANES>(s, acc, s.height - first_row, 0, panel * COLUMNS, n0, [&](u32 i) {
-    return to + i * s.y_row;
+    return Place{image, first_row + i, first_column + column};
   });
 }
 
@@ -395,7 +413,7 @@ __global__ void __launch_bounds__(128, 8) depthwise(const Shape s) {
 #pragma unroll
   for (int i = 0; i < RUN; i++)
     if (first + i < last) {
-      T* const to = written_by<T>(s, first + i) + channel;
-      *to = finished(add(acc[i], addend), s.others, to - (T*)s.y);
+      const Place place = place_of(s, first + i);
+      written_at<T>(s, place)[channel] = finished_at(s, add(acc[i], addend), place, channel);
     }
 }

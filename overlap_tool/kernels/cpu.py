@@ -49,7 +49,6 @@ class Packed:
     depthwise: bool
 
     adds_zeros = False
-    others_lie_anyhow = True
     squares = False
 
     @property

@@ -24,7 +24,7 @@ from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 PIECE = (9, 11)
 """Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
 
-REST = struct.Struct("8q2I2i3I6i3i2ii4x")
+REST = struct.Struct("14q2I2i3I6i3i2ii4x")
 """What `Shape` in `chain.cu` holds behind the addresses."""
 
 MOST_TOGETHER = 16
@@ -143,7 +143,6 @@ class Packed:
     """Nothing where every group is one channel: then another kernel computes the layer."""
 
     adds_zeros = True
-    others_lie_anyhow = False
 
     @property
     def squares(self) -> bool:
@@ -269,9 +268,11 @@ def _structure(work: Convolution) -> Structure:
     stride, dilation, groups, ((top, _), (left, _)) = work.form
     end = kernel[0] * dilation[0], kernel[1] * dilation[1]
     outputs = channels // groups
+    others = *work.others, *(None,) * (OTHERS - len(work.others))
     rest = REST.pack(
         *(reading[0], reading[2], reading[3]),
         *(writing[0], writing[2], writing[3]),
+        *(each.stride(dim) if each is not None else 0 for dim in (0, 2, 3) for each in others),
         *(dilation[1] * reading[3] - depth, dilation[0] * reading[2] - end[1] * reading[3]),
         *x.shape[2:],
         *(top, left),
@@ -283,7 +284,6 @@ def _structure(work: Convolution) -> Structure:
         *end,
         _by_vectors(out, outputs),
     )
-    others = *work.others, *(None,) * (OTHERS - len(work.others))
     return Structure((x, work.packed.values, work.bias, out, *others), rest)
 
 
@@ -294,18 +294,22 @@ def _by_vectors(x: AnyTensor, channels: int) -> bool:
 
 
 def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: Tensor) -> Tensor:
-    axis = 0 if out.shape[0] > 1 else 2
-    rows, columns = form.padding
-    for part in out.chunk(2, axis):
-        if axis == 0:
-            half, x = x[: len(part)], x[len(part) :]
-            convolve(half, packed, bias, form, part)
+    """Of images, or else of rows, or else of columns."""
+    dim = next(dim for dim in (0, 2, 3) if out.shape[dim] > 1)
+    start = 0
+    for part in out.chunk(2, dim):
+        stop = start + part.shape[dim]
+        if dim == 0:
+            convolve(x[start:stop], packed, bias, form, part)
         else:
-            (read, _), n = form.read_by(packed.shape[2:], slice(0, part.shape[2]), slice(0, 1)), x.shape[2]
-            convolve(
-                x, packed, bias, form._replace(padding=((rows[0], read.stop - rows[0] - n), columns)), part
-            )
-            rows = rows[0] - part.shape[2] * form.stride[0], rows[1]
+            axis = dim - 2
+            spans = [slice(0, n) for n in out.shape[2:]]
+            spans[axis] = slice(start, stop)
+            read, (before, _) = form.read_by(packed.shape[2:], *spans)[axis], form.padding[axis]
+            padding = list(form.padding)
+            padding[axis] = before - read.start, read.stop - before - x.shape[dim]
+            convolve(x, packed, bias, form._replace(padding=(padding[0], padding[1])), part)
+        start = stop
     return out
 
 

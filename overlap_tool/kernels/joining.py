@@ -6,7 +6,6 @@ with what comes before. No operation is another or comes in another order for it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
@@ -16,6 +15,8 @@ import torch
 from overlap_tool.kernels import cuda
 from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.arithmetic.generated import INPUTS
+from overlap_tool.kernels.boxes import MOST_TOGETHER as MOST_BOXES
+from overlap_tool.kernels.boxes import Boxes, can_copy
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.recording import Dispatched, Entry, Lying, Pointwise, on_processor
 from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise
@@ -37,7 +38,8 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
     for at, entry in enumerate(entries):
         if isinstance(entry.work, Pointwise) and entry.work.otherwise:
             entries[at] = replace(entry, work=entry.work.otherwise)
-    return _side_by_side(_written_in_place(_squared_while_read(entries, seen), seen))
+    entries = _written_in_place(_squared_while_read(entries, seen), seen)
+    return _side_by_side(_copied_together(entries))
 
 
 def _side_by_side(entries: list[Entry]) -> list[Entry]:
@@ -124,27 +126,52 @@ def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
         if not isinstance(one, Convolution) or one.out != source or to.root in making.touches:
             continue
         at, last = found.index(making), found.index(entry)
-        between = [
-            part for each in found[at + 1 : last] if to.root in each.touches for part in _parts_of(each, to)
-        ]
-        if any(part is None or not to.apart_from(part) for part in between):
+        if not all(_keeps_off(each, to) for each in found[at + 1 : last]):
             continue
         found[at] = replace(making, work=replace(one, out=to), writes=[to.root])
         del found[last]
     return found
 
 
-def _parts_of(entry: Entry, whole: Lying) -> Iterator[Lying | None]:
-    """The parts of a root that an entry touches; nothing in the place of what is not known."""
+def _copied_together(entries: list[Entry]) -> list[Entry]:
+    """On a GPU, copies go along with the last ones before them, if they may be made as early as that."""
+    found: list[Entry] = []
+    for entry in entries:
+        copy = entry.work
+        if not isinstance(copy, Copied) or copy.source is None or on_processor(copy.to.device):
+            found.append(entry)
+            continue
+        at = max((n for n, each in enumerate(found) if isinstance(each.work, Boxes)), default=None)
+        copies = () if at is None else found[at].work.copies
+        if (
+            at is None
+            or len(copies) == MOST_BOXES
+            or not all(_keeps_off(each, copy.to) for each in found[at:])
+            or not all(_keeps_off(each, copy.source, only_writes=True) for each in found[at:])
+        ):
+            found.append(replace(entry, work=Boxes((copy,))))
+        else:
+            reads, writes = found[at].reads + entry.reads, found[at].writes + entry.writes
+            found[at] = Entry(Boxes((*copies, copy)), reads, writes)
+    return found
+
+
+def _keeps_off(entry: Entry, part: Lying, only_writes: bool = False) -> bool:
+    """Whether it touches no number there, or else writes none."""
+    touches = entry.writes if only_writes else entry.touches
+    if part.root not in touches:
+        return True
     work = entry.work
-    if isinstance(work, Copied):
-        given: Any = (work.to,) if work.source is None else (work.source, work.to)
+    reads: tuple[Any, ...]
+    if isinstance(work, Copied | Boxes):
+        copies = work.copies if isinstance(work, Boxes) else (work,)
+        reads, writes = tuple(each.source for each in copies), tuple(each.to for each in copies)
     elif isinstance(work, Convolution):
-        given = work.x, work.out, *work.others
-    else:
-        yield None
-        return
-    yield from (each for each in given if each is None or each.root == whole.root)
+        reads, writes = (work.x, work.packed.values, work.bias, *work.others), (work.out,)
+    else:  # which is not known so well
+        return False
+    parts = writes if only_writes else reads + writes
+    return all(each is None or each.root != part.root or each.apart_from(part) for each in parts)
 
 
 def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
@@ -177,12 +204,14 @@ def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
 
 
 def _as_copy(entry: Entry) -> Entry:
-    """Of maps on the CPU whose channels are neighbours, by a kernel of its own."""
+    """Of maps whose channels are neighbours, by a kernel of its own."""
     work = entry.work
     if not isinstance(work, Dispatched) or work.func not in COPIES or not isinstance(work.out, Lying):
         return entry
     source, to = work.args[1] if work.func is torch.ops.aten.copy_.default else work.args[0], work.out
-    if not isinstance(source, Lying) or not on_processor(source.device) or not source.lies_beside(to):
+    if not isinstance(source, Lying) or not source.lies_beside(to):
+        return entry
+    if not on_processor(source.device) and not can_copy(source, to):
         return entry
     return Entry(Copied(source, to), entry.reads, entry.writes)
 
@@ -250,7 +279,7 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
     before = next((n for n in reversed(range(at)) if not reads.isdisjoint(entries[n].writes)), None)
     if before is None or not isinstance(one := entries[before].work, Convolution | Pointwise):
         return None
-    if work.otherwise and not (isinstance(one, Convolution) and one.packed.others_lie_anyhow):
+    if work.otherwise and not isinstance(one, Convolution):
         return None
     if isinstance(one, Pointwise) and one.otherwise:
         return None

@@ -54,10 +54,6 @@ class PackedWeights(Protocol):
         """Whether the kernel adds the zeros around a map that a form asks for."""
 
     @property
-    def others_lie_anyhow(self) -> bool:
-        """Whether a program may read what lies otherwise than the outputs, if channels are neighbours."""
-
-    @property
     def squares(self) -> bool:
         """Whether the kernel can square the samples that it reads."""
 
@@ -66,7 +62,7 @@ class PackedWeights(Protocol):
 
 @dataclass(frozen=True)
 class Convolution:
-    """`program` makes what is written of every output and of `others`, which lie as `out` does, or anyhow."""
+    """`program` makes what is written of every output and of `others`, whose channels are neighbours, too."""
 
     x: AnyTensor
     packed: Any

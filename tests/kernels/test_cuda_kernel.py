@@ -420,11 +420,12 @@ def test_a_thread_that_never_used_the_gpu_can_launch() -> None:
     same(found[0], here)
 
 
-@pytest.mark.parametrize("most", [40, 100])
-def test_a_map_of_too_many_pixels_is_launched_in_parts(monkeypatch, most: int) -> None:
+@pytest.mark.parametrize(("most", "rows"), [(40, 15), (100, 15), (4, 3), (1, 3)])
+def test_a_map_of_too_many_pixels_is_launched_in_parts(monkeypatch, most: int, rows: int) -> None:
+    """One of a single row, too, which it once tried to halve by rows without end."""
     x, weight, bias, _ = operands(Case(3, 5, (3, 3), (2, 1), images=3))
-    form = Form((2, 1), padding=((2, 1), (0, 3)))
-    x = F.pad(x, (0, 0, 0, 9))
+    form = Form((2, 1), padding=((2, 1), (0, 3)) if rows > 3 else ((0, 0), (1, 2)))
+    x = F.pad(x, (0, 0, 0, 9))[:, :, :rows]
     monkeypatch.setattr(cuda, "MOST_PIXELS", most)
     with emulated_driver() as driver:
         found = cuda.convolve(x, weight, bias, form)

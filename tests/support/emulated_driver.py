@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from overlap_tool.kernels import cpu, cuda, driver, nvrtc
+from overlap_tool.kernels import boxes, cpu, cuda, driver, nvrtc
 from overlap_tool.kernels.arithmetic import on_gpu, tensors
 from overlap_tool.kernels.arithmetic.generated import INPUTS
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
@@ -49,7 +49,8 @@ class Stream:
 COMPILE = nvrtc.compile_kernel
 
 NAMES = """
-    x weight bias y other another x_image x_row x_column y_image y_row y_column next_column next_row
+    x weight bias y other another x_image x_row x_column y_image y_row y_column
+    other_image another_image other_row another_row other_column another_column next_column next_row
     x_height x_width top left
     pixels height width stride_rows stride_columns dilation_rows dilation_columns kernel_rows kernel_columns
     groups outputs depth end_rows end_columns whole_vectors
@@ -164,16 +165,19 @@ class Launch(Named):
 
     @property
     def y(self) -> Tensor:
-        return self._written(self.shape.y)
+        return self._as_large_as_y("y")
 
     @property
     def others(self) -> list[Tensor]:
-        return [self._written(each) for each in (self.shape.other, self.shape.another) if each]
+        return [self._as_large_as_y(name) for name in ("other", "another") if getattr(self.shape, name)]
 
-    def _written(self, address: int) -> Tensor:
+    def _as_large_as_y(self, name: str) -> Tensor:
         s = self.shape
+        address, image, row, column = (
+            getattr(s, each) for each in (name, f"{name}_image", f"{name}_row", f"{name}_column")
+        )
         size = self.images, s.groups * s.outputs, s.height, s.width
-        return self._tensor(address, size, (s.y_image, 1, s.y_row, s.y_column))
+        return self._tensor(address, size, (image, 1, row, column))
 
     @property
     def bias(self) -> Tensor | None:
@@ -276,6 +280,43 @@ class Together(Named):
         )
 
 
+@dataclass(frozen=True)
+class Copies(Named):
+    """Boxes of words, as maps of so many images, channels, rows and columns."""
+
+    name: str
+    grid: tuple[int, int]
+    argument: bytes
+    boxes: list[tuple[Tensor, Tensor]]
+
+    BOX = struct.Struct(f"2q{boxes.REST.format}")
+
+    @classmethod
+    def of(cls, name: str, word: str, grid: tuple[int, int], argument: bytes) -> Copies:
+        size, found = {"uint4": 4, "unsigned": 1}[word], []
+        for x, y, *strides, rows, columns, words, count in cls.BOX.iter_unpack(argument):
+            shape = count // (words * rows * columns), words * size, rows, columns
+            found.append(
+                tuple(
+                    at(address, torch.int32, shape, (size * image, 1, size * row, size * column))
+                    for address, (image, row, column) in ((x, strides[:3]), (y, strides[3:]))
+                )
+            )
+        return cls("copied", grid, argument, found)
+
+    def by_the_cpu(self) -> None:
+        for x, y in reversed(self.boxes):  # no order is promised
+            y.copy_(x)
+
+    def interpreted(self, program: Program) -> None:
+        written = [Buffer.of(y, writable=True) for _, y in self.boxes]
+        read = [Buffer.of(x) for x, _ in self.boxes]
+        program.run(Memory([*written, *read]), self.argument, self.grid)
+        for (_, y), buffer in zip(self.boxes, written, strict=True):
+            assert (buffer.counts(y) == 1).all(), "a word was not written once"
+            assert buffer.writes.sum() == y.numel(), "more than a box was written"
+
+
 @dataclass
 class EmulatedDriver:
     """Stands in for the library. `launches` has what was launched, in order."""
@@ -283,7 +324,7 @@ class EmulatedDriver:
     interpret: bool = True
     edit: Callable[[str], str] = str
     """Done to every program, so that one can be broken."""
-    launches: list[Launch | Together | Elementwise] = field(default_factory=list)
+    launches: list[Launch | Together | Copies | Elementwise] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     """Those that have a context."""
     _modules: list[str] = field(default_factory=list)
@@ -326,9 +367,12 @@ class EmulatedDriver:
         name, program = self._functions[function.value - 1]
         assert (z, shared, threads[1:]) == (1, 0, [1, 1])
         where = ctypes.cast(arguments._obj, ctypes.c_void_p).value
-        launch: Launch | Together | Elementwise
+        launch: Launch | Together | Copies | Elementwise
         if name.startswith("elementwise_"):
             launch = Elementwise.of(name, (x, y), ctypes.string_at(where, Elementwise.SIZE))
+        elif copying := re.match(r"copied<(\w+), (\d+)>", name):
+            size = int(copying[2]) * Copies.BOX.size
+            launch = Copies.of(name, copying[1], (x, y), ctypes.string_at(where, size))
         elif several := re.search(r"tiled<.*, (?!1>)(\d+)>", name):
             count = int(several[1])
             launch = Together.of(name, count, (x, y), ctypes.string_at(where, count * Launch.SIZE))
@@ -370,5 +414,5 @@ def emulated_driver(target: str = "compute_90", **how: Any) -> Iterator[Emulated
 
 def forget() -> None:
     """Kernels are loaded anew by the next driver."""
-    for loaded in (cuda._loaded, on_gpu.kernel_of):
+    for loaded in (cuda._loaded, boxes._loaded, on_gpu.kernel_of):
         loaded.cache_clear()

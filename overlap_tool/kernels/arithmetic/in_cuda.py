@@ -161,12 +161,12 @@ def finished_by(name: str, program: Program, single: bool, others: int) -> str:
     """What stands before `chain.cu` where a program takes its outputs, and so many tensors beside."""
     kind = "float" if single else "double"
     tables, body, found = _written(
-        program, single, "value", *(f"(({kind} const*)others[{n}])[at]" for n in range(others))
+        program, single, "value", *(f"(({kind} const*)others[{n}])[at[{n}]]" for n in range(others))
     )
     return f"""#define FINISHED {name}
 using i64 = long long;
 {tables}
-__device__ __forceinline__ {kind} finished({kind} value, const void* const* others, i64 at) {{
+__device__ __forceinline__ {kind} finished({kind} value, const void* const* others, const i64 (&at)[2]) {{
   {body}
   return {found};
 }}
