@@ -15,7 +15,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.cases import tries
 from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
@@ -283,15 +283,9 @@ def form_of(layer, padding) -> Form:
     return Form(options["stride"], options["dilation"], options["groups"], padding)
 
 
-@settings(max_examples=5, deadline=None)
-@drawn
-def test_random_layers(target, layer, padding) -> None:
-    held_to_the_chain(target, *layer[:3], form_of(layer, padding))
-
-
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@drawn
+@pytest.mark.parametrize("target", TARGETS)
+@tries(67, suppress_health_check=[HealthCheck.too_slow])
+@given(layers(), st.tuples(pads, pads))
 def test_two_hundred_random_layers(target, layer, padding) -> None:
     held_to_the_chain(target, *layer[:3], form_of(layer, padding))
 
@@ -307,7 +301,7 @@ few = given(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@tries(25, suppress_health_check=[HealthCheck.too_slow])
 @few
 def test_random_layers_of_few_inputs(target, inputs, outputs, kernel, stride, size, padding, seed) -> None:
     generator = torch.Generator().manual_seed(seed)

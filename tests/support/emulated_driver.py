@@ -28,7 +28,7 @@ from overlap_tool.kernels.arithmetic.generated import INPUTS
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.work import OTHERS, noting
-from support.ptx import Buffer, Memory, Program
+from support.ptx import Buffer, Memory, Program, program_of
 
 
 class Stream:
@@ -357,7 +357,7 @@ class EmulatedDriver:
 
     def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
         ptx = self.edit(self._modules[module.value - 1])
-        self._functions.append((name.decode(), Program(ptx) if self.interpret else None))
+        self._functions.append((name.decode(), program_of(ptx) if self.interpret else None))
         function._obj.value = len(self._functions)
         return 0
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,10 @@ class Program:
             _Run(self, memory, parameters, blocks[start : start + together]).run()
 
 
+program_of = cache(Program)
+"""Read once: running it changes nothing of it."""
+
+
 class _Shared:
     """The shared memory of some blocks, word by word, and who has been there since when."""
 
@@ -194,7 +199,8 @@ class _Shared:
             raise PtxError("shared memory is read before it is written")
         if self.coming[at].any():
             raise PtxError("a race: shared memory is read while a copy to it is on its way")
-        if ((self.written[at] == self.barriers) & (self.writer[at] != lanes)).any():
+        lately = self.written[at] == self.barriers
+        if lately.any() and (lately & (self.writer[at] != lanes)).any():
             raise PtxError("a race: shared memory is read that another thread has written since the barrier")
         others = (self.read[at] == self.barriers) & (self.reader[at] != lanes)
         self.reader[at] = lanes
