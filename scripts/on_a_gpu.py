@@ -43,6 +43,7 @@ NO_GPU = "There is no GPU here: nothing of what follows was run, and nothing is 
 DEEP = {
     "192 to 192, 5x5, stride 2": Case(192, 192, (5, 5), (2, 2), x="channels last"),
     "320 to 320, 3x3": Case(320, 320, (3, 3), x="channels last"),
+    "3 to 192, 5x5, stride 2": Case(3, 192, (5, 5), (2, 2), images=2, x="channels last"),
     "96 depthwise, 11x11": Case(96, 96, (11, 11), groups=96, images=3, x="channels last"),
 }
 
@@ -68,6 +69,8 @@ def compiled() -> Lines:
     """No GPU is needed for this."""
     tiles = *cuda.LARGE, *cuda.TILES.values()
     names = [cuda.tiled_name(tile, torch.float32, by) for tile in tiles for by in (True, False)]
+    names.append(cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True))
+    names.append(cuda.few_inputs_name(cuda.LARGE[0], cuda.FewInputs(5, 15, 2, 6), torch.float32))
     for target in ("sm_80", "sm_90", "sm_100"):
         start = time.perf_counter()
         size = sum(len(nvrtc.compile_kernel(cuda.source(), name, target).code) for name in names)
