@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
 
+G = TypeVar("G")
 T = TypeVar("T")
 
 SECONDS_TO_ANSWER = 5
@@ -31,6 +33,10 @@ OF_PYTHON = 1 << 30
 
 AHEAD = 2
 """Tasks that are sent at once, per worker, where results come in order."""
+
+ATTEMPTS = 6
+"""How often a task is sent: Dask gives one up when some workers, four by its defaults, have died while they
+had it, whatever killed them."""
 
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
@@ -118,32 +124,72 @@ def this_worker() -> str:
     return "a worker"
 
 
-def each_finished(client: Any, futures: Sequence[Any], done: Callable[[Any], None]) -> None:
-    """Wait for tasks, and call `done` with each when it has ended well; the first that did not ends all."""
-    distributed = dask_library("distributed")
-    try:
-        with as_refusals():
-            for future in distributed.as_completed(futures, loop=client.loop):
-                future.result()
-                done(future)
-    finally:
-        _forget(client, [future for future in futures if not future.done()])
+@dataclass(frozen=True)
+class OnWorkers(Generic[G, T]):
+    """A function on workers, once for each of what is given. What one call takes is made when it is sent, and
+    is part of its task, so that the scheduler can send it again."""
 
+    client: Any
+    function: Callable[..., T]
+    arguments: Callable[[G], Sequence[Any]]
 
-def results_in_order(client: Any, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
-    """What tasks give, one for each of these arguments, in their order. They are sent a few at a time, so
-    that what is sent does not pile up, and is part of its task, so that the scheduler can send it again."""
-    waiting: deque[Any] = deque()
-    try:
-        for arguments in given:
+    def as_they_come(self, given: Iterable[G]) -> Iterator[tuple[G, T]]:
+        """What was given, and what came of it, whichever is finished first."""
+        ended = dask_library("distributed").as_completed(loop=self.client.loop)
+        tasks = dict[Any, _Task[G, T]]()
+
+        def expect(task: _Task[G, T]) -> None:
+            tasks[task.future] = task
+            ended.add(task.future)
+
+        try:
             with as_refusals():
-                waiting.append(client.submit(function, *arguments, pure=False))
-            if len(waiting) >= AHEAD * _threads(client):
+                for one in given:
+                    expect(_Task(self, one))
+                for future in ended:
+                    task = tasks.pop(future)
+                    if task.sent_again():
+                        expect(task)
+                    else:
+                        yield task.given, future.result()
+        finally:
+            _forget(self.client, list(tasks))
+
+    def in_order(self, given: Iterable[G]) -> Iterator[T]:
+        """What came of each, sent a few at a time, so that what is sent does not pile up."""
+        waiting = deque[_Task[G, T]]()
+        try:
+            for one in given:
+                with as_refusals():
+                    waiting.append(_Task(self, one))
+                if len(waiting) >= AHEAD * _threads(self.client):
+                    yield _result(waiting.popleft())
+            while waiting:
                 yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
-    finally:
-        _forget(client, list(waiting))
+        finally:
+            _forget(self.client, [task.future for task in waiting])
+
+
+class _Task(Generic[G, T]):
+    """A call on a worker, sent again where Dask gives it up because workers died."""
+
+    def __init__(self, work: OnWorkers[G, T], given: G) -> None:
+        self.work = work
+        self.given = given
+        self.left = ATTEMPTS
+        self._send()
+
+    def _send(self) -> None:
+        self.left -= 1
+        work = self.work
+        self.future = work.client.submit(work.function, *work.arguments(self.given), pure=False)
+
+    def sent_again(self) -> bool:
+        """Wait for its end; true if it has to be waited for once more."""
+        killed = isinstance(self.future.exception(), dask_library("distributed").KilledWorker)
+        if again := killed and self.left > 0:
+            self._send()
+        return again
 
 
 def _threads(client: Any) -> int:
@@ -166,9 +212,12 @@ def _forget(client: Any, futures: Sequence[Any]) -> None:
         client.cancel(futures)
 
 
-def _result(future: Any) -> Any:
+def _result(task: _Task[G, T]) -> T:
     with as_refusals():
-        return future.result()
+        while task.sent_again():
+            pass
+        made: T = task.future.result()
+        return made
 
 
 @contextmanager

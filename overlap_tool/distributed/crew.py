@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import connected, memory_of_a_worker, results_in_order
+from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
 from overlap_tool.distributed.models import Wanted, loaded, send_model
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import (
@@ -94,8 +95,8 @@ class Workers:
         if len(areas) > 1:
             added = recomputed(stage, shape, [areas])
             note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
-        given = (self._given(stage, shape, source, piece) for piece in areas)
-        made = results_in_order(self.client, compute_window, given)
+        given = partial(self._given, stage, shape, source)
+        made = OnWorkers(self.client, compute_window, given).in_order(areas)
         with TileProgress(stage.name, len(areas), quiet) as progress:
             for piece, values in zip(areas, made, strict=True):
                 progress.advance()
@@ -103,8 +104,10 @@ class Workers:
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
         """Of workers that would compute the same bits."""
-        checked = ((self.model, self.wanted, function, *arguments) for arguments in given)
-        return results_in_order(self.client, compute_with, checked)
+        made: OnWorkers[Sequence[Any], T] = OnWorkers(
+            self.client, compute_with, lambda these: (self.model, self.wanted, function, *these)
+        )
+        return made.in_order(given)
 
     def _given(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> tuple[Any, ...]:
         """What a worker is given to compute a piece."""

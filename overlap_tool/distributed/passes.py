@@ -12,17 +12,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from overlap_tool import bounds
-from overlap_tool.distributed.cluster import each_finished, memory_of_a_worker, results_in_order, this_worker
+from overlap_tool.distributed.cluster import OnWorkers, memory_of_a_worker, this_worker
 from overlap_tool.distributed.models import Wanted, loaded
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import SIDE, cut_pass, cut_scene, edges, grid
@@ -50,6 +48,9 @@ from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, Within
 from overlap_tool.settings import Engine, SampleType
 
+Nodes = list[list[tuple[int, Tensor]]]
+"""Of each span of columns, nodes of the trees over its rows: how many columns one sums up, and its values."""
+
 
 @dataclass(frozen=True)
 class SceneInFiles:
@@ -72,7 +73,7 @@ class PassWork:
     made: Mapping[str, MapInPieces]
 
 
-class OnWorkers:
+class PassesOnWorkers:
     """The passes of a network on an image, each in pieces."""
 
     def __init__(
@@ -104,7 +105,6 @@ class OnWorkers:
         ]
         """The pieces of every pass; of the last, whole chunks of the output."""
         self.number = -1
-        self.batch = uuid4().hex
 
     def run(self) -> None:
         source = self.work.pixels(Span(0, self.work.shape.columns))
@@ -142,17 +142,13 @@ class OnWorkers:
         pieces = {f"{name}-{index}": (index, area) for index, area in enumerate(self.areas[number])}
         missing = {piece: where for piece, where in pieces.items() if piece not in self.job.done}
         with TileProgress(f"{name}s", len(missing), self.quiet) as progress:
-            submit = partial(self.client.submit, write_piece, self.model, self.scene, work)
-            futures = {
-                submit(*where, key=f"overlap-tool-{self.batch}-{piece}"): piece
-                for piece, where in missing.items()
-            }
 
-            def done(future: Any) -> None:
-                self.job.mark(futures[future], 1)
+            def given(piece: str) -> tuple[Any, ...]:
+                return self.model, self.scene, work, *missing[piece]
+
+            for piece, _ in OnWorkers(self.client, write_piece, given).as_they_come(missing):
+                self.job.mark(piece, 1)
                 progress.advance()
-
-            each_finished(self.client, list(futures), done)
         return dict(maps)
 
     def _reduce(
@@ -235,7 +231,8 @@ class SummedByWorkers(Banded):
             else grid(edges(Span(0, height), SIDE), edges(Span(0, width), SIDE))
         )
         sums = RowSums(self.window, step, tuple(columns), transform, self.cut.at_once, self.engine)
-        summed = zip(areas, results_in_order(self.client, sums.of, ((area,) for area in areas)), strict=True)
+        adding: OnWorkers[Area, Nodes] = OnWorkers(self.client, sums.of, lambda area: (area,))
+        summed = zip(areas, adding.in_order(areas), strict=True)
         for _, beside in groupby(summed, lambda piece: piece[0].rows):
             trees = [Tree(step, -1) for _ in columns]
             for _, found in beside:
@@ -256,7 +253,7 @@ class RowSums:
     at_once: int
     engine: Engine
 
-    def of(self, area: Area) -> list[list[tuple[int, Tensor]]]:
+    def of(self, area: Area) -> Nodes:
         """On a worker: in each of the spans of columns, the nodes that an area has of every row."""
         source: Source = self.window.opened(area) if isinstance(self.window, PictureWindow) else self.window
         bands = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from overlap_tool.distributed.cluster import connected
 from overlap_tool.distributed.models import Wanted, send_model
-from overlap_tool.distributed.passes import OnWorkers, SceneInFiles
+from overlap_tool.distributed.passes import PassesOnWorkers, SceneInFiles
 from overlap_tool.distributed.pieces import (
     recomputed,
     refuse_other_bits,
@@ -72,7 +72,7 @@ def run(
         job.mark("image", 0)
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
         scene = SceneInFiles(str(source), str(array), dtype, Wanted(codec.identity, trust))
-        on_workers = OnWorkers(client, send_model(client, codec), scene, work, job, chunk, piece, quiet)
+        on_workers = PassesOnWorkers(client, send_model(client, codec), scene, work, job, chunk, piece, quiet)
         added = recomputed(work.stage, work.shape, on_workers.areas)
         count = sum(map(len, on_workers.areas))
         notes.note(f"{count} pieces, whose halos add {added:.1%} to the arithmetic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 import zarr
 from support.disks import no_file_larger_than
+from support.dying import dies_until
 from support.networks import TwoBarriers
 from support.photographs import photograph
 
@@ -31,6 +33,7 @@ dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 from overlap_tool.distributed import cluster, compress, crew, models, run, scenes  # noqa: E402
+from overlap_tool.distributed.cluster import OnWorkers  # noqa: E402
 from overlap_tool.distributed.models import Wanted  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_chunks")
@@ -140,6 +143,24 @@ def test_workers_that_are_killed(tmp_path, given, killing) -> None:
         by_codec(given, tmp_path, dask=started.scheduler_address, piece=200)
         assert len(killer.killed) == 1
         assert same_file(given, tmp_path)
+
+
+def test_a_task_whose_workers_die_is_sent_again(tmp_path, monkeypatch) -> None:
+    """By us, when the scheduler gave it up: so often, and no more."""
+    monkeypatch.setattr(cluster, "ATTEMPTS", 2)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
+        ) as started,
+        distributed.Client(started, set_as_default=False) as client,
+    ):
+        work = OnWorkers(client, dies_until, lambda so_often: (tmp_path, so_often))
+        assert list(work.in_order([1])) == [1]
+        assert list(work.as_they_come([2])) == [(2, 2)]
+        with pytest.raises(ClusterError, match=r"^a worker on \S+: it died, as did others.*resume=True"):
+            list(work.in_order([9]))
+        assert len(list(tmp_path.iterdir())) == 1 + 1 + 2
 
 
 def test_all_workers_are_gone(tmp_path, given, monkeypatch) -> None:
