@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 from uuid import uuid4
@@ -9,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from overlap_tool.distributed.cluster import dask_library
 from overlap_tool.distributed.pieces import (
@@ -19,7 +22,7 @@ from overlap_tool.distributed.pieces import (
     refuse_other_networks,
     refuse_whole_maps,
 )
-from overlap_tool.distributed.reading import SentWindow
+from overlap_tool.distributed.reading import SentWindow, part_of
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import area_read
 from overlap_tool.geometry.walk import Area
@@ -32,8 +35,8 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
 
     The array's last three axes are channels, rows and columns, of the type of the network's weights; the
     network is one stage, wrapped or not (then in tiles of 256). Nothing is computed before Dask is asked to.
-    Every chunk of rows and columns gives one of the result; what it needs of its neighbours, and no more, is
-    read with it. The model goes to each worker once.
+    Every chunk of rows and columns gives one of the result. It takes two tasks: one cuts off the edges that
+    those around it read, and no more of it goes there, and one computes. The model goes to each worker once.
 
     >>> import dask.array, overlap_tool
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
@@ -53,33 +56,102 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     refuse_other_bits(stage)
     axes = stage.network.rows, stage.network.columns
     sizes = [axis.sizes(n)[-1] for axis, n in zip(axes, array.shape[-2:], strict=True)]
+    array = array.rechunk(dict.fromkeys(range(array.ndim - 2), -1))
+    borders = [[0, *accumulate(chunks)] for chunks in array.chunks[-2:]]
     places = [
-        sorted({0, size, *(min(size, round(edge * axis.scale)) for edge in np.cumsum(chunks)[:-1].tolist())})
-        for axis, size, chunks in zip(axes, sizes, array.chunks[-2:], strict=True)
+        sorted({0, size, *(min(size, round(border * axis.scale)) for border in known[:-1])})
+        for axis, size, known in zip(axes, sizes, borders, strict=True)
     ]
     name = f"overlap-tool-{uuid4().hex}"
     sent = dask.delayed(tiled, pure=False, name=f"{name}-model", traverse=False)
-    leading = (*array.shape[:-3], stage.network.ops[-1].channels)
-    pieces = []
-    for number, area in enumerate(grid(*places)):
-        read = area_read(stage, shape, area)
-        window = array[..., slice(*read.rows), slice(*read.columns)].rechunk(-1)
-        values = dask.delayed(compute_piece_of_array, pure=False)(
-            sent, window, read, shape, area, dask_key_name=f"{name}-{number}"
+    areas = _placed(places).items()
+    pieces = {place: PieceOfArray(shape, area, area_read(stage, shape, area)) for place, area in areas}
+    graph = dask_library("dask.highlevelgraph").HighLevelGraph.from_collections(
+        name, _tasks(name, array, _placed(borders), pieces, sent.key), dependencies=[array, sent]
+    )
+    lengths = (tuple(stop - start for start, stop in pairwise(edges)) for edges in places)
+    chunks = (*((n,) for n in array.shape[:-3]), (stage.network.ops[-1].channels,), *lengths)
+    return dask_array.Array(graph, name, chunks, array.dtype)
+
+
+Place = tuple[int, int]
+"""Of a chunk, in the rows and columns of them."""
+
+
+@dataclass(frozen=True)
+class PieceOfArray:
+    """An area of the output, and what it reads of the input."""
+
+    shape: Shape
+    area: Area
+    read: Area
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The areas of a chunk that pieces around it read."""
+
+    chunk: Area
+    wanted: list[Area] = field(default_factory=list)
+
+
+def _placed(edges: Sequence[Sequence[int]]) -> dict[Place, Area]:
+    across = len(edges[1]) - 1
+    return {divmod(number, across): area for number, area in enumerate(grid(*edges))}
+
+
+def _tasks(
+    name: str, array: Any, chunks: Mapping[Place, Area], pieces: Mapping[Place, PieceOfArray], model: str
+) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """What Dask is to do: a piece takes one chunk whole, that of which it reads most."""
+
+    def key(name: str, place: Place) -> tuple[Any, ...]:
+        return (name, *(0,) * (array.ndim - 2), *place)
+
+    edges = {place: Edges(chunk) for place, chunk in chunks.items()}
+    tasks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for place, piece in pieces.items():
+        parts = {near: chunk.within(piece.read) for near, chunk in chunks.items() if chunk.meets(piece.read)}
+        home = max(parts, key=lambda near: parts[near].size, default=(0, 0))
+        around = [near for near in parts if near != home]
+        for near in around:
+            edges[near].wanted.append(parts[near])
+        tasks[key(name, place)] = (
+            compute_piece_of_array,
+            model,
+            piece,
+            chunks[home],
+            key(array.name, home),
+            [key(f"{name}-edges", near) for near in around],
         )
-        size = (*leading, area.rows.length, area.columns.length)
-        pieces.append(dask_array.from_delayed(values, size, array.dtype))
-    across = len(places[1]) - 1
-    return dask_array.block([pieces[start : start + across] for start in range(0, len(pieces), across)])
+    for near, of in edges.items():
+        if of.wanted:
+            tasks[key(f"{name}-edges", near)] = (edges_of, key(array.name, near), of)
+    return tasks
+
+
+def edges_of(chunk: NDArray[Any], edges: Edges) -> list[tuple[Area, NDArray[Any]]]:
+    """On a worker: copies, which do not keep the chunk in memory."""
+    return [(area, part_of(chunk, edges.chunk, area).copy()) for area in edges.wanted]
 
 
 def compute_piece_of_array(
-    model: nn.Module, window: NDArray[Any], read: Area, shape: Shape, area: Area
+    model: nn.Module,
+    piece: PieceOfArray,
+    home: Area,
+    chunk: NDArray[Any],
+    edges: Sequence[Sequence[tuple[Area, NDArray[Any]]]],
 ) -> NDArray[Any]:
-    """On a worker: an area of the output, from the window of the input that it reads."""
-    given = torch.from_numpy(np.array(window)).reshape(shape.images, -1, *window.shape[-2:])
-    made = compute_area(only_stage(model), SentWindow(given, read), shape, area)
-    return made.reshape(*window.shape[:-3], *made.shape[1:]).numpy()
+    """On a worker: an area of the output, from a chunk of the input and edges of those around it."""
+
+    def as_given(values: NDArray[Any]) -> Tensor:
+        writable = np.require(values, requirements="W")
+        return torch.from_numpy(writable).reshape(piece.shape.images, -1, *values.shape[-2:])
+
+    around = [(area, as_given(values)) for of in edges for area, values in of]
+    source = SentWindow(as_given(chunk), home, around)
+    made = compute_area(only_stage(model), source, piece.shape, piece.area)
+    return made.reshape(*chunk.shape[:-3], *made.shape[1:]).numpy()
 
 
 def only_stage(model: nn.Module) -> TiledForward:

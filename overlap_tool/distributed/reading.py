@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -22,20 +23,45 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.stores import Within
 
+T = TypeVar("T")
+
+
+def part_of(values: T, lies: Area, area: Area) -> T:
+    """An area of a map, of values that lie in it somewhere."""
+    down, across = area.rows.shift(-lies.rows.start), area.columns.shift(-lies.columns.start)
+    part: T = values[..., slice(*down), slice(*across)]  # type: ignore[index]
+    return part
+
+
+def put_together(
+    wanted: Area, found: Tensor, areas: Sequence[Area], part: Callable[[int, Area], Tensor]
+) -> Tensor:
+    """What is wanted of a map in parts that lie in these areas; `part` gives some of one, by its number."""
+    for number, area in enumerate(areas):
+        if wanted.meets(area):
+            both = wanted.within(area)
+            part_of(found, wanted, both).copy_(part(number, both))
+    return found
+
 
 class SentWindow:
-    """A part of an input, that knows where it lies."""
+    """A part of an input, that knows where it lies, and what else was sent of what is around it."""
 
-    def __init__(self, values: Tensor, area: Area) -> None:
+    def __init__(self, values: Tensor, area: Area, around: Sequence[tuple[Area, Tensor]] = ()) -> None:
         self.values = values
         self.area = area
+        self.around = around
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        down, across = rows.shift(-self.area.rows.start), columns.shift(-self.area.columns.start)
-        assert min(*down, *across) >= 0, "before what was sent"
-        assert down.stop <= self.area.rows.length, "below what was sent"
-        assert across.stop <= self.area.columns.length, "beyond what was sent"
-        return self.values[..., slice(*down), slice(*across)]
+        wanted = Area(rows, columns)
+        if wanted.within(self.area) == wanted:
+            return part_of(self.values, self.area, wanted)
+        assert self.around, "not what was sent"
+        sent = [*self.around, (self.area, self.values)]
+        found = self.values.new_empty((*self.values.shape[:-2], rows.length, columns.length))
+        return put_together(
+            wanted, found, [area for area, _ in sent], lambda number, area: part_of(*sent[number][::-1], area)
+        )
 
     def expect(self, rows: Span, columns: Span) -> None:
         """Nothing is fetched ahead."""
@@ -71,14 +97,14 @@ class MapInPieces:
 
     def read(self, rows: Span, columns: Span) -> Tensor:
         found = torch.empty((1, *self.channels, rows.length, columns.length))
-        for number, area in enumerate(self.areas):
-            down, across = rows.within(area.rows), columns.within(area.columns)
-            if down.empty or across.empty:
-                continue
-            part = self._file(number).read(down.shift(-area.rows.start), across.shift(-area.columns.start))
-            to = down.shift(-rows.start), across.shift(-columns.start)
-            found[..., slice(*to[0]), slice(*to[1])] = part
-        return found
+
+        def part(number: int, area: Area) -> Tensor:
+            lies = self.areas[number]
+            return self._file(number).read(
+                area.rows.shift(-lies.rows.start), area.columns.shift(-lies.columns.start)
+            )
+
+        return put_together(Area(rows, columns), found, self.areas, part)
 
     def expect(self, rows: Span, columns: Span) -> None:
         """Nothing is fetched ahead."""

@@ -39,9 +39,13 @@ class Area(NamedTuple):
         """How many positions it has."""
         return self.rows.length * self.columns.length
 
+    def within(self, other: Area) -> Area:
+        """What both have; empty where they have nothing in common."""
+        return Area(self.rows.within(other.rows), self.columns.within(other.columns))
+
     def meets(self, other: Area) -> bool:
         """Whether they have a position in common."""
-        return not any(one.within(two).empty for one, two in zip(self, other, strict=True))
+        return self.within(other).size > 0
 
 
 class Turn(NamedTuple):

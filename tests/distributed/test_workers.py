@@ -18,6 +18,7 @@ from overlap_tool.files import Codec
 from overlap_tool.files import run as run_in_one_process
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 dask_array = pytest.importorskip("dask.array")
 
 from overlap_tool.distributed import map_tiles, scenes  # noqa: E402
@@ -78,6 +79,24 @@ def test_a_chunk_reads_its_overlap_and_no_more() -> None:
     lazily = map_tiles(_seeded(Doubles), array)
     lazily[:, 32:40, 48:56].compute(scheduler="sync")  # from row 16 and column 24 of the input on
     assert sorted(seen) == [(row, column) for row in (12, 16, 20) for column in (20, 24, 28)]
+
+
+def test_neighbours_get_the_edges_of_a_chunk_and_no_more() -> None:
+    """3 rows or columns of 20, and corners of 3x3: of a chunk in the middle, what is around its centre."""
+    values = np.random.default_rng(1).random((3, 60, 60), np.float32)
+    graph = map_tiles(_seeded(Doubles), dask_array.from_array(values, chunks=(3, 20, 20))).dask
+    (middle,) = [key for key in graph if "-edges" in key[0] and key[2:] == (1, 1)]
+    edges = dask.get(graph, middle)
+    assert sum(area.size for area, _ in edges) == 4 * 3 * 20 + 4 * 3 * 3
+    assert all(np.array_equal(part, values[:, slice(*rows), slice(*down)]) for (rows, down), part in edges)
+    assert all(part.base is None for _, part in edges), "not a view, which would keep the chunk"
+
+
+@pytest.mark.parametrize(("side", "chunks"), [(4096, 625), (6144, 289)])
+def test_the_graph_of_a_large_scene(side, chunks) -> None:
+    """Three tasks for each chunk, the array's own among them, and one for the model."""
+    scene = dask_array.zeros((3, 100_000, 100_000), chunks=(3, side, side), dtype=np.float32)
+    assert len(map_tiles(_seeded(Doubles), scene).dask) == 3 * chunks + 1
 
 
 @pytest.mark.parametrize(
