@@ -63,7 +63,7 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
         for axis, size, known in zip(axes, sizes, borders, strict=True)
     ]
     name = f"overlap-tool-{uuid4().hex}"
-    sent = dask.delayed(tiled, pure=False, name=f"{name}-model", traverse=False)
+    sent = dask.delayed(SentNetwork(tiled), pure=False, name=f"{name}-model", traverse=False)
     areas = _placed(places).items()
     pieces = {place: PieceOfArray(shape, area, area_read(stage, shape, area)) for place, area in areas}
     graph = dask_library("dask.highlevelgraph").HighLevelGraph.from_collections(
@@ -74,8 +74,15 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     return dask_array.Array(graph, name, chunks, array.dtype)
 
 
-Place = tuple[int, int]
+ChunkPlace = tuple[int, int]
 """Of a chunk, in the rows and columns of them."""
+
+
+@dataclass(frozen=True)
+class SentNetwork:
+    """A wrapped network, as it is pickled. Dask takes a module itself apart, and puts together another."""
+
+    model: nn.Module
 
 
 @dataclass(frozen=True)
@@ -88,27 +95,31 @@ class PieceOfArray:
 
 
 @dataclass(frozen=True)
-class Edges:
+class ChunkEdges:
     """The areas of a chunk that pieces around it read."""
 
     chunk: Area
     wanted: list[Area] = field(default_factory=list)
 
 
-def _placed(edges: Sequence[Sequence[int]]) -> dict[Place, Area]:
+def _placed(edges: Sequence[Sequence[int]]) -> dict[ChunkPlace, Area]:
     across = len(edges[1]) - 1
     return {divmod(number, across): area for number, area in enumerate(grid(*edges))}
 
 
 def _tasks(
-    name: str, array: Any, chunks: Mapping[Place, Area], pieces: Mapping[Place, PieceOfArray], model: str
+    name: str,
+    array: Any,
+    chunks: Mapping[ChunkPlace, Area],
+    pieces: Mapping[ChunkPlace, PieceOfArray],
+    model: str,
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """What Dask is to do: a piece takes one chunk whole, that of which it reads most."""
 
-    def key(name: str, place: Place) -> tuple[Any, ...]:
+    def key(name: str, place: ChunkPlace) -> tuple[Any, ...]:
         return (name, *(0,) * (array.ndim - 2), *place)
 
-    edges = {place: Edges(chunk) for place, chunk in chunks.items()}
+    edges = {place: ChunkEdges(chunk) for place, chunk in chunks.items()}
     tasks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for place, piece in pieces.items():
         parts = {near: chunk.within(piece.read) for near, chunk in chunks.items() if chunk.meets(piece.read)}
@@ -130,13 +141,13 @@ def _tasks(
     return tasks
 
 
-def edges_of(chunk: NDArray[Any], edges: Edges) -> list[tuple[Area, NDArray[Any]]]:
+def edges_of(chunk: NDArray[Any], edges: ChunkEdges) -> list[tuple[Area, NDArray[Any]]]:
     """On a worker: copies, which do not keep the chunk in memory."""
     return [(area, part_of(chunk, edges.chunk, area).copy()) for area in edges.wanted]
 
 
 def compute_piece_of_array(
-    model: nn.Module,
+    sent: SentNetwork,
     piece: PieceOfArray,
     home: Area,
     chunk: NDArray[Any],
@@ -150,7 +161,7 @@ def compute_piece_of_array(
 
     around = [(area, as_given(values)) for of in edges for area, values in of]
     source = SentWindow(as_given(chunk), home, around)
-    made = compute_area(only_stage(model), source, piece.shape, piece.area)
+    made = compute_area(only_stage(sent.model), source, piece.shape, piece.area)
     return made.reshape(*chunk.shape[:-3], *made.shape[1:]).numpy()
 
 

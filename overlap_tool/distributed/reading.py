@@ -33,7 +33,7 @@ def part_of(values: T, lies: Area, area: Area) -> T:
     return part
 
 
-def put_together(
+def joined_parts(
     wanted: Area, found: Tensor, areas: Sequence[Area], part: Callable[[int, Area], Tensor]
 ) -> Tensor:
     """What is wanted of a map in parts that lie in these areas; `part` gives some of one, by its number."""
@@ -59,7 +59,7 @@ class SentWindow:
         assert self.around, "not what was sent"
         sent = [*self.around, (self.area, self.values)]
         found = self.values.new_empty((*self.values.shape[:-2], rows.length, columns.length))
-        return put_together(
+        return joined_parts(
             wanted, found, [area for area, _ in sent], lambda number, area: part_of(*sent[number][::-1], area)
         )
 
@@ -104,7 +104,7 @@ class MapInPieces:
                 area.rows.shift(-lies.rows.start), area.columns.shift(-lies.columns.start)
             )
 
-        return put_together(Area(rows, columns), found, self.areas, part)
+        return joined_parts(Area(rows, columns), found, self.areas, part)
 
     def expect(self, rows: Span, columns: Span) -> None:
         """Nothing is fetched ahead."""

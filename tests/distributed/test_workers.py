@@ -22,6 +22,7 @@ dask = pytest.importorskip("dask")
 dask_array = pytest.importorskip("dask.array")
 
 from overlap_tool.distributed import map_tiles, scenes  # noqa: E402
+from overlap_tool.distributed.arrays import only_stage  # noqa: E402
 from overlap_tool.distributed.pieces import cut_scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,6 +91,17 @@ def test_neighbours_get_the_edges_of_a_chunk_and_no_more() -> None:
     assert sum(area.size for area, _ in edges) == 4 * 3 * 20 + 4 * 3 * 3
     assert all(np.array_equal(part, values[:, slice(*rows), slice(*down)]) for (rows, down), part in edges)
     assert all(part.base is None for _, part in edges), "not a view, which would keep the chunk"
+
+
+def test_a_network_comes_to_other_processes_as_it_was() -> None:
+    """Dask's own way to send modules lost which of them is tiled."""
+    network = overlap_tool.wrap(_seeded(Doubles), tile=16)
+    graph = map_tiles(network, dask_array.zeros((3, 30, 30), dtype=np.float32)).dask
+    (model,) = [key for key in graph if isinstance(key, str) and key.endswith("-model")]
+    sent = distributed.protocol.deserialize(*distributed.protocol.serialize(dask.get(graph, model)))
+    values = torch.rand(1, 3, 30, 30)
+    with torch.no_grad():
+        assert torch.equal(only_stage(sent.model)(values), network(values))
 
 
 @pytest.mark.parametrize(("side", "chunks"), [(4096, 625), (6144, 289)])
