@@ -118,6 +118,10 @@ class Axis:
 
     def reaches(self) -> tuple[Reach, ...]:
         """What every op's outputs read of the stage's input."""
+        return self._reaches
+
+    @cached_property
+    def _reaches(self) -> tuple[Reach, ...]:
         reaches: list[Reach] = []
         for index, op in enumerate(self.ops):
             if op.geometry is None:
@@ -153,6 +157,15 @@ class Axis:
     def scale(self) -> Fraction:
         """Samples of the output per sample of the stage's input."""
         return self.reaches()[-1].scale
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether the branches that meet anywhere have one scale, as those of every network have."""
+        try:
+            self.reaches()
+        except MisalignedJoin:
+            return False
+        return True
 
     def overlaps(self) -> tuple[Overlap, ...]:
         """For an aligned tile of the output: how far every op is needed beyond the tile's own part."""

@@ -171,6 +171,10 @@ class Patch:
     n: int
     """The length of the whole input."""
 
+    def moved(self, out: int, by: int) -> Patch:
+        """The same at another place: its outputs by so many, what it reads by as much as these are."""
+        return Patch(self.out.shift(out), self.need.shift(by), self.have.shift(by), self.n)
+
     @property
     def complete(self) -> bool:
         """Whether the piece serves as it is: just what is needed, all of it inside the image."""
@@ -236,8 +240,10 @@ class Window(Geometry):
 
     def reads(self, outputs: Span, n: int) -> Span:
         need = self.need(outputs)
+        if not outputs.empty and need.start >= 0 and need.stop <= n:
+            return need
         dense = self.dilation == 1 and self.kernel >= self.stride and not self.closed
-        if dense or outputs.empty or need == need.clip(n):
+        if dense or outputs.empty:
             return super().reads(outputs, n)
         # Tap by tap, since at a border the outermost real sample of the hull may lie between two taps.
         spans = []

@@ -6,11 +6,12 @@ of every op, the rows of row step i and the columns of column step j.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from math import ceil, lcm
+from operator import add
 from typing import NamedTuple
 
 from overlap_tool.geometry import Geometry, Padding, Patch, Span, hull, patch
@@ -34,30 +35,88 @@ class Step:
         """Whether any of these is among the last op's outputs."""
         return not self.compute[-1].within(part).empty
 
+    def moved(self, axis: Axis, by: Sequence[int]) -> Step:
+        """The same step at another place, to which every op comes by whole periods."""
+
+        def moved(spans: Sequence[Span]) -> tuple[Span, ...]:
+            return tuple(map(Span.shift, spans, by))
+
+        patches = tuple(
+            None if patch is None else patch.moved(by[index], by[axis.ops[index].inputs[0]])
+            for index, patch in enumerate(self.patches)
+        )
+        return Step(moved(self.compute), moved(self.hold), moved(self.keep), patches)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps that do the same, one after another; every op is moved on by so many outputs each time."""
+
+    first: Step
+    count: int = 1
+    moves: tuple[int, ...] = ()
+    axis: Axis | None = None
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        yield self.first
+        for number in range(1, self.count):
+            assert self.axis is not None
+            yield self.first.moved(self.axis, [number * move for move in self.moves])
+
+    @property
+    def computed(self) -> Iterator[Span]:
+        """From the first to the last output of every op that any step computes."""
+        if self.count == 1:
+            yield from self.first.compute
+            return
+        for span, move in zip(self.first.compute, self.moves, strict=True):
+            yield hull([span, span.shift((self.count - 1) * move)])
+
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """For one axis of a stage: the sizes of all ops, and the steps."""
+    """For one axis of a stage: the sizes of all ops, and the steps, in runs of those that are alike."""
 
     sizes: tuple[int, ...]
-    steps: tuple[Step, ...]
+    runs: tuple[Run, ...]
+
+    @staticmethod
+    def of(sizes: tuple[int, ...], steps: Iterable[Step]) -> AxisPlan:
+        return AxisPlan(sizes, tuple(map(Run, steps)))
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(step for run in self.runs for step in run.steps)
+
+    @cached_property
+    def count(self) -> int:
+        """How many steps."""
+        return sum(run.count for run in self.runs)
+
+    @cached_property
+    def later(self) -> tuple[Step, ...]:
+        """One of every run of steps after the first."""
+        return tuple(run.first for run in self.runs[self.runs[0].count == 1 :])
 
     @cached_property
     def computed(self) -> tuple[int, ...]:
         """How many outputs every op computes over all steps, recomputed ones included."""
-        spans = zip(*(step.compute for step in self.steps), strict=True)
-        return tuple(sum(span.length for span in of_op) for of_op in spans)
+        lengths = zip(
+            *([run.count * span.length for span in run.first.compute] for run in self.runs), strict=True
+        )
+        return tuple(map(sum, lengths))
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
         """The most outputs of every op that outlive a step."""
-        spans = zip(*(step.keep for step in self.steps), strict=True)
+        spans = zip(*(run.first.keep for run in self.runs), strict=True)
         return tuple(max(span.length for span in of_op) for of_op in spans)
 
     @cached_property
     def extents(self) -> tuple[Span, ...]:
         """From the first to the last output of every op that any step computes."""
-        return tuple(map(hull, zip(*(step.compute for step in self.steps), strict=True)))
+        return tuple(map(hull, zip(*(run.computed for run in self.runs), strict=True)))
 
     @cached_property
     def overlapping(self) -> bool:
@@ -74,7 +133,7 @@ def whole(axis: Axis, n: Lengths) -> AxisPlan:
     """The whole map in one step, outputs that nobody reads included."""
     sizes = axis.sizes(n)
     everything = tuple(Span(0, size) for size in sizes)
-    return AxisPlan(sizes, (_step(axis, sizes, everything),))
+    return AxisPlan.of(sizes, [_step(axis, sizes, everything)])
 
 
 def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
@@ -86,7 +145,7 @@ def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
         starts, stops = at(cut.start), at(cut.stop)
         wanted = {end: Span(starts[end], stops[end]) for end in axis.ends}
         steps.append(_step(axis, sizes, axis.needs(wanted, sizes)))
-    return AxisPlan(sizes, tuple(steps))
+    return AxisPlan.of(sizes, steps)
 
 
 def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
@@ -114,9 +173,9 @@ def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
         patches[index] = Patch(span, op.geometry.need(span), have, sizes[source])
         for source in op.inputs:
             spans[source] = hull([spans[source], have])
-    return AxisPlan(
-        sizes, tuple(_shifted(axis, spans, patches, [i * by for by in shifts]) for i in range(count))
-    )
+    nothing = tuple(Span(span.stop, span.stop) for span in spans)
+    first = Step(tuple(spans), tuple(spans), nothing, tuple(patches))
+    return AxisPlan(sizes, (Run(first, count, tuple(shifts), axis),))
 
 
 def _reads_of_any(
@@ -134,29 +193,31 @@ def _reads_of_any(
     return hull([need, *(geometry.reads(out, sizes[1]).shift(-i * shifts[1]) for i, out in enumerate(real))])
 
 
-def _shifted(axis: Axis, spans: Sequence[Span], patches: Sequence[Patch | None], by: Sequence[int]) -> Step:
-    """The first of several tiles of one shape, moved."""
-    moved = tuple(span.shift(shift) for span, shift in zip(spans, by, strict=True))
-    nothing = tuple(Span(span.stop, span.stop) for span in moved)
-    reads = tuple(
-        None
-        if patch is None
-        else Patch(out, patch.need.shift(by[op.inputs[0]]), patch.have.shift(by[op.inputs[0]]), patch.n)
-        for op, patch, out in zip(axis.ops, patches, moved, strict=True)
-    )
-    return Step(moved, moved, nothing, reads)
-
-
 def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
     to be read, so that nothing is computed twice. They may begin at any tile of the stream of all of it."""
     sizes = axis.sizes(n)
     at = places(axis, sizes)
-    first, last = at(cuts[0].start), at(cuts[-1].stop)
-    needed = axis.needs({end: Span(first[end], last[end]) for end in axis.ends}, sizes)
-    stops = (first, *(at(cut.stop) for cut in cuts))
-    come = [_come_to(axis, sizes, needed, each) for each in stops]
-    return AxisPlan(sizes, tuple(_between(axis, sizes, *both) for both in pairwise(come)))
+    begin, end = at(cuts[0].start), at(cuts[-1].stop)
+    needed = axis.needs({op: Span(begin[op], end[op]) for op in axis.ends}, sizes)
+    stops = (cuts[0].start, *(cut.stop for cut in cuts))
+    progress = cache(lambda number: _come_to(axis, sizes, needed, at(stops[number]) if number else begin))
+    moves = _Moves(axis, needed) if axis.aligned else None
+
+    def runs(low: int, high: int) -> Iterator[Run]:
+        """From one stop to another: where no border of the image takes part, all steps do the same."""
+        first, last = progress(low), progress(high)
+        if high - low == 1:
+            yield Run(_between(axis, sizes, first, last))
+        elif moves and moves.alike(stops[low : high + 1], first, last):
+            step = _between(axis, sizes, first, progress(low + 1))
+            yield Run(step, high - low, moves.by(stops[low + 1] - stops[low]), axis)
+        else:
+            middle = (low + high) // 2
+            yield from runs(low, middle)
+            yield from runs(middle, high)
+
+    return AxisPlan(sizes, tuple(runs(0, len(cuts))))
 
 
 class Progress(NamedTuple):
@@ -164,6 +225,39 @@ class Progress(NamedTuple):
 
     done: tuple[int, ...]
     unread: tuple[int, ...]
+
+    def moved(self, by: Sequence[int]) -> Progress:
+        return Progress(*(tuple(map(add, places, by)) for places in self))
+
+
+class _Moves:
+    """How far every op moves on with the output, by whole periods."""
+
+    def __init__(self, axis: Axis, needed: Sequence[Span]) -> None:
+        reaches = axis.reaches()
+        period = lcm(*(reach.period.input for reach in reaches))
+        self.period = int(period * axis.scale)
+        self.needed = needed
+        moves = (int(period * reach.scale) for reach in reaches)
+        self.moves = tuple(0 if span.empty else move for move, span in zip(moves, needed, strict=True))
+
+    def by(self, outputs: int) -> tuple[int, ...]:
+        periods = outputs // self.period
+        return tuple(periods * move for move in self.moves)
+
+    def alike(self, stops: Sequence[int], first: Progress, last: Progress) -> bool:
+        """Whether a stream does the same between any two of these stops and the next. A border of the image
+        puts a stream ahead at its beginning, and holds it back at its end, never the other way round: had one
+        taken part, there would be less than whole periods between the two."""
+        lengths = {stop - start for start, stop in pairwise(stops)}
+        if len(lengths) > 1 or min(lengths) % self.period:
+            return False
+        if not all(
+            span.empty or (span.start < before and after < span.stop)
+            for span, before, after in zip(self.needed, first.done, last.done, strict=True)
+        ):
+            return False  # what nothing has been read for, or nothing will be, says nothing of borders
+        return first.moved(self.by(stops[-1] - stops[0])) == last
 
 
 def _come_to(axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stops: Mapping[int, int]) -> Progress:

@@ -72,7 +72,7 @@ class SegmentPlan:
 
     @property
     def tiles(self) -> int:
-        return len(self.rows.steps) * len(self.columns.steps) if self.segment.computes else 0
+        return self.rows.count * self.columns.count if self.segment.computes else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +307,7 @@ def _axis_plan(
     sizes = axis.sizes(n)
     if one_shape:
         plan = uniform(axis, n, tile)
-        return plan if part is None else AxisPlan(sizes, tuple(s for s in plan.steps if s.computes(part)))
+        return plan if part is None else AxisPlan.of(sizes, (s for s in plan.steps if s.computes(part)))
     start, stop = (0, sizes[-1]) if part is None else together(axis, sizes, part)
     if schedule == "stream":
         return stream(axis, n, stream_cuts(axis, stop, tile, start))

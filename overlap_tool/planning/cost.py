@@ -64,7 +64,7 @@ def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
 def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
     """Multiply-accumulates of the tile that takes most, per image."""
     heights, widths = (
-        {tuple(span.length for span in step.compute) for step in plan.steps} for plan in (rows, columns)
+        {tuple(span.length for span in run.first.compute) for run in plan.runs} for plan in (rows, columns)
     )
     return max(
         sum(cost.macs * a * b for cost, a, b in zip(costs, height, width, strict=True))
@@ -131,14 +131,15 @@ def working_bytes(
         cost.channels * kept * extent.length if cost.reads.inputs else 0
         for cost, kept, extent in zip(costs, rows.kept, columns.extents, strict=True)
     ]
-    first = _tile(costs, rows.steps[0], columns.steps[0], above, images, packed, first=True)
+    row, column = rows.runs[0].first, columns.runs[0].first
+    first = _tile(costs, row, column, above, images, packed, first=True)
     # Steps in the middle of the image are alike, so few of the others differ in shape.
-    row_steps = {_shape(step): step for step in rows.steps}.values()
-    later_columns = {_shape(step): step for step in columns.steps[1:]}.values()
-    later_rows = {_shape(step): step for step in rows.steps[1:]}.values()
+    later_columns = {_shape(step): step for step in columns.later}.values()
+    later_rows = {_shape(step): step for step in rows.later}.values()
+    row_steps = {_shape(step): step for step in (row, *rows.later)}.values()
     later = [
         *((row, column) for row in row_steps for column in later_columns),
-        *((row, columns.steps[0]) for row in later_rows),
+        *((row, column) for row in later_rows),
     ]
     return itemsize * max(
         [first, *(_tile(costs, row, column, above, images, packed, first=False) for row, column in later)]

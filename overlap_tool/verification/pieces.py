@@ -33,7 +33,7 @@ def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Any:
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:
     """What one tile of a pass gives: its part of every map that the segment outputs."""
     network = each.plan.segment.network
-    rows, columns = AxisPlan(each.plan.rows.sizes, (row,)), AxisPlan(each.plan.columns.sizes, (column,))
+    rows, columns = AxisPlan.of(each.plan.rows.sizes, [row]), AxisPlan.of(each.plan.columns.sizes, [column])
     caught = {map: _Caught() for map in (*network.kept, network.output)}
     execute_pass(network, rows, columns, sources, caught, each.values)
     return tuple(part for sink in caught.values() for part in sink.parts)

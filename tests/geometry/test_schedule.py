@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import lcm
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import assume, given
@@ -73,16 +74,16 @@ class Case:
 
 
 @st.composite
-def cases(draw: Any) -> Case:
+def cases(draw: Any, most: int = 40) -> Case:
     """Every op follows any earlier one; ops of equal size meet in joins. An op that refuses the size it is
     given, or makes too much of it, becomes a pointwise one."""
-    n = draw(st.integers(1, 40))
+    n = draw(st.integers(1, most))
     ops, sizes = [AxisOp(None)], [n]
     for _ in range(draw(st.integers(1, 8))):
         source = len(ops) - 1 if draw(st.integers(0, 2)) else draw(st.integers(0, len(ops) - 1))
         geometry: Geometry = draw(geometries)
         sources = [source]
-        if not 1 <= geometry.size(sizes[source]) <= 120:
+        if not 1 <= geometry.size(sizes[source]) <= 3 * most:
             geometry = POINTWISE
         if draw(st.booleans()):
             sources += [i for i in range(len(ops)) if i != source and sizes[i] == sizes[source]][:2]
@@ -185,6 +186,26 @@ def test_the_first_tile_of_a_stream_leaves_room_for_what_it_reads_ahead():
 
 
 # --- stream -----------------------------------------------------------------------------------------------
+
+
+@given(cases(120))
+@many
+def test_steps_that_are_alike_are_moved_to_what_each_would_be(case):
+    """By planning every one of them."""
+    plan = stream(case.axis, case.n, case.cuts)
+    with mock.patch("overlap_tool.geometry.plan._Moves.alike", return_value=False):
+        alone = stream(case.axis, case.n, case.cuts)
+    assert len(alone.runs) == len(case.cuts)
+    assert plan.steps == alone.steps
+    for figure in ("count", "computed", "kept", "extents", "overlapping"):
+        assert getattr(plan, figure) == getattr(alone, figure)
+
+
+def test_a_long_stream_has_few_steps_of_its_own():
+    axis = Axis((AxisOp(None), AxisOp(Window(5, 2, 2, 2), (0,)), AxisOp(Window(3, 1, 1, 1), (1,))))
+    plan = stream(axis, 100_000, cut(50_000, 128))
+    assert plan.count == len(plan.steps) == 391
+    assert len(plan.runs) < 30
 
 
 @given(cases())
