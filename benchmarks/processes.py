@@ -1,9 +1,9 @@
 """A scene of 6,000 x 5,000 pixels by one process, and by 1, 2 and 4 workers: bytes and memory.
 
 Every model runs in one process first. Then workers make the same file and the same image, to the byte and to
-the sample. `held` is what a worker had resident at most, above what it had before its first piece of the
-scene, when the model was loaded there and had run on a small image; `foretold` is the planner's figure for
-the pieces of the run.
+the sample. `held` is what a worker had resident at most while it computed a piece of a stage, above what it
+had before its first piece of the scene, when the model was loaded there and had run on a small image;
+`foretold` is the planner's figure for these pieces. `coding` is the same while it coded a band of symbols.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.utils
 import distributed
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ WIDTH, HEIGHT = 6000, 5000
 WORKERS = (1, 2, 4)
 LIMIT = 4 << 30
 """What a worker is given, Python and PyTorch included."""
-HEADINGS = ("model", "workers", "same file", "same image", "foretold", "held", "held / foretold")
+HEADINGS = ("model", "workers", "same file", "same image", "foretold", "held", "held / foretold", "coding")
+CODING = "compute_with"
+"""The task that codes a band, or decodes one; all others are pieces."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,37 @@ class Excited(nn.Sequential):
 
 
 def resident(what: str) -> int:
-    """In this process: `VmRSS`, or `VmHWM`, the most since the mark was set back."""
+    """Of this process: `VmRSS`, or `VmHWM`, the most since the mark was set back."""
     return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) * 1024
 
 
-def begin() -> int:
-    """Set the mark back; what is resident now."""
-    CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
+class Marks(distributed.WorkerPlugin):
+    """The most that was resident in a worker while it had a task of each kind."""
+
+    name = "marks"
+
+    def begin(self) -> int:
+        """Forget what was; what is resident now."""
+        self.most: dict[str, int] = {}
+        CDLL("libc.so.6").malloc_trim(0)
+        return resident("VmRSS")
+
+    def transition(self, key: Any, start: str, finish: str, **_: object) -> None:
+        if finish == "executing":
+            Path("/proc/self/clear_refs").write_text("5")
+        if start == "executing":
+            kind = dask.utils.key_split(key)
+            self.most[kind] = max(self.most.get(kind, 0), resident("VmHWM"))
+
+
+def begin(dask_worker: Any) -> int:
+    marks: Marks = dask_worker.plugins[Marks.name]
+    return marks.begin()
+
+
+def most(dask_worker: Any) -> dict[str, int]:
+    marks: Marks = dask_worker.plugins[Marks.name]
+    return marks.most
 
 
 @contextmanager
@@ -167,13 +192,22 @@ def rows(case: Case, folder: Path) -> Iterator[tuple[str, ...]]:
     for workers in case.workers:
         with cluster(workers) as client:
             address = client.scheduler.address
+            client.register_plugin(Marks())
+            client.run(begin)
             scene.by(address, "small.zarr", 256)  # every worker loads the model
             before = client.run(begin)
             scene.by(address, "in.zarr", case.piece)
-            most = client.run(resident, "VmHWM")
-        held = max(most[worker] - before[worker] for worker in before)
+            marks = client.run(most)
+        above = [(kind, mark - before[on]) for on, of in marks.items() for kind, mark in of.items()]
+        held = max(bytes for kind, bytes in above if kind != CODING)
+        coding = max((bytes for kind, bytes in above if kind == CODING), default=0)
         foretold = scene.foretold(workers)
-        figures = (f"{foretold / 2**20:.0f} MiB", f"{held / 2**20:.0f} MiB", f"{held / foretold:.2f}")
+        figures = (
+            f"{foretold / 2**20:.0f} MiB",
+            f"{held / 2**20:.0f} MiB",
+            f"{held / foretold:.2f}",
+            f"{coding / 2**20:.0f} MiB" if coding else "",
+        )
         yield case.name, str(workers), scene.same_file(), scene.same_image(), *figures
 
 

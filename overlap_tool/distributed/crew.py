@@ -90,7 +90,7 @@ class Workers:
     ) -> Iterator[tuple[Area, Tensor]]:
         refuse_other_networks(stage, shape)
         last = plan_of(stage, shape).segments[-1]
-        most, _ = fitting_side(stage, shape, last, memory_of_a_worker(self.client))
+        most, _ = fitting_side(stage, shape, last, memory_of_a_worker(self.client), to_files=False)
         areas = cut_stage(stage, area, self.piece, most)
         if len(areas) > 1:
             added = recomputed(stage, shape, [areas])

@@ -42,8 +42,7 @@ class Outlook:
     busiest: float
     """The arithmetic of the worker that has most, in even shares of it."""
     memory: int
-    """The most bytes that a worker holds for a piece, beside Python and PyTorch. Of a network, whose pieces
-    are written in bands, it is less."""
+    """The most bytes that a worker holds for a piece, beside Python and PyTorch."""
     read: int
     """Numbers that workers read, in bytes."""
     made: int
@@ -67,18 +66,19 @@ def outlook(
         known = ", ".join(stage.name for stage in codec.stages) or "it has none"
         raise OptionError(f"stage={only!r}", f"is no stage of {codec.where}", f"Choose from: {known}")
     found = []
+    sent = hasattr(codec.model, "compress")
     for stage in stages:
         stage.network.require_image(codec.where)
-        refuse_whole_maps(stage, summaries=hasattr(codec.model, "compress"))
+        refuse_whole_maps(stage, summaries=sent)
         height, width = (side + -side % codec.multiple for side in size[::-1])
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         refuse_other_networks(stage, shape)
-        found += _of_stage(stage, shape, workers, memory, piece)
+        found += _of_stage(stage, shape, workers, memory, piece, not sent)
     return found
 
 
 def _of_stage(
-    stage: TiledForward, shape: Shape, workers: int, memory: int, piece: int | None
+    stage: TiledForward, shape: Shape, workers: int, memory: int, piece: int | None, to_files: bool
 ) -> list[Outlook]:
     plan = plan_of(stage, shape)
     several = len(plan.segments) > 1
@@ -87,7 +87,7 @@ def _of_stage(
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
-        side, least = fitting_side(stage, shape, each, memory, (piece,) if piece else SIDES)
+        side, least = fitting_side(stage, shape, each, memory, to_files, (piece,) if piece else SIDES)
         if least > memory:
             raise OptionError(
                 f"memory={memory}",
@@ -95,19 +95,24 @@ def _of_stage(
                 "Give workers more, or wrap the model with a smaller tile",
             )
         areas = cut_pass(stage, each, side)
-        made.append(_of_pass(name, stage, shape, each, side, areas, workers))
+        made.append(_of_pass(name, stage, shape, each, side, areas, workers, least))
     return made
 
 
 def fitting_side(
-    stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int, sides: Sequence[int] = SIDES
+    stage: TiledForward,
+    shape: Shape,
+    each: SegmentPlan,
+    memory: int,
+    to_files: bool,
+    sides: Sequence[int] = SIDES,
 ) -> tuple[int, int]:
     """The side of the largest piece of a pass that fits a worker's memory, and what it takes; else of the
-    smallest."""
+    smallest. Pieces of a codec are sent, those of a network go `to_files`."""
     plan = plan_of(stage, shape)
     for side in sides:
         largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
-        takes = _memory(plan_pass(stage.input_scale, plan, each, largest), shape)
+        takes = _memory(plan_pass(stage.input_scale, plan, each, largest), shape, to_files)
         if takes <= memory:
             break
     return side, takes
@@ -121,12 +126,12 @@ def _of_pass(
     side: int,
     areas: Sequence[Area],
     workers: int,
+    takes: int,
 ) -> Outlook:
     plan, network = plan_of(stage, shape), each.segment.network
     plans = plans_of(stage, plan, each, areas)
     costs = arithmetic(each, plans.values())
     together = sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
-    largest = max(plans, key=lambda area: area.size)
     left = {*each.segment.stored, *({network.output} & {plan.network.output})}
     sizes = zip(network.ops, each.rows.sizes, each.columns.sizes, strict=True)
     made = sum(op.channels * height * width for op, height, width in sizes if op.id in left)
@@ -137,7 +142,7 @@ def _of_pass(
         pieces=len(areas),
         added=sum(costs) / max(1, together) - 1,
         busiest=max(turns) * workers / max(1, sum(costs)),
-        memory=_memory(plans[largest], shape),
+        memory=takes,
         read=sum(_read(part) for part in plans.values()) * shape.itemsize,
         made=made * shape.itemsize,
     )
@@ -153,10 +158,21 @@ def _read(part: SegmentPlan) -> int:
     return sum(op.channels * height * width for op, height, width in sizes if isinstance(op, Input))
 
 
-def _memory(part: SegmentPlan, shape: Shape) -> int:
-    """What a worker holds: its windows, what the executor has at once, and the piece in bands, and joined."""
+def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
+    """What a worker holds: what the executor has at once, and what it is given and gives, twice: in the bands
+    that tiles make up, and joined, or in the order of a file. To and from files that is a band at a time."""
     network = part.segment.network
-    costs = op_costs(network)
-    output = network.ops[-1].channels * part.rows.extents[-1].length * part.columns.extents[-1].length
-    working = working_bytes(costs, part.rows, part.columns, shape.itemsize, 1, packed=True)
-    return shape.itemsize * (_read(part) + 2 * output) + working
+    working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
+    if to_files:
+        places = [network.index[map] for map in part.segment.stored] or [len(network.ops) - 1]
+        held = sum(2 * _band(part, place) for place in places)
+    else:
+        output = network.ops[-1].channels * part.rows.extents[-1].length * part.columns.extents[-1].length
+        held = _read(part) + 2 * output
+    return shape.itemsize * held + working
+
+
+def _band(part: SegmentPlan, place: int) -> int:
+    """The numbers of a map in the rows of one tile, and all columns of the piece."""
+    rows = max(run.first.compute[place].length for run in part.rows.runs)
+    return part.segment.network.ops[place].channels * rows * part.columns.extents[place].length

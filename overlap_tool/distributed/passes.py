@@ -95,7 +95,10 @@ class PassesOnWorkers:
         self.quiet = quiet
         self.plan = plan_of(work.stage, work.shape)
         memory = memory_of_a_worker(client)
-        *before, most = (fitting_side(work.stage, work.shape, each, memory)[0] for each in self.plan.segments)
+        *before, most = (
+            fitting_side(work.stage, work.shape, each, memory, to_files=True)[0]
+            for each in self.plan.segments
+        )
         self.areas = [
             *(
                 cut_pass(work.stage, each, piece or side)

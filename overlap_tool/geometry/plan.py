@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOfSteps:
     """Steps that do the same, one after another; every op is moved on by so many outputs each time."""
 
     first: Step
@@ -79,11 +79,11 @@ class AxisPlan:
     """For one axis of a stage: the sizes of all ops, and the steps, in runs of those that are alike."""
 
     sizes: tuple[int, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RunOfSteps, ...]
 
     @staticmethod
     def of(sizes: tuple[int, ...], steps: Iterable[Step]) -> AxisPlan:
-        return AxisPlan(sizes, tuple(map(Run, steps)))
+        return AxisPlan(sizes, tuple(map(RunOfSteps, steps)))
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -175,7 +175,7 @@ def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
             spans[source] = hull([spans[source], have])
     nothing = tuple(Span(span.stop, span.stop) for span in spans)
     first = Step(tuple(spans), tuple(spans), nothing, tuple(patches))
-    return AxisPlan(sizes, (Run(first, count, tuple(shifts), axis),))
+    return AxisPlan(sizes, (RunOfSteps(first, count, tuple(shifts), axis),))
 
 
 def _reads_of_any(
@@ -204,14 +204,14 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     progress = cache(lambda number: _come_to(axis, sizes, needed, at(stops[number]) if number else begin))
     moves = _Moves(axis, needed) if axis.aligned else None
 
-    def runs(low: int, high: int) -> Iterator[Run]:
+    def runs(low: int, high: int) -> Iterator[RunOfSteps]:
         """From one stop to another: where no border of the image takes part, all steps do the same."""
         first, last = progress(low), progress(high)
         if high - low == 1:
-            yield Run(_between(axis, sizes, first, last))
+            yield RunOfSteps(_between(axis, sizes, first, last))
         elif moves and moves.alike(stops[low : high + 1], first, last):
             step = _between(axis, sizes, first, progress(low + 1))
-            yield Run(step, high - low, moves.by(stops[low + 1] - stops[low]), axis)
+            yield RunOfSteps(step, high - low, moves.by(stops[low + 1] - stops[low]), axis)
         else:
             middle = (low + high) // 2
             yield from runs(low, middle)
