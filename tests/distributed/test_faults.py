@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -267,15 +268,19 @@ def test_a_full_disk(tmp_path, given, address, work, same, room) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"tool": "0.0.1"}, {"engine": {"kernels": "exact", "arithmetic": "0"}}], ids=str
+    ("key", "other"), [("tool", "0.0.1"), ("engine", {"kernels": "exact", "arithmetic": "0"})]
 )
-@pytest.mark.parametrize(("work", "asks"), [(by_network, scenes), (by_codec, crew)])
+@pytest.mark.parametrize(
+    ("work", "asks", "opened"), [(by_network, scenes, network_in), (by_codec, crew, codec)]
+)
 def test_a_worker_with_another_version_or_arithmetic(
-    tmp_path, given, address, monkeypatch, work, asks, other
+    tmp_path, given, address, monkeypatch, work, asks, opened, key, other
 ) -> None:
-    """It is named, and writes nothing."""
-    monkeypatch.setattr(asks, "Wanted", lambda identity, trust: Wanted({**identity, **other}, trust))
-    with pytest.raises(ClusterError, match=r"^a worker on inproc://\S+: it would compute other bits"):
+    """It is named, with what it has and what is wanted, and writes nothing."""
+    monkeypatch.setattr(asks, "Wanted", lambda identity, trust: Wanted({**identity, key: other}, trust))
+    there = opened(given).identity[key]
+    told = re.escape(f"it would compute other bits ({key} {there} there and {other} here). Install the same")
+    with pytest.raises(ClusterError, match=rf"^a worker on inproc://\S+: {told} versions there$"):
         work(given, tmp_path, dask=address)
     assert list(tmp_path.iterdir()) == []
 
