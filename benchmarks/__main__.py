@@ -34,6 +34,7 @@ NAMES = (
     "processes",
     "raster",
     "reach",
+    "regions",
     "workers",
 )
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
 """What a task reads is sent as part of it: Dask scatters data to a worker, and loses them with it."""
 
 OF_PYTHON = 1 << 30
-"""What a process takes before it computes anything, and what is left free."""
+"""What a process takes before it computes anything, for a band of symbols, and what is left free."""
 
 AHEAD = 2
 """Tasks that are sent at once, per worker, where results come in order."""
