@@ -22,8 +22,12 @@ SECONDS_TO_ANSWER = 5
 SECONDS_TO_JOIN = 30
 """A scheduler has to have a worker by then: nothing would ever be computed."""
 
-WITHOUT_WORKERS = "60s"
-"""Of processes of this machine: they come again when they die, unless they cannot start."""
+OF_OUR_OWN = {
+    "distributed.scheduler.no-workers-timeout": "3m",
+    "distributed.deploy.lost-worker-timeout": "1000h",
+}
+"""Processes of this machine come again when they die, unless they cannot start. Left alone, Dask's cluster
+gives up for good one that is not there 15 seconds after a death: it may be coming, or have died once more."""
 
 WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
 """What a task reads is sent as part of it: Dask scatters data to a worker, and loses them with it."""
@@ -77,7 +81,7 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
             yield client
         return
     with (
-        library.config.set(WINDOWS_IN_TASKS | {"distributed.scheduler.no-workers-timeout": WITHOUT_WORKERS}),
+        library.config.set(WINDOWS_IN_TASKS | OF_OUR_OWN),
         distributed.LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
         ) as cluster,

@@ -164,6 +164,16 @@ def test_a_task_whose_workers_die_is_sent_again(tmp_path, monkeypatch) -> None:
         assert len(list(tmp_path.iterdir())) == 1 + 1 + 2
 
 
+def test_a_worker_that_comes_again_late_is_waited_for(tmp_path) -> None:
+    """Dask's own cluster would have closed it by then, and a run with no other would wait for ever."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
+        cluster.connected(1, None) as client,
+    ):
+        work = OnWorkers(client, dies_until, lambda so_often: (tmp_path, so_often))
+        assert list(work.in_order([1])) == [1]
+
+
 def test_all_workers_are_gone(tmp_path, given, monkeypatch) -> None:
     """Nothing would ever be computed."""
     with (
