@@ -80,14 +80,25 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
             _wait_for_a_worker(client, dask)
             yield client
         return
+    assert workers is not None
     with (
         library.config.set(WINDOWS_IN_TASKS | OF_OUR_OWN),
-        distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
-        ) as cluster,
+        _processes(workers) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _processes(workers: int) -> Any:
+    """A cluster of this machine."""
+    try:
+        return dask_library("distributed").LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
+        )
+    except RuntimeError as error:
+        raise ClusterError(
+            f"workers={workers}", f"a worker process could not start ({error})", "Try it again, or with fewer"
+        ) from error
 
 
 async def _answered(dask: str) -> None:

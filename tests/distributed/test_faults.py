@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +135,19 @@ def killing(monkeypatch):
     return start
 
 
+@contextmanager
+def two_processes() -> Iterator[distributed.LocalCluster]:
+    """That come again, however slowly."""
+    with (
+        dask.config.set(cluster.OF_OUR_OWN),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started,
+    ):
+        yield started
+
+
 def test_workers_that_are_killed(tmp_path, given, killing) -> None:
     """One in the middle of a network's passes, one while a codec's maps are on their way to it."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
+    with two_processes() as started:
         killer = killing(started.workers, [5])
         by_network(given, tmp_path, dask=started.scheduler_address, piece=200)
         assert len(killer.killed) == 1
@@ -172,6 +184,13 @@ def test_a_worker_that_comes_again_late_is_waited_for(tmp_path) -> None:
     ):
         work = OnWorkers(client, dies_until, lambda so_often: (tmp_path, so_often))
         assert list(work.in_order([1])) == [1]
+
+
+def test_a_process_that_does_not_start_is_told(tmp_path, given, monkeypatch) -> None:
+    monkeypatch.setattr(distributed.Nanny, "instantiate", lambda _: 1 / 0)
+    with pytest.raises(ClusterError, match=r"^workers=1: a worker process could not start"):
+        by_codec(given, tmp_path, workers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_workers_are_gone(tmp_path, given, monkeypatch) -> None:
@@ -239,7 +258,7 @@ def test_workers_that_are_killed_many_times(tmp_path, given, killing, kills) -> 
     """Twenty times in all: twice in each of ten runs, at other places."""
     drawn = random.Random(kills)
     work, same, last = ((by_network, same_samples, 30), (by_codec, same_file, 60))[kills % 2]
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
+    with two_processes() as started:
         killer = killing(started.workers, drawn.sample(range(1, last), 2))
         work(given, tmp_path, dask=started.scheduler_address, piece=100)
         assert len(killer.killed) == 2
