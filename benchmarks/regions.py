@@ -65,11 +65,10 @@ def main(only: str = "") -> list[Table]:
         codec, coded = Codec.load(folder / "it.tiled.pt"), folder / "it.lic"
         make_image(folder / "in.zarr", side, side)
         compress(codec, folder / "in.zarr", coded, blocks=BLOCK)
-        with counted(coded) as read:
-            started = time.perf_counter()
-            decompress(codec, coded, folder / "whole.zarr")
-            seconds = time.perf_counter() - started
-        whole, size = zarr.open_array(store=str(folder / "whole.zarr"), mode="r"), sum(read)
+        started = time.perf_counter()
+        decompress(codec, coded, folder / "whole.zarr")
+        seconds = time.perf_counter() - started
+        whole, size = zarr.open_array(store=str(folder / "whole.zarr"), mode="r"), coded.stat().st_size
         table.add_row("all", f"{seconds:.1f}", "", f"{size:,}", "", "")
 
         def decoded(region: tuple[int, int, int, int]) -> bool:
