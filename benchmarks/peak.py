@@ -27,7 +27,7 @@ from overlap_tool.kernels.codegen import I64, counted
 from overlap_tool.kernels.threads import run_on_threads
 from overlap_tool.wrapping.retrofit import tiled_stages
 
-SIDE, TILE, ROUNDS = 2048, 256, 5
+SIDE, TILE, WARM, ROUNDS = 2048, 256, 4, 5
 LIMITS = {"mbt2018": 0.7, "elic2022-official": 0.75, "cheng2020-attn": 0.8}
 """Of the peak."""
 
@@ -122,7 +122,8 @@ def main(only: str = "") -> list[Table]:
             side = int(SIDE * stage.input_scale)
             image = torch.rand(1, stage.network.ops[0].channels, side, side)
             count = products(stage.original, image)
-            stage(image)  # compiles and tries
+            for _ in range(WARM):  # what is found again is recorded, tried, and then played
+                stage(image)
             runs = []
             for _ in range(ROUNDS):
                 before, start = peak(), time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -113,6 +114,7 @@ def in_type_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
     """A rule's `run` for an op in place: the result is of the type of what the op changes, its first tensor,
     as that of `x.gt_(0)` is."""
 
+    @wraps(run)  # whose module says whether it is ours
     def typed(patches: Patches, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
         return run(patches, *args, **kwargs).to(first.dtype)

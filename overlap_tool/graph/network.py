@@ -193,6 +193,8 @@ class Network:
     """Those of images of other sizes, as far as they were traced."""
     of_depths: dict[int, Network] = field(default_factory=dict, compare=False, repr=False)
     """Of one for volumes, those for other depths."""
+    passes: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What a pass over it has left for the next."""
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

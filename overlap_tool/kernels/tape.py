@@ -142,7 +142,10 @@ class Tape:
             addresses[place.root] = address = tensor.data_ptr()
             if (
                 tensor.shape != place.shape
-                or tensor.stride() != place.strides
+                or any(
+                    n > 1 and a != b
+                    for n, a, b in zip(place.shape, tensor.stride(), place.strides, strict=True)
+                )
                 or tensor.dtype != place.dtype
                 or (not on_processor(place.device) and address % VECTOR != place.beyond)
             ):

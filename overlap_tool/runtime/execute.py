@@ -23,9 +23,10 @@ from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Constant, Input, Network, Op, operands, substituted
 from overlap_tool.kernels import pieces
 from overlap_tool.kernels.mode import SetAside
-from overlap_tool.rules import Operand, Patches, Rule
+from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.pieces import as_kept, as_laid_out
-from overlap_tool.runtime.repeated import Played, Script, repeats
+from overlap_tool.runtime.conditions import is_ours
+from overlap_tool.runtime.repeated import Played, Script, keep_for_another_pass, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
 
@@ -68,6 +69,8 @@ def execute_pass(
         run.tile(row, group[0])
         for _ in group:
             after_tile()
+    if run.repeats is not None:
+        keep_for_another_pass(network, run.repeats)
 
 
 class EndlessSource:
@@ -164,7 +167,7 @@ class Execution:
         self.aboves: dict[int, Tensor] = {}
         """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
         reads its columns of it before it writes them for the next band, so one buffer serves both."""
-        self.repeats = repeats(network, rows, columns, corner)
+        self.repeats = repeats(network, rows, columns, (*sources, "", *sinks), corner, values)
         self.script: Script | None = None
         """Of the tile that is being recorded."""
         self.engine: AbstractContextManager[None] = nullcontext()
@@ -175,7 +178,7 @@ class Execution:
             self.by_turns(row, column)
             return
         form = self.repeats.form(row, column)
-        if (script := self.repeats.script(row, column)) is not None:
+        if (script := self.repeats.script(self.network, row, column)) is not None:
             self.script = script
             try:
                 with script.recorder.on():
@@ -210,6 +213,9 @@ class Execution:
             elif what == "left":
                 given.append(self.lefts[op])
             else:
+                if op not in self.aboves:
+                    size, strides, dtype, device = played.aboves[op]
+                    self.aboves[op] = torch.empty_strided(size, strides, dtype=dtype, device=device)
                 given.append(self.aboves[op][..., self.across(op, column.compute[op])])
         found = played.tape.play(given)
         if found is None:
@@ -277,7 +283,7 @@ class Execution:
 
     def watched(self, op: Op) -> AbstractContextManager[Any]:
         """While a tile is recorded, what others wrote: our own rules hand no numbers to Python."""
-        return nullcontext() if self.script is None or _is_ours(op.rule) else self.script.recorder.watching()
+        return nullcontext() if self.script is None or is_ours(op.rule) else self.script.recorder.watching()
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
         """A piece without samples, for outputs that padding alone feeds."""
@@ -334,18 +340,13 @@ class Execution:
         if self.script is None:
             return whole[..., :rows, columns]
         above = whole[..., columns]
+        self.script.aboves[turn.op] = whole.shape, whole.stride(), whole.dtype, whole.device
         self.script.take("above", turn.op, above)
         return above[..., :rows, :]
 
     def across(self, op: int, columns: Span) -> slice:
         """Where these columns lie in what the bands above kept."""
         return _slice(columns, self.columns.extents[op].start)
-
-
-def _is_ours(rule: Rule) -> bool:
-    """Whether its run was written here. That of a `Rule.windowed` was not: it calls what it is given."""
-    module = getattr(rule.run, "__module__", None) or ""
-    return module.startswith("overlap_tool.rules.") and module != Rule.__module__
 
 
 def compute_piece(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -16,9 +17,17 @@ from overlap_tool.graph.network import Network, Op
 from overlap_tool.kernels.mode import computes_first
 from overlap_tool.kernels.recording import Recorder
 from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tried, tape_of
+from overlap_tool.runtime.conditions import Conditions
 
 WORTH = {"cpu": 10_000_000_000, "cuda": 0}
 """Multiply-accumulates of such tiles together below which recording one takes longer than it saves."""
+
+PASSES = 40
+"""So many more are expected of what is done a second time."""
+
+
+Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+"""Of a tensor: its shape, its strides, its type and where it is."""
 
 
 @dataclass
@@ -27,6 +36,7 @@ class Script:
 
     recorder: Recorder = field(default_factory=Recorder)
     takes: list[tuple[Literal["read", "left", "above"], int]] = field(default_factory=list)
+    aboves: dict[int, Form] = field(default_factory=dict)
     leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
@@ -57,25 +67,37 @@ class Played:
 
     tape: Tape
     takes: Sequence[tuple[Literal["read", "left", "above"], int]]
+    aboves: Mapping[int, Form]
+    """What all of a band keeps for the next, of which it takes a part."""
     leaves: Sequence[tuple[Literal["write", "left"], int]]
 
 
 class Repeats:
-    """Of the tiles of a pass, those that do the same."""
+    """Of the tiles of a network, those that do the same, in one pass or under the same conditions."""
 
-    def __init__(self, network: Network, rows: AxisPlan, columns: AxisPlan, worth: int) -> None:
-        self._network, self._worth, self.rooms = network, worth, Rooms()
+    def __init__(self, conditions: Conditions, worth: int) -> None:
+        self.conditions, self._worth, self.rooms = conditions, worth, Rooms()
+        self._numbers: tuple[dict[object, int], dict[object, int]] = {}, {}
         self._forms: dict[int, int] = {}
-        counts = [self._numbered(*each) for each in ((network.rows, rows), (network.columns, columns))]
-        self._left = {(a, b): n * m for a, n in counts[0].items() for b, m in counts[1].items()}
+        self._left: dict[tuple[int, int], int] = {}
+        self._before: set[tuple[int, int]] = set()
+        """Forms of earlier passes."""
         self._started = False
+        self.is_worth_keeping = False
         self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
         self._untried: dict[tuple[int, int], Played] = {}
         self.known: dict[tuple[int, int], Played] = {}
 
-    def _numbered(self, axis: Axis, plan: AxisPlan) -> Counter[int]:
-        numbers: dict[object, int] = {}
+    def begin(self, network: Network, rows: AxisPlan, columns: AxisPlan) -> None:
+        """A pass."""
+        self._before.update(self._left)
+        self._forms.clear()
+        axes = (network.rows, rows), (network.columns, columns)
+        down, across = (self._counted(*each, n) for each, n in zip(axes, self._numbers, strict=True))
+        self._left = {(a, b): n * m for a, n in down.items() for b, m in across.items()}
+
+    def _counted(self, axis: Axis, plan: AxisPlan, numbers: dict[object, int]) -> Counter[int]:
         for step in plan.steps:
             self._forms[id(step)] = numbers.setdefault((form_of(axis, step), _kept(step)), len(numbers))
         return Counter(self._forms[id(step)] for step in plan.steps)
@@ -83,24 +105,22 @@ class Repeats:
     def form(self, row: Step, column: Step) -> tuple[int, int]:
         return self._forms[id(row)], self._forms[id(column)]
 
-    def script(self, row: Step, column: Step) -> Script | None:
+    def script(self, network: Network, row: Step, column: Step) -> Script | None:
         """Of a tile that is to be recorded."""
         form = self.form(row, column)
         if form in self._untried:
             return Script(tries=True)
-        left = self._left[form] = self._left[form] - 1
+        self._left[form] -= 1
         first, self._started = not self._started, True
         if first or form in self._recorded:  # by the first tile of all, kernels are tried and weights packed
             return None
+        macs, left = _macs(network, row, column), self._left[form]
+        self.is_worth_keeping |= PASSES * macs >= self._worth
+        expected = left + (PASSES if form in self._before else 0)
+        if expected == 0 or expected * macs < self._worth:
+            return None
         self._recorded.add(form)
-        return Script() if left > 0 and left * self._macs(row, column) >= self._worth else None
-
-    def _macs(self, row: Step, column: Step) -> int:
-        return sum(
-            op.rule.macs * down.length * across.length
-            for op, down, across in zip(self._network.ops, row.compute, column.compute, strict=True)
-            if isinstance(op, Op)
-        )
+        return Script()
 
     def keep(self, form: tuple[int, int], script: Script) -> None:
         played = self._untried.pop(form, None)
@@ -115,19 +135,49 @@ class Repeats:
         tape = tape_of(script.recorder, self._constants, self.rooms)
         if tape is None:
             return
-        played = Played(tape, script.takes, script.leaves)
+        played = Played(tape, script.takes, script.aboves, script.leaves)
         if not is_tried(tape):
             self._untried[form] = played
         elif is_right(tape):
             self.known[form] = played
 
 
-def repeats(network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor) -> Repeats | None:
+def _macs(network: Network, row: Step, column: Step) -> int:
+    return sum(
+        op.rule.macs * down.length * across.length
+        for op, down, across in zip(network.ops, row.compute, column.compute, strict=True)
+        if isinstance(op, Op)
+    )
+
+
+def repeats(
+    network: Network,
+    rows: AxisPlan,
+    columns: AxisPlan,
+    maps: tuple[str, ...],
+    corner: Tensor,
+    values: Mapping[str, Any],
+) -> Repeats | None:
     """Nothing where tiles are not recorded. The corner of a map shows where it is."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None
-    return Repeats(network, rows, columns, worth)
+    conditions = Conditions(network, rows, columns, maps, corner, values)
+    # a pass takes what it finds, so that no two play a tape at the same time
+    found: Repeats | None = network.passes.pop(LAST, None)
+    if found is None or not found.conditions.hold_for(conditions):
+        found = Repeats(conditions, worth)
+    found.begin(network, rows, columns)
+    return found
+
+
+def keep_for_another_pass(network: Network, found: Repeats) -> None:
+    found.rooms.release()
+    if found.is_worth_keeping and found.conditions.are_kept():
+        network.passes[LAST] = found
+
+
+LAST = "last"
 
 
 def _kept(step: Step) -> tuple[tuple[int, ...], ...]:

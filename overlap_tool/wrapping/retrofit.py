@@ -38,6 +38,7 @@ from overlap_tool.graph.copying import copied, with_own_forward
 from overlap_tool.graph.example import Example, Given, example_of
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.replacing import ONE_AT_A_TIME
+from overlap_tool.graph.snapshot import Snapshot, same_items
 from overlap_tool.graph.standing_in import StandIn, put_back, stands_in
 from overlap_tool.graph.trace import as_deep, fitted, trace
 from overlap_tool.graph.tracer import TrialError
@@ -61,7 +62,6 @@ from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import TensorSink, TensorSource
 from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, inside, parse_bytes
 from overlap_tool.wrapping.loops import LoopTiling
-from overlap_tool.wrapping.snapshot import Snapshot, same_items
 from overlap_tool.wrapping.tiling import Tiling, show_settings
 
 Model = TypeVar("Model", bound=nn.Module)

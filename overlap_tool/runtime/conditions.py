@@ -1,0 +1,80 @@
+"""What a pass over a network hangs on beside the numbers of its maps.
+
+What one pass has recorded serves the next one as long as none of it has changed: sizes and how maps lie in
+memory, weights and all else that modules hold, and what is made of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_tool.geometry.plan import AxisPlan
+from overlap_tool.graph.network import Network, Op
+from overlap_tool.graph.snapshot import Snapshot
+from overlap_tool.rules import Rule
+
+
+class Conditions:
+    """Of one pass, in which maps are read and written that have these names."""
+
+    def __init__(
+        self,
+        network: Network,
+        rows: AxisPlan,
+        columns: AxisPlan,
+        maps: tuple[str, ...],
+        corner: Tensor,
+        values: Mapping[str, Any],
+    ) -> None:
+        plans = tuple((plan.sizes, plan.extents, plan.kept) for plan in (rows, columns))
+        self._form = plans, maps, corner.shape[:-2], corner.stride(), corner.dtype, corner.device
+        self._network = network
+        self._ops = [op for op in network.ops if isinstance(op, Op)]
+        self._values = dict(values)
+        self._snapshot: Snapshot | None = None
+        self._digest = b""
+
+    def are_kept(self) -> bool:
+        """After the pass: whether a later one can be held to all of them."""
+        if self._snapshot is None:
+            self._digest = self._numbers()
+            self._snapshot = Snapshot(self._network.root)
+            self._values.clear()
+        parts = set(map(id, self._snapshot.parts))
+        return self._form[-1].type == "cpu" and all(
+            is_ours(op.rule) and (op.module is None or id(op.module) in parts) for op in self._ops
+        )
+
+    def hold_for(self, other: Conditions) -> bool:
+        return (
+            self._form == other._form
+            and self._snapshot is not None
+            and self._snapshot.holds()
+            and self._digest == other._numbers()
+        )
+
+    def _numbers(self) -> bytes:
+        """A digest of all numbers that are read beside those of maps: of weights, which may be written to
+        unseen, and of what was made of them."""
+        digest = sha256()
+        modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
+        held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
+        for value in (*self._values.values(), *held):
+            if isinstance(value, Tensor):
+                digest.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
+                if not value.is_meta:
+                    digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                digest.update(repr(value).encode())
+        return digest.digest()
+
+
+def is_ours(rule: Rule) -> bool:
+    """Whether its run was written here. That of a `Rule.windowed` was not: it calls what it is given."""
+    module = getattr(rule.run, "__module__", None) or ""
+    return module.startswith("overlap_tool.rules.") and module != Rule.__module__

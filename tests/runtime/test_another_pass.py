@@ -1,0 +1,192 @@
+"""What one pass has recorded serves later ones, and nothing that has changed meanwhile goes unseen."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.small_models import small_model
+from torch import Tensor, nn
+
+import overlap_tool
+from overlap_tool.runtime import execute, repeated
+
+
+@pytest.fixture
+def turns(monkeypatch) -> list[int]:
+    """One for every tile that was computed op by op, whatever it costs to record one."""
+    found: list[int] = []
+    by_turns = execute.Execution.by_turns
+
+    def seen(*args) -> None:
+        found.append(1)
+        by_turns(*args)
+
+    monkeypatch.setattr(execute.Execution, "by_turns", seen)
+    monkeypatch.setitem(repeated.WORTH, "cpu", 0)
+    return found
+
+
+def image(seed: int, width: int = 160) -> Tensor:
+    return torch.rand(1, 3, 96, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def held_to_its_own(tiled: nn.Module, x: Tensor) -> None:
+    found = tiled(x)
+    with overlap_tool.exact_kernels():
+        assert torch.equal(found, type(tiled).forward(tiled, x))
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_in_the_end_every_tile_is_played(architecture: str, schedule: str, turns) -> None:
+    model = small_model(architecture)
+    tiled = overlap_tool.wrap(model, tile=32, schedule=schedule)
+    with torch.no_grad():
+        for seed in range(4):
+            turns.clear()
+            x = image(seed)
+            for stage in ("g_a", "g_s"):
+                found = getattr(tiled, stage)(x)
+                with overlap_tool.exact_kernels():
+                    x = getattr(model, stage)(x)
+                assert torch.equal(found, x)
+    assert turns == []
+
+
+class Small(nn.Module):
+    """With what a pass may hang on: a mean over the map, a number made of weights, a slope, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 8, 5, 2, 2), nn.Conv2d(8, 8, 3, 1, 1)
+        self.scale, self.act = nn.Parameter(torch.rand(8, 1, 1)), nn.LeakyReLU(0.1)
+        self.register_buffer("shift", torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x)) * torch.exp(self.scale) + self.shift
+        return self.last(x) * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+def other_numbers(tensor: Tensor) -> None:
+    tensor.data.copy_(tensor.data.flip(0))
+
+
+CHANGES: dict[str, Callable[[Small], None]] = {
+    "unseen by PyTorch's count": lambda model: other_numbers(model.first.weight),
+    "a weight of its own": lambda model: other_numbers(model.scale),
+    "a buffer": lambda model: other_numbers(model.shift),
+    "a bias": lambda model: other_numbers(model.last.bias),
+    "loaded": lambda model: model.load_state_dict({k: v.roll(1, 0) for k, v in model.state_dict().items()}),
+    "another parameter": lambda model: setattr(model.last, "weight", nn.Parameter(model.last.weight * 2)),
+    "an attribute": lambda model: setattr(model.act, "negative_slope", 0.3),
+    "a part": lambda model: setattr(model, "act", nn.ReLU()),
+    "nothing": lambda model: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_passes_is_seen(change: str, turns) -> None:
+    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    for seed in range(4):
+        held_to_its_own(tiled, image(seed))
+    with torch.no_grad():
+        CHANGES[change](tiled)
+    for seed in range(4, 7):
+        turns.clear()
+        held_to_its_own(tiled, image(seed))
+
+
+def test_images_of_other_sizes_types_and_places_in_memory_are_seen(turns) -> None:
+    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    wide = image(9, 320)
+    for x in [
+        image(1),
+        image(1),
+        wide,
+        wide,
+        wide[..., 80:240],
+        image(1)[:, :, :64],
+        image(1).expand(2, -1, -1, -1),
+    ]:
+        for _ in range(3):
+            held_to_its_own(tiled, x)
+    held_to_its_own(tiled.double(), image(1).double())
+
+
+def test_threads_that_share_a_model_do_not_share_what_is_played(turns) -> None:
+    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    images = [image(seed) for seed in range(4)]
+    expected = []
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        expected = [type(tiled).forward(tiled, x) for x in images]
+    wrong: list[int] = []
+
+    def run(which: int) -> None:
+        with torch.no_grad():
+            for _ in range(6):
+                if not torch.equal(tiled(images[which]), expected[which]):
+                    wrong.append(which)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_pass_that_ends_in_an_error_leaves_nothing_wrong(turns, monkeypatch) -> None:
+    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    for seed in range(3):
+        held_to_its_own(tiled, image(seed))
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(execute.EndlessSink, "write", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            tiled(image(3))
+    for seed in range(4, 7):
+        held_to_its_own(tiled, image(seed))
+
+
+def test_what_is_kept_goes_with_the_model(turns) -> None:
+    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    for seed in range(3):
+        held_to_its_own(tiled, image(seed))
+    gone = weakref.ref(tiled.first.weight)
+    del tiled
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_rule_of_others_is_asked_in_every_pass(turns) -> None:
+    """What it hangs on cannot be known."""
+    asked: list[int] = []
+
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    class Around(nn.Sequential):
+        pass
+
+    @overlap_tool.register_rule(Own)
+    def _own(call, module, input) -> overlap_tool.Rule:
+        def run(patches, module, x: Tensor) -> Tensor:
+            asked.append(1)
+            return x * 2
+
+        return overlap_tool.Rule(run)
+
+    tiled = overlap_tool.wrap(Around(nn.Conv2d(3, 4, 3, 1, 1), Own()).eval(), tile=32)
+    counts = []
+    for seed in range(4):
+        asked.clear()
+        with torch.no_grad():
+            tiled(image(seed))
+        counts.append(len(asked))
+    assert min(counts) > 0
