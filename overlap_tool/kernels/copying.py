@@ -43,7 +43,7 @@ class Copied:
             strides += [0, image, row, pixel]
         task = TASK.pack(0, images * rows, rows, columns, channels * size, *strides)
         most = images * rows if self.to.numel() * size >= WORTH_THREADS else 1
-        return GeneratedCall(_code(), task, (self.source, self.to), PLACES, most)
+        return GeneratedCall(_code(), task, (self.source, self.to), PLACES, most, lambda: None)
 
 
 @cache

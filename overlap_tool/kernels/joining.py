@@ -19,6 +19,7 @@ from overlap_tool.kernels.boxes import MOST_TOGETHER as MOST_BOXES
 from overlap_tool.kernels.boxes import Boxes, can_copy
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.recording import Dispatched, Entry, Lying, Pointwise, on_processor
+from overlap_tool.kernels.strips import in_strips
 from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise
 
 
@@ -39,7 +40,7 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
         if isinstance(entry.work, Pointwise) and entry.work.otherwise:
             entries[at] = replace(entry, work=entry.work.otherwise)
     entries = _written_in_place(_squared_while_read(entries, seen), seen)
-    return _side_by_side(_copied_together(entries))
+    return in_strips(_side_by_side(_copied_together(entries)))
 
 
 def _side_by_side(entries: list[Entry]) -> list[Entry]:

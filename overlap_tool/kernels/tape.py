@@ -27,6 +27,7 @@ from overlap_tool.kernels.arithmetic.tensors import program_kernel
 from overlap_tool.kernels.driver import in_order
 from overlap_tool.kernels.joining import fused_entries
 from overlap_tool.kernels.recording import VECTOR, Dispatched, Entry, Lying, Pointwise, Recorder, on_processor
+from overlap_tool.kernels.strips import Strips
 from overlap_tool.kernels.threads import Calls, ReadyCall
 from overlap_tool.kernels.work import AnyLaunch, Convolution, Elementwise
 
@@ -126,13 +127,9 @@ class Tape:
         work = entry.work
         if isinstance(work, Dispatched):
             return _Dispatched(work, entry.makes)
-        if isinstance(work, Pointwise):
-            name, device = fused.named(work.expression), work.out.device
-            kernel = program_kernel(name, work.out.dtype, len(work.xs), device)
-            if kernel is None:
-                raise NotRepeatable(f"{name} has no kernel")
-            work = Elementwise(kernel, name, work.xs, (), work.out)
-        return _Launched(work.launch(), fixed)
+        if isinstance(work, Strips):
+            work = replace(work, works=tuple(map(_with_kernel, work.works)))
+        return _Launched(_with_kernel(work).launch(), fixed)
 
     def play(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """The same work on other tensors; what it returns. Nothing if they lie otherwise in memory."""
@@ -263,6 +260,16 @@ class _Dispatched:
             made = tree_leaves(result)
             for at, root in self._makes:
                 memory[root], addresses[root] = (made[at], 0), _address(made[at], 0)
+
+
+def _with_kernel(work: Any) -> Any:
+    if not isinstance(work, Pointwise):
+        return work
+    name, device = fused.named(work.expression), work.out.device
+    kernel = program_kernel(name, work.out.dtype, len(work.xs), device)
+    if kernel is None:
+        raise NotRepeatable(f"{name} has no kernel")
+    return Elementwise(kernel, name, work.xs, (), work.out)
 
 
 def _tensor(place: Lying, memory: Mapping[int, Memory]) -> Tensor:

@@ -8,7 +8,7 @@ have. Without one (Windows), a pool of Python threads does it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import accumulate
@@ -33,6 +33,16 @@ def run_on_threads(function: int, argument: int, threads: int) -> None:
         _runner()(function, argument, threads)
 
 
+class Rows(NamedTuple):
+    """How a call is made for some of the rows of what it writes."""
+
+    number: int
+    steps: Mapping[int, int]
+    """Words that are addresses, and how many bytes lie between one row and the next."""
+    shares: Mapping[int, tuple[int, int]]
+    """Words that count, how many a row makes, and how many of them are one."""
+
+
 class GeneratedCall(NamedTuple):
     """Generated code, and the structure that it is given. Its first word counts the items that were taken."""
 
@@ -42,6 +52,8 @@ class GeneratedCall(NamedTuple):
     places: Sequence[int]
     most: int
     """Threads that are worth waking."""
+    rows: Callable[[], Rows | None]
+    """Nothing where it cannot be cut."""
 
     @property
     def told(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -27,6 +28,7 @@ def of_layer(build: RuleBuilder) -> RuleBuilder:
         if isinstance(rule, Reduction):
             return replace(rule, run=lambda layer, input: rule.run(input))
 
+        @wraps(rule.run)  # whose module says whether it is ours
         def run(patches: Patches, layer: nn.Module, input: Tensor) -> Any:
             return rule.run(patches, input, **{name: getattr(layer, name) for name in weights})
 

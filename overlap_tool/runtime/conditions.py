@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.graph.network import Network, Op
@@ -41,14 +41,15 @@ class Conditions:
 
     def are_kept(self) -> bool:
         """After the pass: whether a later one can be held to all of them."""
-        if self._snapshot is None:
-            self._digest = self._numbers()
-            self._snapshot = Snapshot(self._network.root)
-            self._values.clear()
+        if self._snapshot is not None:
+            return True
+        if self._form[-1].type != "cpu" or not all(is_ours(op.rule) for op in self._ops):
+            return False
+        self._digest = self._numbers()
+        self._snapshot = Snapshot(self._network.root)
+        self._values.clear()
         parts = set(map(id, self._snapshot.parts))
-        return self._form[-1].type == "cpu" and all(
-            is_ours(op.rule) and (op.module is None or id(op.module) in parts) for op in self._ops
-        )
+        return bool(self._digest) and all(op.module is None or id(op.module) in parts for op in self._ops)
 
     def hold_for(self, other: Conditions) -> bool:
         return (
@@ -60,11 +61,13 @@ class Conditions:
 
     def _numbers(self) -> bytes:
         """A digest of all numbers that are read beside those of maps: of weights, which may be written to
-        unseen, and of what was made of them."""
+        unseen, and of what was made of them. Nothing where a tensor is of a class of its own."""
         digest = sha256()
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
         for value in (*self._values.values(), *held):
+            if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+                return b""
             if isinstance(value, Tensor):
                 digest.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
                 if not value.is_meta:

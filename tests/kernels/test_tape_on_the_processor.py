@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,8 +19,8 @@ from support.tapes import normal as on_a_device
 from torch import Tensor
 
 import overlap_tool
-from overlap_tool.kernels import joining, tape, threads
-from overlap_tool.kernels.recording import Lying, Recorder
+from overlap_tool.kernels import joining, strips, tape, threads
+from overlap_tool.kernels.recording import Entry, Lying, Recorder
 from overlap_tool.kernels.tape import Tape, tape_of
 
 pytestmark = pytest.mark.usefixtures("exactly")
@@ -32,6 +34,28 @@ def exactly() -> Iterator[None]:
 
 def normal(*shape: int) -> Tensor:
     return on_a_device(*shape, device="cpu")
+
+
+@contextmanager
+def strips_of(**limits: int) -> Iterator[list[tuple[int, ...]]]:
+    """The heights of all that goes by strips meanwhile, with other limits."""
+    found = []
+
+    def noted(entries: list[Entry]) -> list[Entry]:
+        entries = in_strips(entries)
+        found.extend(each.work.heights for each in entries if isinstance(each.work, strips.Strips))
+        return entries
+
+    in_strips = joining.in_strips
+    with (
+        mock.patch.multiple(strips, **(limits or {"ENOUGH": strips.ENOUGH})),
+        mock.patch.object(joining, "in_strips", noted),
+    ):
+        yield found
+
+
+ONE_ROW = {"WORTH_IT": 0, "ENOUGH": 1, "FEWEST": 1, "CACHED_BYTES": 1}
+"""However small the maps."""
 
 
 def steps_of(found: Tape) -> Counter[str]:
@@ -146,7 +170,7 @@ def test_boxes_that_share_no_number_are_told(data) -> None:
 
 
 def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
-    monkeypatch.setattr(joining, "_parts_of", lambda entry, whole: iter(()))
+    monkeypatch.setattr(joining, "_keeps_off", lambda *_: True)
     weight = normal(4, 4, 1, 1)
 
     def code(x: Tensor) -> list[Tensor]:
@@ -161,10 +185,56 @@ def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
 
 
 @tries(60)
-@given(steps, st.sampled_from([4, 16, 24]))
-def test_any_code_gives_the_same(steps: list[tuple[str, int, int]], channels: int) -> None:
+@given(steps, st.sampled_from([4, 16, 24]), st.booleans())
+def test_any_code_gives_the_same(steps: list[tuple[str, int, int]], channels: int, low: bool) -> None:
     given = normal(1, channels, 5, 6), normal(1, channels, 6, 5)
-    check(program(steps, "cpu", channels), *given)
+    with strips_of(**ONE_ROW) if low else nullcontext():
+        check(program(steps, "cpu", channels), *given)
+
+
+def test_what_reads_row_for_row_goes_along_strip_by_strip() -> None:
+    first, wide, narrow = normal(8, 8, 3, 3), normal(16, 8, 1, 1), normal(8, 16, 1, 1)
+
+    def block(x: Tensor, y: Tensor) -> list[Tensor]:
+        middle = F.conv2d(F.relu(F.conv2d(x, first)), wide) + y
+        return [middle, F.relu(F.conv2d(middle, narrow))]
+
+    with strips_of(**ONE_ROW) as heights:
+        check(block, normal(1, 8, 12, 11), normal(1, 16, 10, 9))
+    assert heights == [(1, 1, 1)]
+    with strips_of() as heights:
+        check(block, normal(1, 8, 12, 11), normal(1, 16, 10, 9))
+    assert heights == []
+
+
+@pytest.mark.parametrize("rows", [7, 8])
+def test_phases_of_a_transposed_convolution_go_along_with_what_reads_their_rows(rows: int) -> None:
+    weight, normalise = normal(16, 16, 5, 5), gdn(normal(16, 16), normal(16))
+    with strips_of(**ONE_ROW) as heights:
+        check(lambda x: [normalise(F.conv_transpose2d(x, weight, None, 2, 2, 1))], normal(1, 16, rows, 6))
+    assert heights == [(1, 1, 1, 1, 2, 2)]
+
+
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3)])
+def test_what_reads_other_rows_comes_after(kernel: tuple[int, int]) -> None:
+    weight, then = normal(8, 8, 3, 3), normal(8, 8, *kernel)
+    with strips_of(**ONE_ROW) as heights:
+        check(lambda x: [F.conv2d(F.conv2d(x, weight), then)], normal(1, 8, 12, 11))
+    assert heights == ([] if kernel[0] > 1 else [(1, 1)])
+
+
+def test_rows_that_are_put_further_down_are_not_read_too_early() -> None:
+    """What is read lies in the rows of another strip than those that are written."""
+    weight, mix = normal(8, 8, 3, 3), normal(8, 8, 1, 1)
+
+    def code(x: Tensor) -> list[Tensor]:
+        room = x.clone()
+        room[..., 1:-1, 1:-1] = F.conv2d(x, weight)
+        return [F.conv2d(room[..., 2:, 1:-1], mix), room]
+
+    with strips_of(**ONE_ROW) as heights:
+        check(code, normal(1, 8, 12, 11))
+    assert heights == []
 
 
 # --- what a review has found ------------------------------------------------------------------------------

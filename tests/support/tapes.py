@@ -60,6 +60,8 @@ def gdn(gamma: Tensor, beta: Tensor) -> Callable[[Tensor], Tensor]:
 
 OPS = (
     "conv",
+    "mix",
+    "up",
     "depthwise",
     "pad",
     "add",
@@ -94,6 +96,12 @@ def program(steps: Sequence[tuple[str, int, int]], device: str = "cuda", channel
             common = b[..., :rows, :columns]
             if what == "conv":
                 known.append(F.conv2d(a, weights[second % 2], padding=1))
+            elif what == "mix":
+                known.append(F.conv2d(a, weights[second % 2][..., :1, :1]))
+            elif what == "up" and a.shape[2] < 9:
+                known.append(
+                    F.conv_transpose2d(a, weights[0], stride=2, padding=1, output_padding=second % 2)
+                )
             elif what == "depthwise":
                 known.append(F.conv2d(a, alone, padding=1, groups=channels))
             elif what == "pad" and a.shape[2] < 9:

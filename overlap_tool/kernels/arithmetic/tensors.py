@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,8 @@ from overlap_tool.kernels.arithmetic import on_gpu
 from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, NUMBERS, finish_by, loop_over
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.threads import GeneratedCall
-from overlap_tool.kernels.work import Elementwise, ProgramKernel, noted
+from overlap_tool.kernels.threads import GeneratedCall, Rows
+from overlap_tool.kernels.work import AnyTensor, Elementwise, ProgramKernel, noted
 
 AT_ONCE = 4
 """Vectors of float32 that go through a program together: enough to hide how long an operation takes."""
@@ -96,16 +96,24 @@ class Loop(NamedTuple):
         count = work.y.numel()
         items = -(-count // ITEM)
         task = TASK.pack(0, items, count, *NO_ADDRESSES, *work.numbers, *NO_NUMBERS[len(work.numbers) :])
+        places = PLACES[: 1 + len(work.xs)]
+        most = items if count >= WORTH_THREADS else 1
         return GeneratedCall(
-            self.code,
-            task,
-            (work.y, *work.xs),
-            PLACES[: 1 + len(work.xs)],
-            items if count >= WORTH_THREADS else 1,
+            self.code, task, (work.y, *work.xs), places, most, partial(_rows, work.y, places)
         )
 
 
+def _rows(y: AnyTensor, places: Sequence[int]) -> Rows | None:
+    """Of one map whose rows lie side by side."""
+    if len(y.shape) != 4 or y.shape[0] != 1 or y.stride(2) != y.shape[1] * y.shape[3]:
+        return None
+    numbers = y.stride(2)
+    steps = dict.fromkeys(places, numbers * y.element_size())
+    return Rows(y.shape[2], steps, {COUNT: (numbers, 1), ITEMS: (numbers, ITEM)})
+
+
 TASK = struct.Struct(f"{len(FIELDS) - NUMBERS}q{NUMBERS}d")
+ITEMS, COUNT = map(FIELDS.index, ("items", "count"))
 NO_ADDRESSES, NO_NUMBERS = (0,) * (1 + INPUTS), (0.0,) * NUMBERS
 PLACES = tuple(range(FIELDS.index("y"), FIELDS.index("y") + 1 + INPUTS))
 

@@ -1,0 +1,252 @@
+"""Launches that read what others just wrote, strip by strip of rows: it is still in a core's own cache.
+
+Each is given its rows of a strip by its own arguments, with addresses moved on and fewer rows counted. It
+computes what it would have computed of the whole, in the same order for every number.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from math import lcm
+from typing import Any, NamedTuple
+
+import llvmlite.ir as ir
+
+from overlap_tool.kernels import codegen
+from overlap_tool.kernels.codegen import I64, counted
+from overlap_tool.kernels.copying import Copied
+from overlap_tool.kernels.form import NOTHING
+from overlap_tool.kernels.recording import Entry, Lying, Pointwise, on_processor
+from overlap_tool.kernels.threads import GeneratedCall
+from overlap_tool.kernels.work import Convolution
+
+FIELDS = "next", "strips", "members"
+"""What generated code is given, 64 bits each, before what it is told of each member."""
+
+MEMBER = "function", "rows", "height", "words", "start"
+"""Its code, its rows and those of a strip; and its argument: so many words, from one on."""
+
+WORD = "value", "step", "each", "item"
+"""Of a word of an argument. It is moved on by a step for every row before a strip; or it counts the items of
+a strip, of which every row makes `each`, and `item` are one."""
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Works of kernels on the CPU, and how many rows of each are a strip."""
+
+    works: tuple[Any, ...]
+    heights: tuple[int, ...]
+
+    def launch(self) -> GeneratedCall:
+        calls = [work.launch() for work in self.works]
+        start = len(FIELDS) + len(MEMBER) * len(calls)
+        heads: list[int] = []
+        words: list[int] = []
+        places: list[int] = []
+        strips = 0
+        for call, height in zip(calls, self.heights, strict=True):
+            rows = call.rows()
+            assert rows is not None
+            strips = max(strips, -(-rows.number // height))
+            values = struct.unpack(f"{len(call.argument) // 8}q", call.argument)
+            first = start + len(words)
+            heads += call.function, rows.number, height, len(values), first
+            places += (first + len(WORD) * place for place in call.places)
+            for at, value in enumerate(values):
+                words += value, rows.steps.get(at, 0), *rows.shares.get(at, (0, 1))
+        argument = struct.pack(f"{start + len(words)}q", 0, strips, len(calls), *heads, *words)
+        tensors = tuple(chain.from_iterable(call.tensors for call in calls))
+        return GeneratedCall(_code(), argument, tensors, places, strips, lambda: None)
+
+
+LONGEST = 64
+"""Words of an argument."""
+
+
+@cache
+def _code() -> int:
+    """Takes strip after strip, from a counter that all threads share; of each, member after member."""
+    module = ir.Module("strips")
+    module.triple = codegen.triple()
+    pointer = I64.as_pointer()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer]), "run")
+    b = ir.IRBuilder(function.append_basic_block())
+    own = b.alloca(ir.ArrayType(I64, LONGEST))
+    argument = b.gep(own, [I64(0), I64(0)])
+    counter, strips, members = (b.gep(function.args[0], [I64(i)]) for i in range(len(FIELDS)))
+    strips, members = b.load(strips), b.load(members)
+    take, work, done = (function.append_basic_block() for _ in range(3))
+    b.branch(take)
+    b.position_at_end(take)
+    strip = b.atomic_rmw("add", counter, I64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", strip, strips), work, done)
+    b.position_at_end(work)
+
+    def fields(names: Sequence[str], start: ir.Value) -> list[ir.Value]:
+        at = b.gep(function.args[0], [start])
+        return [b.load(b.gep(at, [I64(i)])) for i in range(len(names))]
+
+    with counted(b, members) as m:
+        head = b.add(I64(len(FIELDS)), b.mul(m, I64(len(MEMBER))))
+        code, rows, height, words, start = fields(MEMBER, head)
+        first = b.mul(strip, height)
+        left = b.sub(rows, first)
+        n = b.select(b.icmp_signed("<", left, height), left, height)
+        with b.if_then(b.icmp_signed(">", n, I64(0))):
+            with counted(b, words) as at:
+                value, step, each, item = fields(WORD, b.add(start, b.mul(at, I64(len(WORD)))))
+                moved = b.add(value, b.mul(step, first))
+                share = b.udiv(b.add(b.mul(n, each), b.sub(item, I64(1))), item)
+                counts = b.icmp_signed(">", each, I64(0))
+                b.store(b.select(counts, share, moved), b.gep(argument, [at]))
+            run = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
+            b.call(b.inttoptr(code, run), [argument])
+    b.branch(take)
+    b.position_at_end(done)
+    b.ret_void()
+    return codegen.compiled(module)
+
+
+CACHED_BYTES = 384 * 1024
+"""What a strip reads and writes, of which most stays in a core's own cache."""
+
+WORTH_IT = 2 * 1024 * 1024
+"""Bytes that all strips together read and write, below which the caches hold them anyhow."""
+
+FEWEST = 128
+"""Outputs of a strip below which reading all weights for each takes long."""
+
+ENOUGH = 8
+"""Strips, for threads to share."""
+
+MOST, FARTHEST = 8, 32
+"""Works that go along together, and how far behind the first they are looked for."""
+
+
+class Parts(NamedTuple):
+    """Of maps, that a work reads and writes, beside its weights."""
+
+    read: tuple[Lying, ...]
+    written: Lying
+
+
+def _parts(entry: Entry) -> Parts:
+    work = entry.work
+    if isinstance(work, Copied):
+        return Parts(() if work.source is None else (work.source,), work.to)
+    return Parts((work.x, *work.others) if isinstance(work, Convolution) else work.xs, work.out)
+
+
+def in_strips(entries: list[Entry]) -> list[Entry]:
+    """The same work, of which what can go along strip by strip is one entry."""
+    left, found = list(entries), []
+    while left:
+        members, heights = _together(left)
+        if heights:
+            works = Strips(tuple(each.work for each in members), heights)
+            reads, writes = (
+                [root for each in members for root in getattr(each, of)] for of in ("reads", "writes")
+            )
+            found.append(Entry(works, reads, writes))
+        else:
+            found += members
+        left = [each for each in left if each not in members]
+    return found
+
+
+def _together(entries: list[Entry]) -> tuple[list[Entry], tuple[int, ...]]:
+    """The first entry and those that go along with it, and how many rows of each are a strip. Copies that
+    stand between them come after them."""
+    first, *others = entries
+    members, paces, passed = [first], [0], []
+    if isinstance(first.work, Convolution) and on_processor(first.work.out.device):
+        for entry in others[:FARTHEST]:
+            if isinstance(entry.work, Copied):
+                passed.append(entry)
+                continue
+            found = _paces(entry, members, paces)
+            if found is None or len(members) == MOST or not all(_apart(entry, each) for each in passed):
+                break
+            members.append(entry)
+            paces = found
+    heights = _heights(members, paces) if all(paces) else ()
+    return (members, heights) if heights else ([first], ())
+
+
+def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list[int] | None:
+    """How many rows of those that read a member go with each of its own, once this entry is one, too; none
+    yet, if nothing reads it. Nothing if the entry cannot be one."""
+    work, found = entry.work, list(paces)
+    if not isinstance(work, Convolution | Pointwise):
+        return None
+    own, parts = _parts(entry), list(map(_parts, members))
+    if any(_meet(own.written, read) for each in parts for read in each.read):
+        return None
+    if isinstance(work, Convolution) and not any(_meet(x, each.written) for x in own.read for each in parts):
+        # another one that reads what was there before, as phases of a transposed one do
+        alike = not any(paces) and all(own.written.strides == each.written.strides for each in parts)
+        return [*found, 0] if alike and not any(_meet(own.written, each.written) for each in parts) else None
+    if not _is_row_for_row(work) or any(_meet(own.written, each.written) for each in parts):
+        return None
+    for at, each in enumerate(parts):
+        for read in own.read:
+            if _meet(read, each.written):
+                pace = _pace(each.written, read)
+                if pace == 0 or found[at] not in (0, pace):
+                    return None
+                found[at] = pace
+    return [*found, 1]
+
+
+def _is_row_for_row(work: Convolution | Pointwise) -> bool:
+    """Whether every row is computed of the same row of all that it reads."""
+    if isinstance(work, Pointwise):
+        return work.out.shape[:1] == (1,) and all(x.lies_as(work.out) for x in work.xs)
+    return work.packed.shape[2] == 1 and work.form.stride[0] == 1 and work.form.padding == NOTHING
+
+
+def _pace(written: Lying, read: Lying) -> int:
+    """How many rows that are read go with each that is written to the same map, from the first ones on; none,
+    if they do not keep step."""
+    line = read.strides[2] * read.dtype.itemsize
+    times, rest = divmod(written.strides[2], read.strides[2])
+    whole = all(_within_lines(each, line) for each in (written, read))
+    ahead = written.offset // line - read.offset // line
+    return times if whole and not rest and 0 <= ahead < times else 0
+
+
+def _within_lines(part: Lying, line: int) -> bool:
+    _, channels, _, columns = part.shape
+    _, channel, _, pixel = part.strides
+    longest = ((channels - 1) * channel + (columns - 1) * pixel + 1) * part.dtype.itemsize
+    return part.offset % line + longest <= line
+
+
+def _meet(one: Lying, other: Lying) -> bool:
+    return one.root == other.root and not one.apart_from(other)
+
+
+def _apart(one: Entry, other: Entry) -> bool:
+    """Whether it does not matter which comes first."""
+    a, b = _parts(one), _parts(other)
+    return not any(_meet(a.written, each) for each in (*b.read, b.written)) and not any(
+        _meet(each, b.written) for each in a.read
+    )
+
+
+def _heights(members: Sequence[Entry], paces: Sequence[int]) -> tuple[int, ...]:
+    """How many rows of each are a strip; none, if strips gain nothing."""
+    parts = list(map(_parts, members))
+    touched = dict.fromkeys(each for part in parts for each in (*part.read, part.written))
+    size = sum(each.numel() * each.dtype.itemsize for each in touched)
+    rows = max(part.written.shape[2] * pace for part, pace in zip(parts, paces, strict=True))
+    height = max(CACHED_BYTES * rows // size, -(-FEWEST // parts[-1].written.shape[3]))
+    height = -(-height // lcm(*paces)) * lcm(*paces)
+    if len(members) == 1 or size < WORTH_IT or height * ENOUGH > rows:
+        return ()
+    return tuple(height // pace for pace in paces)
