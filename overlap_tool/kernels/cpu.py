@@ -13,7 +13,7 @@ from overlap_tool.kernels.arithmetic.fused import named
 from overlap_tool.kernels.arithmetic.tensors import finisher
 from overlap_tool.kernels.codegen import BLOCK, FIELDS, kernel, processor
 from overlap_tool.kernels.form import Form
-from overlap_tool.kernels.threads import GeneratedCall, Rows
+from overlap_tool.kernels.threads import ByRows, GeneratedCall
 from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 CACHED_BYTES = 256 * 1024
@@ -134,11 +134,11 @@ def _call(work: Convolution, packed: Packed) -> GeneratedCall:
     few = out.numel() * per_group * height * width < WORTH_THREADS
     tensors = x, packed.values, work.bias, out, *work.others
 
-    def by_rows() -> Rows:
+    def by_rows() -> ByRows:
         beside = ((place, other.stride(2)) for place, other in zip(OTHER_PLACES, work.others, strict=False))
         steps = {X: down * reading[2], Y: writing[2], **dict(beside)}
         steps = {place: step * x.element_size() for place, step in steps.items()}
-        return Rows(rows, steps, {ITEMS: (items // rows, 1), ROWS: (1, 1)})
+        return ByRows(rows, steps, {ITEMS: (items // rows, 1), ROWS: (1, 1)})
 
     return GeneratedCall(code, task, tensors, PLACES[: len(tensors)], 1 if few else items, by_rows)
 

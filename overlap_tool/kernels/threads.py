@@ -33,7 +33,7 @@ def run_on_threads(function: int, argument: int, threads: int) -> None:
         _runner()(function, argument, threads)
 
 
-class Rows(NamedTuple):
+class ByRows(NamedTuple):
     """How a call is made for some of the rows of what it writes."""
 
     number: int
@@ -52,7 +52,7 @@ class GeneratedCall(NamedTuple):
     places: Sequence[int]
     most: int
     """Threads that are worth waking."""
-    rows: Callable[[], Rows | None]
+    rows: Callable[[], ByRows | None]
     """Nothing where it cannot be cut."""
 
     @property

@@ -26,7 +26,7 @@ PASSES = 40
 """So many more are expected of what is done a second time."""
 
 
-Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+Strided = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 """Of a tensor: its shape, its strides, its type and where it is."""
 
 
@@ -36,7 +36,7 @@ class Script:
 
     recorder: Recorder = field(default_factory=Recorder)
     takes: list[tuple[Literal["read", "left", "above"], int]] = field(default_factory=list)
-    aboves: dict[int, Form] = field(default_factory=dict)
+    aboves: dict[int, Strided] = field(default_factory=dict)
     leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Played:
 
     tape: Tape
     takes: Sequence[tuple[Literal["read", "left", "above"], int]]
-    aboves: Mapping[int, Form]
+    aboves: Mapping[int, Strided]
     """What all of a band keeps for the next, of which it takes a part."""
     leaves: Sequence[tuple[Literal["write", "left"], int]]
 

@@ -77,5 +77,5 @@ def test_the_time_of_the_host_can_still_be_taken(monkeypatch) -> None:
     """It was not, for as long as what it reaches into had another name."""
     monkeypatch.setattr(host_time, "TILES", 6)
     played, median = host_time.microseconds("g_a", "tiles")
-    assert played == 3
+    assert played == 4  # all but the first and the last, by what the pass before has recorded
     assert median > 0

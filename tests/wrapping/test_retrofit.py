@@ -404,7 +404,7 @@ def test_predicted_memory_is_the_true_peak_within_15_percent(case: str, way: str
     channels = forward.network.ops[0].channels
     shape = Shape(1, 256, 392) if name != "g_s" else Shape(1, 16, 25)
     image = torch.rand(1, channels, shape.rows, shape.columns)
-    with torch.no_grad(), LiveBytes(image, *tiled.parameters()) as live:
+    with torch.no_grad(), LiveBytes(image, *tiled.parameters(), *tiled.buffers()) as live:
         result = tiled(image)
     predicted = forward.plan(shape)
     true_peak = live.peak + image.nbytes

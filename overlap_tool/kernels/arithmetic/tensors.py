@@ -18,7 +18,7 @@ from overlap_tool.kernels.arithmetic import on_gpu
 from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, NUMBERS, finish_by, loop_over
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
-from overlap_tool.kernels.threads import GeneratedCall, Rows
+from overlap_tool.kernels.threads import ByRows, GeneratedCall
 from overlap_tool.kernels.work import AnyTensor, Elementwise, ProgramKernel, noted
 
 AT_ONCE = 4
@@ -103,13 +103,13 @@ class Loop(NamedTuple):
         )
 
 
-def _rows(y: AnyTensor, places: Sequence[int]) -> Rows | None:
+def _rows(y: AnyTensor, places: Sequence[int]) -> ByRows | None:
     """Of one map whose rows lie side by side."""
     if len(y.shape) != 4 or y.shape[0] != 1 or y.stride(2) != y.shape[1] * y.shape[3]:
         return None
     numbers = y.stride(2)
     steps = dict.fromkeys(places, numbers * y.element_size())
-    return Rows(y.shape[2], steps, {COUNT: (numbers, 1), ITEMS: (numbers, ITEM)})
+    return ByRows(y.shape[2], steps, {COUNT: (numbers, 1), ITEMS: (numbers, ITEM)})
 
 
 TASK = struct.Struct(f"{len(FIELDS) - NUMBERS}q{NUMBERS}d")
