@@ -109,7 +109,7 @@ def main(only: str = "") -> list[Table]:
     """`only` is one model."""
     table = Table(
         title=f"Exact stream, tile {TILE}, {SIDE}x{SIDE}, {torch.get_num_threads()} threads, against the "
-        f"peak of fused multiply-adds, measured beside each; medians of {ROUNDS} (range)"
+        f"peak of fused multiply-adds, measured beside each; medians of {ROUNDS} (range), after {WARM} passes"
     )
     for heading in ("stage", "products", "time", "peak", "of the peak", "limit", "holds"):
         table.add_column(heading)
