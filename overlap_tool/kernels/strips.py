@@ -205,14 +205,18 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
 
 def _is_row_for_row(work: Convolution | Pointwise) -> bool:
     """Whether every row is computed of the same row of all that it reads."""
-    if isinstance(work, Pointwise):
-        return work.out.shape[:1] == (1,) and all(x.lies_as(work.out) for x in work.xs)
+    if isinstance(work, Pointwise):  # of one map whose rows lie side by side
+        shape, strides = work.out.shape, work.out.strides
+        one_by_one = len(shape) == 4 and shape[0] == 1 and strides[2] == shape[1] * shape[3]
+        return one_by_one and all(x.lies_as(work.out) for x in work.xs)
     return work.packed.shape[2] == 1 and work.form.stride[0] == 1 and work.form.padding == NOTHING
 
 
 def _pace(written: Lying, read: Lying) -> int:
     """How many rows that are read go with each that is written to the same map, from the first ones on; none,
     if they do not keep step."""
+    if read.strides[2] == 0:  # one row for all
+        return 0
     line = read.strides[2] * read.dtype.itemsize
     times, rest = divmod(written.strides[2], read.strides[2])
     whole = all(_within_lines(each, line) for each in (written, read))

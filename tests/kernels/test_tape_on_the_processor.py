@@ -237,6 +237,23 @@ def test_rows_that_are_put_further_down_are_not_read_too_early() -> None:
     assert heights == []
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "follow",
+    [
+        lambda y: torch.sigmoid(y.flatten(2)) * y.flatten(2),
+        lambda y: torch.sigmoid(y[0].permute(1, 2, 0).flatten(0, 1)),
+        lambda y: torch.sigmoid(y.permute(0, 2, 3, 1)) * y.permute(0, 2, 3, 1),
+        lambda y: F.conv2d(y, torch.ones(8, 8, 1, 1)) * y[..., :1, :].expand_as(y),
+    ],
+)
+def test_what_reads_maps_of_other_axes_goes_by_itself(follow: Code) -> None:
+    """Of such there are no rows; a tape was given up for it."""
+    weight = normal(8, 8, 3, 3)
+    with strips_of(**ONE_ROW):
+        check(lambda x: [y := F.conv2d(x, weight), follow(y)], normal(1, 8, 12, 11))
+
+
 # --- what a review has found ------------------------------------------------------------------------------
 
 
