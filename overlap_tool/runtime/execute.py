@@ -25,7 +25,7 @@ from overlap_tool.kernels import pieces
 from overlap_tool.kernels.mode import SetAside
 from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.pieces import as_kept, as_laid_out
-from overlap_tool.runtime.conditions import is_ours
+from overlap_tool.runtime.conditions import Conditions, is_ours
 from overlap_tool.runtime.repeated import Played, Script, keep_for_another_pass, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
@@ -167,7 +167,8 @@ class Execution:
         self.aboves: dict[int, Tensor] = {}
         """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
         reads its columns of it before it writes them for the next band, so one buffer serves both."""
-        self.repeats = repeats(network, rows, columns, (*sources, "", *sinks), corner, values)
+        conditions = Conditions(network, rows, columns, (*sources, "", *sinks), corner, values)
+        self.repeats = repeats(network, rows, columns, corner, conditions)
         self.script: Script | None = None
         """Of the tile that is being recorded."""
         self.engine: AbstractContextManager[None] = nullcontext()

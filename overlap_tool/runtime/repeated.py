@@ -151,18 +151,12 @@ def _macs(network: Network, row: Step, column: Step) -> int:
 
 
 def repeats(
-    network: Network,
-    rows: AxisPlan,
-    columns: AxisPlan,
-    maps: tuple[str, ...],
-    corner: Tensor,
-    values: Mapping[str, Any],
+    network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor, conditions: Conditions
 ) -> Repeats | None:
     """Nothing where tiles are not recorded. The corner of a map shows where it is."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None
-    conditions = Conditions(network, rows, columns, maps, corner, values)
     # a pass takes what it finds, so that no two play a tape at the same time
     found: Repeats | None = network.passes.pop(LAST, None)
     if found is None or not found.conditions.hold_for(conditions):
