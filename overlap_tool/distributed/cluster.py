@@ -22,6 +22,9 @@ SECONDS_TO_ANSWER = 5
 SECONDS_TO_JOIN = 30
 """A scheduler has to have a worker by then: nothing would ever be computed."""
 
+SECONDS_TO_END = 60
+"""Dask cannot stop a task that runs: an error that ends a run is raised after its tasks, or after so long."""
+
 OF_OUR_OWN = {
     "distributed.scheduler.no-workers-timeout": "3m",
     "distributed.deploy.lost-worker-timeout": "1000h",
@@ -222,9 +225,23 @@ def in_touch() -> Iterator[None]:
 
 
 def _forget(client: Any, futures: Sequence[Any]) -> None:
-    """Nobody will read these; and nobody computes them where the scheduler is gone, or the client closed."""
+    """Cancel tasks, and return when no worker runs one: it would write to a folder that is about to go.
+
+    Nothing computes them where the scheduler is gone, or the client closed.
+    """
+    if not futures or client.status != "running":
+        return
+    keys = {future.key for future in futures}
+
+    async def ended(dask_worker: Any) -> None:
+        for _ in range(SECONDS_TO_END * 10):
+            await asyncio.sleep(0.1)  # first of all: what is cancelled may be told after this is asked
+            if keys.isdisjoint(dask_worker.state.tasks):
+                return
+
     with suppress(OSError, RuntimeError, asyncio.TimeoutError):
         client.cancel(futures)
+        client.run(ended, on_error="ignore")
 
 
 def _result(task: _Task[G, T]) -> T:

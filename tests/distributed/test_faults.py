@@ -186,6 +186,24 @@ def test_a_worker_that_comes_again_late_is_waited_for(tmp_path) -> None:
         assert list(work.in_order([1])) == [1]
 
 
+def goes_on_after_an_error(folder: Path, number: int) -> None:
+    """The first fails while the second writes."""
+    if number == 0:
+        while not list(folder.iterdir()):
+            time.sleep(0.01)
+        raise ArithmeticError
+    (folder / "begun").touch()
+    time.sleep(0.5)
+    (folder / "ended").touch()
+
+
+def test_an_error_is_raised_when_no_task_runs_any_more(tmp_path, address) -> None:
+    """One that went on wrote a map into the run's folder while that was removed: the next run refused it."""
+    with cluster.connected(None, address) as client, pytest.raises(ArithmeticError):
+        list(OnWorkers(client, goes_on_after_an_error, lambda n: (tmp_path, n)).as_they_come(range(2)))
+    assert {path.name for path in tmp_path.iterdir()} == {"begun", "ended"}
+
+
 def test_a_process_that_does_not_start_is_told(tmp_path, given, monkeypatch) -> None:
     monkeypatch.setattr(distributed.Nanny, "instantiate", lambda _: 1 / 0)
     with pytest.raises(ClusterError, match=r"^workers=1: a worker process could not start"):
