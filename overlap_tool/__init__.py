@@ -1,7 +1,7 @@
 """Exact, retraining-free tiled inference for learned image codecs and other CNNs.
 
-`analyze` says which overlap every stage of a model needs, `wrap` gives back the same model running tile by
-tile, and `verify` holds the tiles to the untouched model, bit for bit:
+`analyze` computes the overlap that every stage of a model needs, `wrap` returns the same model running tile
+by tile, and `verify` compares the tiled model with the untouched one, bit for bit:
 
 >>> import overlap_tool, torch
 >>> model = torch.nn.Conv2d(3, 3, 5, padding=2).eval()
@@ -16,6 +16,6 @@ from importlib.metadata import version
 
 import lazy_loader
 
-# torch takes seconds to import: what `__init__.pyi` lists is imported when it is first used, and not before.
+# importing torch takes seconds, so the names listed in `__init__.pyi` are imported on first use
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("overlap-tool")

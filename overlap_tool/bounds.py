@@ -1,7 +1,7 @@
-"""How much an input may ask for: looked at before any work is done, and lifted where that is meant.
+"""Limits on what an input may ask for, checked before any work is done; `lifted` removes them.
 
-A few hundred bytes can ask for hours and for all of a machine's memory. What is bounded here is far above
-what images, models and checkpoints of today take.
+A file of a few hundred bytes can ask for hours of work and for all of a machine's memory. These limits are
+far above what today's images, models and checkpoints need.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ from overlap_tool.errors import CheckpointError, OverlapToolError
 from overlap_tool.settings import inside
 
 FILE = 4 << 30
-"""Bytes of a checkpoint, or of a compressed image."""
+"""The largest checkpoint or compressed image, in bytes."""
 
 DIRECTORY = 8 << 20
-"""Bytes that a checkpoint spends on saying what is in it: the pickle, the list of records, the header."""
+"""Bytes that a checkpoint may spend on its table of contents: the pickle, the list of records, the header."""
 
 STEPS = 1_000_000
-"""Steps of a checkpoint's pickle; a tensor takes some 25."""
+"""The most opcodes in a checkpoint's pickle; a tensor takes about 25."""
 
 MODEL = 2 << 30
-"""Bytes of a model that is built from arguments."""
+"""The most bytes of weights in a model that is built from constructor arguments."""
 
 TENSORS = 5_000
-"""Tensors that the constructor of a model makes."""
+"""The most tensors that a model's constructor may make."""
 
 SMALL_MODEL, FEW_TENSORS = 128 << 20, 1_000
-"""A model within these is built before it is known how large it is."""
+"""A model within these bounds is built directly, without measuring its size first."""
 
 SMALL_TENSOR = 4096
-"""Bytes of a tensor that is made even to see how large a model is: its constructor may look at it."""
+"""Tensors of up to this many bytes are allocated even while a model is measured: constructors read them."""
 
 SIDE, PIXELS = 1 << 20, 1 << 34
-"""The longest side and the most pixels of an image."""
+"""The longest side of an image, and the most pixels in one."""
 
 PIECE = 1 << 30
-"""Bytes of a tile, a strip or a chunk of an image file: they are decoded whole."""
+"""The largest tile, strip or chunk of an image file, in bytes: each is decoded whole."""
 
 FREE_PIXELS, PIXELS_OF_A_BIT = 1 << 22, 4096
-"""A compressed image above the first holds at most so many pixels for each bit."""
+"""Beyond the first number of pixels, a compressed image may have at most the second number per bit."""
 
 _lifted: ContextVar[bool] = ContextVar("lifted", default=False)
 
 
 def lifted() -> AbstractContextManager[bool]:
-    """Inside, inputs may be as large as they say: for files whose size is known and meant."""
+    """Inside, no limit applies: for files whose size is known and intended."""
     return inside(_lifted, True)
 
 
 def lift(wanted: bool = True) -> None:
-    """The same for all that is left of the context: the command line's --large."""
+    """Remove the limits for the rest of this context: the command line's --large."""
     _lifted.set(wanted or _lifted.get())
 
 
 def are_lifted() -> bool:
-    """Whether large inputs are meant."""
+    """Whether the limits are removed."""
     return _lifted.get()
 
 
 def refuse_more(kind: type[OverlapToolError], where: str, amount: float, most: int, told: str) -> None:
-    """What asks for more than `most`, unless that is meant; `told` says what it asks for."""
+    """Raise if `amount` is above `most`, unless the limits are removed; `told` names what was asked for."""
     if amount > most and not are_lifted():
         raise beyond(kind, where, told)
 
 
 def beyond(kind: type[OverlapToolError], where: str, told: str) -> OverlapToolError:
-    """The refusal of what asks for too much."""
+    """The error for an input that asks for more than a limit; `told` names what was asked for."""
     return kind(
         where,
         f"{told}, which is beyond what is taken without being meant",
@@ -82,7 +82,7 @@ def beyond(kind: type[OverlapToolError], where: str, told: str) -> OverlapToolEr
 
 
 def refuse_checkpoint(path: Path) -> None:
-    """A checkpoint whose outside, and list of contents, asks for more: all that is known without torch."""
+    """Raise if a checkpoint's size or table of contents is over a limit, as far as shows without torch."""
     size = path.stat().st_size
     _refuse_more_of(path, size, FILE, f"it has {size} bytes")
     if is_safetensors(path):
@@ -94,7 +94,7 @@ def refuse_checkpoint(path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a checkpoint is to be read as that; if not, it is one of `torch.save`, or none."""
+    """Whether a checkpoint is read as safetensors; if not, it is read as a file of `torch.save`."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -103,11 +103,11 @@ def is_safetensors(path: Path) -> bool:
 
 
 _PICKLES_OF_OLD = 5
-"""How a file of torch.save begins that is no zip; behind them lie the numbers."""
+"""A non-zip file of torch.save begins with this many pickles; the numbers follow them."""
 
 
 def _refuse_long_pickles(path: Path) -> None:
-    """Files whose tables of contents alone would take long, or much memory."""
+    """Raise if reading a file's table of contents alone would take too long or too much memory."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             _refuse_steps(path, file.read(DIRECTORY), path.stat().st_size, _PICKLES_OF_OLD)
@@ -122,19 +122,19 @@ def _refuse_long_pickles(path: Path) -> None:
             _refuse_steps(path, b"".join(map(archive.read, pickles)), size, len(pickles))
     except CheckpointError:
         raise
-    except Exception:  # Too broken to list; torch.load says so.
+    except Exception:  # Too broken to list; torch.load will report that.
         return
 
 
 def _refuse_steps(path: Path, pickles: bytes, size: int, number: int) -> None:
-    """Of what begins with so many pickles, as far as it is at hand; a step takes a byte at least."""
+    """Count the opcodes of the first `number` pickles, as far as they were read; each is at least a byte."""
     if size <= STEPS:
         return
     stream, steps, whole = io.BytesIO(pickles), 0, True
     try:
         for _ in range(number):
             steps += sum(1 for _ in islice(pickletools.genops(stream), STEPS + 1 - steps))
-    except Exception:  # The end of the pickles, or of what is at hand.
+    except Exception:  # The pickles ended, or the bytes at hand did.
         whole = stream.tell() < len(pickles) or len(pickles) == size
     _refuse_more_of(path, steps, STEPS, f"its pickle has more than {STEPS} steps")
     if not whole:
@@ -142,7 +142,7 @@ def _refuse_steps(path: Path, pickles: bytes, size: int, number: int) -> None:
 
 
 def _directory_of(path: Path) -> int:
-    """How many bytes a zip file spends on listing its records, as its end says."""
+    """The size of a zip file's central directory, as its end record states it."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16) - 128))
         end = file.read()

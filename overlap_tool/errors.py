@@ -13,12 +13,12 @@ from overlap_tool.legible import legible
 
 
 class OverlapToolError(Exception):
-    """Base of everything this package refuses.
+    """Base class of every error that this package raises deliberately.
 
     `where` is a file, a layer or a parameter; `reason` says what is wrong with it; `way_out` says what the
-    user can do about it. A parameter is spelled as in Python, `tile=256`: alone as `where`, else in
-    backquotes, from which the command line makes its option. Names in them may come from hostile files: all
-    three are fit to be printed.
+    user can do about it. Parameters are spelled as in Python, `tile=256`: alone as `where`, in backquotes
+    elsewhere, and the command line rewrites those as options. Names in the three parts may come from hostile
+    files: all three are made printable.
     """
 
     def __init__(self, where: str, reason: str, way_out: str) -> None:
@@ -38,11 +38,11 @@ class CheckpointError(OverlapToolError):
 
 
 class UntrustedPickleError(CheckpointError):
-    """A pickled module: loading it would run its code."""
+    """A pickled module, which would run code when loaded."""
 
 
 class UntrustedClassError(CheckpointError):
-    """A wrapped model of a class of one's own: importing what a file names runs code, too."""
+    """A wrapped model that names a class of the user's own: importing the class would run code."""
 
 
 class UnknownArchitectureError(CheckpointError):
@@ -54,7 +54,7 @@ class WeightsError(CheckpointError):
 
 
 class MissingExtraError(OverlapToolError):
-    """Something that a package of an extra does, which is not installed: CompressAI, for its models."""
+    """A feature that needs a package of an extra that is not installed, such as CompressAI for its models."""
 
 
 class ClusterError(OverlapToolError):
@@ -66,7 +66,7 @@ class PluginError(OverlapToolError):
 
 
 class CopyError(OverlapToolError):
-    """A model that cannot be copied, so that it cannot be tried without being changed."""
+    """A model that cannot be copied, so that it cannot be tried out without being changed."""
 
 
 class TraceError(OverlapToolError):
@@ -74,11 +74,11 @@ class TraceError(OverlapToolError):
 
 
 class UnknownOpError(TraceError):
-    """An op without a rule: its overlap is not known, and is not guessed."""
+    """An op without a rule: its overlap is unknown, and is never guessed."""
 
 
 class GlobalOpError(TraceError):
-    """An op that needs the whole map, so that no finite overlap is enough."""
+    """An op that needs the whole map, so that no finite overlap suffices."""
 
 
 class SizeDependenceError(TraceError):
@@ -90,7 +90,7 @@ class DataDependenceError(TraceError):
 
 
 class SizeError(OverlapToolError, ValueError):
-    """A map of a size that a stage cannot compute, such as an odd one where pixels are unshuffled by 2."""
+    """A map whose size a stage cannot compute, such as an odd one where pixels are unshuffled by 2."""
 
 
 class RuleError(TraceError):
@@ -98,34 +98,34 @@ class RuleError(TraceError):
 
 
 class TrainingModeError(OverlapToolError):
-    """Tiled inference asked of a module in training mode."""
+    """Tiled inference of a module in training mode."""
 
 
 class ImageFileError(OverlapToolError):
-    """An image file that cannot be read or written as it is asked for."""
+    """An image file that cannot be read, or cannot be written as requested."""
 
 
 class ContainerError(OverlapToolError):
-    """A compressed file that is damaged, of another version, or of another checkpoint."""
+    """A compressed file that is damaged, of another version, or from another checkpoint."""
 
 
 class CodingError(OverlapToolError):
-    """A model whose own `compress` or `decompress` fails, or gives what a file cannot hold."""
+    """A model whose own `compress` or `decompress` fails, or returns what a file cannot hold."""
 
 
 class ExactnessError(OverlapToolError):
-    """Something of which the exact engine cannot promise the bits."""
+    """An op, a layer or a machine for which the exact engine cannot guarantee the bits."""
 
     STOCK = '`engine="stock"`'
-    """The way out that is always there, for those who can do without."""
+    """The way out that always exists for those who do not need exact bits."""
 
 
 class SlowKernelWarning(UserWarning):
-    """A layer that the exact engine has to compute by a slower kernel, with the same bits."""
+    """A layer that the exact engine computes by a slower kernel, with the same bits."""
 
 
 def why_absent(path: str | os.PathLike[str]) -> str:
-    """Why a path leads to nothing that can be read; empty if it leads somewhere."""
+    """Why a path leads to nothing readable; empty if it leads to something."""
     try:
         os.stat(path)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Text that came from outside made fit to be shown: names in files, and of files, may be hostile.
+"""Makes text from outside printable: names in files, and names of files, may be hostile.
 
-Every refusal, table, page and line on a terminal passes through here.
+Every error, table, page and line on a terminal passes through here.
 """
 
 from __future__ import annotations
@@ -9,28 +9,30 @@ import re
 import unicodedata
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Categories of characters that no XML may hold, that a terminal obeys, or that turn the text around them."""
+"""Unicode categories that XML cannot hold, that control a terminal, or that reorder the text around them."""
 
 LONGEST_NAME = 200
 LONGEST_TEXT = 4000
-"""In characters. A name is whatever stands without a space: no word of ours is as long."""
+"""Lengths at which text and names are cut, in characters. A name is any run without spaces; no English word
+is as long.
+"""
 
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_NAME + 1},}}")
 
 
 def legible(text: str) -> str:
-    """A sentence or a cell: what cannot be seen is written as an escape, and what is too long is cut."""
+    """A sentence or a cell, with invisible characters escaped and overlong text cut."""
     text = _escaped(_cut(text, LONGEST_TEXT))
     return _cut(_LONG_WORD.sub(lambda word: _cut(word[0], LONGEST_NAME), text), LONGEST_TEXT)
 
 
 def shortened(text: str, most: int = LONGEST_NAME) -> str:
-    """At most so many characters, legible: the middle of a dotted name says least."""
+    """At most `most` characters, printable: the middle of a dotted name is left out first."""
     return _cut(_escaped(_cut(text, most)), most)
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says; its kind if it says nothing."""
+    """The first line of an error's message; the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

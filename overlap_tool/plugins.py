@@ -22,8 +22,9 @@ GROUP = "overlap_tool.plugins"
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Inside, large libraries are imported, and no garbage is looked for: a quarter of the time goes to that,
-    and none is found."""
+    """Inside, garbage collection is paused for the import of large libraries, which would spend a quarter of
+    the time on it and free nothing.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -35,7 +36,7 @@ def importing() -> Iterator[None]:
 
 @cache
 def discover() -> tuple[str, ...]:
-    """Import every installed plugin, once, and say which they are."""
+    """Import every installed plugin, once, and return their names."""
     found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     for entry in found:
         try:
@@ -52,7 +53,7 @@ def discover() -> tuple[str, ...]:
 
 
 def load_file(path: Path) -> None:
-    """Import a plugin from a file. It is code, and runs as such."""
+    """Import a plugin from a file. It is code, and its top level runs."""
     if absent := why_absent(path) or ("" if path.is_file() else "it is no file"):
         raise PluginError(str(path), absent, "Give the path of a Python file")
     name = f"overlap_tool_plugin_{path.stem}"

@@ -1,4 +1,4 @@
-"""What may be chosen: sizes, schedules, stores, engines. Free of torch, so that `--help` is quick."""
+"""User settings: sizes, schedules, stores, engines. Imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from overlap_tool.errors import OptionError
 
 Schedule = Literal["stream", "tiles"]
-"""Tiles in order, which compute nothing twice, or tiles that are independent of one another."""
+"""Tiles in order, which compute nothing twice ("stream"), or tiles that are independent of one another
+("tiles").
+"""
 
 Order = Literal["wavefront", "raster"]
-"""In which a closed loop computes blocks: all that do not wait for one another at once, or row by row."""
+"""The order in which a closed loop computes its blocks: all that are ready at once ("wavefront"), or row by
+row.
+"""
 
 Store = Literal["auto", "device", "host", "disk"]
 """Where whole maps live."""
 
 Engine = Literal["exact", "stock"]
-"""Kernels whose bits no shape changes, or the library's own."""
+"""Kernels whose bits do not depend on a tensor's shape ("exact"), or PyTorch's own ("stock")."""
 
 SampleType = Literal["uint8", "uint16", "int16", "float32"]
-"""Of a file that is written. Integers span 0 to 1; those with a sign are for sound, and span -1 to 1."""
+"""The sample type of a written file. Integers span 0 to 1; signed ones are for sound and span -1 to 1."""
 
 ReportFormat = Literal["rich", "json", "markdown", "dot"]
 
@@ -34,7 +38,7 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 class Size(NamedTuple):
-    """Pixels or samples. A plain `(width, height)` is taken wherever a size is."""
+    """Width and height, in pixels or samples. A plain `(width, height)` is accepted wherever a size is."""
 
     width: int
     height: int
@@ -44,7 +48,7 @@ class Size(NamedTuple):
 
     @staticmethod
     def of(given: tuple[int, int], parameter: str) -> Size:
-        """An image's size, or a refusal that names the parameter."""
+        """An image's size; raises an error that names the parameter if it is no size."""
         if not _is_size(given):
             raise OptionError(
                 f"{parameter}={_plain(given)!r}", "is not the size of an image", "Use two numbers from 1"
@@ -53,7 +57,7 @@ class Size(NamedTuple):
 
     @staticmethod
     def of_tile(given: int | tuple[int, ...], parameter: str) -> Size:
-        """A tile's size: one number is both sides."""
+        """A tile's size; one number stands for both sides."""
         sides = given if isinstance(given, tuple | list) else (given, given)
         if not _is_size(sides):
             raise OptionError(
@@ -65,18 +69,18 @@ class Size(NamedTuple):
 
 
 USUAL_SIZE = Size(3840, 2160)
-"""Of an image of which nothing is said."""
+"""The image size where none is given."""
 
 
 class Samples(Size):
-    """The size of a sound, which is one sample high."""
+    """The size of a sound: its height is 1."""
 
     def __str__(self) -> str:
         return f"{self.width} samples"
 
 
 def told(size: Size, depth: int | None = None) -> str:
-    """In words, with the depth of a volume."""
+    """A size in words, with the depth of a volume."""
     if isinstance(size, Samples):
         return f"sound of {size}"
     return f"an image of {size}" if depth is None else f"a volume of {size}x{depth}"
@@ -87,7 +91,7 @@ class Settings:
     """How a model is wrapped.
 
     `tile` is in pixels of the image; with `memory`, in bytes, tile and schedule are chosen for each input.
-    `uniform` tiles have one shape at every op, those at the border of the image, too.
+    `uniform` tiles all have one shape at every op, including those at the border of the image.
     """
 
     tile: Size | None = None
@@ -102,7 +106,7 @@ class Settings:
         if (self.tile is None) == (self.memory is None):
             raise OptionError("`tile`, `memory`", "give one of the two", "A tile of 256 suits most machines")
         if self.tile is not None and not isinstance(self.tile, Samples):
-            # two numbers, as they are in a file; that one number is both sides, `wrap` says
+            # two numbers, as in a file; `wrap` turns a single number into two
             sides = self.tile if isinstance(self.tile, tuple | list) else (self.tile,)
             object.__setattr__(self, "tile", Size.of_tile(tuple(sides), "tile"))
         if self.memory is not None and not _is_count(self.memory):
@@ -148,7 +152,7 @@ def inside(variable: ContextVar[Value], value: Value) -> Iterator[Any]:
 
 
 def parse_bytes(memory: int | str) -> int:
-    """`2GiB`, `500 MB` or `1048576` as bytes."""
+    """Parse `2GiB`, `500 MB` or `1048576` as a number of bytes."""
     if not isinstance(memory, str):
         return memory
     number, unit = memory.strip(), ""
@@ -175,6 +179,6 @@ def _is_count(value: object) -> bool:
 
 
 def _plain(given: object) -> object:
-    """As somebody writes it: one number where both sides are it."""
+    """A tile as a user writes it: one number if both sides are equal."""
     sides = tuple(given) if isinstance(given, tuple | list) else (given,)
     return sides[0] if len(set(map(repr, sides))) == 1 else sides

@@ -1,4 +1,4 @@
-"""`check_rule`: holds a rule of your own to the op that it is for."""
+"""`check_rule`: tests a rule of your own against the op that it describes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from overlap_tool.wrapping.retrofit import wrap
 LINES = {-2: "row", -1: "column"}
 TILES = ((5, 7), (8, 3))
 LARGE = (1e3, -1e3)
-"""What is added to samples, to see who reads them. What only NaN shows is read, and multiplied by nothing."""
+"""Added to samples to see which outputs read them. A sample that only NaN reveals is multiplied by 0."""
 
 
 def check_rule(op: Callable[..., Tensor], *inputs: Any) -> None:
-    """Raise `RuleError` unless the rule of an op says what the op really does.
+    """Raise `RuleError` unless the rule of an op describes what the op really does.
 
-    `op` is a module, or a function that a rule is registered for, and `inputs` what it is called with, the
-    map first: of odd sides, about 20. Of other sizes, its corners are taken. In this order, these are held to
-    the op itself:
+    `op` is a module, or a function with a registered rule, and `inputs` are its arguments, the map first:
+    with odd sides of about 20. For smaller sizes, corners of it are used. These are compared with the op
+    itself, in order:
 
-    - geometry: its size at every size of the input, and which lines each output line reads, no fewer and no
-      more, by changing the input line by line;
-    - values: tiles of odd sizes agree with the whole map, whatever the kernels;
+    - geometry: the output size at every input size, and exactly which input lines each output line reads,
+      found by changing the input line by line;
+    - values: tiles of odd sizes agree with the whole map, by any kernels;
     - bits: under the exact engine they are the same.
 
     >>> import torch
@@ -77,7 +77,7 @@ def _check_sizes(network: Network, module: nn.Module, whole: Tensor) -> None:
             said = axis.sizes(n)[-1]
             try:
                 real = module(whole.narrow(dim, 0, n).clone()).shape[dim]
-            except Exception:  # the op does not take such a size: what its rule says of it is never used
+            except Exception:  # the op refuses this size, so its rule is never asked about it
                 continue
             if said > 0 and real != said:
                 _refuse(network, f"geometry: of {n} {LINES[dim]}s it says {said}, and the op gave {real}")
@@ -100,7 +100,7 @@ def _check_reads(network: Network, axis: Axis, module: nn.Module, whole: Tensor,
 
 
 def _lines_read(module: nn.Module, whole: Tensor, dim: int, amounts: tuple[float, ...]) -> list[set[int]]:
-    """For every output line, the input lines that it changes with, when one of these is added."""
+    """For every output line, the input lines whose change changes it when one of `amounts` is added."""
     expected = module(whole.clone()).movedim(dim, 0)
     read: list[set[int]] = [set() for _ in expected]
     for line, amount in product(range(whole.shape[dim]), amounts):
@@ -131,7 +131,7 @@ def _ways(network: Network) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     for tile in TILES:
         yield tile, {"schedule": "stream", "uniform": False}
         yield tile, {"schedule": "tiles", "uniform": False}
-    with suppress(OptionError):  # the rule does not say that its tiles can be of one shape
+    with suppress(OptionError):  # the rule does not claim to support tiles of one shape
         require_uniform(network)
         yield TILES[0], {"schedule": "tiles", "uniform": True}
 

@@ -1,4 +1,4 @@
-"""Gives a model a tiled forward, and takes it away again."""
+"""Wrapping: gives a model tiled forwards, and restores its own."""
 
 from overlap_tool.wrapping.retrofit import (
     load,

@@ -1,4 +1,4 @@
-"""Gives a closed loop its methods in bounded memory, and takes them away again.
+"""Gives a closed loop methods that run in bounded memory, and restores its own.
 
 As with stages, only the instance's methods are replaced, so the model keeps its class, weights and place.
 """
@@ -22,7 +22,7 @@ METHODS = ("forward", "compress", "decompress")
 
 
 class LoopMethod(StandIn):
-    """A method of a closed loop, block by block and in an engine."""
+    """A method of a closed loop, run block by block in one of the engines."""
 
     def __init__(self, model: ClosedLoop, name: str, settings: Settings) -> None:
         self.model = model
@@ -46,7 +46,7 @@ def order_of(settings: Settings) -> Order:
 
 @dataclass(frozen=True)
 class LoopTiling:
-    """The blocks of a closed loop, which are its tiles."""
+    """The `Tiling` of a closed loop, whose tiles are its blocks."""
 
     model: ClosedLoop
 
@@ -99,6 +99,6 @@ class LoopTiling:
         return {"closed loop": plan}
 
     def overlaps(self) -> dict[str, list[int]]:
-        """In blocks."""
+        """How far each network reads beyond a block, in blocks."""
         reaches = self.model.causal_reaches()
         return {reach.network: [reach.left, reach.right, reach.up, 0] for reach in reaches}

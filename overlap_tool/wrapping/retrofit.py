@@ -1,9 +1,9 @@
-"""Gives a model's stages a tiled forward, and takes it away again. Everything else stays the model's own.
+"""Gives a model's stages tiled forwards, and restores their own. The rest of the model is unchanged.
 
 A stage keeps its module: its class, parameters, buffers and place in the state dict. Only the instance's
 `forward` is replaced, so the model's `forward`, `compress`, `decompress`, `update` and `.to()` go on working.
-Under the exact engine the model's own methods run in it, too: what lies between the stages has to give the
-same bits as in the model that was not wrapped.
+Under the exact engine the model's own methods run in that engine, too: what lies between the stages has to
+give the same bits as in the model that was not wrapped.
 """
 
 from __future__ import annotations
@@ -69,25 +69,25 @@ Model = TypeVar("Model", bound=nn.Module)
 PLANS_KEPT = 8
 
 OTHERS_KEPT = 8
-"""For so many values of its parameters a model is kept as it was traced."""
+"""A stage keeps its traces for this many sets of parameter values."""
 
 METHODS = ("forward", "compress", "decompress", "update")
-"""What of a model computes, and so belongs into the engine: tables, too."""
+"""The methods of a model that compute, and so run in the chosen engine: `update` makes tables."""
 
 WRAPPED = "_overlap_tool_wrapped"
-"""The attribute of a wrapped model that keeps what it was wrapped as."""
+"""The attribute of a wrapped model that holds its `Wrapped` record."""
 
 
 @dataclass
 class Wrapped(StandIn):
-    """What is known of a wrapped model beside its tiled forwards."""
+    """What is stored about a wrapped model, beside its tiled forwards."""
 
     untiled: tuple[Untiled, ...]
     """The parts that stay whole."""
     parts: dict[str, tuple[nn.Module, ...]]
-    """By their paths, those whose forward is not their own, as `_made_of` has them."""
+    """For each stage's path, the modules whose forwards were replaced, as `_made_of` returns them."""
     channels: int
-    """Those of the image."""
+    """The channels of the image."""
     example: Example | None
     """How the model is called, if not with an image alone."""
 
@@ -107,24 +107,24 @@ class TiledForward(StandIn):
         self.example = example
         """How it is called, if with more than a map."""
         self.others: tuple[TiledForward, ...] = ()
-        """The same for calls with other parameters."""
+        """The forwards for calls with other parameter values."""
         self.name = name
         self.input_scale = input_scale
         self.settings = settings
         self._network: Network | None = None
         self._layout: Layout | None = None
-        """Of the map for which it was traced first, here or in what this is a copy of."""
+        """The layout of the map that it, or the forward that it is a copy of, was first traced for."""
         self._snapshot: Snapshot | None = None
         """The module as it was when it was traced."""
         self._plans: dict[tuple[Shape, Layout], StagePlan] = {}
 
     @property
     def network(self) -> Network:
-        """The module's, which is traced anew if anything of it was changed."""
+        """The network of the module, traced again if the module was changed."""
         if not self._is_as_traced():
-            with ONE_AT_A_TIME:  # of threads that call a copy for the first time, one traces it
+            with ONE_AT_A_TIME:  # if several threads call a copy for the first time, one of them traces it
                 if not self._is_as_traced():
-                    self._snapshot = None  # nor is it if that is refused
+                    self._snapshot = None  # so that a trace that fails leaves none behind
                     self.is_traced_as(_traced_anew(self.module, self.name, self._layout, self.example))
         assert self._network is not None
         return self._network
@@ -138,7 +138,7 @@ class TiledForward(StandIn):
         self._plans.clear()
 
     def settle(self, settings: Settings) -> None:
-        """Run by these from now on."""
+        """Use these settings from now on."""
         self.settings = settings
         self._plans.clear()
         self.others = ()
@@ -148,8 +148,7 @@ class TiledForward(StandIn):
         return _or_own_error(lambda: fitted(self.network, images, rows, columns))
 
     def as_deep(self, shape: Sequence[int]) -> TiledForward:
-        """The forward whose network is that for maps of this shape: itself, but for volumes of another
-        depth."""
+        """The forward for maps of this shape: itself, unless they are volumes of another depth."""
         network = as_deep(self.network, shape)
         if network is self.network:
             return self
@@ -165,7 +164,7 @@ class TiledForward(StandIn):
         plan = self._plans.get(key)
         if plan is None:
             plan = plan_stage(self.name, network, self.input_scale, shape, self.settings)
-            # another dict, since other threads may be reading this one
+            # a new dict, since other threads may be reading the old one
             self._plans = dict([*self._plans.items(), (key, plan)][-PLANS_KEPT:])
         return plan
 
@@ -185,16 +184,16 @@ class TiledForward(StandIn):
             if isinstance(whole, Tensor):
                 try:
                     network = as_deep(network, whole.shape)
-                except TrialError:  # the model itself says what is wrong with so many planes
+                except TrialError:  # the model's own code raises a better error for this depth
                     return self.original(*args, **kwargs)
             if not _takes(network, whole):
-                # not a map that tiles are for: the model's own code says what is wrong with it, if so
+                # not a map that can be tiled: the model's own code runs, or raises its own error
                 return self.original(*args, **kwargs)
             size = _size_of(network, whole)
             try:
                 fits = _or_own_error(partial(fitted, network, *size))
             except SizeDependenceError:
-                # small maps may take another way through the code than all larger ones
+                # small maps may take another path through the code than all larger ones
                 if self._in_one_tile(*size[1:]):
                     return self.original(*args, **kwargs)
                 raise
@@ -211,7 +210,7 @@ class TiledForward(StandIn):
         )
 
     def _by(self, example: Example) -> TiledForward:
-        """The forward for calls with other parameters."""
+        """The forward for calls with other parameter values."""
         found = next((each for each in self.others if example.same_as(each.example or example)), None)
         if found is None:
             found = TiledForward(self.module, self.name, self.input_scale, self.settings, example)
@@ -219,7 +218,7 @@ class TiledForward(StandIn):
         return found
 
     def require_inference(self) -> Network:
-        """The network, of a module that is in no part in training mode."""
+        """The network; raises if any part of the module is in training mode."""
         network = None if self.module.training else self.network
         if network is None or (self._snapshot is not None and self._snapshot.part_in_training() is not None):
             raise TrainingModeError(
@@ -250,8 +249,7 @@ class TiledForward(StandIn):
     def _at_odd_size(
         self, network: Network, whole: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The model's own code, on a map of a size that there are no tiles for; sizes that work are named if
-        it refuses that size, too."""
+        """Run the model's own code on a map that cannot be tiled; if it fails, name sizes that can."""
         try:
             return self.original(*args, **kwargs)
         except (RuntimeError, ValueError) as error:
@@ -260,12 +258,12 @@ class TiledForward(StandIn):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: the network is traced anew, from the copy's own module."""
+        """The state of a copy or a pickle: without the network, which the copy traces from its own module."""
         return {**self.__dict__, "_network": None, "_snapshot": None, "_plans": {}, "others": ()}
 
 
 def _or_own_error(find: Callable[[], Network]) -> Network:
-    """A network for inputs of some size. If the module refuses them, its own error is raised."""
+    """Find a network for inputs of some size; if the module refuses them, raise the module's own error."""
     try:
         return find()
     except TrialError as refusal:
@@ -273,7 +271,7 @@ def _or_own_error(find: Callable[[], Network]) -> Network:
 
 
 def _takes(network: Network, whole: Any) -> bool:
-    """Whether this is a map such as the stage was traced for, of whatever size."""
+    """Whether the stage was traced for maps like this one, of whatever size."""
     layout = network.ops[0].layout
     return isinstance(whole, Tensor) and whole.is_floating_point() and layout.size_of(whole.shape) is not None
 
@@ -285,7 +283,9 @@ def _size_of(network: Network, whole: Tensor) -> MapSize:
 
 
 def _traced_anew(module: nn.Module, name: str, layout: Layout | None, example: Example | None) -> Network:
-    """For a map of as many channels as before, or as its layers say if it takes no such map any more."""
+    """Trace a module for a map of as many channels as before, or as its layers ask for if it takes no such
+    map.
+    """
     # other threads run the module itself
     twin = with_own_forward(module) if example is None else example.applied_to(module)
     if layout is None and example is not None:
@@ -320,7 +320,7 @@ class WrappedLoop(StandIn):
 
 
 class WrappedMethod(StandIn):
-    """A method of a wrapped model, run by the engine that its stages are run by."""
+    """A method of a wrapped model, run in the engine that its stages use."""
 
     def __init__(self, model: nn.Module, name: str, engine: Engine) -> None:
         self.model = model
@@ -347,20 +347,21 @@ def wrap(
     method: str | None = None,
     inplace: bool = False,
 ) -> Model:
-    """The same model with its stages computed tile by tile, in bounded memory.
+    """Return the same model with its stages computed tile by tile, in bounded memory.
 
-    `tile` is in pixels of the image, one side or width and height, or samples of a sound. If neither it nor
-    `memory` is given, it is 256; of volumes 64, of sound some seconds. A closed loop goes block by block
-    instead: there, all to choose is a schedule, "wavefront" or "raster".
-    `memory` ("2GiB", or bytes) bounds what each stage holds, its input and output included, and chooses tile
-    and schedule for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
-    from those of the full image. `uniform` gives all tiles one shape at every op, as capture and export ask
-    for; it goes with schedule="tiles", and rounds the tile down to whole periods of the stage.
+    `tile` is in pixels of the image, or in samples of a sound: one side, or width and height. If neither
+    `tile` nor `memory` is given, it is 256 for images, 64 for volumes, and some seconds for sound. A closed
+    loop has no tiles: it runs block by block, and its only choice is `schedule="wavefront"` or `"raster"`.
 
-    A model that takes more than an image is called as in `example`: the arguments of a call, `(image, 3)`, or
-    those by keyword, `{"qp": 21}`, which follow an image if there is no map among them. Maps have one size;
-    parameters may change from call to call. `method="encode"` computes that method in tiles in place of
-    `forward`. A copy is wrapped, unless `inplace`.
+    `memory` ("2GiB", or bytes) bounds what each stage holds, input and output included; tile and schedule are
+    then chosen for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
+    from those of the full image. `uniform` gives all tiles one shape at every op, as graph capture and export
+    need; it requires `schedule="tiles"`, and rounds the tile down to whole periods of the stage.
+
+    `example` describes the call of a model that takes more than an image: positional arguments, `(image, 3)`,
+    or keyword arguments, `{"qp": 21}`, which follow an image if none of them is a map. All maps have one
+    size; parameters may change from call to call. `method="encode"` tiles that method in place of `forward`.
+    The model is copied unless `inplace`.
 
     >>> import overlap_tool
     >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
@@ -396,7 +397,8 @@ def tiled(
     memory: int | str | None = None,
     **how: Any,
 ) -> Iterator[Model]:
-    """Inside, the model itself runs tile by tile; it takes what `wrap` takes. Nothing is copied.
+    """Context manager: the model itself, without a copy, runs tile by tile inside. Takes the arguments of
+    `wrap`.
 
     >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
     >>> with tiled(model, memory="64MiB"), torch.no_grad():
@@ -411,14 +413,19 @@ def tiled(
 
 
 def rewrap(model: nn.Module, settings: Settings) -> None:
-    """A wrapped model runs by these settings from now on. Nothing is copied or traced again."""
+    """Change the settings of a wrapped model. Nothing is copied or traced again."""
     _settings_of_wrapped(model)
     _tiling(model).settle(settings)
     show_settings(model, _settings_of_wrapped(model))
 
 
 def unwrap(model: Model, *, inplace: bool = False) -> Model:
-    """The model with its own forwards again."""
+    """Return the model with its own forwards again: a copy, unless `inplace`.
+
+    >>> model = nn.Conv2d(3, 3, 5, padding=2).eval()
+    >>> settings_of(unwrap(wrap(model, tile=32))) is None
+    True
+    """
     model = model if inplace else copied(model)
     put_back(model)
     return model
@@ -438,7 +445,7 @@ def untiled(model: nn.Module) -> tuple[Untiled, ...]:
 
 
 def settings_of(model: nn.Module) -> Settings | None:
-    """How a model was wrapped, if it was."""
+    """The settings that a model was wrapped with; None if it is not wrapped."""
     return _tiling(model).settings
 
 
@@ -450,8 +457,10 @@ def _settings_of_wrapped(model: nn.Module) -> Settings:
 
 
 def plans(model: nn.Module, size: Size | tuple[int, int], images: int = 1) -> Plans:
-    """How every stage of a wrapped model, or a whole closed loop, runs on images of this width and height; of
-    sound, the width counts.
+    """Return how every stage of a wrapped model, or a whole closed loop, runs on images of this width and
+    height.
+
+    For sound, the width is its length.
 
     >>> plans(wrap(nn.Conv2d(3, 3, 5, padding=2).eval(), tile=32), (100, 80))["Conv2d"].tiles
     12
@@ -467,20 +476,28 @@ def plans(model: nn.Module, size: Size | tuple[int, int], images: int = 1) -> Pl
 def load(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", *, trust: bool = False
 ) -> nn.Module:
-    """A wrapped model from the file that `overlap-tool wrap` wrote.
+    """Load a wrapped model from the file that `save` or `overlap-tool wrap` wrote.
 
-    The file of a class of one's own names that class, and importing it runs its code: it is refused unless
-    `trust` is given.
+    A file may name a class of the user's own; importing that class runs its code, so it is refused unless
+    `trust`.
+
+    >>> import tempfile
+    >>> in_tiles = wrap(nn.Conv2d(3, 3, 5, padding=2).eval(), tile=32)
+    >>> arguments = {"in_channels": 3, "out_channels": 3, "kernel_size": 5, "padding": 2}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(in_tiles, f"{folder}/conv.tiled.pt", "torch.nn:Conv2d", arguments)
+    ...     settings_of(load(f"{folder}/conv.tiled.pt", trust=True)).tile
+    Size(width=32, height=32)
     """
     return restore(Artefact.read(path), os.fspath(path), device, trust)
 
 
 def settings_in(written: Mapping[str, Any], where: str) -> Settings:
-    """What a file says of how its model is tiled; nobody gave these as arguments."""
+    """The settings stored in a file; errors name the file, not arguments."""
     try:
         return Settings(**written)
     except OptionError as error:
-        # without the backquotes, of which the command line would make options
+        # without backquotes, which the command line would turn into options
         told = f"{error.where}: {error.reason}".replace("`", "")
         raise CheckpointError(where, f"its settings cannot be used ({told})", REWRAP) from error
     except TypeError as error:
@@ -490,7 +507,7 @@ def settings_in(written: Mapping[str, Any], where: str) -> Settings:
 def restore(
     artefact: Artefact, where: str, device: str | torch.device = "cpu", trust: bool = False
 ) -> nn.Module:
-    """The wrapped model of an artefact; `where` names it in refusals."""
+    """The wrapped model of an artefact; `where` names it in errors."""
     settings = settings_in(artefact.settings, where)
     model = checkpoint.rebuild(artefact.architecture, artefact.arguments, artefact.state, where, trust)
     return _wrapped(model.to(device).eval(), settings, True, Example.of_data(artefact.example))
@@ -504,8 +521,16 @@ def save(
 ) -> None:
     """Write a wrapped model to one file, whole or not at all.
 
-    A model that `load_checkpoint` or `load` made remembers what builds it. Of any other, `architecture` names
-    the class, "package.module:Class", and `arguments` are those of its constructor, fit for JSON.
+    A model from `load_checkpoint` or `load` remembers how it was built. For any other, `architecture` names
+    the class, "package.module:Class", and `arguments` are those of its constructor, as JSON can hold them.
+
+    >>> import tempfile, overlap_tool
+    >>> codec = overlap_tool.load_checkpoint("zoo:bmshj2018-factorized").model
+    >>> in_tiles = wrap(codec, tile=128)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(in_tiles, f"{folder}/codec.tiled.pt")
+    ...     settings_of(load(f"{folder}/codec.tiled.pt")).tile
+    Size(width=128, height=128)
     """
     settings = _settings_of_wrapped(model)
     wrapped, example = vars(model).get(WRAPPED), None
@@ -517,13 +542,13 @@ def save(
     origin = _buildable(origin, type(model))
     overlaps = _tiling(model).overlaps()
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-    # plain numbers: who loads the file knows no class of ours
+    # plain numbers: a file that loads without this package holds none of its classes
     plain = asdict(settings) | {"tile": settings.tile and tuple(settings.tile)}
     Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps, example).write(path)
 
 
 def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> checkpoint.Origin:
-    """The origin, if it is one that `load` can build the model from again."""
+    """The origin, if `load` can build the model from it again."""
     if origin is None:
         raise OptionError(
             "architecture",
@@ -540,7 +565,7 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
 def _wrapped(
     model: Model, settings: Settings, inplace: bool, example: Example | None = None, usual: bool = False
 ) -> Model:
-    """`usual` says that the tile is the one for such a model."""
+    """Wrap a model; `usual` says that no tile was asked for, so that the model's usual one is taken."""
     if stands_in(model):
         raise OptionError(type(model).__name__, "is wrapped already", "Call overlap_tool.unwrap first")
     model = model if inplace else copied(model)
@@ -558,7 +583,7 @@ def _tiling(model: nn.Module, example: Example | None = None) -> Tiling:
 
 @dataclass(frozen=True)
 class StageTiling:
-    """The tiles of a model's stages."""
+    """The `Tiling` of a model with stages."""
 
     model: nn.Module
     example: Example | None = None
@@ -604,7 +629,7 @@ class StageTiling:
                 made[stage.name] = stage.plan(Shape(images, rows, columns))
             except BudgetError as error:
                 short.append(error)
-        if short:  # the stage that needs most says what is enough for all
+        if short:  # what the most demanding stage needs is enough for all
             raise max(short, key=lambda error: error.least)
         return made
 
@@ -618,20 +643,20 @@ class StageTiling:
 
 
 def _fitting(settings: Settings, networks: Sequence[Network]) -> Settings:
-    """The settings as the networks have them. Refuse, before anything is changed, what these cannot do."""
+    """The settings as these networks use them. Raises, before anything is changed, if they cannot."""
     for network in networks if settings.uniform else ():
         require_uniform(network)
     return replace(settings, tile=settings.tile and as_taken(settings.tile, networks[0]))
 
 
 def _forward_of(part: nn.Module) -> TiledForward | inline.PartForward | None:
-    """The forward, or another method in its place, that it was given, if it was."""
+    """The forward, or the other tiled method, that was put on a part; None if none was."""
     given = (value for value in vars(part).values() if isinstance(value, TiledForward | inline.PartForward))
     return next(given, None)
 
 
 def _wrap_replaced_stages(model: nn.Module) -> None:
-    """Give a module that was put in the place of a stage the stage's tiled forward."""
+    """Give a module that has replaced a stage of a wrapped model the stage's tiled forward."""
     wrapped = vars(model).get(WRAPPED)
     if not isinstance(wrapped, Wrapped):
         return
@@ -654,7 +679,7 @@ def _wrap_replaced_stages(model: nn.Module) -> None:
 
 
 def _made_of(part: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that its forward was made for: one in tiles looks further by itself."""
+    """The modules that a part's forward was made for; a tiled forward detects changes further inside."""
     return tuple(part.modules()) if isinstance(_forward_of(part), inline.PartForward) else (part,)
 
 
@@ -666,7 +691,7 @@ def _at(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _run_methods_by(model: nn.Module, engine: Engine) -> None:
-    """The model's methods compute in the engine that its stages compute in."""
+    """Make the model's methods compute in the engine that its stages use."""
     called = example_of(model)
     for name in METHODS if called is None else {*METHODS, called.method}:
         if isinstance(vars(model).get(name), WrappedMethod):
@@ -680,8 +705,7 @@ def _run_methods_by(model: nn.Module, engine: Engine) -> None:
 
 
 def brought_up_to_fit(model: nn.Module, size: Size | None) -> Size:
-    """This size, or the one that it is padded to where a stage cannot compute it as it is; a usual one if
-    none is given."""
+    """This size, padded if a stage cannot compute it as it is; a usual size if none is given."""
     stages = tiled_stages(model).values()
     size = size or usual_size([(stage.network, stage.input_scale) for stage in stages])
     width, height = size

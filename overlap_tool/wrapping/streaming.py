@@ -1,4 +1,4 @@
-"""`run_stream`: a model for sound, on chunks that arrive one after another and may never end."""
+"""`run_stream`: runs a model for sound on chunks that arrive one after another and may never end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.endless import ChunkByChunk, require_alike
 
 ENDLESS, LONG = FITTING << 20, (FITTING << 19) + 1
-"""Samples that no sound has: months. Of one length as of another, all is the same but for the end."""
+"""Lengths that no sound reaches: months. Networks for the two are the same except at the end."""
 
 
 def run_stream(model: nn.Module, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """What a model for sound makes of chunks, as they arrive: joined, the outputs are those of the whole.
+    """Run a model for sound on chunks as they arrive; the outputs, joined, are those of the whole sound.
 
-    `chunks` are tensors of images, channels and samples, of any lengths; there may be no end of them. An
-    output is given once what it reads has arrived, and as many samples more as any output reads. What lies
-    between chunks, padding at the border and the states of recurrent layers included, is carried over, and
+    `chunks` are tensors of (images, channels, samples), of any lengths; they need not end. An output is
+    yielded once all that it reads has arrived, and beyond that as many samples as the widest output reads.
+    Context, padding at the border and the states of recurrent layers are carried from chunk to chunk, and
     nothing is computed twice. The bits are those of `model(torch.cat(chunks, -1))` under `exact_kernels()`.
 
     >>> model = nn.Sequential(nn.Conv1d(1, 4, 9, padding=4), nn.ELU(), nn.Conv1d(4, 1, 8, stride=4)).eval()
@@ -72,7 +72,7 @@ def _network_for_sound(model: nn.Module) -> Network:
 
 
 def _kept(network: Network, chunk: Tensor, stream: ChunkByChunk | None) -> Tensor:
-    """The chunk as a map of one row, if it fits the model and those before it."""
+    """The chunk as a map of one row, if it fits the model and the chunks before it."""
     layout = network.ops[0].layout
     size = layout.size_of(chunk.shape) if isinstance(chunk, Tensor) else None
     if size is None or not chunk.is_floating_point():
@@ -95,7 +95,7 @@ def _kept(network: Network, chunk: Tensor, stream: ChunkByChunk | None) -> Tenso
 
 
 def _begun(network: Network, kept: Tensor) -> ChunkByChunk:
-    """The stream before its first chunk. Refuses code that computes with the length of the sound."""
+    """Begin the stream, before its first chunk. Raises if the model's code computes with the length."""
     images = kept.shape[0]
     endless = fitted(network, images, 1, ENDLESS)
     require_alike(endless, fitted(network, images, 1, LONG))
@@ -111,7 +111,7 @@ def _at_the_end(model: nn.Module, network: Network, stream: ChunkByChunk) -> Ten
     except (SizeError, TraceError):
         if stream.outputs:
             raise
-        # a short sound may take another way through the code, and all of it is here
+        # a short sound may take another path through the code, and all of it is in memory
         returned: Tensor = model(whole)
         return returned
     rest = stream.end(ended)

@@ -1,4 +1,4 @@
-"""What can be wrapped: one protocol, for models with stages and for closed loops."""
+"""The protocol of what can be wrapped: models with stages, and closed loops."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from overlap_tool.planning.choose import Plan
 from overlap_tool.settings import Settings, Size
 
 SHOWN = "extra_repr"
-"""The method of a module that says what `repr` shows beside its parts."""
+"""The module method whose result `repr` shows beside the parts."""
 
 
 class Tiling(Protocol):
-    """The tiles of one model, wrapped or not."""
+    """How one model is tiled, wrapped or not."""
 
     @property
     def tile(self) -> Size:
-        """The size of a tile if nothing else is asked for."""
+        """The default size of a tile."""
         ...
 
     @property
     def settings(self) -> Settings | None:
-        """How the model is wrapped, if it is."""
+        """The settings that the model is wrapped with, if it is wrapped."""
         ...
 
     def begin(self, settings: Settings) -> None:
@@ -33,20 +33,20 @@ class Tiling(Protocol):
         ...
 
     def settle(self, settings: Settings) -> None:
-        """Run a wrapped model by other settings."""
+        """Change the settings of a wrapped model."""
         ...
 
     def plans(self, size: Size, images: int) -> Mapping[str, Plan]:
-        """What each of its parts does on images of this size."""
+        """The plan of each of its parts for images of this size."""
         ...
 
     def overlaps(self) -> dict[str, list[int]]:
-        """Left, right, top and bottom of its parts, where they are finite."""
+        """Left, right, top and bottom overlap of its parts, where they are finite."""
         ...
 
 
 class Description(StandIn):
-    """Says in the `repr` of a wrapped model that it is wrapped, and how."""
+    """Adds the settings to the `repr` of a wrapped model."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model = model
@@ -58,5 +58,5 @@ class Description(StandIn):
 
 
 def show_settings(model: nn.Module, settings: Settings) -> None:
-    """`repr` shows them, too."""
+    """Show these settings in the model's `repr`."""
     setattr(model, SHOWN, Description(model, settings))
