@@ -14,8 +14,7 @@ HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 LONGEST_NAME = 200
 LONGEST_TEXT = 4000
 """Lengths at which text and names are cut, in characters. A name is any run without spaces; no English word
-is as long.
-"""
+is as long."""
 
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_NAME + 1},}}")
 

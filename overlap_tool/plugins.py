@@ -23,8 +23,7 @@ GROUP = "overlap_tool.plugins"
 @contextmanager
 def importing() -> Iterator[None]:
     """Inside, garbage collection is paused for the import of large libraries, which would spend a quarter of
-    the time on it and free nothing.
-    """
+    the time on it and free nothing."""
     collects = gc.isenabled()
     gc.disable()
     try:

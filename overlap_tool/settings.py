@@ -12,13 +12,11 @@ from overlap_tool.errors import OptionError
 
 Schedule = Literal["stream", "tiles"]
 """Tiles in order, which compute nothing twice ("stream"), or tiles that are independent of one another
-("tiles").
-"""
+("tiles")."""
 
 Order = Literal["wavefront", "raster"]
 """The order in which a closed loop computes its blocks: all that are ready at once ("wavefront"), or row by
-row.
-"""
+row."""
 
 Store = Literal["auto", "device", "host", "disk"]
 """Where whole maps live."""

@@ -35,7 +35,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Edges:
-    """Samples beyond a tile's own, on its four sides."""
+    """How far a tile reads beyond its own samples, on its four sides."""
 
     left: int
     right: int
@@ -50,7 +50,7 @@ class Edges:
 @dataclass(frozen=True)
 class StageOverlap:
     """The overlap of a stage, and the receptive field of its outputs. All are None where barriers make every
-    output depend on all of the input."""
+    output depend on the whole input."""
 
     left: int | None = None
     right: int | None = None
@@ -72,9 +72,9 @@ class StageOverlap:
 class LayerReport:
     """One op of a stage, within its segment.
 
-    `left` to `bottom` are the published recursion: the overlap at this op's input that an aligned tile of
-    what the segment gives asks for. `exact` is the same by the op's own map; `reach` the overlap at the
-    stage's input, or at the same place in a stored map, that a tile of this op's output asks for.
+    `left`, `right`, `top` and `bottom` are the published recursion: the overlap at this op's input for an
+    aligned tile of the segment's output. `exact` is the same, by the op's own map. `reach` is the overlap at
+    the stage's input (or at a stored map, for later segments) for a tile of this op's output.
     """
 
     name: str
@@ -112,10 +112,10 @@ class TileReport:
 
 @dataclass(frozen=True)
 class Choice:
-    """How `wrap` runs a stage, by default or within a bound on memory.
+    """How `wrap` runs a stage, by default or within a memory budget.
 
-    `cost` counts as for any other tile. `bounded_bytes` is what `wrap --memory` bounds: with the stage's
-    whole input and output, and the copy of the weights that the exact engine reads.
+    `cost` counts what every `TileReport` counts. `bounded_bytes` is what `wrap --memory` bounds: it includes
+    the stage's whole input and output, and the copies of weights that the exact engine makes.
     """
 
     schedule: Schedule
@@ -145,15 +145,15 @@ class StoreReport:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """What runs in one pass. `store_bytes` is all that lies in stores at its end, of earlier ones, too."""
+    """One pass. `store_bytes` is all that lies in stores at its end, including maps of earlier passes."""
 
     reads: tuple[MapReport, ...]
     stores: tuple[StoreReport, ...]
     barriers: tuple[str, ...]
     kept_whole: tuple[str, ...]
-    """Parts that the model's own code runs on whole maps at its end."""
+    """Parts that the model's own code runs on whole maps at the end of the pass."""
     whole_bytes: tuple[int, ...]
-    """What the code of each of these holds at once, beside the map that it takes."""
+    """The peak memory of each of these parts, beside its input."""
     store_bytes: int
 
 
@@ -161,8 +161,8 @@ class SegmentReport:
 class StageReport:
     """One stage. Overlaps are in samples of its input, for a tile aligned to `period`.
 
-    A stage with barriers runs in several passes. Its outputs depend on all of its input, so that overlaps are
-    those of its `segments`, each pass by itself, and the stage's own are None.
+    A stage with barriers runs in several passes. Each of its outputs depends on its whole input, so its own
+    overlaps are None, and `segments` has those of each pass.
     """
 
     name: str
@@ -183,7 +183,7 @@ class StageReport:
     passes: int
     store_bytes: int
     holds_for: str
-    """The inputs for which this holds: "any size", or one width and height if the code asks for them."""
+    """The inputs for which the report holds: "any size", or one size if the code asks for the size."""
     segments: tuple[SegmentReport, ...]
     layers: tuple[LayerReport, ...]
     tiles: tuple[TileReport, ...]
@@ -206,7 +206,8 @@ class StageReport:
 
 @dataclass(frozen=True, repr=False)
 class Analysis:
-    """What `overlap-tool analyze` reports. `padded` is the image brought to a size that the model accepts."""
+    """What `overlap-tool analyze` reports. `padded` is the image size rounded up to one that the
+    model takes."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -214,14 +215,14 @@ class Analysis:
     image: Size
     padded: Size
     depth: int | None
-    """Of a volume."""
+    """The depth of a volume."""
     stages: tuple[StageReport, ...]
     untiled: tuple[Untiled, ...] = ()
-    """Parts that stay whole, and why: their maps are not in any stage's figures."""
+    """Parts that stay whole, and why: no stage's figures include their maps."""
     causal: tuple[CausalReach, ...] = ()
-    """Of a closed loop: how far its networks read the reconstruction."""
+    """For a closed loop: how far its networks read the reconstruction."""
     call: str = ""
-    """How it is called, if not with an image alone: a method, and its arguments."""
+    """How the model is called, if not with an image alone: a method and its arguments."""
 
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)
@@ -247,15 +248,17 @@ def analyze(
     method: str | None = None,
     trust: bool = False,
 ) -> Analysis:
-    """Overlaps, phases, arithmetic and memory of a model, layer by layer.
+    """Report the overlaps, phases, arithmetic and memory of a model, layer by layer.
 
-    `model` is a module, the path of a checkpoint, or `zoo:NAME`; of a wrapped one, what was wrapped is
-    analysed, and it stays wrapped. `size` is the image's width and height, 3840x2160 if left out; of sound,
-    the width counts. `tiles` are the sides of square tiles, in pixels of the image, or samples of a sound;
-    some around that of `wrap` if left out. `memory` ("2GiB", or bytes) bounds what a chosen tile takes.
-    A model that takes more than an image is called as in `example`: the arguments of a call, `(image, 3)`, or
-    those by keyword, `{"qp": 21}`, which follow an image if no map is among them; `method` names what is
-    called in place of `forward`. A wrapped model is called as it was wrapped.
+    `model` is a module, the path of a checkpoint, or `zoo:NAME`; a wrapped model is analysed as it was before
+    wrapping, and stays wrapped. `size` is the image's width and height, 3840x2160 by default; for sound, the
+    width is its length. `tiles` are the sides of square tiles, in pixels of the image or samples of a sound;
+    by default, some around the tile of `wrap`. `memory` ("2GiB", or bytes) is a budget for which a tile is
+    chosen.
+
+    `example` describes the call of a model that takes more than an image: positional arguments, `(image, 3)`,
+    or keyword arguments, `{"qp": 21}`, which follow an image if none of them is a map; `method` names the
+    method to call in place of `forward`. A wrapped model is called as it was wrapped.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
     >>> stage = analyze(net.eval(), size=(640, 480)).stages[0]
@@ -298,8 +301,8 @@ def analyze(
 
 
 def _apart(model: nn.Module) -> nn.Module:
-    """A copy, not wrapped, if there can be one: a survey puts a model in eval mode and runs it, and who gave
-    it may be using it meanwhile."""
+    """An unwrapped copy if the model can be copied: a survey sets eval mode and runs the model, which the
+    caller may be using meanwhile."""
     try:
         own = copied(model)
     except CopyError as error:
@@ -409,7 +412,7 @@ def _segment_reports(
 def _layer_reports(
     network: Network, parts: Sequence[Segment], heights: Sequence[int], widths: Sequence[int]
 ) -> Iterator[LayerReport]:
-    """In the order in which they run, segment by segment."""
+    """The layers in the order in which they run, segment by segment."""
     for number, part in enumerate(parts):
         rows, columns = part.network.rows, part.network.columns
         row_reaches, column_reaches = rows.reaches(), columns.reaches()
@@ -443,5 +446,5 @@ def _layer_reports(
 
 
 def _across_and_down(pair: tuple[int, int] | None) -> Size | None:
-    """A pair of a rule's, which are rows and columns, as PyTorch has them."""
+    """A rule's pair, which is (rows, columns) as in PyTorch, as (columns, rows)."""
     return None if pair is None else Size(*pair[::-1])

@@ -1,4 +1,4 @@
-"""From what the user asks for, a tile or a memory budget, to the plan of a stage for one size of input."""
+"""From a tile or a memory budget to the plan of a stage, for one size of input."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from overlap_tool.rules.placing import placed
 from overlap_tool.settings import ORDERS, SCHEDULES, Order, Schedule, Settings, Size, told
 
 SIDES = (512, 384, 256, 192, 128, 96, 64, 32, 16)
-"""The tiles that a budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes nothing
-whatever the tile, and beyond these a tile's maps fall out of the caches."""
+"""The tiles that a memory budget chooses from, in pixels. Larger ones gain nothing: `stream` recomputes
+nothing whatever the tile, and a larger tile's maps no longer fit the caches."""
 
 
 class BudgetError(OptionError):
-    """A budget of memory that is too small for a stage; `least` bytes are enough for it."""
+    """A memory budget that is too small for a stage; `least` bytes would be enough."""
 
     def __init__(self, stage: str, given: str, memory: int, least: int) -> None:
         super().__init__(
@@ -41,7 +41,7 @@ class BudgetError(OptionError):
 
 @dataclass(frozen=True)
 class BarrierBands:
-    """How a barrier reads its map of this height and width: so many rows at a time, or columns of one row."""
+    """The bands in which a barrier reads its map: `rows` rows, or `columns` columns of a single row."""
 
     height: int
     width: int
@@ -50,7 +50,7 @@ class BarrierBands:
 
     @property
     def at_once(self) -> int:
-        """How many positions."""
+        """The number of positions in a band."""
         return self.rows * (self.columns or self.width)
 
     @property
@@ -61,14 +61,14 @@ class BarrierBands:
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """How one segment of a stage runs: the steps of its pass, and how each of its barriers reads its map."""
+    """How one segment runs: the steps of its pass, and the bands in which its barriers read their maps."""
 
     segment: Segment
     rows: AxisPlan
     columns: AxisPlan
     bands: Mapping[str, BarrierBands]
     wholes: Mapping[str, Size] = field(default_factory=dict)
-    """The sizes of the maps on which parts are kept whole, by their ids."""
+    """The sizes of the maps on which parts are kept whole, by the parts' ids."""
 
     @property
     def tiles(self) -> int:
@@ -77,17 +77,17 @@ class SegmentPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a stage or a closed loop runs on one size of input, and what that takes.
+    """How a stage or a closed loop runs on one size of input, and the memory and arithmetic that takes.
 
-    `working_bytes` is what is held at once, with the copy of the weights that the exact engine reads;
-    `store_bytes` the most that lies in stores between passes. `peak_bytes` is the largest sum of these, the
-    whole input, and the output from the last pass on; stores on disk take no memory.
+    `working_bytes` is the most memory in use at once, including the copies of weights that the exact engine
+    makes; `store_bytes` is the most that lies in stores between passes. `peak_bytes` is the largest sum of
+    both, the whole input and, during the last pass, the output; stores on disk take no memory.
     """
 
     schedule: Schedule | Order
     tile: Size
     tiles: int
-    """In all passes."""
+    """The number of tiles in all passes."""
     passes: int = 1
     macs: int
     working_bytes: int
@@ -98,14 +98,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan(Plan):
-    """How a stage runs: in one pass, and one more after every barrier."""
+    """How a stage runs: one pass, and one more after every barrier."""
 
     schedule: Schedule
     segments: tuple[SegmentPlan, ...] = field(repr=False)
     network: Network = field(repr=False)
-    """The stage's, for inputs of this size."""
+    """The stage's network for inputs of this size."""
     part_bytes: Mapping[str, int] = field(default_factory=dict)
-    """What the code of each part that is kept whole holds at once beside its map, by their ids."""
+    """The peak memory of each part that is kept whole, beside its input, by the part's id."""
 
     @property
     def output_size(self) -> Size:
@@ -127,7 +127,7 @@ class Plans(dict[str, Plan]):
         self.of = of
         self.size = size
         self.depth = depth
-        """Of volumes."""
+        """The depth of a volume."""
 
     def _repr_html_(self) -> str:
         import overlap_tool
@@ -178,7 +178,7 @@ def plan_stage(
 
 
 def require_uniform(network: Network) -> None:
-    """Refuse the first op of which no tiles of one shape can be made."""
+    """Raise for the first op that cannot be computed in tiles of one shape."""
     for op in network.ops:
         if isinstance(op, Input) or op.rule.local or op.rule.whole:
             continue
@@ -234,7 +234,7 @@ def plan_segments(
     tile: Size,
     one_shape: bool = False,
 ) -> tuple[SegmentPlan, ...]:
-    """The steps of every pass on an input of this size, by tiles of one size in pixels of the image."""
+    """The steps of every pass on an input of this size, for one tile size in pixels of the image."""
     axes = (network.rows, network.columns)
     sizes = [
         dict(zip(network.index, axis.sizes(n), strict=True)) for axis, n in zip(axes, size[::-1], strict=True)
@@ -248,7 +248,7 @@ def plan_segments(
         return _axis_plan(axis, lengths, _side(sides[dim], input_scale, axis), schedule, one_shape)
 
     def bands(barrier: Barrier) -> BarrierBands:
-        """As many rows as hold about a tile's samples, over the whole width; of sound, a tile's samples."""
+        """Bands of about a tile's samples: whole rows of an image, or a stretch of a sound."""
         height, width = (of_axis[barrier.source] for of_axis in sizes)
         down, across = (
             max(1, int(side * input_scale * of_axis[network.index[barrier.source]]))
@@ -271,21 +271,23 @@ def plan_segments(
 
 
 def plan_part(input_scale: Fraction, plan: StagePlan, area: Area) -> tuple[SegmentPlan, ...]:
-    """The passes of a plan, the last one for a rectangle of the stage's output alone. Those before it are for
-    summaries of whole maps, and compute these."""
+    """The passes of a plan, with the last one restricted to a rectangle of the stage's output.
+
+    Earlier passes stay whole, since they compute summaries of whole maps.
+    """
     *before, last = plan.segments
     return (*before, plan_pass(input_scale, plan, last, area))
 
 
 def plan_pass(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, area: Area) -> SegmentPlan:
-    """One of the passes, for a rectangle of the last map that it computes, and of others that are wanted what
-    stands at that place."""
+    """One of the passes, restricted to a rectangle of its last map; other wanted maps are restricted to the
+    same place."""
     rows, columns = (plan_axis(input_scale, plan, each, axis, area[axis]) for axis in (0, 1))
     return replace(each, rows=rows, columns=columns)
 
 
 def plan_axis(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, number: int, part: Span) -> AxisPlan:
-    """The rows of such a pass, or the columns, which are axis 1."""
+    """One axis of such a pass: 0 for rows, 1 for columns."""
     axis = (each.segment.network.rows, each.segment.network.columns)[number]
     whole = (each.rows, each.columns)[number]
     if part == (0, whole.sizes[-1]):
@@ -296,14 +298,14 @@ def plan_axis(input_scale: Fraction, plan: StagePlan, each: SegmentPlan, number:
 
 
 def _side(pixels: int, input_scale: Fraction, axis: Axis) -> int:
-    """The side of a tile in samples of an axis's output."""
+    """The side of a tile in samples of the axis's output."""
     return max(1, int(pixels * input_scale * axis.scale))
 
 
 def _axis_plan(
     axis: Axis, n: Lengths, tile: int, schedule: Schedule, one_shape: bool, part: Span | None = None
 ) -> AxisPlan:
-    """The plan of one axis, for all outputs or a `part` of them."""
+    """The plan of one axis, for all outputs or for a `part` of them."""
     sizes = axis.sizes(n)
     if one_shape:
         plan = uniform(axis, n, tile)
@@ -316,7 +318,7 @@ def _axis_plan(
 
 @dataclass(frozen=True)
 class _Moment:
-    """What is alive at once in a pass, or while one of its barriers reads: bytes."""
+    """The bytes in use at one moment: in a pass, or while one of its barriers reads."""
 
     working: int
     stores: int
@@ -324,7 +326,7 @@ class _Moment:
 
 
 def _placed_numbers(network: Network) -> int:
-    """Numbers of the values of every position, which are made whole."""
+    """How many numbers the position-dependent values have, such as coordinates: they are computed whole."""
     wholes = {op.args[0] for op in network.ops if isinstance(op, Op) and op.target is placed}
     return sum(prod(whole.shape) for whole in wholes if not whole.summary)
 
@@ -338,7 +340,7 @@ def _memory(
     settings: Settings,
     of_parts: Mapping[str, int],
 ) -> list[_Moment]:
-    """Pass by pass, in the order in which a stage runs."""
+    """The moments of every pass, in the order in which a stage runs."""
     exact = settings.engine == "exact"
     item = shape.images * shape.itemsize
     heights, widths = network.rows.sizes(shape.rows), network.columns.sizes(shape.columns)

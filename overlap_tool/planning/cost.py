@@ -1,4 +1,4 @@
-"""What a plan costs: multiply-accumulates, and bytes alive at once."""
+"""The cost of a plan: multiply-accumulates, and bytes in use at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from overlap_tool.graph.segments import Segment
 
 @dataclass(frozen=True)
 class OpCost:
-    """What one op costs per position, how many numbers its weights are, and what it reads."""
+    """The cost of one op per position, the size of its weights, and the ops that it reads."""
 
     channels: int
     scratch: int
@@ -42,7 +42,7 @@ def op_costs(network: Network) -> tuple[OpCost, ...]:
 
 
 def weights(op: Op | Summary) -> int:
-    """The numbers in the kernels of an op: what has one dimension is a bias or a factor."""
+    """The number of weights in an op's kernels; one-dimensional ones are biases or factors, not counted."""
     module = op.module if isinstance(op, Op) else op.target
     own = module.parameters() if isinstance(module, nn.Module) else ()
     given = (
@@ -62,7 +62,7 @@ def macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
 
 
 def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int:
-    """Multiply-accumulates of the tile that takes most, per image."""
+    """Multiply-accumulates of the most expensive tile, per image."""
     heights, widths = (
         {tuple(span.length for span in run.first.compute) for run in plan.runs} for plan in (rows, columns)
     )
@@ -74,18 +74,20 @@ def peak_macs(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan) -> int
 
 
 def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[int]) -> list[dict[str, int]]:
-    """How many numbers per image lie in stores at the end of each segment, by map. `areas` are the positions
-    of every op's map."""
+    """The numbers per image that lie in stores at the end of each segment, by map.
+
+    `areas` are the positions of every op's map.
+    """
     alive: dict[str, int] = {}
     found = []
     for segment in segments:
         for map in segment.stored:
-            if map not in network.wanted:  # else it lies where it is returned to
+            if map not in network.wanted:  # a wanted map lies in the stage's output
                 place = network.index[map]
                 alive[map] = network.ops[place].channels * areas[place]
         found.append(dict(alive))
         for op in segment.reduced:
-            if isinstance(op, Op):  # made at its end
+            if isinstance(op, Op):  # computed at the end of the pass
                 alive[op.id] = op.channels * areas[network.index[op.id]]
         for map in segment.dropped:
             alive.pop(map, None)
@@ -93,8 +95,10 @@ def store_sizes(network: Network, segments: Sequence[Segment], areas: Sequence[i
 
 
 def full_bytes(costs: Sequence[OpCost], rows: AxisPlan, columns: AxisPlan, itemsize: int = 4) -> int:
-    """The most bytes alive when the model itself computes the whole map: its input and output included, and
-    its in-place ops taking no memory of their own."""
+    """The most bytes in use when the model itself computes the whole map, input and output included.
+
+    Its in-place ops take no memory of their own.
+    """
     sizes = [
         cost.channels * height * width
         for cost, height, width in zip(costs, rows.sizes, columns.sizes, strict=True)
@@ -122,18 +126,18 @@ def working_bytes(
     images: int = 1,
     packed: bool = False,
 ) -> int:
-    """The most bytes that the executor holds at once beside the stage's whole input and output.
+    """The most bytes that the executor holds at once, beside the stage's whole input and output.
 
     Where weights are `packed`, each op's kernel is copied when it first runs, and the copy stays.
     """
     above = [
-        # what is given is read again, not kept
+        # given maps are read again, not kept
         cost.channels * kept * extent.length if cost.reads.inputs else 0
         for cost, kept, extent in zip(costs, rows.kept, columns.extents, strict=True)
     ]
     row, column = rows.runs[0].first, columns.runs[0].first
     first = _tile(costs, row, column, above, images, packed, first=True)
-    # Steps in the middle of the image are alike, so few of the others differ in shape.
+    # Steps in the middle of the image have the same shape, so few distinct shapes remain.
     later_columns = {_shape(step): step for step in columns.later}.values()
     later_rows = {_shape(step): step for step in rows.later}.values()
     row_steps = {_shape(step): step for step in (row, *rows.later)}.values()
@@ -156,11 +160,14 @@ def _tile(
     *,
     first: bool,
 ) -> int:
-    """The most that is held during one tile. What the bands above keep, and packed weights, come as the first
-    tile comes to them."""
+    """The most bytes held during one tile.
+
+    What the bands above keep, and packed weights, are counted from the moment at which the first tile makes
+    them.
+    """
     weights = 0 if first or not packed else sum(cost.weights for cost in costs)
     turns = list(walk([cost.reads for cost in costs], row, column))
-    # what the tile to the left kept is there from the start, and replaced op by op
+    # what the tile to the left kept is there from the start, and is replaced op by op
     kept_left = [
         cost.channels * turn.held.rows.length * turn.before if turn.held and cost.reads.inputs else 0
         for cost, turn in zip(costs, turns, strict=True)
@@ -192,14 +199,14 @@ def _tile(
 
 
 def _extended(channels: int, patches: tuple[Patch, Patch] | None) -> int:
-    """The copy that an op makes of its input where it has to add its own padding."""
+    """The size of the copy that an op makes of its input where it adds its own padding."""
     if patches is None or all(patch.complete for patch in patches):
         return 0
     return channels * prod(patch.need.length for patch in patches)
 
 
 def _shape(step: Step) -> tuple[tuple[int, int, int, int, int], ...]:
-    """What distinguishes two steps by their memory: lengths, not places."""
+    """What distinguishes two steps by their memory: lengths, not positions."""
     return tuple(
         (
             compute.length,

@@ -1,4 +1,4 @@
-"""The bytes of tensors that are alive, counted by the storages that ops return."""
+"""Counts the bytes of live tensors, by the storages that ops return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak` is the most that tensors made inside the block took at once, `now` what they still take."""
+    """`peak` is the most bytes that tensors made inside took at once; `now` is what they still take."""
 
     def __init__(self, *ignored: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tile and the size that are taken where nobody gives one, of images, volumes and sound."""
+"""Default tiles and sizes, for images, volumes and sound."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from overlap_tool.settings import USUAL_SIZE, Samples, Size
 
 SIDE = 256
 SIDE_OF_VOLUMES = 64
-"""A tile of a volume has all of its depth."""
+"""The default tile of a volume, which has all of its depth."""
 
 LEAST_PERIODS = 8
 LEAST_OVERLAPS = 4
-"""How many periods of a model, and how many of its overlaps, a tile of sound holds at least."""
+"""A tile of sound holds at least this many overlaps of the model, and at least `LEAST_PERIODS` of its
+periods."""
 
 Scaled = tuple[Network, Fraction]
 """A stage, and the samples of its input per pixel of the image."""
 
 
 def as_taken(size: Size, network: Network) -> Size:
-    """A size as the network has it: of sound, the width counts."""
+    """A size as the network uses it: of sound, only the width."""
     return Samples(size.width, 1) if network.takes_sound else size
 
 
 def square(side: int, stages: Sequence[Scaled]) -> Size:
-    """A square tile; of sound, one with as many samples, where maps are finest, as that has pixels."""
+    """A square tile; for sound, a tile of `side * side` samples at the finest scale of the network."""
     if not any(network.takes_sound for network, _ in stages):
         return Size(side, side)
     finest = max(reach.scale * scale for network, scale in stages for reach in network.columns.reaches())
@@ -36,7 +37,7 @@ def square(side: int, stages: Sequence[Scaled]) -> Size:
 
 
 def usual_tile(stages: Sequence[Scaled]) -> Size:
-    """Of sound, some seconds, or more where the overlap is long, and a multiple of the model's period."""
+    """The default tile. For sound it is some seconds, more where the overlap is long, in whole periods."""
     tile = square(SIDE_OF_VOLUMES if any(network.depth for network, _ in stages) else SIDE, stages)
     if not isinstance(tile, Samples):
         return tile
@@ -46,7 +47,7 @@ def usual_tile(stages: Sequence[Scaled]) -> Size:
 
 
 def usual_size(stages: Sequence[Scaled]) -> Size:
-    """What is analysed: an image of 4K, or sound and volumes of so many tiles."""
+    """The default size for an analysis: a 4K image, or several tiles of a sound or volume."""
     tile = usual_tile(stages)
     if isinstance(tile, Samples):
         return Samples(16 * tile.width, 1)
@@ -57,7 +58,7 @@ def usual_size(stages: Sequence[Scaled]) -> Size:
 
 
 def _overlap(stage: Scaled) -> int:
-    """How much a tile of any pass reads beyond its own samples, in samples of the model's input."""
+    """How far a tile of any pass reads beyond its own samples, in samples of the model's input."""
     network, scale = stage
     axes = [part.network.columns for part in segments.cut(network)]
     given = [

@@ -1,4 +1,4 @@
-"""Parts that are kept whole: how the model's own code runs them on a map, and what memory that takes."""
+"""Parts that are kept whole: how the model's own code runs them on a map, and how much memory that takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from overlap_tool.settings import Size
 def run_whole(
     op: Op, whole: Tensor, values: Mapping[str, Any], size: Size, compute: Callable[..., Tensor] | None = None
 ) -> Tensor:
-    """What the model's own code, or `compute`, makes of a map. Attention takes its queries in blocks."""
+    """Run the model's own code, or `compute`, on a whole map; attention takes its queries in blocks."""
 
     def value(operand: Operand) -> Any:
         return as_laid_out(whole, operand.layout) if operand.spatial else values[operand.id]
@@ -38,27 +38,28 @@ def run_whole(
 
 
 def bytes_of_parts(network: Network, images: int, size: Size, exact: bool) -> dict[str, int]:
-    """Of each part that is kept whole, what `bytes_within` counts for inputs of the stage of this size."""
+    """For each part that is kept whole, what `bytes_within` returns, for stage inputs of this size."""
     if not network.wholes:
         return {}
     heights, widths = network.rows.sizes(size.height), network.columns.sizes(size.width)
     sizes = {id: Size(widths[place], heights[place]) for id, place in network.index.items()}
     return {
-        # an op that is no part of the model, as an LSTM's steps are, holds a few samples at once
+        # an op that is not a part of the model, such as the step of an LSTM, holds only a few samples at once
         op.id: 0 if op.module is None else bytes_within(op, images, sizes[op.id], exact)
         for op in network.wholes
     }
 
 
 def bytes_within(op: Op, images: int, size: Size, exact: bool) -> int:
-    """The most that its code holds at once of a map of this size, beside that map: its result included, and
-    the copies of weights that the exact engine reads. Counted on fake tensors, which have no memory.
+    """The peak memory of a part's code on a map of this size, beside that map.
 
-    Where the steps of the exact engine cannot be gone through without numbers, those of PyTorch's own are.
+    It includes the result and the copies of weights that the exact engine makes, and is counted on fake
+    tensors, which have no memory. Where the exact engine's steps need real numbers, PyTorch's own ops are
+    counted instead.
     """
     try:
         return _counted(op, images, size, rehearsal() if exact else nullcontext())
-    except Exception:  # whatever the model's code, or a registered function, makes of fake tensors
+    except Exception:  # the model's code, or a registered function, may raise anything on fake tensors
         return _counted(op, images, size, nullcontext())
 
 

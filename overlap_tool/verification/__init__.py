@@ -1,4 +1,4 @@
-"""`verify`: a tiled model against the untouched one, bit for bit, with a certificate of what was found."""
+"""`verify`: compares a tiled model with the untouched one, bit for bit, and certifies what was found."""
 
 from overlap_tool.verification.certificate import SCHEMA, Certificate, Check, DifferenceMap
 from overlap_tool.verification.observing import difference_map

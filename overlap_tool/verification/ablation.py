@@ -1,8 +1,9 @@
-"""The published experiment: what an overlap of one sample less on every side does to rate and quality.
+"""The published experiment: what tiles with one sample too little overlap on every side do to rate and
+quality.
 
-It is done in two ways. A tile that pads has zeros in its input for what it lacks, and computes all outputs:
-the least that can happen. A tile that does not pad has zeros in its output: what reads the missing sample,
-however little that weighs, cannot be computed.
+There are two variants. A tile that pads has zeros in its input for the missing samples, and computes all its
+outputs: the mildest case. A tile that does not pad has zeros in its output, wherever an output reads a
+missing sample, however small its weight.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from overlap_tool.verification.observing import differing, kept, largest_differe
 from overlap_tool.verification.pieces import ShortSource, halo
 
 Zeros = Literal["input", "output"]
-"""Where a tile that is short of overlap has zeros."""
+"""Where a tile with too little overlap has zeros."""
 
 
 def ablate(
@@ -43,10 +44,11 @@ def ablate(
     blank: Check,
     example: Example | None = None,
 ) -> list[Check]:
-    """The model with one stage at a time short of overlap, then with all of them, against the exact result.
+    """Compare the model with the exact result while one stage at a time, and then all of them, lack overlap.
 
-    Independent tiles, exact kernels. Bits per pixel are estimated from the likelihoods, as in CompressAI's
-    evaluation. Of a stage with barriers nothing is left without some outputs, so its tiles only pad.
+    Tiles are independent, kernels exact. Bits per pixel are estimated from the likelihoods, as in
+    CompressAI's evaluation. In a stage with barriers every output would be missing without padding, so its
+    tiles are only padded.
     """
     groups = [[stage] for stage in stages] + ([list(stages)] if len(stages) > 1 else [])
     return [
@@ -98,7 +100,7 @@ def _ablate(
 
 @contextmanager
 def short_of_overlap(stages: Sequence[Stage], zeros: Zeros, settings: Settings) -> Iterator[None]:
-    """While it lasts, these stages of a model run in tiles whose overlaps are one sample too small."""
+    """Inside, these stages of a model run in tiles whose overlaps are one sample too small."""
     for stage in stages:
         stage.run_by(_ShortForward(stage, zeros, settings))
     try:
@@ -112,7 +114,7 @@ class _ShortForward:
     def __init__(self, stage: Stage, zeros: Zeros, settings: Settings) -> None:
         self.stage = stage
         self.settings = settings
-        # NaN makes NaN of every output that reads it
+        # every output that reads NaN becomes NaN
         self.fill = 0.0 if zeros == "input" else math.nan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,9 +140,10 @@ class _ShortForward:
 
 
 def _shortened(axis: Axis, plan: AxisPlan, given: int) -> dict[Span, Span]:
-    """For each span that tiles read of a given map, what is left of it with overlaps of one sample less.
+    """For each span that tiles read of a given map, the part that is left when overlaps are one sample
+    smaller.
 
-    Where the image ends within the overlap, nothing is missing.
+    Nothing is missing where the image ends within the overlap.
     """
     kept = {}
     for step in plan.steps:

@@ -1,4 +1,4 @@
-"""Which op of a stage is the first to differ in tiles, and whether its overlap or its kernel is at fault."""
+"""Finds the first op of a stage that differs in tiles, and whether its overlap or its kernel is at fault."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from overlap_tool.runtime.stores import TensorSource
 from overlap_tool.verification.observing import largest_difference
 
 Culprit = Literal["overlap", "kernel", "schedule"]
-"""The rule claims that too few inputs are read; the same numbers give other bits in another shape; or every
-op is right by itself, and it is the handing on of samples from tile to tile that is not."""
+"""What is at fault: "overlap", when the rule claims that too few inputs are read; "kernel", when the same
+numbers give other bits in another shape; "schedule", when every op is right by itself, and samples are handed
+from tile to tile wrongly."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,20 @@ class Blame:
 
 @torch.no_grad()
 def find_fault(plan: StagePlan, given: Tensor) -> Blame:
-    """The first op, in the order in which they run, whose tiles differ from what the model's own op gives.
+    """Find the first op, in execution order, whose tiles differ from what the model's own op computes.
 
     Every op is computed twice from the same numbers: whole, by what the model itself calls, and tile by tile,
-    by its rule, from pieces of the whole maps. So an op cannot be blamed for what an earlier one did wrong.
-    If a tile differs, the model's own op is run once more on the whole maps, with everything outside of the
-    inputs that the rule names replaced by other numbers. The shape is the same, and so is every kernel: if
-    the tile's outputs change, they depend on what the rule does not name, and the overlap is too small. If
-    they do not, the piece held all that counts, and the kernel gave other bits for its shape.
+    by its rule, from pieces of the whole maps. So no op is blamed for an error of an earlier one. If a tile
+    differs, the model's own op runs again on whole maps, with every sample outside the inputs that the rule
+    names replaced by another number; shape and kernel are the same. If the tile's outputs change, they depend
+    on samples that the rule does not name: the overlap is too small. If not, the piece held all that is
+    needed, and the kernel gave other bits for its shape.
     """
     network = plan.network
     plans = whole(network.rows, given.shape[-2]), whole(network.columns, given.shape[-1])
     values: dict[str, Any] = {**evaluate_constants(network), network.ops[0].id: given}
     parts = {op.id: part for part in plan.segments for op in part.segment.network.ops if isinstance(op, Op)}
-    # the model's own ops on a rolled map have fewer windows: there, a rule is held to itself on the whole map
+    # on a rolled map the model has fewer windows: there, the rule is compared with itself on the whole map
     on_rolled = {id for pair in network.shifted for id in (*pair.inside, pair.back.id)}
     last_readers = {map: node.id for node in network.nodes.values() for map in maps_read(node)}
 
@@ -159,9 +160,10 @@ def _reads_outside(
     expected: Tensor,
     everything: Patches,
 ) -> bool:
-    """Whether the model's own op gives this tile other outputs once all inputs outside of it are others.
+    """Whether the model's own op gives this tile other outputs once all inputs outside of it are replaced.
 
-    Large numbers of both signs, and not NaN: a mask multiplies taps by 0, which NaN would get through.
+    They are replaced by large numbers of both signs, not by NaN, which would get past a mask that multiplies
+    taps by 0.
     """
     vertical, horizontal = patches
 
@@ -186,7 +188,7 @@ def _reads_outside(
 def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) -> Tensor:
     """The op on whole maps, as the model calls it.
 
-    An argument that follows the size of the image is not kept in a network, so the rule runs such an op.
+    An argument that follows the size of the image is not stored in a network; such an op is run by its rule.
     """
 
     if op.target in OURS or any(isinstance(leaf, SizeArgument) for leaf in leaves((op.args, op.kwargs))):
@@ -199,7 +201,7 @@ def _by_the_model(op: Op, value: Callable[[Operand], Any], everything: Patches) 
 def _given(
     op: Op | Barrier | Summary, value: Callable[[Operand], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Its arguments, in memory of their own where the model may work in place."""
+    """The op's arguments, copied if the model may change them in place."""
 
     def own(operand: Operand) -> Any:
         given = value(operand)

@@ -1,4 +1,4 @@
-"""What a verification found, as plain data: every check with its figures, and all that it depends on."""
+"""The result of a verification as plain data: every check with its figures, and all that it depends on."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class DifferenceMap:
-    """Where a map differs, coarsely: how many of its numbers do in every cell, all channels together.
+    """Where two maps differ, coarsely: how many numbers differ in every cell, over all channels.
 
-    A cell is a square of `cell` rows and columns; `counts` has a row of them for each row of cells.
+    A cell is a square of `cell` rows and columns; `counts` has one tuple for each row of cells.
     """
 
     rows: int
@@ -36,9 +36,9 @@ class DifferenceMap:
 
 @dataclass(frozen=True)
 class Check:
-    """One question, and its answer on one image. `tile` is in pixels of the image.
+    """One question and its answer, on one image. `tile` is in pixels of the image.
 
-    `where` is kept only of maps that differ and should not.
+    `where` is kept only if maps differ that should not.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Check:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image that was used: its size, the size that the model got, and a hash of its pixels.
+    """An image that was used: its size, the padded size that the model got, and a hash of its pixels.
 
-    `digests` are of what the untouched model gave: outputs of its stages, its own, and its strings.
+    `digests` are of what the untouched model returned: its stages' outputs, its own, and its strings.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """How a stage ran. The overlaps are in samples of its input, for an aligned tile; None with barriers."""
+    """How a stage ran. Overlaps are in samples of its input, for an aligned tile; None with barriers."""
 
     stage: str
     image: str
@@ -89,7 +89,7 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class Machine:
-    """What computed."""
+    """The machine and the versions that computed."""
 
     device: str
     cpu_capability: str
@@ -99,7 +99,7 @@ class Machine:
 
 @dataclass(frozen=True, repr=False)
 class Certificate:
-    """The answer of `overlap-tool verify`. `time` is in UTC; `fallbacks` are layers that ran slowly."""
+    """The result of `overlap-tool verify`. `time` is in UTC; `fallbacks` are layers run by a slow kernel."""
 
     source: str
     architecture: str
@@ -107,7 +107,7 @@ class Certificate:
     weights_sha256: str
     engine: str
     arithmetic: str
-    """Whose bits these are, but for what `library_ops` computed."""
+    """The version of the arithmetic that defines the bits, except for those of `library_ops`."""
     machine: Machine
     time: str
     images: tuple[ImageRecord, ...]
@@ -115,11 +115,11 @@ class Certificate:
     checks: tuple[Check, ...]
     fallbacks: tuple[Fallback, ...] = ()
     library_ops: tuple[str, ...] = ()
-    """Ops without an exact kernel, which PyTorch's own computed of whole tensors, between the stages."""
+    """Ops without an exact kernel, computed by PyTorch's own on whole tensors between the stages."""
     untiled: tuple[Untiled, ...] = ()
-    """Parts that stay whole, and why: no check is made of them by themselves."""
+    """Parts that stay whole, and why: they are not checked separately."""
     call: str = ""
-    """How the model was called, if not with an image alone: a method, and its arguments."""
+    """How the model was called, if not with an image alone: a method and its arguments."""
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(self.of(status))} {status}" for status in get_args(Status))

@@ -1,4 +1,4 @@
-"""Another certificate of the same model and images: whether both machines computed the same bits."""
+"""Compares with another certificate of the same model and images: did both machines compute the same bits?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What a certificate says that another one can be held to: digests by the hash of an image."""
+    """The part of a certificate that another one is compared with: digests by the hash of an image."""
 
     where: str
     machine: str
@@ -49,7 +49,7 @@ class Elsewhere:
             raise OptionError(where, reason, "Give the report of a verification") from error
 
     def refuse_unlike(self, weights_sha256: str, images: Sequence[ImageRecord]) -> None:
-        """What was made of something else says nothing of this."""
+        """Raise if it is of another arithmetic, other weights or other images: nothing can be compared."""
         if self.arithmetic != VERSION:
             raise OptionError(
                 self.where,
@@ -71,7 +71,7 @@ class Elsewhere:
                 )
 
     def compare(self, image: ImageRecord) -> Check:
-        """Whether all that both have of an image is the same; a stage that only one was asked for is not."""
+        """Whether all digests that both have of an image agree; a stage that only one has is not compared."""
         theirs = self.digests[image.sha256]
         both = [name for name in image.digests if name in theirs]
         differ = [name for name in both if image.digests[name] != theirs[name]]

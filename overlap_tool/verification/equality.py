@@ -1,4 +1,4 @@
-"""Whether tiles give the untouched model's own bits: stage by stage, and for all that the model gives."""
+"""Checks that tiles give the untouched model's own bits: in each stage, and in all that the model returns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from overlap_tool.verification.observing import (
 from overlap_tool.verification.pieces import run_stage
 
 LEAST_SHARE = 0.01
-"""Of symbols that are not zero. Below it, equal bitstreams say next to nothing."""
+"""The least share of symbols other than zero: below it, equal bitstreams prove next to nothing."""
 
 
 UNSEEN_SYMBOLS = (
@@ -47,7 +47,7 @@ FEW_OF_A_GIVEN_IMAGE = (
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a model gave: its outputs, the symbols it codes, and what its stages got and gave."""
+    """What one run of a model returned: outputs, symbols to be coded, and its stages' inputs and outputs."""
 
     outputs: dict[str, Tensor]
     symbols: tuple[Tensor, ...]
@@ -56,10 +56,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Coded:
-    """A compressed image, or why there is none."""
+    """A compressed image, or the reason why there is none."""
 
     stream: Any
-    """None if there is none."""
+    """None if there is no compressed image."""
     refusal: str = ""
 
 
@@ -71,8 +71,8 @@ def run_model(
     kernels: Engine = "exact",
     example: Example | None = None,
 ) -> Run:
-    """What the model gives of an image, or of maps side by side in one if it is called as in an example."""
-    by_example = [stage for stage in stages if stage.example is not None]  # which is all of the model
+    """Run a model on an image or, if it is called as in an example, on maps side by side in one tensor."""
+    by_example = [stage for stage in stages if stage.example is not None]  # such a stage is the whole model
     watched = watched_stages([] if by_example else stages)
     with watched as seen, watched_symbols(model) as symbols, engine(kernels):
         given = image.clone()
@@ -84,7 +84,7 @@ def run_model(
 
 @torch.no_grad()
 def compress(model: Any, image: Tensor, kernels: Engine = "exact", example: Example | None = None) -> Coded:
-    """What the model's own compress gives. What it cannot do without tiles is no fault of tiles."""
+    """Run the model's own `compress`. A failure without tiles is not counted against tiles."""
     if example is not None:
         return Coded(None, "the model is called as in an example, which says nothing of its compress")
     if not hasattr(model, "compress"):
@@ -114,7 +114,7 @@ def why_not_decoded(error: Exception) -> str:
 
 
 def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
-    """Tiled against full on the stage's real input; where they differ, the op to blame."""
+    """Compare tiled with full on the stage's real input; if they differ, name the op to blame."""
     blank = replace(blank, name="stage-equality")
     try:
         with engine("exact"):
@@ -123,7 +123,7 @@ def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
         return replace(
             blank, status="failed", message=str(error), figures={"op": error.where, "fault": "overlap"}
         )
-    except Exception as error:  # a wrong rule may raise whatever it likes
+    except Exception as error:  # a wrong rule may raise anything
         return raised(blank, error)
     both = [(found[name], values) for name, values in seen.outputs.items()]
     figures: dict[str, Figure] = {
@@ -146,12 +146,12 @@ def check_stage(plan: StagePlan, seen: Seen, batch: int, blank: Check) -> Check:
 
 
 def raised(check: Check, error: Exception) -> Check:
-    """What cannot even be run in tiles, though the untouched model can be run, does not hold."""
+    """A failed check: the tiled model raised an error, and the untouched model did not."""
     return replace(check, status="failed", message=f"in tiles it raises {_first_line(error)}")
 
 
 def check_outputs(found: Run, expected: Run, stages_hold: bool, blank: Check) -> list[Check]:
-    """Each of the model's outputs by itself: x_hat, likelihoods, or the one map of a plain network."""
+    """Each of the model's outputs by itself: x_hat, likelihoods, or the single map of a plain network."""
     cause = "; every stage by itself holds, so it is what lies between them" if stages_hold else ""
     checks = []
     for name, values in expected.outputs.items():
@@ -175,12 +175,11 @@ def check_outputs(found: Run, expected: Run, stages_hold: bool, blank: Check) ->
 
 
 def check_latents(run: Run, written: Coded, given: bool, blank: Check) -> Check:
-    """Whether there is anything in the symbols for a bitstream to get wrong.
+    """Whether the symbols carry enough information for a bitstream to go wrong.
 
-    They are seen where a known class quantises; of a codec that codes without, nothing is known of them.
-
-    Few in a made-up image do not pass, since another can be given. Few in a `given` one are what the weights
-    make of it, which is noted; none at all says nothing, and does not pass either.
+    Symbols are seen where a known class quantises; a codec that codes by other means shows none. In a made-up
+    image, too few nonzero symbols do not pass, since another image can be given. In a `given` image they
+    follow from the weights, and are only noted; if all symbols are zero, the check does not pass either.
     """
     blank = replace(blank, name="latents")
     total = sum(part.numel() for part in run.symbols)
@@ -220,7 +219,7 @@ def check_bitstream(found: Coded, expected: Coded, pixels: int, blank: Check) ->
 def check_decoding(
     tiled: nn.Module, streams: Sequence[Any], expected: Sequence[dict[str, Tensor]], blank: Check
 ) -> Check:
-    """All streams that differ, whoever wrote them, decoded by tiles as the untouched model decodes them."""
+    """Every distinct stream, whoever wrote it, decoded by tiles as the untouched model decodes it."""
     differ = 0
     where: DifferenceMap | None = None
     for stream, images in zip(streams, expected, strict=True):
@@ -242,7 +241,7 @@ def check_decoding(
 
 
 def note_difference(name: str, found: tuple[Run, Coded], expected: tuple[Run, Coded], blank: Check) -> Check:
-    """Note what other kernels change in the image, the symbols and the bitstream. It cannot fail."""
+    """Note how other kernels change the image, the symbols and the bitstream. This check cannot fail."""
     (run, written), (base, base_written) = found, expected
     output = "x_hat" if "x_hat" in base.outputs else next(iter(base.outputs))
     values, other = base.outputs[output], run.outputs[output]
@@ -254,7 +253,7 @@ def note_difference(name: str, found: tuple[Run, Coded], expected: tuple[Run, Co
     }
     if output == "x_hat":
         figures["image_identical_in_8_bits"] = torch.equal(_eight_bits(other), _eight_bits(values))
-    if base.symbols and len(run.symbols) == len(base.symbols):  # a loop may code them in other portions
+    if base.symbols and len(run.symbols) == len(base.symbols):  # a loop may code symbols in other portions
         figures["symbols"] = sum(part.numel() for part in base.symbols)
         figures["differing_symbols"] = sum(
             differing(part, other) for part, other in zip(run.symbols, base.symbols, strict=True)

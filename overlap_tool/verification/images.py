@@ -1,4 +1,4 @@
-"""The images to verify on: a seeded one, or files; and how large the seeded one has to be."""
+"""The images to verify on: files or a seeded image, and how large the seeded one has to be."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Image:
 
 
 def seeded(size: Size, layout: Layout, multiple: int) -> Image:
-    """Made-up pixels, the same on every machine. Of sound, the width counts."""
+    """A seeded image, the same on every machine. For sound, the width is its length."""
     width, height = size = size if ROWS in layout.flat else Samples(size.width, 1)
     channels = prod(layout.channels)
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def seeded(size: Size, layout: Layout, multiple: int) -> Image:
 
 
 def read(path: str | os.PathLike[str], layout: Layout, multiple: int) -> Image:
-    """A picture from a file, in colour or grey as the model wants it."""
+    """A picture from a file, in colour or grey as the model takes it."""
     where, channels = f"images={os.fspath(path)!r}", layout.channels[0]
     if layout.kind != "image" or channels not in (1, 3):
         told = f"{channels} channels" if layout.kind == "image" else f"a {layout.kind}"
@@ -68,7 +68,8 @@ def read(path: str | os.PathLike[str], layout: Layout, multiple: int) -> Image:
 
 
 def _prepared(name: str, pixels: Tensor, layout: Layout, multiple: int) -> Image:
-    """Padded with black on all sides to a size that the model takes, as CompressAI's evaluation does it."""
+    """The pixels, padded with black on all sides to a size that the model takes, as CompressAI's evaluation
+    does."""
     _, height, width = pixels.shape
     above, below = brought_up(height, multiple) if ROWS in layout.flat else (0, 0)
     values = F.pad(pixels.unsqueeze(0).float() / 255, (*brought_up(width, multiple), above, below))
@@ -82,8 +83,8 @@ def _prepared(name: str, pixels: Tensor, layout: Layout, multiple: int) -> Image
 def multiple(found: Survey) -> int:
     """What the sides of an image should be a multiple of.
 
-    A codec's is known. Another network may take any size, or fail where a part that goes down and up again
-    meets one that does not, unless its stages' patterns fit in.
+    A codec's multiple is known. Another network may take any size, or may fail where a part that goes down
+    and up again meets one that does not, unless the sides are multiples of its stages' periods.
     """
     if found.multiple > 1:
         return found.multiple
@@ -96,15 +97,15 @@ def multiple(found: Survey) -> int:
 
 
 def telling_size(stages: Sequence[Stage], tiles: Sequence[Size], multiple: int) -> Size:
-    """The size of an image on which a check has something to find.
+    """An image size on which every check has something to find.
 
-    It has at least two tiles on either axis and a rest, and in every stage some tile whose whole overlap, on
-    every side, lies in the image.
+    It has at least two tiles and a remainder on either axis, and in every stage some tile whose whole overlap
+    lies inside the image on every side.
     """
     networks = [(stage, segment.network) for stage in stages for segment in segments.cut(stage.network)]
     width = max(_telling_side([(s, network.columns) for s, network in networks], tile) for tile, _ in tiles)
     height = max(_telling_side([(s, network.rows) for s, network in networks], tile) for _, tile in tiles)
-    # not square, so that rows and columns cannot be mistaken for one another; of sound, the width counts
+    # not square, so that rows and columns cannot be confused; for sound, only the width counts
     return Size(_raised(width, multiple) + multiple, _raised(height, multiple))
 
 

@@ -1,4 +1,4 @@
-"""What computes: device, threads, and the versions of all that has a say in the bits."""
+"""Describes the machine: device, threads, and every version that may influence the bits."""
 
 from __future__ import annotations
 

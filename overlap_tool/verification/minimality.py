@@ -1,4 +1,4 @@
-"""Whether overlaps are as small as they can be: one sample less on any side, and the tile comes out wrong."""
+"""Checks that overlaps are minimal: with one sample less on any side, a tile comes out wrong."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ EDGES = {
     "top": ("rows", True),
     "bottom": ("rows", False),
 }
-"""The axis that each side is an end of, and whether it is the end where counting begins."""
+"""For each side, the axis that it is an end of, and whether it is the lower end."""
 
 
 def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
-    """One check per side of every map that a segment is given; without barriers that is the stage's input.
-    Sound has two sides. `plan` is one of independent tiles; `blank` is what all checks have in common.
+    """One check per side of every map that a segment is given; without barriers, that is the stage's input.
 
-    For a tile with its whole overlap inside the map, the executor runs that tile alone on the real maps, but
-    without the outermost line of samples that it reads on one side. All other samples are as they were, so
-    this is the tile with an overlap of one sample less on that side; whatever stands in place of the line is
-    all that the smaller patch has there.
+    Sound has two sides. `plan` is of independent tiles; `blank` holds what all checks have in common. For a
+    tile with its whole overlap inside the map, the executor runs that tile alone on the real maps, but
+    without the outermost line of samples that it reads on one side: the tile with an overlap of one sample
+    less on that side.
 
-    NaN in its place decides: it shows whether the arithmetic uses the line at all. NaN times anything is NaN,
-    so no weight that happens to be 0 hides a dependence, and a line that is not read cannot make NaN of any
-    output. Zeros are what a smaller patch would see, its own padding; how many outputs differ then is told
-    as a figure, for it depends on these weights and this image.
+    With NaN in the line's place, the outputs show whether the arithmetic uses the line at all: NaN times
+    anything is NaN, so a weight that happens to be 0 hides no dependence, and a line that is not read cannot
+    turn an output into NaN. Zeros are what a smaller patch would see, its own padding; how many outputs
+    differ then depends on these weights and this image, and is reported as a figure only.
     """
     blank = replace(blank, name="minimality", schedule="tiles")
     checks: list[Check] = []
@@ -51,7 +50,7 @@ def check_minimality(plan: StagePlan, seen: Seen, blank: Check) -> list[Check]:
         for each in passes.one_by_one(plan.network, plan.segments, whole, sinks):
             checks += _check_segment(each, plan, blank)
             if each.plan is plan.segments[-1]:
-                break  # its outputs are of no use here
+                break  # its outputs are not used here
     return checks
 
 

@@ -1,4 +1,4 @@
-"""Watching a model that knows nothing of it: what its stages get and give, and which symbols it codes."""
+"""Observes an untouched model: what its stages receive and return, and which symbols it codes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from overlap_tool.rules.pieces import as_kept
 from overlap_tool.verification.certificate import DifferenceMap
 
 CELLS = 32
-"""The most cells of a coarse map on either axis: a certificate stays small, whatever the image."""
+"""The most cells of a coarse map on either axis, so that a certificate stays small whatever the image."""
 
 ALONE = "output"
-"""The name of a tensor that is all of an output."""
+"""The name of an output that is a single tensor."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one call of a stage got and gave, computed by the model's own code."""
+    """The input and outputs of one call of a stage, computed by the model's own code."""
 
     input: Tensor
-    """As maps are kept."""
+    """Laid out as the executor keeps maps."""
     outputs: dict[str, Tensor]
-    """By their dotted names in what it returned."""
+    """By their dotted names in the return value."""
 
 
 def kept(layout: Layout, given: Tensor) -> Tensor:
-    """What is given to a stage, as maps are kept."""
+    """A stage's input, laid out as the executor keeps maps."""
     size = layout.size_of(given.shape)
     return given if size is None else as_kept(given, layout, *size[1:])
 
@@ -46,7 +46,7 @@ def kept(layout: Layout, given: Tensor) -> Tensor:
 def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
     """The last call of every stage, by the stage's name, while the model runs.
 
-    A closed loop calls them pass by pass, and all is there in the last.
+    A closed loop calls its networks pass by pass; the last call has the whole reconstruction.
     """
     seen: dict[str, Seen] = {}
     inputs: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
 
     def after(name: str, read: Callable[[Any], Any]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            # copies, since whoever comes next may work in place
+            # copies, since later code may work in place
             outputs = {path: map.clone() for path, map in tensors_in(read(output)).items()}
             seen[name] = Seen(kept(layouts[name], inputs[name]), outputs)
 
@@ -82,9 +82,9 @@ def watched_stages(stages: Sequence[Stage]) -> Iterator[dict[str, Seen]]:
 
 @contextmanager
 def watched_symbols(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The integers that entropy models make of what they are called with, call by call.
+    """The integers that entropy models make of their inputs, call by call.
 
-    A model may quantise a latent more than once; what counts is the last time in each call: that is coded.
+    A model may quantise a latent more than once; the last time in each call counts, since that is coded.
     """
     symbols: list[Tensor] = []
     hooks = []
@@ -134,7 +134,7 @@ def tensors_in(value: Any) -> dict[str, Tensor]:
 
 
 def differing(found: Tensor, expected: Tensor) -> int:
-    """How many numbers differ; all of them, if the shapes do."""
+    """How many numbers differ; all of them if the shapes do."""
     if found.shape != expected.shape:
         return expected.numel()
     return int((found != expected).sum())
@@ -147,10 +147,12 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def difference_map(found: Tensor, expected: Tensor) -> DifferenceMap | None:
-    """Where they differ, in cells; None if nothing does, or if these are no maps of one size."""
+    """Where two maps differ, in cells; None if nothing differs, or if they are not maps of one size."""
     if found.shape != expected.shape or expected.ndim < 3 or not differing(found, expected):
         return None
-    rows, columns = (1, expected.shape[-1]) if expected.ndim == 3 else expected.shape[-2:]  # one is sound
+    rows, columns = (
+        (1, expected.shape[-1]) if expected.ndim == 3 else expected.shape[-2:]
+    )  # three dimensions are sound
     cell = ceil(max(rows, columns) / CELLS)
     down, along = ceil(rows / cell), ceil(columns / cell)
     per_position = (found != expected).reshape(-1, rows, columns).sum(0)

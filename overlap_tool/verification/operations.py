@@ -1,4 +1,4 @@
-"""Every op of the arithmetic that rounds, with arguments made of integers: what a machine is held to."""
+"""Every op of the arithmetic that rounds, with integer-made arguments: a machine's digests of the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = (torch.float32, torch.float64)
 
 
 def digests(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:
-    """For each op, of all that it gives for its arguments, in either precision."""
+    """For each op, the digests of its results for these arguments, in both precisions."""
     found: dict[str, dict[str, str]] = {}
     for kind in KINDS:
         for op, calls in arguments(kind).items():
@@ -26,7 +26,7 @@ def digests(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:
 
 
 def _first(function: Any, device: torch.device | str, *call: Any) -> Tensor:
-    """The first of several results: the map, where others serve gradients only."""
+    """The first of several results: the map, where others only serve gradients."""
     names = call[-1] if isinstance(call[-1], dict) else {}
     given = tree_map_only(Tensor, lambda x: x.to(device), call[: len(call) - bool(names)])
     if not any(isinstance(each, Tensor) for each in given):
@@ -37,7 +37,7 @@ def _first(function: Any, device: torch.device | str, *call: Any) -> Tensor:
 
 
 def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
-    """Of each op, what it is given: a tuple for each call, which may end in a dict of names."""
+    """For each op, its arguments: a tuple for each call, which may end in a dict of keyword arguments."""
     numbers = Hashed(1)
 
     def values(*shape: int, most: float = 4.0) -> Tensor:

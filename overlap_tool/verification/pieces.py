@@ -1,4 +1,4 @@
-"""Running a stage by a plan, on its real input or on one where a tile sees less than its overlap."""
+"""Runs a stage by a plan, on its real input or on one in which tiles see less than their overlap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from overlap_tool.runtime.stores import Source, TensorSource
 
 
 def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Any:
-    """What the stage returns of a map, by the executor."""
+    """What the stage returns for a map, computed by the executor."""
     results = passes.Results(plan)
     source = TensorSource(whole, whole.device)
     values = passes.run(plan.network, plan.segments, source, results.sinks, batch=batch)
@@ -31,7 +31,7 @@ def run_stage(plan: StagePlan, whole: Tensor, batch: int = 1) -> Any:
 
 
 def run_tile(each: Pass, row: Step, column: Step, sources: Mapping[str, Source]) -> tuple[Tensor, ...]:
-    """What one tile of a pass gives: its part of every map that the segment outputs."""
+    """What one tile of a pass returns: its part of every map that the segment outputs."""
     network = each.plan.segment.network
     rows, columns = AxisPlan.of(each.plan.rows.sizes, [row]), AxisPlan.of(each.plan.columns.sizes, [column])
     caught = {map: _Caught() for map in (*network.kept, network.output)}
@@ -51,9 +51,9 @@ class _Caught:
 
 @dataclass(frozen=True)
 class Halo:
-    """What one tile reads of a given map on one axis, and which part of that is its own.
+    """What one tile reads of a given map on one axis, and which part of it is the tile's own.
 
-    `whole_before` and `whole_after` say whether all of the overlap on that side lies in the image.
+    `whole_before` and `whole_after` say whether the whole overlap on that side lies in the image.
     """
 
     reads: Span
@@ -85,10 +85,10 @@ def halo(axis: Axis, step: Step, sizes: Sequence[int], given: int = 0) -> Halo:
 
 
 class ShortSource:
-    """A map as tiles see it whose overlap is too small.
+    """A map as seen by tiles whose overlap is too small.
 
-    `rows` and `columns` say, for each span that a tile reads, which part of it the tile still gets. What is
-    missing stands as `fill`: 0 is what a too small patch would see there, its own zero padding.
+    For each span that a tile reads, `rows` and `columns` hold the part that it still gets. Missing samples
+    are `fill`: 0 is what a patch that is too small would see, its own zero padding.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`selftest`: the arithmetic of this machine, held to the published digests."""
+"""`selftest`: compares the arithmetic of this machine with the published digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from overlap_tool.verification.certificate import Machine
 
 @dataclass(frozen=True)
 class Held:
-    """What is published of one function, op or model, and whether this machine gives it.
+    """The published digests of one function, op or model, and whether this machine reproduces them.
 
     `message` says which of its digests differ, or why it was skipped.
     """
@@ -31,7 +31,7 @@ class Held:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What `selftest` found on a machine."""
+    """The result of `selftest` on a machine."""
 
     arithmetic: str
     machine: Machine
@@ -39,7 +39,7 @@ class SelfTest:
 
     @property
     def holds(self) -> bool:
-        """Whether there is no digest that differs."""
+        """Whether no digest differs."""
         return not self.of("failed")
 
     def of(self, status: str) -> tuple[Held, ...]:
@@ -49,11 +49,11 @@ class SelfTest:
 def selftest(
     *, models: bool = False, device: str = "cpu", progress: Callable[[str], None] = lambda doing: None
 ) -> SelfTest:
-    """Hold this machine's arithmetic to the published digests, in some seconds.
+    """Compare this machine's arithmetic with the published digests; it takes some seconds.
 
-    Every elementary function on a million numbers, and every op that rounds, in float32 and float64. With
-    `models`, all that narrow models of every known architecture give for a fixed image, which takes a minute:
-    tables, outputs, likelihoods, strings and decoded images. `device` is "cpu" or "cuda".
+    It covers every elementary function on a million numbers, and every op that rounds, in float32 and
+    float64. With `models`, it adds narrow models of every known architecture on a fixed image, which takes a
+    minute: tables, outputs, likelihoods, strings and decoded images. `device` is "cpu" or "cuda".
 
         assert overlap_tool.selftest().holds
     """
@@ -80,7 +80,7 @@ def _operations(device: torch.device, progress: Callable[[str], None]) -> Iterat
 
 
 def _models(device: torch.device, progress: Callable[[str], None]) -> Iterator[Held]:
-    """In the order of the file: one whose plugin is not installed is skipped."""
+    """In the order of the file; a model whose plugin is not installed is skipped."""
     picture = witnesses.image().to(device)
     for name, expected in published_digests("models").items():
         if name not in checkpoint.names():
@@ -97,7 +97,7 @@ def _held(
     found: Mapping[str, str],
     expected: Mapping[str, str],
 ) -> Held:
-    """Passed if all digests are the same, and no one has more of them."""
+    """Passed if all digests agree, and neither side has more of them."""
     differ = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
     named = ", ".join(key for key in differ if key)
     return Held(kind, name, "failed" if differ else "passed", named)

@@ -41,29 +41,29 @@ from overlap_tool.wrapping.loops import order_of
 from overlap_tool.wrapping.retrofit import rewrap, settings_in, wrap
 
 TILE_OF_BLOCKS = 64
-"""For the networks of a closed loop. What it is held to goes over the whole image many times, and is slow."""
+"""The tile for the networks of a closed loop, whose whole-image reference is slow."""
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is verified: a model that knows nothing of tiles, its stages, and the ways to tile them."""
+    """What is verified: an untouched model, its stages, and the settings to tile them with."""
 
     model: nn.Module
     found: Survey
     ways: tuple[Settings, ...]
     stage_ways: tuple[Settings, ...]
-    """The same, but for a closed loop: its networks in tiles, where the loop itself goes block by block."""
+    """The same, except for a closed loop: its networks run in tiles, the loop itself block by block."""
     whole: bool
-    """Whether the model is asked, too, and not only one stage of it."""
+    """Whether the whole model is checked, too, and not only one stage of it."""
     ablate: bool
     example: Example | None
     """How the model is called, if not with an image alone."""
     own_images: bool
-    """Whether the images are files, and none is made up."""
+    """Whether the images are the user's files, none of them seeded."""
     progress: Callable[[str], None]
 
     def run(self, model: nn.Module, image: Tensor, kernels: Engine = "exact") -> equality.Run:
-        """What this model, or one made of it, gives."""
+        """What this model, or a tiled one made of it, returns."""
         return equality.run_model(model, image, kernels=kernels, example=self.example)
 
     def compress(self, model: nn.Module, image: Tensor, kernels: Engine = "exact") -> equality.Coded:
@@ -93,17 +93,18 @@ def verify(
     trust: bool = False,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Certificate:
-    """Hold a tiled model to the untouched one, bit for bit, and its overlaps to being as small as can be.
+    """Compare a tiled model with the untouched one, bit for bit, and check that its overlaps are minimal.
 
-    `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. Tiles are in pixels of
-    the image, or samples of a sound: those that `wrap` has if none are given, or what a wrapped model was
-    wrapped with; both schedules, if none is given; independent tiles of one shape, if `uniform`. A
-    closed loop goes block by block, in both orders; its networks alone have tiles, of 64.
-    Without `images`, one is made up, of `size` or of one at which there is something to find: a volume, in
-    tiles of 64, or a sound, if the model takes that. Both sides run under `exact_kernels()`; the difference
-    to the library's kernels is noted. `against` is the certificate of another machine, whose digests are held
-    to those of this one. `example` and `method` say how a model is called that takes more than an image, as
-    for `wrap`; a file of a wrapped model says so itself.
+    `model` is a module, the path of a checkpoint or of a wrapped model, or `zoo:NAME`. `tiles` are in pixels
+    of the image or samples of a sound; by default those of `wrap`, or those that the model was wrapped with.
+    Both `schedules` are checked unless one is given; `uniform` means independent tiles of one shape. A closed
+    loop is checked block by block, in both orders, and its networks alone in tiles of 64.
+
+    Without `images`, one is made up: of `size`, or large enough for every check; a volume or a sound if the
+    model takes that. Both models run under `exact_kernels()`; the difference to PyTorch's own kernels is
+    noted. `against` is a certificate of another machine, whose digests are compared with those of this one.
+    `example` and `method` describe the call of a model that takes more than an image, as for `wrap`; the file
+    of a wrapped model contains them.
 
     >>> verify(nn.Conv2d(3, 3, 5, padding=2).eval(), tiles=[16], size=(48, 40)).holds
     True
@@ -119,7 +120,7 @@ def verify(
                 "is wrapped already",
                 "Give the model itself, or call overlap_tool.unwrap",
             )
-        # a copy, since CDFs may be computed and the device changed
+        # a copy, since CDFs may be computed and the device may change
         loaded = checkpoint.Loaded.of(copied(model).eval())
     else:
         loaded = checkpoint.load_checkpoint(
@@ -197,7 +198,7 @@ def _ways(
     default: int | Size,
 ) -> tuple[Settings, ...]:
     """The settings to verify: those asked for, else those of a wrapped model, else both schedules and a
-    default."""
+    default tile."""
     if own is not None and own.engine != "exact":
         raise OptionError(
             'engine="stock"',
@@ -290,7 +291,7 @@ def _verify_on(
 def _stage_checks(
     subject: _Subject, stage: Stage, exact: equality.Run, blank: Check
 ) -> Iterator[tuple[PlanRecord | None, Check]]:
-    """Equality for every way to tile it, and minimality for every tile."""
+    """Equality for every setting, and minimality for every tile."""
     name = subject.name_of(stage)
     blank = replace(blank, stage=name)
     seen = exact.seen.get(stage.name)
@@ -356,7 +357,7 @@ def _model_checks(
     stages_hold: bool,
     blank: Check,
 ) -> list[Check]:
-    """What the model as a whole gives: outputs, symbols, bitstreams, decoded images."""
+    """What the model as a whole returns: outputs, symbols, bitstreams, decoded images."""
     model, progress = subject.model, subject.progress
     pixels = image[:, 0].numel()
     progress(f"{blank.image}: the same with the library's kernels")
@@ -394,7 +395,7 @@ def _model_checks(
         decoded = [equality.decompress(model, stream) for stream in streams]
     except (
         Exception
-    ) as error:  # its own code, which may raise anything; and wrong tiles write what none can read
+    ) as error:  # their code may raise anything, and wrong tiles may write streams that nothing can read
         if isinstance(error, OverlapToolError) and not isinstance(error, ContainerError):
             raise
         reason = equality.why_not_decoded(error)

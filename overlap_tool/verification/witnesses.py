@@ -1,6 +1,7 @@
-"""Models and an image made of integers, and digests of all that these models give for it.
+"""Models and an image made of integers, and digests of all that these models return for it.
 
-The weights depend on no random numbers of a library, so whatever differs between two machines is arithmetic.
+The weights depend on no library's random numbers, so any difference between two machines is one of
+arithmetic.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROWS, COLUMNS = 128, 128
 
 
 def narrow_model(architecture: Architecture) -> nn.Module:
-    """At its smallest width. Its tables are computed here, by `update`."""
+    """The architecture at its smallest width, with tables computed here by `update`."""
     return seeded_model(architecture, architecture.small, draw=Hashed(2).uniform)
 
 
@@ -39,7 +40,7 @@ def image(channels: int = 3) -> Tensor:
 
 @torch.no_grad()
 def model_digests(model: Any, picture: Tensor) -> dict[str, str]:
-    """Of the weights and tables, the outputs, what `compress` gives and what `decompress` makes of it."""
+    """Digests of the weights and tables, the outputs, and the results of `compress` and `decompress`."""
     with exact_kernels():
         outputs = tensors_in(model(picture))
         stream = model.compress(picture)
@@ -57,7 +58,7 @@ def map_digests(maps: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def stream_digest(stream: Any) -> str:
-    """Of all strings, each after its length in 8 bytes, in their order."""
+    """A digest of all strings in order, each preceded by its length in 8 bytes."""
     strings: list[bytes] = []
     coded.packed(coded.needed(stream), strings)
     found = hashlib.sha256()

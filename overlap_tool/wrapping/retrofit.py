@@ -284,8 +284,7 @@ def _size_of(network: Network, whole: Tensor) -> MapSize:
 
 def _traced_anew(module: nn.Module, name: str, layout: Layout | None, example: Example | None) -> Network:
     """Trace a module for a map of as many channels as before, or as its layers ask for if it takes no such
-    map.
-    """
+    map."""
     # other threads run the module itself
     twin = with_own_forward(module) if example is None else example.applied_to(module)
     if layout is None and example is not None:
