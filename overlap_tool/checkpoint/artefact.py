@@ -30,7 +30,7 @@ REWRAP = "Write it again with overlap-tool wrap"
 
 
 def wrapped_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """How a file says that its model is to be tiled; None if it is another kind of checkpoint, or none."""
+    """The settings in a wrapped model's file; None for any other kind of file."""
     try:
         payload = read_payload(path)
     except CheckpointError:
@@ -39,7 +39,7 @@ def wrapped_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def is_artefact(payload: object) -> bool:
-    """Whether what a file holds is a wrapped model."""
+    """Whether a file's payload is a wrapped model."""
     if not isinstance(payload, dict):
         return False
     written = payload.get("format")
@@ -50,9 +50,9 @@ def is_artefact(payload: object) -> bool:
 class Artefact:
     """A wrapped model as plain data.
 
-    `architecture` is a registered name or `pkg.module:Class`; `overlaps` are the stages' left, right, top and
-    bottom, for whoever reads the file without the tool. A stage with barriers has none. `example` says how
-    the model is called, if not with an image alone: a method, and its arguments, with small maps.
+    `architecture` is a registered name or `pkg.module:Class`. `overlaps` are each stage's left, right, top
+    and bottom, for readers without this tool; a stage with barriers has none. `example` describes the call,
+    if not with an image alone: a method and its arguments, with small maps.
     """
 
     architecture: str
@@ -95,9 +95,9 @@ class Artefact:
 
     @staticmethod
     def parse(payload: dict[str, Any], where: str) -> Artefact:
-        """From what a file holds; `where` names it in refusals."""
+        """Parse a file's payload; `where` names the file in errors."""
         version = payload.get("version")
-        if type(version) is not int:  # and not True, which equals 1
+        if type(version) is not int:  # True equals 1, too
             raise CheckpointError(where, "a part of it is missing or malformed ('version')", REWRAP)
         if version != VERSION:
             raise CheckpointError(
@@ -130,7 +130,7 @@ class Artefact:
 
 
 def _checked_example(example: Any, file: Path) -> dict[str, Any] | None:
-    """A call with some map, of plain values; a pickle may hold anything, and contain itself."""
+    """The example, if it is a call with some map and plain values; a pickle may hold anything else."""
     if example is None:
         return None
     call = {key: example[key] for key in ("method", "args", "kwargs")}

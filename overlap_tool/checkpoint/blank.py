@@ -1,4 +1,5 @@
-"""Building a model whose weights are about to be replaced: no random initialisation, no unchecked size."""
+"""Builds a model whose weights are about to be replaced: no random initialisation, no unchecked
+allocation."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from overlap_tool.kernels.work import tensors_among
 from overlap_tool.plugins import importing
 
 _SMALL = 1 << 20
-"""As many numbers are made before it is asked how many there will be."""
+"""Up to this many numbers are allocated without counting them first."""
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
 
@@ -41,10 +42,10 @@ class _Blank(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.init.kaiming_uniform_:
-            # What every convolution and linear layer does, and nearly all of the cost of building a model.
+            # every convolution and linear layer does this, at nearly all of the cost of building a model
             return (args[0] if args else kwargs["tensor"]).detach().zero_()
         if self.budget is not None and func in _FACTORIES:
-            # On the meta device the request has a size but takes no memory.
+            # on the meta device a tensor has a size but takes no memory
             request = func(*args, **{**kwargs, "device": "meta"})
             self.asked += request.numel() * request.element_size()
             if self.asked > self.budget:
@@ -53,8 +54,8 @@ class _Blank(TorchFunctionMode):
 
 
 class _Counted(TorchDispatchMode):
-    """Counts the tensors that are there, whoever made them, and how. Those of more than `most`
-    bytes, and what is made of them, are on the meta device, where they have sizes alone."""
+    """Counts live tensors, whoever made them. Those over `most` bytes, and all that is made of them, are on
+    the meta device, where they have a size and no memory."""
 
     def __init__(self, budget: int, tensors: int, most: float) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class _Counted(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Or PyTorch imports its compiler, which takes more time and memory than most models."""
+        """Keeps PyTorch from importing its compiler, which takes more time and memory than most models."""
         return False
 
     def __torch_dispatch__(
@@ -86,7 +87,7 @@ class _Counted(TorchDispatchMode):
                 made = func(*tree_map(_on_meta, args), **tree_map(_on_meta, asked))
             except RuntimeError:
                 if not real:
-                    raise  # else how large it is follows from numbers
+                    raise  # otherwise the result's size depends on values
             else:
                 self._make_room(form.size(made))
         if made is None or (real and form.size(made) <= self.most):
@@ -100,7 +101,7 @@ class _Counted(TorchDispatchMode):
         return made
 
     def _make_room(self, size: int) -> None:
-        """For so many bytes more, if there is room when what is gone does not count."""
+        """Count `size` more bytes; raises if they are over budget even without tensors that are gone."""
         if self.bytes + size > self.budget or len(self.made) > self.tensors:
             self.made = [(storage, bytes) for storage, bytes in self.made if not storage.expired()]
             self.bytes = sum(bytes for _, bytes in self.made)
@@ -110,17 +111,17 @@ class _Counted(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Form:
-    """What the schema of an op says of what it makes."""
+    """What an op's schema says about its results."""
 
     new: tuple[bool, ...]
-    """Of each result, whether it is no view of a tensor that was there."""
+    """For each result, whether it is a new tensor rather than a view."""
     on_device: bool
-    """Whether it is told a device."""
+    """Whether the op has a device argument."""
     follows_inputs: bool
-    """Whether no result has more numbers than all its inputs multiplied: it is told no size."""
+    """Whether no result can exceed the product of all inputs' sizes: the op has no size argument."""
 
     def tensors(self, made: Any) -> list[Tensor]:
-        """Those that are new."""
+        """The results that are new."""
         results = made if isinstance(made, tuple) else (made,)
         return [
             result
@@ -129,7 +130,7 @@ class _Form:
         ]
 
     def size(self, made: Any) -> int:
-        """In bytes."""
+        """Their size in bytes."""
         return sum(map(_bytes, self.tensors(made)))
 
 
@@ -151,17 +152,20 @@ def _on_meta(value: Any) -> Any:
 
 @contextmanager
 def counted_weights(budget: int, tensors: int, most: float = inf) -> Iterator[None]:
-    """Modules built inside are as their class makes them, of so many bytes and so many tensors at most. Of
-    tensors of more than `most` bytes, there are the sizes alone."""
+    """Inside, modules are built as their classes build them, within `budget` bytes and so many tensors.
+
+    Tensors of more than `most` bytes have a size only.
+    """
     with _Counted(budget, tensors, most):
         yield
 
 
 @contextmanager
 def blank_weights(budget: int | None = None) -> Iterator[None]:
-    """Modules built inside have zeros for convolution and linear weights, and take at most `budget` bytes.
+    """Inside, new convolutions and linear layers have zeros as weights, and take at most `budget` bytes in
+    all.
 
-    The global random state is left as it was.
+    The global random state is left unchanged.
     """
-    with importing(), OwnRandomness(), _Blank(budget):  # PyTorch imports much with its first meta tensor
+    with importing(), OwnRandomness(), _Blank(budget):  # the first meta tensor makes PyTorch import much
         yield

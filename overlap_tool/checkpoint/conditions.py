@@ -1,8 +1,8 @@
-"""Small composable conditions on a state dict: how an architecture recognises its checkpoints.
+"""Small composable conditions on a state dict, by which an architecture recognises its checkpoints.
 
     has_key("g_a.0.weight") & size("h_s.4.weight").matches(2 * size("g_a.6.weight")) & ~has_prefix("codec.")
 
-A condition answers yes or no, and can say what it missed: that is the text of "nearest architecture" errors.
+A condition can also list what it missed, for the text of "nearest architecture" errors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Condition:
     """A pure predicate over a state dict; combine with `&`, `|` and `~`."""
 
     missed: Callable[[StateDict], tuple[str, ...]]
-    """What stands in the way, in words; empty exactly if the condition holds."""
+    """What the state dict lacks, in words; empty exactly if the condition holds."""
     opposite: Callable[[], Condition]
     weight: int = 1
-    """How many single facts are asked for: the measure of what was missed."""
+    """How many facts the condition asks for, to compare what was missed with."""
 
     def __call__(self, state: StateDict) -> bool:
         return not self.missed(state)
@@ -49,7 +49,7 @@ def _all(*parts: Condition) -> Condition:
 
 def _any(*parts: Condition) -> Condition:
     return Condition(
-        # the alternative that came closest is the one worth reporting
+        # report the alternative that came closest
         lambda state: min((part.missed(state) for part in parts), key=len),
         lambda: _all(*(~part for part in parts)),
         max(part.weight for part in parts),
@@ -59,7 +59,7 @@ def _any(*parts: Condition) -> Condition:
 def _fact(
     holds: Callable[[StateDict], bool], complaint: Callable[[StateDict], str], surplus: str
 ) -> Condition:
-    """A single fact, and the words for it where it does not hold, and where it does and should not."""
+    """A single fact, with the words to report when it fails, and when it holds but should not."""
     return Condition(
         lambda state: () if holds(state) else (complaint(state),),
         lambda: Condition(
@@ -85,7 +85,7 @@ def has_prefix(prefix: str) -> Condition:
 
 
 def shape(key: str, *sizes: int | None) -> Condition:
-    """The tensor is there, with these sizes; `None` stands for any positive size."""
+    """The tensor exists and has these sizes; `None` stands for any positive size."""
 
     def holds(state: StateDict) -> bool:
         if key not in state:
@@ -105,7 +105,7 @@ def shape(key: str, *sizes: int | None) -> Condition:
 
 @dataclass(frozen=True)
 class DimensionSize:
-    """One size of one tensor, perhaps times a factor: `2 * size("g_a.6.weight")`."""
+    """One size of one tensor, optionally times a factor: `2 * size("g_a.6.weight")`."""
 
     key: str
     axis: int = 0

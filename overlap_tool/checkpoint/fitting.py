@@ -1,4 +1,4 @@
-"""Putting a state dict into a model: old spellings, CDF buffers of any size, and a precise refusal."""
+"""Loads a state dict into a model: old spellings, CDF buffers of any size, and precise errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANOTHER_CLASS = 'Name the right one as `architecture`, or bring your class: `mod
 
 
 def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of this architecture with these weights, and the arguments it was built with."""
+    """Build the model of this architecture with these weights; also return the constructor's arguments."""
     state = architecture.rename(state)
     try:
         arguments = architecture.arguments(state)
@@ -39,7 +39,7 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
             f"a {architecture.name} with {arguments} cannot be: its widths must be positive",
             "Check that the file was written completely, and by the training code you expect",
         )
-    # A forged width must not make us allocate what the file itself cannot hold.
+    # a forged width must not allocate more than the file itself could hold
     budget = 4 * sum(tensor.numel() for tensor in state.values()) + _SPARE_BYTES
     try:
         with blank_weights(budget):
@@ -56,18 +56,18 @@ def assemble(architecture: Architecture, state: StateDict, where: str) -> tuple[
 
 
 def fit(model: nn.Module, state: StateDict, where: str, way_out: str = ANOTHER_CLASS) -> None:
-    """Gives the model these weights, strictly; the model owns its tensors afterwards."""
+    """Load these weights into the model, strictly; the model owns its tensors afterwards."""
     state = respell(state, model)
     _resize_cdf_buffers(model, state, where)
     expected = model.state_dict()
     _refuse_misfit(state, expected, where, way_out)
     owned = {key: _owned(tensor, expected[key].dtype) for key, tensor in state.items()}
-    # Not the model's own method: CompressAI's sizes and renames again, and cannot assign.
+    # not by the model's own method: CompressAI's resizes and renames again, and cannot assign
     nn.Module.load_state_dict(model, owned, strict=True, assign=True)
 
 
 def respell(state: StateDict, model: nn.Module) -> StateDict:
-    """Renames keys that older or newer versions of CompressAI spell differently to what this model uses."""
+    """Rename keys that older or newer versions of CompressAI spell differently to this model's names."""
     keys = model.state_dict().keys()
     spelling = {_canonical(key): key for key in keys}
     return {
@@ -76,7 +76,7 @@ def respell(state: StateDict, model: nn.Module) -> StateDict:
 
 
 def refuse_nonfinite(model: nn.Module, where: str) -> None:
-    """No NaN anywhere, and no infinity in a weight; a buffer, such as an attention mask, may hold one."""
+    """Raise for NaN anywhere, and for infinity in a weight; a buffer, such as a mask, may hold infinity."""
     bad = [key for key, weight in model.named_parameters() if not weight.isfinite().all()]
     bad += [key for key, buffer in model.named_buffers() if buffer.isnan().any()]
     if bad:
@@ -95,7 +95,7 @@ def _canonical(key: str) -> str:
 
 
 def _resize_cdf_buffers(model: nn.Module, state: StateDict, where: str) -> None:
-    """Sizes the model's CDF buffers as in the file, and takes absent ones to be not yet computed."""
+    """Give the model's CDF buffers the sizes in the file; absent ones count as not yet computed."""
     for name, module in coding_tables.entropy_models(model):
         prefix = f"{name}." if name else ""
         for buffer in coding_tables.BUFFERS:
@@ -131,7 +131,7 @@ def _refuse_misfit(state: StateDict, expected: Mapping[str, Tensor], where: str,
 
 
 def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # The file may be mapped, so what is kept must be a copy: the file can change under the model's feet.
+    # copied, since the file may be mapped and change later
     return tensor.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 

@@ -1,4 +1,4 @@
-"""From whatever the user named, a file, `zoo:NAME` or a class of their own, to a model with weights."""
+"""Loads a model with weights from a file, from `zoo:NAME`, or from a class of the user's own."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Loaded:
     model: nn.Module
     """In eval mode, on the CPU, `requires_grad` as built."""
     architecture: str
-    """`mbt2018`; or `pkg.module:Class` for `--model`; or the class of a trusted pickled module."""
+    """A registered name such as `mbt2018`, `pkg.module:Class`, or the class of a pickled module."""
     arguments: Mapping[str, Any]
-    """What the constructor was given; fit for JSON."""
+    """The constructor's arguments, as JSON can hold them."""
     weights_sha256: str
     source: str
     example: Mapping[str, Any] | None = None
-    """How the file of a wrapped model says that it is called, if not with an image alone."""
+    """How a wrapped model's file says the model is called, if not with an image alone."""
 
     @staticmethod
     def of(model: nn.Module) -> Loaded:
-        """A model that is at hand already."""
+        """A model that is in memory already."""
         origin = origin_of(model) or Origin(type(model).__qualname__, {})
         return Loaded(model, origin.architecture, origin.arguments, hash_weights(model.state_dict()), "")
 
@@ -51,11 +51,11 @@ def load_checkpoint(
     kwargs: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> Loaded:
-    """A model from a checkpoint file, from `zoo:NAME[@QUALITY]`, or of the user's own class.
+    """Load a model from a checkpoint file, from `zoo:NAME[@QUALITY]`, or of a class of the user's own.
 
-    `source` may be left out only with `model_class`: the weights are then as constructed, from a fixed seed.
-    Pickled modules run their code when loaded, and so does the class that a wrapped model's file names: they
-    are refused unless `trust` is given. That class can also be named as `model_class`.
+    Without `source`, `model_class` is required, and the weights are as constructed, from a fixed seed.
+    Loading a pickled module runs its code, and so does importing the class that a wrapped model's file names:
+    both are refused unless `trust` is given. Such a class can also be named as `model_class`.
     """
     plugins.discover()
     where = os.fspath(source) if source else ""
@@ -76,7 +76,7 @@ def load_checkpoint(
 def rebuild(
     architecture: str, arguments: Mapping[str, Any], state: StateDict, where: str, trust: bool = False
 ) -> nn.Module:
-    """The model of an artefact: a registered architecture or, if that is trusted, a class to be imported."""
+    """The model of an artefact: of a registered architecture or, if trusted, of a class to be imported."""
     plugins.discover()
     if ":" in architecture:
         if not trust:
@@ -132,7 +132,7 @@ def _refuse_contradictions(
 
 
 _Found = tuple[nn.Module, str, dict[str, Any], dict[str, Any] | None]
-"""A model, what it is called, what its constructor was given, and how it is called."""
+"""A model, its architecture's name, its constructor's arguments, and its example."""
 
 
 def _from_class(where: str, model_class: str, kwargs: Mapping[str, Any] | None, trust: bool) -> _Found:
@@ -156,7 +156,7 @@ def _from_file(where: str, name: str | None, trust: bool) -> _Found:
     forced = registry.find(name) if name is not None else None
     payload = read_payload(where, trust)
     if forced is None and is_artefact(payload):
-        # it says itself what it is: for a class of the user's own, nothing else could
+        # the file names its class itself, which nothing else could do for a class of the user's own
         wrapped = Artefact.parse(payload, where)
         model = rebuild(wrapped.architecture, wrapped.arguments, wrapped.state, where, trust)
         return model, wrapped.architecture, wrapped.arguments, wrapped.example
@@ -172,7 +172,7 @@ def _from_file(where: str, name: str | None, trust: bool) -> _Found:
 def _from_module(
     model: nn.Module, where: str, forced: registry.Architecture | None
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """A trusted pickled module is used as it is: nobody knows its class better than the pickle."""
+    """Use a trusted pickled module as it is: the pickle knows its class best."""
     if forced is not None:
         raise CheckpointError(
             where,
@@ -181,7 +181,7 @@ def _from_module(
         )
     kind = type(model)
     if kind.__module__.partition(".")[0] == "compressai" and find_spec("compressai.registry") is not None:
-        # which a fork may not have
+        # a fork may lack them
         from compressai.registry import MODELS
 
         for name in registry.names():

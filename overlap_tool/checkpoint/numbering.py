@@ -1,4 +1,4 @@
-"""How many layers of a kind a state dict has: keys that differ by a number."""
+"""Counts the layers of a kind in a state dict, by keys that differ in a number."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from overlap_tool.checkpoint.conditions import StateDict
 
 
 def numbered(state: StateDict, key: str, start: int = 0) -> list[int]:
-    """The numbers from `start` on, up to a gap, that give a key: of `blocks.{}.weight`, for instance."""
+    """The consecutive numbers from `start` on for which the key, such as `blocks.{}.weight`, exists."""
     return list(takewhile(lambda number: key.format(number) in state, count(start)))

@@ -1,4 +1,4 @@
-"""Where a model came from, kept on the model itself, so that it can be written without being told again."""
+"""Records on a model what it was built from, so that it can be saved without being told again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Origin:
 
 
 def remember(model: nn.Module, origin: Origin) -> None:
-    """Copies of the model remember it, too."""
+    """Record a model's origin; copies of the model keep it."""
     setattr(model, _ATTRIBUTE, origin)
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """None for a model that was built by the user's own code."""
+    """The origin of a model; None if it was built by the user's own code."""
     return vars(model).get(_ATTRIBUTE)

@@ -1,4 +1,4 @@
-"""From a file to a state dict: safe by default, containers and prefixes unwrapped, refusals explained."""
+"""Reads a state dict from a file: safe by default, containers and prefixes unwrapped, refusals explained."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from overlap_tool.legible import first_line
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "state_dict0")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""Put before keys by DataParallel and torch.compile; no model means anything by them."""
+"""Key prefixes added by DataParallel and torch.compile; they carry no meaning in any model."""
 OWNER_PREFIXES = ("net.", "network.", "model.")
-"""Attributes of a training class: stripped only where every key has them."""
+"""Attribute names of training classes: stripped only if every key has them."""
 
 _RECORDS_ARE_HELD_TO_CLAIMS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
 
@@ -37,7 +37,7 @@ _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|to
 _ANOTHER_FILE = "Give a file written by torch.save or safetensors, or a seeded model such as zoo:mbt2018"
 _FETCH_AGAIN = "Copy or download it again"
 _ENDINGS = (".pt", ".pth", ".tar", ".ckpt", ".safetensors")
-"""Of checkpoints, as far as a name is suggested. What a file is, it says itself."""
+"""Suffixes of checkpoints, for suggestions only. The type of a file is read from its content."""
 
 
 def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Module:
@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> StateDict | nn.Mo
 
 
 def weights_of(payload: Any, where: str) -> StateDict | nn.Module:
-    """The same of what the file `where` holds."""
+    """The state dict in a payload that was read from the file `where`."""
     found = unwrapped_payload(payload)
     if found is None:
         raise CheckpointError(where, f"it holds no weights, but {_describe(payload)}", _ANOTHER_FILE)
@@ -57,21 +57,21 @@ def weights_of(payload: Any, where: str) -> StateDict | nn.Module:
 
 
 def read_payload(path: str | os.PathLike[str], trust: bool = False) -> Any:
-    """What a file holds, as it is."""
+    """The payload of a file, as it is."""
     file = _existing_file(os.fspath(path))
     bounds.refuse_checkpoint(file)
     return _load_safetensors(file) if bounds.is_safetensors(file) else _load_pickle(file, trust)
 
 
 def unwrapped_payload(payload: Any, depth: int = 8) -> StateDict | nn.Module | None:
-    """The weights in a checkpoint's payload, contained at most so deep: a pickle can contain itself."""
+    """The weights in a checkpoint's payload, nested at most `depth` deep: a pickle can contain itself."""
     if isinstance(payload, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped_payload(payload.module, depth)
     if isinstance(payload, nn.Module):
         return payload
     if not isinstance(payload, Mapping) or depth == 0:
         return None
-    # A container goes first: beside it there may be loose tensors, such as a learning rate.
+    # a container goes first: loose tensors may stand beside it, such as a learning rate
     for name in CONTAINERS:
         inner = unwrapped_payload(payload.get(name), depth - 1)
         if inner is not None:
@@ -81,13 +81,13 @@ def unwrapped_payload(payload: Any, depth: int = 8) -> StateDict | nn.Module | N
 
 
 def strip_prefixes(state: StateDict, where: str) -> StateDict:
-    """The keys as the model itself has them."""
+    """The state dict with the keys of the model itself."""
     *_, bare = strippings(state, where)
     return bare
 
 
 def strippings(state: StateDict, where: str) -> Iterator[StateDict]:
-    """The state dict as it is, then with one layer of prefixes fewer after another."""
+    """The state dict as it is, then with one layer of prefixes after another removed."""
     shorter: StateDict | None = state
     while shorter is not None:
         yield shorter
@@ -137,7 +137,7 @@ def _existing_file(where: str) -> Path:
 
 
 def _meant(path: Path) -> str:
-    """What was perhaps meant by a path that leads nowhere."""
+    """A suggestion for a path that does not exist."""
     if str(path) in names():
         return f"For seeded weights of that architecture, write zoo:{path}"
     if near := get_close_matches(path.name, _listed(path.parent), n=1, cutoff=0.8):
@@ -156,7 +156,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = path.read_bytes()  # not mapped: what cuts off a mapped file ends the process
+    data = path.read_bytes()  # not mapped: truncating a mapped file kills the process
     try:
         return load(data)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -176,10 +176,10 @@ def _load_pickle(path: Path, trust: bool) -> Any:
 
 @contextmanager
 def _still(path: Path) -> Iterator[tuple[Path, bool]]:
-    """What to read in the place of a file that may be cut off meanwhile, and whether it may be mapped.
+    """A stable path to read in place of this one, and whether it may be mapped.
 
-    What cuts off a mapped file ends the process. PyTorch before 2.10 does not look whether a record is as
-    long as it claims unless it is mapped; there, a copy that nobody else knows is.
+    Truncating a mapped file kills the process. PyTorch before 2.10 checks that records are as long as they
+    claim only in mapped files; there, a private copy is mapped.
     """
     if _RECORDS_ARE_HELD_TO_CLAIMS or not zipfile.is_zipfile(path):
         yield path, False
@@ -189,7 +189,7 @@ def _still(path: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Records are read where they lie in the file; torch.load would take compressed ones for numbers."""
+    """Raise for a compressed record: torch.load reads records in place, and would take it for numbers."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -197,7 +197,7 @@ def _refuse_compressed(path: Path) -> None:
             compressed = [
                 one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED
             ]
-    except Exception:  # Too broken to list: torch.load says so.
+    except Exception:  # Too broken to list; torch.load will report that.
         return
     if compressed:
         raise CheckpointError(
@@ -229,7 +229,7 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
         )
     with path.open("rb") as file:
         head = file.read(16)
-    if head.startswith((b"PK", b"\x80\x02\x8a\x0a")):  # How torch.save's zip and older files begin.
+    if head.startswith((b"PK", b"\x80\x02\x8a\x0a")):  # The first bytes of torch.save's zip and older files.
         return CheckpointError(where, f"it is truncated or damaged: {_first_line(error)}", _FETCH_AGAIN)
     if tarfile.is_tarfile(path):
         return CheckpointError(where, "it is a tar archive", "Unpack it, and give the checkpoint inside")
@@ -237,14 +237,14 @@ def _failure(path: Path, error: Exception, trust: bool = False) -> CheckpointErr
 
 
 def pickled_globals(path: Path) -> list[str]:
-    """What unpickling the file would import, found by reading its opcodes without running any."""
+    """The names that unpickling the file would import, found by reading opcodes without running any."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
                 return _distinct(archive.open, pickles)
         return _distinct(lambda name: open(name, "rb"), [str(path)])
-    except Exception:  # Too broken to list: zipfile raises nearly anything then.
+    except Exception:  # Too broken to list: zipfile may raise anything.
         return []
 
 
@@ -260,7 +260,7 @@ def _globals(stream: IO[bytes]) -> Iterator[str]:
     pushed: list[Any] = []
     memo: dict[int, Any] = {}
     try:
-        while True:  # A file of the format before zip is several pickles in a row.
+        while True:  # A file of the older format is several pickles in a row.
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name in ("GLOBAL", "INST"):
                     yield str(argument).replace(" ", ".")
@@ -273,11 +273,11 @@ def _globals(stream: IO[bytes]) -> Iterator[str]:
                 elif opcode.stack_after:
                     pushed.append(argument)
     except (ValueError, UnicodeError, OverflowError, MemoryError):
-        return  # The end of the pickles, or of sense.
+        return  # The pickles ended, or are not pickles.
 
 
 def refuse_hollow_tensors(state: StateDict, path: Path) -> None:
-    """Tensors must be what they claim: a view can claim any shape over one stored number."""
+    """Raise for tensors that are not what they claim: a view can claim any shape over one number."""
     size = path.stat().st_size
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -297,6 +297,6 @@ def _describe(payload: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
-        # PyTorch's text would advise weights_only=False, which is what we must not do.
+        # PyTorch's message would advise weights_only=False, which is unsafe
         return "its pickle does not make sense"
     return first_line(error)

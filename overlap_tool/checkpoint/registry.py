@@ -1,4 +1,4 @@
-"""The architectures we can recognise and build, by name; plugins add theirs."""
+"""The registry of known architectures, by name; plugins add theirs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def unchanged(state: StateDict) -> StateDict:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to recognise a state dict, read its hyper-parameters from the shapes, and build its model."""
+    """How to recognise a state dict, read hyper-parameters from its shapes, and build its model."""
 
     name: str
     detect: Condition
     arguments: Callable[[StateDict], dict[str, Any]]
     build: Callable[..., nn.Module]
-    """Called with `**arguments`; imports what it needs only then."""
+    """Called with `**arguments`; its imports are deferred until then."""
     small: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of a small instance, for tests."""
     default: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `zoo:NAME`."""
     rename: Callable[[StateDict], StateDict] = unchanged
-    """Old keys of this architecture, to those of today."""
+    """Renames this architecture's old keys to the current ones."""
     pretrained: Callable[[int], nn.Module] | None = None
     """`zoo:NAME@QUALITY`; raises ValueError for a quality that was never published."""
 
@@ -41,7 +41,7 @@ _architectures: dict[str, Architecture] = {}
 
 
 def register_architecture(architecture: Architecture) -> Architecture:
-    """Adds an architecture, or raises and leaves the registry as it was."""
+    """Add an architecture, or raise and leave the registry unchanged."""
     if not isinstance(architecture, Architecture) or not isinstance(architecture.detect, Condition):
         raise PluginError(
             f"register_architecture({architecture!r})",
@@ -63,7 +63,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str, written: str | None = None) -> Architecture:
-    """`written` is the name as the user wrote it, if not as `architecture`."""
+    """The architecture of this name; `written` is how the user wrote it, if not as `architecture`."""
     if name in _architectures:
         return _architectures[name]
     written = written or f"architecture={name!r}"
@@ -80,7 +80,7 @@ def _in_text(written: str) -> str:
 
 
 def known_names() -> str:
-    """The known architectures, as the way out of a refusal lists them."""
+    """The known architectures, as an error message lists them."""
     return f"Known are {', '.join(_architectures)}; a plugin that is installed adds its own"
 
 

@@ -1,8 +1,8 @@
-"""Weights for a model that nobody trained: the same on every machine, and lively enough to test with.
+"""Seeded weights for an untrained model: the same on every machine, and varied enough to test with.
 
-Random weights as PyTorch draws them give latents that round to zero everywhere. Here every layer keeps the
-variance of its input, the latents y and z spread over several symbols, the predicted scales fit them, and the
-reconstruction lies about mid-grey. All values come from `torch.rand` by operations of the exact engine, and
+PyTorch's own random weights give latents that round to zero everywhere. Here every layer keeps the variance
+of its input, the latents y and z spread over several symbols, the predicted scales fit them, and the
+reconstruction is about mid-grey. All values come from `torch.rand` by operations of the exact engine, and
 nothing is measured on data, so the bits do not depend on threads or instruction sets.
 """
 
@@ -28,23 +28,23 @@ _STAGE_ENDS = {
     "entropy_parameters": (0.2, 1.5),
 }
 _BRANCH_GAIN = 0.5
-"""Of layers inside residual and attention blocks: the sum with the identity must not grow by the block."""
+"""For layers inside residual and attention blocks: the sum with the identity must not grow block by block."""
 _HE_GAIN = math.sqrt(2)
-"""Of layers before a rectifier, which lets half of the variance pass."""
+"""For layers before a rectifier, which lets half of the variance pass."""
 _ATTENTION_GAIN = 0.125
-"""Of queries, keys and values: similarities grow with its square, and with that of what comes in, and have to
-stay small beside a mask of -100."""
+"""For queries, keys and values: similarities grow with the square of this gain and of the input's variance,
+and have to stay small beside a mask of -100."""
 _IDENTITY_PATHS = ("skip", "upsample")
 
 
 Draw = Callable[[Sequence[int]], Tensor]
-"""Gives numbers from 0 to 1 in this shape."""
+"""Returns numbers from 0 to 1 in the given shape."""
 
 
 @torch.no_grad()
 @exact_kernels()
 def seed_weights(model: nn.Module, seed: int = 0, draw: Draw | None = None) -> nn.Module:
-    """Fills the model in place; layers of unknown kinds keep what their constructor gave them."""
+    """Fill the model in place; layers of unknown kinds keep what their constructor gave them."""
     draw = draw or partial(torch.rand, generator=torch.Generator().manual_seed(seed))
     branches, rectified = _branch_layers(model), _rectified_layers(model)
     for path, module in model.named_modules():
@@ -75,7 +75,7 @@ def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
 
 
 def _ends(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """A model whose stages have other names says how those end."""
+    """The gains and biases of the stages' last layers; a model with other stage names provides its own."""
     return {**_STAGE_ENDS, **getattr(model, "stage_ends", {})}
 
 
@@ -108,7 +108,7 @@ def _rectified_layers(model: nn.Module) -> set[nn.Module]:
 def _seed_layer(layer: _ConvNd | nn.Linear, gain: float, draw: Draw) -> None:
     inputs = layer.weight[0].numel()
     if isinstance(layer, _ConvTransposeNd):
-        # Each output of a transposed convolution sees only every stride-th tap.
+        # each output of a transposed convolution reads only every stride-th tap
         taps = layer.weight[0, 0].numel()
         inputs = max(1, layer.in_channels // layer.groups * taps // int(torch.tensor(layer.stride).prod()))
     _uniform(layer.weight, gain * math.sqrt(3.0 / inputs), draw)
@@ -116,7 +116,7 @@ def _seed_layer(layer: _ConvNd | nn.Linear, gain: float, draw: Draw) -> None:
         _uniform(layer.bias, 0.1, draw)
     mask = layer._buffers.get("mask")
     if mask is not None:
-        # A masked convolution clears its unseen taps when it first runs; the hash must not change then.
+        # a masked convolution clears masked taps when it first runs; the hash must not change then
         layer.weight.mul_(mask)
 
 
@@ -125,12 +125,12 @@ def _is_gdn(module: nn.Module) -> bool:
 
 
 def _seed_gdn(module: nn.Module, draw: Draw) -> None:
-    """A GDN that mixes its channels, as trained ones do; the constructor's is diagonal."""
+    """Weights of a GDN that mixes its channels, as trained ones do; the constructor's is diagonal."""
     beta, gamma = module._parameters["beta"], module._parameters["gamma"]
     assert beta is not None
     assert gamma is not None
-    pedestal = 2.0**-36  # Of CompressAI's reparametrisation: what is stored is sqrt(value + pedestal).
-    # An inverse GDN multiplies by what a GDN divides by: three of them in a row would blow up.
+    pedestal = 2.0**-36  # CompressAI's reparametrisation stores sqrt(value + pedestal)
+    # an inverse GDN multiplies where a GDN divides: three in a row would blow up
     strength = 2.0**-7 if getattr(module, "inverse", False) else 2.0**-3
     mixing = draw(gamma.shape).mul_(strength / gamma.shape[0])
     gamma.copy_(mixing.add_(torch.eye(gamma.shape[0]).mul_(strength)).add_(pedestal).sqrt_())
@@ -142,7 +142,7 @@ def _is_bottleneck(module: nn.Module) -> bool:
 
 
 def _seed_bottleneck(module: nn.Module, draw: Draw) -> None:
-    """Medians off zero, as trained ones are, so that forgetting them shows."""
+    """Medians off zero, as in trained models, so that an error in using them shows."""
     for name, parameter in module.named_parameters():
         if "bias" in name:
             _uniform(parameter, 0.5, draw)

@@ -1,4 +1,4 @@
-"""Somebody else's class: `--model pkg.module:Class --kwargs JSON`."""
+"""Models of a third-party class: `--model pkg.module:Class --kwargs JSON`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from overlap_tool.graph.randomness import OwnRandomness
 
 
 def look_in_working_folder() -> None:
-    """Find modules there, as `python -m` does, and for good: a class may import more when it first runs.
+    """Add the working folder to the module search path, as `python -m` does, for the rest of the process.
 
-    For what the user names, and not for what a file does: whoever filled the folder chose what would run.
+    A class may import more when it first runs. This is done for classes that the user names, never for those
+    that a file names: whoever filled the folder could choose what runs.
     """
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -42,7 +43,7 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
     except OverBudgetError as error:
         told = f"with {dict(kwargs)} it has over {bounds.MODEL >> 30} GiB of weights, or too many parts"
         raise bounds.beyond(PluginError, model_class, told) from error
-    except Exception as error:  # Their code: it may raise anything.
+    except Exception as error:  # third-party code may raise anything
         raise PluginError(
             model_class,
             f"its constructor refused {dict(kwargs)}: {type(error).__name__}: {error}",
@@ -56,7 +57,7 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def _built(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
-    """What it makes. If that is no small model, the sizes alone are made first."""
+    """The constructed model. Unless it is small, its size is measured first."""
 
     def within(budget: int, tensors: int, most: float = inf) -> Any:
         with OwnRandomness(0), counted_weights(budget, tensors, most):
@@ -69,14 +70,14 @@ def _built(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
             within(bounds.MODEL, bounds.TENSORS, bounds.SMALL_TENSOR)
         except OverBudgetError:
             raise
-        except Exception:  # It looks at numbers that are not there: what it asks for is seen as it is made.
+        except Exception:  # the constructor reads values, so its requests are counted while it really runs
             return within(bounds.MODEL, bounds.TENSORS)
     with OwnRandomness(0):
         return factory(**kwargs)
 
 
 def require_class(model_class: str) -> None:
-    """What a file names is called with arguments of the file: so it has to be a module's class."""
+    """Raise unless the name is a module's class: a file's arguments are passed to it."""
     named = _import(model_class)
     if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise PluginError(
@@ -87,18 +88,18 @@ def require_class(model_class: str) -> None:
 
 
 def fill(model: nn.Module, state: StateDict, where: str) -> None:
-    """Loads the weights, with or without wrappers' prefixes, whichever fits this class better."""
+    """Load the weights, with or without wrappers' prefixes, whichever fits this class better."""
     keys = model.state_dict().keys()
     best = max(strippings(state, where), key=lambda one: len(respell(one, model).keys() & keys))
     try:
         fit(model, dict(best), where, _asking_for(type(model)))
     except WeightsError:
-        # The class may know old files of its own that we do not.
+        # the class may convert old files of its own
         if type(model).load_state_dict is nn.Module.load_state_dict:
             raise
         try:
             model.load_state_dict(dict(best))
-        except Exception:  # Then our own account of the misfit is the clearer one.
+        except Exception:  # the error of `fit` is clearer
             pass
         else:
             return
@@ -113,7 +114,7 @@ def _import(model_class: str) -> Any:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # Importing runs their code: it may raise anything.
+    except Exception as error:  # importing runs third-party code, which may raise anything
         raise PluginError(
             model_class,
             f"its module cannot be imported: {type(error).__name__}: {error}",
@@ -139,7 +140,7 @@ def _import(model_class: str) -> Any:
 
 
 def _spelled(model_class: str) -> str:
-    """The option as it has to be written, from what somebody else would write: a path, or a dot too many."""
+    """The option as it has to be written, guessed from a path or a name with a dot too many."""
     home, colon, name = model_class.partition(":")
     if not colon and not home.endswith(".py"):
         home, _, name = home.rpartition(".")
@@ -153,8 +154,8 @@ def _named(module: str, name: str) -> str:
 
 
 def _asking_for(factory: Callable[..., Any]) -> str:
-    """The way out where arguments of the constructor are missing, or are not those of the weights."""
+    """The way out where constructor arguments are missing, or do not match the weights."""
     name = getattr(factory, "__name__", "it")
-    with suppress(TypeError, ValueError):  # Written in C, or odd.
+    with suppress(TypeError, ValueError):  # without a signature, as in C
         name += str(inspect.signature(factory).replace(return_annotation=inspect.Signature.empty))
     return f'Give the arguments of {name} with `kwargs`, as in `kwargs={{"width": 64}}`'

@@ -1,6 +1,6 @@
-"""Writing a file so that a reader sees the whole new one or the old one, never half of either.
+"""Atomic writing: a reader sees the whole new file or the old one, never half of either.
 
-And never over what is read: `refuse_overwriting` compares files by what they are, not by their names.
+`refuse_overwriting` keeps outputs from replacing inputs; it compares files, not their names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def save_atomically(payload: Any, path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """A report, whole or not at all."""
+    """Write a report, whole or not at all."""
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
@@ -43,13 +43,13 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         os.replace(beside, target)
     except BaseException as error:
         beside.unlink(missing_ok=True)
-        if isinstance(error.__context__, OSError):  # torch.save says of a full disk what came of it there
+        if isinstance(error.__context__, OSError):  # on a full disk, torch.save raises a consequence of it
             raise error.__context__ from error
         raise
 
 
 def refuse_overwriting(where: str, target: Path, read: Iterable[str | os.PathLike[str]]) -> None:
-    """None of what is read may be `target`, or a folder around it; `where` names the target."""
+    """Raise if any file in `read` is `target`, or lies below it; `where` names the target."""
     around = [target, *Path(os.path.realpath(target)).parents]
     for path in read:
         if any(_same(path, place) for place in around):
@@ -63,5 +63,5 @@ def refuse_overwriting(where: str, target: Path, read: Iterable[str | os.PathLik
 def _same(one: str | os.PathLike[str], other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return False

@@ -55,13 +55,13 @@ def _pretrained(architecture: Architecture, quality: str, source: str) -> nn.Mod
         return architecture.pretrained(int(quality))
     except ValueError as error:
         raise OptionError(source, str(error), _EXAMPLE) from error
-    except OSError as error:  # urllib's errors, and a full disk.
+    except OSError as error:  # urllib's errors, and a full disk
         raise CheckpointError(
             source,
             f"the pretrained weights could not be downloaded: {error}",
             f"Connect to the network, or give a file that is already here; {seeded} needs neither",
         ) from error
-    except RuntimeError as error:  # torch.hub: the hash of what came does not agree.
+    except RuntimeError as error:  # torch.hub found another hash
         raise CheckpointError(
             source, f"the downloaded weights are not what was published: {error}", "Try again"
         ) from error

@@ -1,8 +1,7 @@
-"""Codecs that are closed loops: every block is computed from the *reconstruction* of the blocks before it.
+"""Codecs that are closed loops: every block is computed from the *reconstruction* of earlier blocks.
 
-No part of such a model can be cut in tiles by itself: what it reads is not there until other blocks went
-through all other parts. So the model brings its own way to run in bounded memory. Everything else is as for
-any model.
+No part of such a model can be tiled by itself: its input does not exist until other blocks have gone through
+all parts. So the model provides its own methods for bounded memory. Everything else is as for any model.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from overlap_tool.settings import Order
 
 @dataclass(frozen=True)
 class CausalReach:
-    """How far a network reads the reconstruction, in blocks: to the left, up, and to the right in rows above.
+    """How far a network reads the reconstruction, in blocks: left, up, and right in the rows above.
 
-    `behind` is how many blocks a row has to be behind the row above it, so that all that it reads is there.
+    `behind` is how many blocks a row must lag the row above it, so that all that it reads is computed.
     """
 
     network: str
@@ -33,10 +32,10 @@ class CausalReach:
 
 @runtime_checkable
 class ClosedLoop(Protocol):
-    """A codec whose own methods compute on whole maps, which others are held to.
+    """A codec whose own whole-map methods are the reference for its block-by-block methods.
 
-    `networks` are what it runs for every block, by name. Each takes one map and returns one, on a grid of
-    blocks: the reconstruction, and behind it as further channels whatever else it reads.
+    `networks` are those that it runs for every block, by name. Each maps one map to one map, on a grid of
+    blocks: the reconstruction, followed by further channels with whatever else it reads.
     """
 
     training: bool
@@ -46,13 +45,13 @@ class ClosedLoop(Protocol):
     networks: Mapping[str, nn.Module]
 
     def causal_reaches(self) -> tuple[CausalReach, ...]:
-        """How far each network reads the reconstruction, in their order."""
+        """How far each network reads the reconstruction, in the order of `networks`."""
         ...
 
     def in_order(self, order: Order) -> Mapping[str, Callable[..., Any]]:
-        """Its methods by name, with no more of the maps at hand than later blocks read."""
+        """Its methods by name, which hold no more of the maps than later blocks read."""
         ...
 
     def working_bytes(self, order: Order, rows: int, columns: int, images: int) -> int:
-        """What that takes on a grid of so many blocks, in 32-bit floats, with weights made ready for it."""
+        """The memory of these methods on a grid of blocks, in 32-bit floats, with prepared weights."""
         ...

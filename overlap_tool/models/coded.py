@@ -1,6 +1,6 @@
-"""What a model's `compress` gives: compared, kept as JSON and strings, and given to its `decompress` again.
+"""Results of a model's `compress`: compared, stored as JSON and strings, and passed to its `decompress`.
 
-Most models give CompressAI's dict of strings and shape. Others give a named tuple, or a dict of their own,
+Most models return CompressAI's dict of strings and shape. Others return a named tuple, or a dict of their own
 with arrays in it, and take that as one argument.
 """
 
@@ -19,7 +19,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def has_strings_and_shape(coded: Any) -> bool:
-    """Whether a result is a dict as CompressAI's models return it; some add what a decoder does not need."""
+    """Whether a result is a dict as CompressAI's models return it, perhaps with more entries."""
     return isinstance(coded, Mapping) and {"strings", "shape"} <= coded.keys()
 
 
@@ -36,7 +36,8 @@ def decompressed(model: Any, coded: Any) -> Any:
 
 
 def packed(value: Any, strings: list[bytes]) -> Any:
-    """A `compress` result as JSON, with a number in the place of each string; strings are added to `strings`.
+    """A `compress` result as JSON, with a number in the place of each string; strings are appended to
+    `strings`.
 
     Raises a TypeError that names what JSON cannot hold.
     """
@@ -66,9 +67,9 @@ def packed(value: Any, strings: list[bytes]) -> Any:
 
 
 def unpacked(told: Any, strings: Sequence[bytes]) -> Any:
-    """The inverse of `packed`. A named tuple has the names and the order of the model's own, not its class.
+    """The inverse of `packed`. A named tuple keeps the field names and order, not its class.
 
-    Raises a ValueError, KeyError or TypeError for what `packed` does not make.
+    Raises a ValueError, KeyError or TypeError for input that `packed` does not produce.
     """
     if isinstance(told, PLAIN):
         return told
@@ -99,7 +100,7 @@ def unpacked(told: Any, strings: Sequence[bytes]) -> Any:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether a decoder gets the same. Single real numbers do not count: models note times and rates."""
+    """Whether a decoder receives the same data. Single real numbers, such as times, are ignored."""
     strings: tuple[list[bytes], list[bytes]] = [], []
     told = [
         _without_real_numbers(packed(needed(one), into))
@@ -115,7 +116,7 @@ def size_in_bytes(coded: Any) -> int:
 
 
 def image_of(decoded: Any) -> Tensor:
-    """The image in what a model's `decompress` gives. Raises a TypeError if there is none."""
+    """The image in the result of a model's `decompress`. Raises a TypeError if there is none."""
     if isinstance(decoded, Mapping) and "x_hat" in decoded:
         decoded = decoded["x_hat"]
     if not isinstance(decoded, Tensor):

@@ -1,7 +1,7 @@
-"""What a valid table of CompressAI's range coder is. Its code looks up whatever it is given.
+"""Checks the tables of CompressAI's range coder, whose code trusts whatever it is given.
 
-A table that is not valid makes it divide by zero, read outside its memory or never end. So tables are looked
-at where a checkpoint is loaded, and again before anything is coded.
+An invalid table makes it divide by zero, read outside its memory or never end. So tables are checked when a
+checkpoint is loaded, and again before anything is coded.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from overlap_tool.errors import CodingError, WeightsError
 from overlap_tool.kernels import exact_kernels
 
 BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
-"""Of CompressAI's entropy models, empty before `update()` and of any size after it."""
+"""Of CompressAI's entropy models: empty before `update()`, and of any size after it."""
 
 QUANTILES = "quantiles"
-"""The parameter that tells `update()` how long the table of each channel has to be."""
+"""The parameter from which `update()` computes the length of each channel's table."""
 
 WHOLE = 1 << 16
-"""What a row ends at: probabilities are told in 16 bits."""
+"""The last entry of a row: probabilities have 16 bits."""
 
 WIDEST = 1 << 15
 """From the median to either end of a table, in symbols."""
 
 MOST_SCALES, LARGEST_SCALE = 1024, 4096.0
-"""CompressAI's own table has 64 scales, up to 256."""
+"""Limits on the scale table; CompressAI's own has 64 scales, up to 256."""
 
 FORGET = "Delete its _quantized_cdf, _offset and _cdf_length from the file: update() computes them again"
 ANOTHER = "The file is damaged, or its training diverged: use another checkpoint"
 
 
 def entropy_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a model that have tables, whatever their class, and their names."""
+    """The parts of a model that have tables, whatever their class, by name."""
     for name, module in model.named_modules():
         if BUFFERS[0] in module._buffers:
             yield name, module
 
 
 def refuse_broken_tables(model: nn.Module, where: str) -> None:
-    """Before anything is coded: the tables that the model has now."""
+    """Raise unless the model's current tables are valid: called before anything is coded."""
     for name, module in entropy_models(model):
         refuse_broken(tables_of(module), f"{where}, {name}" if name else where)
 
 
 def complete_tables(model: Any, where: str) -> None:
-    """Compute the tables that are missing, by the model's own `update`, and by exact kernels: a decoder needs
-    the same ones."""
+    """Compute missing tables by the model's own `update`, under exact kernels: a decoder needs the
+    same ones."""
     update = getattr(model, "update", None)
     if not callable(update):
         return
@@ -71,13 +71,13 @@ def complete_tables(model: Any, where: str) -> None:
 
 
 def tables_of(module: nn.Module) -> dict[str, Tensor]:
-    """What the rule is about, of one entropy model."""
+    """The buffers of one entropy model that the rules are about."""
     named = {**module._parameters, **module._buffers}
     return {name: tensor for name in (*BUFFERS, QUANTILES) if (tensor := named.get(name)) is not None}
 
 
 def refuse_broken(tables: Mapping[str, Tensor], where: str) -> None:
-    """The tables of one entropy model by the names of its buffers: absent, not yet computed, or valid."""
+    """Raise unless the tables of an entropy model, by buffer name, are absent, not yet computed, or valid."""
     reason = _broken_quantiles(tables.get(QUANTILES))
     if reason is not None:
         raise WeightsError(where, reason, ANOTHER)
@@ -93,7 +93,7 @@ def _broken_quantiles(quantiles: Tensor | None) -> str | None:
         return f"its quantiles are {_told(quantiles)}, and should be three numbers for each channel"
     values = quantiles.detach().double()
     spread = (values - values[:, :, 1:2]).abs()
-    if not bool((spread <= WIDEST).all()):  # of NaN, too
+    if not bool((spread <= WIDEST).all()):  # also if it is NaN
         return f"its quantiles are further apart than {WIDEST}"
     return None
 
@@ -127,7 +127,7 @@ def _broken_rows(tables: Mapping[str, Tensor]) -> str | None:
         return f"it has CDF tables for {len(cdf)}, and {wanted[0]} {wanted[1]}"
     if not 3 <= int(length.min()) <= int(length.max()) <= cdf.shape[1]:
         return f"the lengths of its CDF tables are not from 3 to {cdf.shape[1]}"
-    # at most as many symbols below 0 as the row has, and none of the rows begins above it
+    # at most as many symbols below 0 as the row has, and no row begins above 0
     if bool((offset > 0).any() | (offset <= -length).any()):
         return "the offsets of its CDF tables point outside of them"
     ends = cdf.gather(1, length[:, None].long() - 1)
@@ -139,7 +139,7 @@ def _broken_rows(tables: Mapping[str, Tensor]) -> str | None:
 
 
 def _rows_wanted(tables: Mapping[str, Tensor]) -> tuple[int, str] | None:
-    """How many distributions are looked up in the tables, and what they are for."""
+    """How many distributions the tables must have, and what they are for."""
     if QUANTILES in tables:
         return len(tables[QUANTILES]), "channels"
     return (len(tables["scale_table"]), "scales") if "scale_table" in tables else None

@@ -1,8 +1,8 @@
-"""Reading strings of CompressAI's range coder, which come from files that nobody has vouched for.
+"""Safe use of CompressAI's range coder on strings from untrusted files.
 
-CompressAI's decoder does not look where the string ends, and its encoder wraps around at large symbols.
-Whatever codes, be it an entropy model of CompressAI's, a model's own loop or a plugin, uses these classes. So
-it is their methods that look: nothing has to be known of who calls them.
+CompressAI's decoder does not check where the string ends, and its encoder wraps around at large symbols.
+Entropy models, a model's own loops and plugins all use its classes, so the checks are put into the methods of
+these classes: nothing has to be known about the caller.
 """
 
 from __future__ import annotations
@@ -22,45 +22,46 @@ from overlap_tool.errors import ContainerError, WeightsError
 from overlap_tool.settings import inside
 
 MOST = 1 << 26
-"""The largest symbol, of either sign. The encoder doubles how far it lies past its table, and never ends on
-more than 28 bits."""
+"""The largest symbol, of either sign. The encoder doubles a symbol's distance beyond its table, and stores at
+most 28 bits of it."""
 
 _expected: ContextVar[int | None] = ContextVar("expected", default=None)
 _installing = Lock()
 
 
 def reading_at_most(symbols: int) -> AbstractContextManager[int]:
-    """Inside, so many symbols can be read from a string by whoever gives it to a decoder, whatever it is."""
+    """Inside, at most `symbols` symbols can be read from a string, by whichever decoder gets it."""
     return inside(_expected, symbols)
 
 
 def decoder_of(string: bytes, symbols: int) -> Any:
-    """CompressAI's decoder of a string from which so many symbols will be read, whatever the string is."""
+    """CompressAI's decoder of an untrusted string from which `symbols` symbols will be read."""
     decoder = _bare("RansDecoder")()
     decoder.set_stream(guarded(string, symbols))
     return decoder
 
 
 def buffered_encoder() -> Any:
-    """CompressAI's encoder, for symbols that `refuse_wild` was asked about."""
+    """CompressAI's encoder, for symbols that passed `refuse_wild`."""
     return _bare("BufferedRansEncoder")()
 
 
 def guarded(string: bytes, symbols: int) -> bytes:
-    """The string with as many zeros after it as a decoder that has lost its way can read.
+    """The string, followed by as many zeros as a decoder of a corrupt string can read.
 
-    The decoder reads at most four bytes for a symbol. For a symbol past its table it also reads a number
-    whose length the string tells: 15 * 4 bits for each 4 of it.
+    The decoder reads at most four bytes per symbol. For a symbol beyond its table it also reads a number
+    whose length the string states: up to 15 * 4 bits for every 4 bits of length.
     """
     return string + bytes(4 * symbols + 16 * len(string) + 64)
 
 
 SYMBOLS_AT_ONCE = 1 << 18
-"""How many symbols go to the coder at once, as lists of Python's integers."""
+"""How many symbols are passed to the coder at once, as lists of Python integers."""
 
 
 def encoded(symbols: Tensor, indexes: Tensor, *tables: Tensor) -> bytes:
-    """The string of symbols in a row, each with the number of its table; `tables` as the encoder has them."""
+    """The string of a sequence of symbols, each with its table's number; `tables` as the encoder
+    takes them."""
     refuse_wild(symbols, read=False)
     encoder = buffered_encoder()
     encode_in_pieces(encoder, symbols, indexes, *(table.tolist() for table in tables))
@@ -69,29 +70,29 @@ def encoded(symbols: Tensor, indexes: Tensor, *tables: Tensor) -> bytes:
 
 
 def encode_in_pieces(encoder: Any, symbols: Tensor, indexes: Tensor, *tables: list[Any]) -> None:
-    """Give symbols in a row to an encoder, without a list of all."""
+    """Pass a sequence of symbols to an encoder, without a list of all."""
     for part, where in zip(symbols.split(SYMBOLS_AT_ONCE), indexes.split(SYMBOLS_AT_ONCE), strict=True):
         encoder.encode_with_indexes(part.tolist(), where.tolist(), *tables)
 
 
 def decode_in_pieces(decoder: Any, indexes: Tensor, *tables: list[Any]) -> Tensor:
-    """The next symbols of a decoder, by the numbers of their tables in a row, without a list of all."""
+    """The next symbols of a decoder, by the numbers of their tables, without a list of all."""
     parts = (decoder.decode_stream(where.tolist(), *tables) for where in indexes.split(SYMBOLS_AT_ONCE))
     return torch.cat([torch.tensor(part, dtype=torch.int32) for part in parts])
 
 
 def refuse_wild(symbols: Tensor, read: bool) -> None:
-    """Symbols that the coder cannot have been given, or must not be; `read` if they come out of a string."""
+    """Raise for symbols that the coder cannot code; `read` if they were decoded from a string."""
     if symbols.numel():
         least, most = symbols.aminmax()
         _refuse_wild(int(least), int(most), read)
 
 
 def guard() -> None:
-    """From now on CompressAI's coder reads zeros after a string's end, and refuses symbols past `MOST`.
+    """Make CompressAI's coder read zeros after a string's end, and refuse symbols beyond `MOST`.
 
-    How many symbols a string has is told when it is decoded at once, and else by `reading_at_most`; outside
-    that, a decoder of somebody's own is left alone.
+    The number of symbols in a string is known when it is decoded at once, and otherwise inside
+    `reading_at_most`; other uses of a decoder are left alone.
     """
     with _installing:
         _methods()
@@ -99,7 +100,7 @@ def guard() -> None:
 
 @cache
 def _methods() -> dict[str, dict[str, Callable[..., Any]]]:
-    """The classes' own methods, which others stand in for from then on."""
+    """The classes' own methods, which guarded ones have replaced."""
     from compressai import ans
 
     left: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -159,7 +160,7 @@ def _in_place_of(own: Callable[..., Any], method: Callable[..., Any]) -> Callabl
 
 @cache
 def _bare(kind: str) -> Any:
-    """The class with its own methods, for callers that look themselves."""
+    """The class with its own methods, for callers that do the checks themselves."""
     from compressai import ans
 
     guard()
@@ -186,7 +187,7 @@ def _refuse_wild(least: int, most: int, read: bool) -> None:
 
 
 def altered(holds: str) -> ContainerError:
-    """The refusal of a string that holds what no encoder wrote."""
+    """The error for a string that no encoder wrote."""
     return ContainerError(
         "a string", f"it holds {holds}: it was altered", "Copy the file again, or compress the image again"
     )

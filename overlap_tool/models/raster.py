@@ -1,10 +1,12 @@
-"""CompressAI's coding position by position: the strings and maps of the models' own loops, in less time.
+"""CompressAI's coding position by position: the same strings and maps as the models' own loops, in less time.
 
-Every position is predicted from those above it and to its left, so one is coded after another, in generated
-code. What the rows above and the hyperprior say of them is computed for a whole row at once.
+Every position is predicted from those above it and to its left, so positions are coded in sequence, by
+generated code. The contributions of the rows above and of the hyperprior are computed for a whole row at
+once.
 
-Bits do not depend on the way under the exact engine, and under no other: there the models' own loops run. So
-they do for models that differ from CompressAI's; all others are tried first, on a corner of their map.
+Under the exact engine the bits do not depend on how they are computed; under any other engine, and for models
+that differ from CompressAI's, the models' own loops run. All others are tried first, on a corner of their
+map.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from overlap_tool.models.coding_tables import refuse_broken, tables_of
 from overlap_tool.models.range_coding import MOST, altered, encoded
 
 ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
-"""Of both, the string aside; a variable-rate model's come after them."""
+"""Of both loops, the string aside; those of a variable-rate model follow."""
 
 CORNER = (3, 3)
-"""Rows and columns that a model's own loop codes first, for the other to be held to them."""
+"""Rows and columns that the model's own loop codes first, to compare with."""
 
 
 def is_raster(module: nn.Module) -> bool:
-    """Whether a model codes position by position in loops of these names and arguments."""
+    """Whether a model has coding loops of these names and arguments."""
     return all(_arguments(getattr(type(module), name, None))[:6] == ARGUMENTS for name in LOOPS)
 
 
@@ -50,7 +52,7 @@ def _arguments(method: Callable[..., Any] | None) -> list[str]:
 
 
 def compress(model: Any, y_hat: Tensor, params: Tensor, *how: Any) -> bytes:
-    """The string of a map with padding around it, in which the decoded numbers stand afterwards."""
+    """The string of a padded map, which afterwards holds the decoded numbers."""
     found = _quick(model, y_hat, params, *how)
     if found is not None:
         return found.compress(y_hat, params)
@@ -59,7 +61,7 @@ def compress(model: Any, y_hat: Tensor, params: Tensor, *how: Any) -> bytes:
 
 
 def decompress(model: Any, y_string: bytes, y_hat: Tensor, params: Tensor, *how: Any) -> None:
-    """Decode a string into a map with padding around it."""
+    """Decode a string into a padded map."""
     found = _quick(model, y_hat, params, *how)
     if found is not None:
         return found.decompress(y_string, y_hat, params)
@@ -67,11 +69,11 @@ def decompress(model: Any, y_string: bytes, y_hat: Tensor, params: Tensor, *how:
 
 
 LOOPS: dict[str, Callable[..., Any]] = {"_compress_ar": compress, "_decompress_ar": decompress}
-"""What stands in for a model's own loops, by their names."""
+"""Replacements of a model's own loops, by name."""
 
 
 class Dense(NamedTuple):
-    """A convolution with one tap, and what its outputs that are not above 0 are multiplied by."""
+    """A 1x1 convolution, and the factor for its outputs that are not above 0."""
 
     weight: Tensor
     """(outputs, inputs)"""
@@ -80,16 +82,16 @@ class Dense(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """How finely a variable-rate model rounds; as it stands here, as any other does."""
+    """The quantisation of a variable-rate model; the defaults are those of every other model."""
 
     gain: float = 1
-    """Of scales."""
+    """Factor of scales."""
     stretch: float = 1
-    """Of what is rounded."""
+    """Factor of numbers before they are rounded."""
     step: float = 1
-    """Of symbols, when they are decoded."""
+    """Factor of symbols when they are decoded."""
     net: tuple[Tensor, ...] = ()
-    """Weights and biases of what brings symbols nearer to 0 before that: three layers, with one output."""
+    """Weights and biases of the network that moves symbols towards 0 before that: three layers."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ class Loops:
     """What a model computes at every position, and both loops."""
 
     context: Tensor
-    """(outputs, rows, columns, channels): the taps that are not masked, and the rest of their last row."""
+    """(outputs, rows, columns, channels): the unmasked taps, and the rest of their last row."""
     context_bias: Tensor
     parameters: list[Dense]
     gaussian: Any
     rate: Rate
     shift: Tensor | None
-    """Added to what the context gives."""
+    """Added to the output of the context."""
 
     @property
     def reach(self) -> int:
@@ -125,7 +127,7 @@ class Loops:
                 raise altered(f"a symbol past {MOST}")
 
     def _rows(self, rows: _Coder, y_hat: Tensor, params: Tensor) -> Iterator[int]:
-        """Code row after row, and put the decoded numbers into the map, which has padding around it."""
+        """Code row after row, and put the decoded numbers into the padded map."""
         first, *others = self.parameters
         reach, told = self.reach, params.shape[1]
         map = y_hat[0].permute(1, 2, 0).contiguous()
@@ -144,7 +146,7 @@ class Loops:
 
 
 class _Begun:
-    """The first steps of the chains of a layer, for a whole row, with as many outputs as fill its panels."""
+    """The first steps of a layer's chains, for a whole row, its outputs filled up to whole panels."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = _whole_panels(weight)
@@ -158,7 +160,7 @@ class _Begun:
 
 
 class _Layer:
-    """A layer as the generated code reads it."""
+    """A layer in the form that the generated code reads."""
 
     def __init__(self, layer: Dense, shift: Tensor | None = None) -> None:
         weight = _whole_panels(layer.weight)
@@ -169,7 +171,7 @@ class _Layer:
         self.shift = self.zeros if shift is None else _whole_panels(shift)
 
     def step(self, begun: Tensor | None) -> PositionLayer:
-        """With chains that begin at 0, or were begun for all positions of a row."""
+        """The layer with chains that begin at 0, or that were begun for all positions of a row."""
         panels, inputs, _ = self.weight.shape
         return PositionLayer(
             inputs=inputs,
@@ -185,11 +187,11 @@ class _Layer:
 
 
 class _Coder:
-    """Codes one row of a map after another: rounds its numbers, or decodes them from a string."""
+    """Codes a map row by row: rounds its numbers, or decodes them from a string."""
 
     def __init__(self, loops: Loops, y_hat: Tensor, string: bytes | None = None) -> None:
         gaussian, rate = loops.gaussian, loops.rate
-        given = memoryview(string or b"")  # of nothing but bytes
+        given = memoryview(string or b"")  # raises unless it is bytes
         words = bytearray(given) + bytes(8 + -len(given) % 4)
         self.words = torch.frombuffer(words, dtype=torch.int32)
         self.thresholds = gaussian.scale_table.contiguous()
@@ -223,7 +225,7 @@ class _Coder:
         )
 
     def code(self, map: Tensor, layers: list[_Layer], begun: Sequence[Tensor]) -> None:
-        """A row of a map without its padding; the chains of the first layers were begun."""
+        """Code one row of a map, without its padding; the first layers' chains were begun."""
         steps = [layer.step(start) for layer, start in zip_longest(layers, begun)]
         listed = (PositionLayer * len(steps))(*steps)
         row = self.row
@@ -234,20 +236,20 @@ class _Coder:
 
 
 def _bits(number: float) -> int:
-    """Of a number in single precision."""
+    """The bits of a number in single precision."""
     (bits,) = struct.unpack("I", struct.pack("f", number))
     return int(bits)
 
 
 def _whole_panels(x: Tensor) -> Tensor:
-    """With zeros behind the last output, where it does not fill a panel."""
+    """The tensor with zeros after its last output, up to a whole panel."""
     return torch.cat((x, x.new_zeros(-len(x) % panel(), *x.shape[1:])))
 
 
 def _quick(
     model: Any, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int, *more: Any
 ) -> Loops | None:
-    """Loops that give what the model's own do, if there are."""
+    """Loops that give the same results as the model's own, if there are any."""
     rows, columns = CORNER
     if not is_exact() or height * width <= 2 * rows * columns:
         return None
@@ -258,7 +260,7 @@ def _quick(
     corner = params[:, :, :rows, :columns]
     try:
         held = _holds(loops, model, corner, kernel, padding, more)
-    except OverlapToolError:  # its own loop cannot code these numbers, and has to say so of the map itself
+    except OverlapToolError:  # the model's own loop will refuse these numbers, too, of the whole map
         return None
     if not held:
         warnings.warn(
@@ -272,8 +274,10 @@ def _quick(
 
 
 def _loops(model: Any, more: tuple[Any, ...] = ()) -> Loops | None:
-    """Of a model whose loops are CompressAI's, and made of the parts that those were written for; `more` is
-    what they are told of the rate."""
+    """The loops of a model that is made of the parts that CompressAI's loops were written for.
+
+    `more` are the arguments that tell the rate.
+    """
     from compressai.entropy_models import GaussianConditional
     from compressai.layers import MaskedConv2d
 
@@ -299,7 +303,7 @@ def _loops(model: Any, more: tuple[Any, ...] = ()) -> Loops | None:
 
 
 def _rate(model: Any, more: tuple[Any, ...]) -> tuple[Rate, Tensor | None] | None:
-    """How finely it rounds, and what that adds to its context; nothing if its loops are others."""
+    """The quantisation, and what it adds to the context; None if the loops are of another kind."""
     from compressai.models import JointAutoregressiveHierarchicalPriors
     from compressai.models.vbr import JointAutoregressiveHierarchicalPriorsVbr
 
@@ -337,7 +341,7 @@ def _net(part: Any) -> tuple[Tensor, ...] | None:
 
 
 def _dense(part: Any) -> list[Dense] | None:
-    """The layers of a part that is made of such, or none if it is not."""
+    """The layers of a part that consists of such layers, or none."""
     if type(part) is not nn.Sequential:
         return None
     found: list[Dense] = []
@@ -358,7 +362,7 @@ def _has_one_tap(layer: nn.Conv2d) -> bool:
 def _are_for(
     loops: Loops, y_hat: Tensor, params: Tensor, height: int, width: int, kernel: int, padding: int
 ) -> bool:
-    """Whether all that they compute with fits together, and is what the generated code takes."""
+    """Whether all operands fit together, and are what the generated code takes."""
     channels, told = y_hat.shape[1], params.shape[1]
     ends = [loops.context.shape[0] + told, *(len(layer.weight) for layer in loops.parameters)]
     starts = [*(layer.weight.shape[1] for layer in loops.parameters), 2 * channels]
@@ -382,7 +386,7 @@ def _are_for(
 def _holds(
     loops: Loops, model: Any, params: Tensor, kernel: int, padding: int, more: tuple[Any, ...]
 ) -> bool:
-    """Whether a small map has the same string by the model's own loop, and comes out of it as it went in."""
+    """Whether a small map gets the same string from the model's own loop, and decodes to the same numbers."""
     height, width = params.shape[2:]
     channels = loops.context.shape[3]
     random = torch.Generator().manual_seed(0)

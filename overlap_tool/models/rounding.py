@@ -1,4 +1,4 @@
-"""Rounded maps, observed while a model runs: they show a quantiser, whatever its class is called."""
+"""Detects rounded maps while a model runs: they reveal a quantiser, whatever its class is called."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ROUND = frozenset(
         _aten.trunc_.default,
     )
 )
-"""A straight-through estimator rounds by one of them, too: in an autograd function, or in a detached sum."""
+"""A straight-through estimator uses one of these, too: in an autograd function, or in a detached sum."""
 
 
 class RoundingWatch(TorchDispatchMode):
-    """While it is on, `note` gets every tensor of real numbers that an op made by rounding."""
+    """Inside, `note` is called with every tensor of real numbers that an op made by rounding."""
 
     def __init__(self, note: Callable[[Tensor], None]) -> None:
         super().__init__()

@@ -1,9 +1,8 @@
-"""Finding the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
+"""Finds the stages of a model: its largest traceable parts with spatial context and no quantiser inside.
 
-What cannot be tiled is refused, unless it works on latents: then the model's own code runs it whole.
-The model is run once on a small image, in a copy, to see which of its parts map one map to one map, at which
-scale, and which of them round: a quantiser is known by its class, or by what it does. Everything else is
-static.
+A part that cannot be tiled raises an error, unless it works on latents: then the model's own code runs it
+whole. A copy of the model is run once on a small image, to see which parts map one map to one map, at which
+scale, and which round: a quantiser is known by its class or by what it does. Everything else is static.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from overlap_tool.models.rounding import RoundingWatch
 from overlap_tool.rules import is_quantiser
 
 TRIAL_IMAGES = (64, 256)
-"""Heights of the images on which a model is tried, smaller first since it is quicker. They are three times
-as wide, so that every map is wider than high, even half of one, as a checkerboard has it; what a barrier
-makes of a map, such as a pool of 3x3, is not."""
+"""Heights of the images on which a model is tried, the quicker first. The images are three times as wide, so
+that every map is wider than high, even half of one, as in a checkerboard; the output of a barrier, such as a
+pool to 3x3, is not."""
 
 NAME_QUANTISER = (
     "If it is a codec whose parts are to be tiled: nothing in it was seen to round, so name the class that "
@@ -62,22 +61,23 @@ class Stage:
 
     @property
     def begins(self) -> tuple[nn.Module, Callable[..., Tensor]]:
-        """The part of the model whose call begins the stage, and what makes its input of the arguments."""
+        """The part of the model whose call begins the stage, and the function from its arguments to the
+        input."""
         return (self.module, _itself) if self.inline is None else self.inline.begins
 
     @property
     def ends(self) -> tuple[nn.Module, Callable[[Any], Any]]:
-        """The part whose call ends it, and what makes its output of what that returns."""
+        """The part whose call ends the stage, and the function from its result to the output."""
         return (self.module, _itself) if self.inline is None else self.inline.ends
 
     def run_by(self, forward: Callable[..., Any]) -> None:
-        """From now on, the model computes it by this function."""
+        """Make the model compute the stage by this function."""
         setattr(self.module, self._method, forward)
         if self.inline is not None:
             self.inline.serve()
 
     def run_by_itself(self) -> None:
-        """The model's own code computes it again."""
+        """Make the model's own code compute the stage again."""
         delattr(self.module, self._method)
         if self.inline is not None:
             self.inline.release()
@@ -101,8 +101,8 @@ class Untiled:
 
 @dataclass(frozen=True)
 class Survey:
-    """The stages of a model, and what images it takes: their channels, and the number that their sides must
-    be a multiple of."""
+    """The stages of a model, the channels of its images, and the number that their sides must be a multiple
+    of."""
 
     stages: tuple[Stage, ...]
     multiple: int
@@ -114,12 +114,12 @@ class Survey:
 
 @dataclass
 class _Observed:
-    """What one run of a model showed of its parts."""
+    """What one run of a model revealed about its parts."""
 
     scales: dict[str, Fraction] = field(default_factory=dict)
     """For each part that is called with one map and returns one: samples of its input per pixel."""
     inputs: dict[str, Layout] = field(default_factory=dict)
-    """For each part in `scales`, that of its input."""
+    """For each part in `scales`, the layout of its input."""
     finest: dict[str, Fraction] = field(default_factory=dict)
     """For each part in `scales`, the larger of the scales of input and output."""
     several: set[str] = field(default_factory=set)
@@ -135,10 +135,11 @@ class _Observed:
 
 
 def survey(model: nn.Module, only: str | None = None, example: Example | None = None) -> Survey:
-    """The stages of a model in the order in which it defines them.
+    """The stages of a model, in the order in which it defines them.
 
     `only` picks one, by its name or the last part of it, or names any other part that maps one map to one;
-    nothing else is traced then. A model that is called as in an `example`, and is no codec, is one stage.
+    nothing else is traced then. A model that is called as in an `example`, and is not a codec, is a single
+    stage.
     """
     plugins.discover()  # for their rules
     if isinstance(model, ClosedLoop):
@@ -184,7 +185,7 @@ def survey(model: nn.Module, only: str | None = None, example: Example | None = 
 
 
 def _rounding_or_plain(model: nn.Module, example: Example | None) -> _Observed | Stage:
-    """What a run showed of a codec that rounds in code of its own, or the one stage that else there is."""
+    """What a run revealed of a codec that rounds in its own code; for any other model, its single stage."""
     codec, failure = hasattr(model, "compress"), None
     if codec:
         try:
@@ -218,16 +219,18 @@ def _stage(path: str, module: nn.Module, seen: _Observed, inlined: InlineStage |
 
 
 def fitting_multiple(scales: Iterable[Fraction], stages: Iterable[tuple[Network, Fraction]]) -> int:
-    """Sides of which every part gets whole samples, and every stage whole patterns: strides, and windows.
+    """The multiple for which every part gets whole samples, and every stage whole periods of strides and
+    windows.
 
-    `scales` are of what parts read and give, in samples per pixel of the image; each stage has its input's.
+    `scales` are of the parts' inputs and outputs, in samples per pixel of the image; each stage has its
+    input's.
     """
     patterns = (axis.period / scale for network, scale in stages for axis in (network.rows, network.columns))
     return lcm(*(scale.denominator for scale in scales), *(pattern.numerator for pattern in patterns))
 
 
 def _of_closed_loop(model: ClosedLoop, only: str | None) -> Survey:
-    """Its networks, which work on a grid of blocks."""
+    """The networks of a closed loop, which work on a grid of blocks."""
     if only is not None and only not in model.networks:
         known = ", ".join(model.networks)
         raise OptionError(
@@ -282,7 +285,7 @@ def _path_of(name: str, paths: list[str], model: nn.Module) -> str:
 
 
 def _observed(model: nn.Module, example: Example | None) -> _Observed:
-    failures: list[str] = []  # and no exceptions, each of which would keep a copy of the model
+    failures: list[str] = []  # text, since an exception would keep a copy of the model alive
     given = [] if example is None or not example.channels else [sum(example.channels)]
     for channels in given or input_channels(model):
         for side in TRIAL_IMAGES:
@@ -298,8 +301,11 @@ def _observed(model: nn.Module, example: Example | None) -> _Observed:
 
 
 def _run_once(model: nn.Module, channels: int, side: int, example: Example | None) -> _Observed:
-    """What the model shows of its parts on a wide image. Where a tensor may be a map or have its channels
-    last, the same image turned shows it: rows and columns follow it, and no other dimension does."""
+    """What a run on a wide image reveals of the model's parts.
+
+    Where a tensor may be a map or may have its channels last, a run on the transposed image decides: rows and
+    columns follow the image, and no other dimension does.
+    """
     seen = _Observed(channels=channels)
     inlined = inline.stages_of(model)
     image = _trial_image(model, channels, (side, 3 * side), filled=bool(inlined))
@@ -308,11 +314,11 @@ def _run_once(model: nn.Module, channels: int, side: int, example: Example | Non
             seen.inline_holds = _runs_as_one(model, image, inlined, example)
         turned: Sequence[_Call | None] = [None] * len(calls)
         if not all(_is_clear(shape) for call in calls for shapes in call.shapes for shape in shapes):
-            # a part may take no image that is turned
+            # a part may refuse a transposed image
             with _watched(model, inlined) as others, suppress(Exception):
                 _runs_as_one(model, image.mT.contiguous(), inlined, example)
             if [call.kind for call in others] == [call.kind for call in calls]:
-                turned = others  # else it took another way through its parts
+                turned = others  # otherwise it took another path through its parts
     for call, other in zip(calls, turned, strict=True):
         _note(seen, call, other, side)
     return seen
@@ -322,14 +328,14 @@ def _trial_image(model: nn.Module, channels: int, size: tuple[int, int], filled:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     image = torch.full((1, channels, *size), 0.5)
-    if filled:  # what is made of it is compared, so there has to be something in it
+    if filled:  # results are compared, so the image must not be blank
         image.uniform_(generator=torch.Generator().manual_seed(0))
     return image.to(device, dtype)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a part, or of the whole model: the shapes of the tensors that it was given and gave."""
+    """A call of a part, or of the whole model: the shapes of its input and output tensors."""
 
     path: str
     quantises: bool
@@ -338,7 +344,7 @@ class _Call:
     given: tuple[torch.Size, ...]
     made: tuple[torch.Size, ...]
     rounded: tuple[torch.Size, ...]
-    """The tensors that it rounded meanwhile."""
+    """The shapes of the tensors that were rounded meanwhile."""
 
     @property
     def shapes(self) -> tuple[tuple[torch.Size, ...], ...]:
@@ -351,11 +357,11 @@ class _Call:
 
 @contextmanager
 def _watched(model: nn.Module, inlined: Sequence[InlineStage]) -> Iterator[list[_Call]]:
-    """The calls of its parts, in order. Parts of what is computed inline are no parts of their own."""
+    """The calls of a model's parts, in order. Parts of an inline stage are not listed separately."""
     calls: list[_Call] = []
     rounded: list[torch.Size] = []
     before_calls: list[int] = []
-    """How many tensors had been rounded when each call began that has not ended."""
+    """For each call that has not ended, how many tensors had been rounded when it began."""
 
     def begin(*_: Any) -> None:
         before_calls.append(len(rounded))
@@ -408,8 +414,8 @@ def _note(seen: _Observed, call: _Call, turned: _Call | None, side: int) -> None
 def _runs_as_one(
     model: nn.Module, image: Tensor, inlined: Sequence[InlineStage], example: Example | None
 ) -> bool:
-    """Run it; whether it gives the same bits when its inline stages are computed as one each, which it is run
-    with, too."""
+    """Run the model; return whether it gives the same bits when its inline stages are computed as one
+    each."""
 
     def outputs_of_model() -> list[Tensor]:
         return tensors(model(image) if example is None else example.run(model, image))
@@ -421,7 +427,7 @@ def _runs_as_one(
         for each in inlined:
             each.serve()
         found = outputs_of_model()
-    except Exception:  # the class's own code may fail on what it does not expect
+    except Exception:  # the class's own code may fail on unexpected input
         return False
     finally:
         put_back(model)
@@ -429,7 +435,7 @@ def _runs_as_one(
 
 
 def _is_clear(shape: torch.Size) -> bool:
-    """Whether what a tensor is of a wide image says if its last two dimensions are rows and columns."""
+    """Whether a tensor's shape, for a wide image, shows if its last two dimensions are rows and columns."""
     return (
         len(shape) != 4
         or shape[-1] <= shape[-2]
@@ -438,13 +444,16 @@ def _is_clear(shape: torch.Size) -> bool:
 
 
 def _like_image(rows: int, columns: int) -> bool:
-    """Of the trial image's shape, or of half of it, as a checkerboard has it."""
+    """Whether it has the trial image's proportions, or half of its width, as in a checkerboard."""
     return columns in (3 * rows, 3 * rows / 2)
 
 
 def _maps(shapes: tuple[torch.Size, ...], turned: tuple[torch.Size, ...] | None) -> list[torch.Size]:
-    """Those of maps: their last two dimensions, and no others, are the rows and columns of a wide image, by
-    what they are of the same image turned, if that is known."""
+    """The shapes that are maps: their last two dimensions, and no others, are the rows and columns of a wide
+    image.
+
+    If `turned` is known, the same tensors of the transposed image decide.
+    """
     return [
         shape
         for i, shape in enumerate(shapes)

@@ -393,9 +393,7 @@ def _model_checks(
     progress(f"{blank.image}: the untouched model decodes")
     try:
         decoded = [equality.decompress(model, stream) for stream in streams]
-    except (
-        Exception
-    ) as error:  # their code may raise anything, and wrong tiles may write streams that nothing can read
+    except Exception as error:  # the model's code may raise anything, on streams of wrong tiles, too
         if isinstance(error, OverlapToolError) and not isinstance(error, ContainerError):
             raise
         reason = equality.why_not_decoded(error)

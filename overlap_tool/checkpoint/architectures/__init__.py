@@ -1,4 +1,4 @@
-"""The architectures known from the start: one file each. Add yours here, or register it in a plugin."""
+"""The built-in architectures, one file each. Add yours here, or register it in a plugin."""
 
 from overlap_tool.checkpoint.architectures import (
     bmshj2018_factorized,

@@ -1,4 +1,4 @@
-"""What every CompressAI model has in common: how its class and its published weights are found."""
+"""What all CompressAI models share: how to find their classes and published weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from overlap_tool.plugins import importing
 def builder(name: str) -> Callable[..., nn.Module]:
     """The constructor of the class registered under this name.
 
-    The class, and not the function: `compressai.zoo.bmshj2018_factorized_relu()` returns the GDN model.
+    It is the class, not the zoo function: `compressai.zoo.bmshj2018_factorized_relu()` returns the GDN model.
     """
     return partial(_build, name)
 
 
 def published(name: str) -> Callable[[int], nn.Module]:
-    """CompressAI's pretrained model of a quality, optimised for MSE."""
+    """A loader of CompressAI's pretrained models, optimised for MSE, by quality."""
     return partial(_download, name)
 
 
@@ -57,12 +57,12 @@ def _download(name: str, quality: int) -> nn.Module:
     from overlap_tool.checkpoint.registry import find
 
     if name in image_vbr.model_urls:
-        urls = {0: image_vbr.model_urls[name]["mse"]}  # One model for all rates.
+        urls = {0: image_vbr.model_urls[name]["mse"]}  # one model for all rates
     else:
         urls = image.model_urls[name]["mse"]
     if quality not in urls:
         raise ValueError(f"the published qualities are {', '.join(map(str, urls))}, not {quality}")
-    # Not CompressAI's own loading: that unpickles whatever came over the network.
+    # not by CompressAI's own loader, which unpickles whatever the network sends
     state = torch.hub.load_state_dict_from_url(
         urls[quality], map_location="cpu", weights_only=True, check_hash=True
     )

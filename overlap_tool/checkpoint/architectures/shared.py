@@ -41,5 +41,5 @@ def cheng_width(state: StateDict) -> dict[str, Any]:
 
 
 def without_quant_offset(state: StateDict) -> StateDict:
-    """Checkpoints of the first variable-rate code hold a parameter that no version reads."""
+    """Drops a parameter that checkpoints of the first variable-rate code hold and no version reads."""
     return {key: tensor for key, tensor in state.items() if key != "QuantOffset"}
