@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from overlap_tool.distributed.cluster import dask_library
 from overlap_tool.distributed.pieces import (
+    SIDE,
     compute_area,
     grid,
     refuse_other_bits,
@@ -25,6 +26,7 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.distributed.reading import SentWindow, part_of
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import area_read
+from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape
 from overlap_tool.wrapping.retrofit import TiledForward, settings_of, tiled_stages, wrap
@@ -37,6 +39,9 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     network is one stage, wrapped or not (then in tiles of 256). Nothing is computed before Dask is asked to.
     Every chunk of rows and columns gives one of the result. It takes two tasks: one cuts off the edges that
     those around it read, and no more of it goes there, and one computes. The model goes to each worker once.
+
+    Of a Zarr array itself, each task reads what it needs, edges too, and there is no other for a chunk of the
+    result, which is as many whole ones of Zarr's as come to about 4096 rows and columns.
 
     >>> import dask.array, overlap_tool
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
@@ -56,22 +61,36 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     refuse_other_bits(stage)
     axes = stage.network.rows, stage.network.columns
     sizes = [axis.sizes(n)[-1] for axis, n in zip(axes, array.shape[-2:], strict=True)]
-    array = array.rechunk(dict.fromkeys(range(array.ndim - 2), -1))
-    borders = [[0, *accumulate(chunks)] for chunks in array.chunks[-2:]]
+    chunked = isinstance(array, dask_array.Array)
+    if chunked:
+        array = array.rechunk(dict.fromkeys(range(array.ndim - 2), -1))
+        chunks = array.chunks[-2:]
+    else:
+        steps = (max(1, round(SIDE / of)) * of for of in array.chunks[-2:])
+        chunks = [
+            [span.length for span in cut(n, step)] for n, step in zip(array.shape[-2:], steps, strict=True)
+        ]
+    borders = [[0, *accumulate(lengths)] for lengths in chunks]
     places = [
         sorted({0, size, *(min(size, round(border * axis.scale)) for border in known[:-1])})
         for axis, size, known in zip(axes, sizes, borders, strict=True)
     ]
     name = f"overlap-tool-{uuid4().hex}"
-    sent = dask.delayed(SentNetwork(tiled), pure=False, name=f"{name}-model", traverse=False)
+    given = SentNetwork(tiled) if chunked else SentNetwork(tiled, array)
+    sent = dask.delayed(given, pure=False, name=f"{name}-model", traverse=False)
     areas = _placed(places).items()
     pieces = {place: PieceOfArray(shape, area, area_read(stage, shape, area)) for place, area in areas}
+    tasks = (
+        _tasks(name, array, _placed(borders), pieces, sent.key)
+        if chunked
+        else {_key(name, array, at): (read_and_compute, sent.key, piece) for at, piece in pieces.items()}
+    )
     graph = dask_library("dask.highlevelgraph").HighLevelGraph.from_collections(
-        name, _tasks(name, array, _placed(borders), pieces, sent.key), dependencies=[array, sent]
+        name, tasks, dependencies=[array, sent] if chunked else [sent]
     )
     lengths = (tuple(stop - start for start, stop in pairwise(edges)) for edges in places)
-    chunks = (*((n,) for n in array.shape[:-3]), (stage.network.ops[-1].channels,), *lengths)
-    return dask_array.Array(graph, name, chunks, array.dtype)
+    made = (*((n,) for n in array.shape[:-3]), (stage.network.ops[-1].channels,), *lengths)
+    return dask_array.Array(graph, name, made, array.dtype)
 
 
 ChunkPlace = tuple[int, int]
@@ -83,6 +102,8 @@ class SentNetwork:
     """A wrapped network, as it is pickled. Dask takes a module itself apart, and puts together another."""
 
     model: nn.Module
+    array: Any = None
+    """What workers read themselves."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +136,6 @@ def _tasks(
     model: str,
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """What Dask is to do: a piece takes one chunk whole, that of which it reads most."""
-
-    def key(name: str, place: ChunkPlace) -> tuple[Any, ...]:
-        return (name, *(0,) * (array.ndim - 2), *place)
-
     edges = {place: ChunkEdges(chunk) for place, chunk in chunks.items()}
     tasks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for place, piece in pieces.items():
@@ -127,18 +144,22 @@ def _tasks(
         around = [near for near in parts if near != home]
         for near in around:
             edges[near].wanted.append(parts[near])
-        tasks[key(name, place)] = (
+        tasks[_key(name, array, place)] = (
             compute_piece_of_array,
             model,
             piece,
             chunks[home],
-            key(array.name, home),
-            [key(f"{name}-edges", near) for near in around],
+            _key(array.name, array, home),
+            [_key(f"{name}-edges", array, near) for near in around],
         )
     for near, of in edges.items():
         if of.wanted:
-            tasks[key(f"{name}-edges", near)] = (edges_of, key(array.name, near), of)
+            tasks[_key(f"{name}-edges", array, near)] = (edges_of, _key(array.name, array, near), of)
     return tasks
+
+
+def _key(name: str, array: Any, place: ChunkPlace) -> tuple[Any, ...]:
+    return (name, *(0,) * (array.ndim - 2), *place)
 
 
 def edges_of(chunk: NDArray[Any], edges: ChunkEdges) -> list[tuple[Area, NDArray[Any]]]:
@@ -165,6 +186,12 @@ def compute_piece_of_array(
     return made.reshape(*chunk.shape[:-3], *made.shape[1:]).numpy()
 
 
+def read_and_compute(sent: SentNetwork, piece: PieceOfArray) -> NDArray[Any]:
+    """On a worker: an area of the output, from what it reads of an array."""
+    rows, columns = piece.read
+    return compute_piece_of_array(sent, piece, piece.read, sent.array[..., slice(*rows), slice(*columns)], ())
+
+
 def only_stage(model: nn.Module) -> TiledForward:
     """Of a wrapped model that is one network."""
     stages = list(tiled_stages(model).values())
@@ -181,6 +208,8 @@ def only_stage(model: nn.Module) -> TiledForward:
 def _shape_of(stage: TiledForward, array: Any) -> Shape:
     """Of the network's input, of an array that it takes."""
     where = f"array of shape {tuple(array.shape)}"
+    if getattr(array, "chunks", None) is None:
+        raise OptionError(where, "it is in no chunks", "Use dask.array.from_array, or give a Zarr array")
     channels = stage.network.ops[0].channels
     if array.ndim not in (3, 4) or array.shape[-3] != channels:
         raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,33 @@ def test_the_graph_of_a_large_scene(side, chunks) -> None:
     assert len(map_tiles(_seeded(Doubles), scene).dask) == 3 * chunks + 1
 
 
+def test_a_zarr_array_is_read_by_those_who_need_it(tmp_path, monkeypatch) -> None:
+    """As many whole chunks of it as come near a side make one of the result; each task reads its window."""
+    monkeypatch.setattr("overlap_tool.distributed.arrays.SIDE", 24)
+    values = np.random.default_rng(1).random((3, 61, 47), np.float32)
+    array = zarr.open_array(
+        store=str(tmp_path / "in.zarr"), mode="w", shape=values.shape, chunks=(1, 10, 30), dtype="f4"
+    )
+    array[:] = values
+    lazily = map_tiles(_seeded(Doubles), array)
+    assert len(lazily.dask) == 4 * 2 + 1
+    assert lazily.chunks == ((3,), (40, 40, 40, 2), (60, 34))
+    found = distributed.protocol.deserialize(*distributed.protocol.serialize(lazily)).compute()
+    assert np.array_equal(found, _whole(_seeded(Doubles), values))
+    assert np.array_equal(lazily[..., 35:50, 50:70].compute(scheduler="sync"), found[..., 35:50, 50:70])
+
+
+def test_the_graph_of_a_large_zarr_array() -> None:
+    """One task for each chunk of the result, and one for the model: planned in under 10 s."""
+    array = zarr.open_array(
+        store={}, mode="w", shape=(3, 100_000, 100_000), chunks=(3, 1024, 1024), dtype="f4"
+    )
+    started = time.process_time()
+    lazily = map_tiles(_seeded(Doubles), array)
+    assert time.process_time() - started < 10
+    assert (lazily.chunks[1][0], len(lazily.dask)) == (8192, 626)
+
+
 @pytest.mark.parametrize(
     ("network", "array", "reason"),
     [
@@ -123,6 +151,11 @@ def test_the_graph_of_a_large_scene(side, chunks) -> None:
 def test_arrays_and_networks_that_do_not_go_are_refused(network, array, reason) -> None:
     with pytest.raises(OptionError, match=reason):
         map_tiles(_seeded(network), dask_array.from_array(array, chunks=-1))
+
+
+def test_an_array_without_chunks_is_refused() -> None:
+    with pytest.raises(OptionError, match="it is in no chunks"):
+        map_tiles(_seeded(Doubles), np.zeros((3, 20, 20), np.float32))
 
 
 def test_a_codec_is_no_network_from_map_to_map() -> None:
