@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# What is known of a file without torch is looked at before torch is imported.
+# what can be checked without torch is checked before torch is imported
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

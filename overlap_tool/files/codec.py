@@ -1,4 +1,5 @@
-"""A wrapped model on images in files: what identifies it, what it reads, and how it runs on large maps."""
+"""A wrapped model as a codec for image files: its identity, and how it runs on maps that are not in
+memory."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Codec:
 
     @staticmethod
     def load(path: str | os.PathLike[str], device: str = "cpu", *, trust: bool = False) -> Codec:
-        """From the file that `overlap-tool wrap` wrote. `trust` lets it name a class to import."""
+        """Load a file of `overlap-tool wrap`. `trust` permits importing a class that the file names."""
         place = machine.find_device(device)
         artefact = Artefact.read(path)
         model = restore(artefact, os.fspath(path), place, trust)
@@ -60,7 +61,7 @@ class Codec:
 
     @cached_property
     def multiple(self) -> int:
-        """What the sides of an image are brought up to a multiple of."""
+        """The number that the padded sides of an image are a multiple of."""
         stages = ((stage.network, stage.input_scale) for stage in self.stages)
         return fitting_multiple(_scales(self.stages), stages)
 
@@ -71,7 +72,7 @@ class Codec:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """All that the bits depend on: the exact engine's arithmetic, or what PyTorch's kernels depend on."""
+        """What the bits depend on: the version of the exact arithmetic, or PyTorch and the processor."""
         settings = self.stages[0].settings
         if settings.engine == "exact":
             return {"kernels": "exact", "arithmetic": VERSION}
@@ -85,7 +86,7 @@ class Codec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that the result of a run depends on, of the tool and the model."""
+        """What the result of a run depends on, of the tool and the model."""
         return {
             "tool": __version__,
             "model": [self.architecture, self.weights_sha256],
@@ -95,7 +96,7 @@ class Codec:
         }
 
     def refuse_if_no_codec(self) -> None:
-        """A network that does not code, or does not begin with the image."""
+        """Raise if the network does not code, or does not begin with the image."""
         where = self.where
         if not (hasattr(self.model, "compress") and hasattr(self.model, "decompress")):
             raise OptionError(
@@ -107,7 +108,7 @@ class Codec:
             )
 
     def coded_maps(self, frame: Frame) -> dict[tuple[Fraction | int, Fraction | int], int]:
-        """The maps that may be coded of an image: height and width of each, and its channels."""
+        """The height, width and channels of each map that may be coded, for an image."""
         height, width = frame.padded
         return {
             (height * stage.input_scale, width * stage.input_scale): stage.network.ops[0].channels
@@ -117,8 +118,10 @@ class Codec:
 
     @contextmanager
     def running(self, workspace: Workspace, frame: Frame, change: Change | None = None) -> Iterator[None]:
-        """Inside, the model runs on maps of this image that are not in memory, and codes in pieces; after a
-        `change` of the image, those that it reaches."""
+        """Inside, the model runs on maps of this image that are not in memory, and codes in pieces.
+
+        After a `change` of the image, it codes only the pieces that the change reaches.
+        """
         refuse_broken_tables(self.model, self.architecture)
         symbols = sum(math.prod(size) * channels for size, channels in self.coded_maps(frame).items())
         with ExitStack() as stack:
@@ -135,7 +138,7 @@ class Codec:
 
 
 def _scales(stages: list[TiledForward]) -> set[Fraction]:
-    """Of what the stages read and give, in samples per pixel of the image."""
+    """The scales of the stages' inputs and outputs, in samples per pixel of the image."""
     return {stage.input_scale for stage in stages} | {
         stage.input_scale * axis.scale
         for stage in stages

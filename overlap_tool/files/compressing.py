@@ -1,7 +1,7 @@
 """`compress`: an image file as a `.lic` file.
 
-The model's own `compress` runs, given a map in place of the image. What it codes is what the untouched model
-codes under `exact_kernels()`, and so are its strings.
+The model's own `compress` runs on a map in place of the image. It codes what the untouched model codes under
+`exact_kernels()`, so the strings are the same.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def compress(
 ) -> RunSummary:
     """Code an image file as a `.lic` file. `check` decodes it again, and reports the PSNR.
 
-    `blocks` codes squares of so many pixels a side as strings of their own, so that `decompress` reads and
-    decodes those under a region alone. The symbols and the decoded image are the same. A `crew` computes the
-    model's stages; `overlap_tool.distributed.compress` gives one.
+    `blocks` codes squares of so many pixels a side as separate strings, so that `decompress` reads and
+    decodes only those under a region; symbols and decoded image are unchanged. A `crew` computes the model's
+    stages: `overlap_tool.distributed.compress` provides one.
     """
     notes, source, target = RunNotes(notify), located(image), Path(output)
     codec.refuse_if_no_codec()
@@ -99,7 +99,7 @@ def compress(
 
 
 def coded(codec: Codec, image: PictureNumbers, workspace: Workspace) -> tuple[Head, list[bytes]]:
-    """What the model makes of an image: what a file says of it, and its strings."""
+    """The result of the model's `compress` for an image: the head of a file, and its strings."""
     frame, picture, strings = image.frame, image.picture, list[bytes]()
     shape = (1, codec.channels, *frame.padded)
     whole = LazyMap(image, shape, torch.float32, codec.device, workspace.taken_whole)
@@ -123,7 +123,7 @@ def coded(codec: Codec, image: PictureNumbers, workspace: Workspace) -> tuple[He
 
 
 def written(job: Job, head: Head, strings: list[bytes]) -> Path:
-    """The file, whole and on the disk, in the folder of a job."""
+    """Write the whole file, in the folder of a job, and sync it to disk."""
     made = job.folder / "coded"
     with made.open("wb") as file:
         container.write(file, head, strings)
@@ -158,7 +158,7 @@ def _psnr_of(
     frame: Frame,
     workspace: Workspace,
 ) -> float:
-    with bounds.lifted():  # it is no claim: the image was there
+    with bounds.lifted():  # the image was really there: nothing is a mere claim
         head, strings = container.read(made)
     squares = 0.0
 

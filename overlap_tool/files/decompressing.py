@@ -1,6 +1,6 @@
 """`decompress`: a `.lic` file as an image file.
 
-The model's own `decompress` runs, and gives a map whose rows are computed as they are written.
+The model's own `decompress` runs, and returns a map whose rows are computed as they are written.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def decompress(
     region: Rectangle | None = None,
     crew: Crew | None = None,
 ) -> RunSummary:
-    """Decode a `.lic` file to an image file. `any_engine` tries one that other kernels wrote.
+    """Decode a `.lic` file to an image file. `any_engine` permits a file that other kernels wrote.
 
-    Of a `region`, the column and the row of its upper left pixel, its width and its height, only that
-    rectangle is synthesised and written; of an image that is coded in blocks, only those under it are read.
-    A `crew` computes the model's stages; `overlap_tool.distributed.decompress` gives one.
+    With a `region`, the column and the row of its upper left pixel, its width and its height, only that
+    rectangle is decoded and written; from an image coded in blocks, only the blocks under it are read. A
+    `crew` computes the model's stages: `overlap_tool.distributed.decompress` provides one.
     """
     notes, source, target = RunNotes(notify), Path(coded), located(output)
     codec.refuse_if_no_codec()
@@ -93,9 +93,10 @@ def decode(
     area: Area,
     refuse: Callable[[str], OverlapToolError] | None = None,
 ) -> None:
-    """Hand on an area of the decoded image in bands, each with the number of its first row in the image.
+    """Pass an area of the decoded image to `take` in bands, each with the number of its first row in the
+    image.
 
-    `refuse` makes refusals.
+    `refuse` makes the errors.
     """
     frame = head.frame
     refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))

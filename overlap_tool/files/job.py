@@ -1,7 +1,7 @@
 """A long run that can be killed at any moment and resumed: a folder beside the output, and a journal.
 
-The journal says how many rows of which map are on the disk. A row is noted after it was written. A lock in
-the folder, which ends with the process, keeps a second process away.
+The journal records how many rows of each map are on disk, after they were written. A lock in the folder,
+which ends with the process, excludes other processes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Job:
     """The folder in which `target` is made; used as `with Job(...) as job`.
 
     `identity` is what the result depends on. With `resume`, a run continues what an earlier run of the same
-    identity has left; without, that is thrown away. The folder goes when the job is finished, and stays with
-    what was done when it is stopped.
+    identity left; otherwise that is deleted. The folder is removed when the job is finished, and kept with
+    all progress when it is stopped.
     """
 
     def __init__(self, target: Path, identity: Mapping[str, Any], resume: bool) -> None:
@@ -36,7 +36,7 @@ class Job:
         beside = Path(target.name) if isinstance(target, Address) else target
         self.folder = beside.with_name(f".{target.name}.job")
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
-        """The identity as JSON gives it back, so that it compares equal to one that was read."""
+        """The identity after a round trip through JSON, so that it equals one that was read."""
         self.resume = resume
         self.done: dict[str, int] = {}
         self.resumed = False
@@ -76,7 +76,7 @@ class Job:
             raise
 
     def _locked(self) -> int:
-        """The folder's lock, taken; the folder is made if it is not there."""
+        """The lock of the folder, which is created if necessary."""
         while True:
             try:
                 self.folder.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ class Job:
                 raise self._not_ours()
             try:
                 lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
-            except FileNotFoundError:  # another process has just finished, and removed the folder
+            except FileNotFoundError:  # another process has just finished and removed the folder
                 continue
             if not _take(lock):
                 os.close(lock)
@@ -97,10 +97,10 @@ class Job:
                 )
             if _is_at(lock, self.folder / LOCK):
                 return lock
-            os.close(lock)  # of a folder that is gone
+            os.close(lock)  # the folder was removed meanwhile
 
     def mark(self, name: str, rows: int) -> None:
-        """Note that the first `rows` rows of this map are on the disk."""
+        """Record that the first `rows` rows of this map are on disk."""
         with (self.folder / "journal").open("a") as file:
             file.write(f"{json.dumps([name, rows])}\n")
             file.flush()
@@ -108,7 +108,7 @@ class Job:
         self.done[name] = rows
 
     def keep(self, name: str, data: bytes) -> None:
-        """Some bytes, on the disk when this returns."""
+        """Store some bytes; they are on disk when this returns."""
         with (self.folder / name).open("wb") as file:
             file.write(data)
             file.flush()
@@ -118,7 +118,7 @@ class Job:
         return (self.folder / name).read_bytes()
 
     def finish(self, made: Path) -> None:
-        """Put what was made in its place."""
+        """Move the finished output to its place."""
         if isinstance(made, Address) and isinstance(self.target, Address):
             put_in_place(made, self.target)
         else:
@@ -128,14 +128,16 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         begun = any(self.done.values())
-        if error is None or not begun or isinstance(error, CodingError):  # which would come again
+        if error is None or not begun or isinstance(error, CodingError):  # which would occur again
             self._remove()
         os.close(self._lock)
-        if isinstance(error, OSError):  # what is read says so itself: this is of what is written
+        if isinstance(
+            error, OSError
+        ):  # errors of inputs are reported where they are read: this one is of the output
             raise self._unwritten(error) from error
 
     def _journal(self) -> dict[str, int]:
-        """What was noted, without a last line that was only half written."""
+        """The recorded entries, without a last line that was only half written."""
         done: dict[str, int] = {}
         try:
             told = (self.folder / "journal").read_bytes()
@@ -159,7 +161,7 @@ class Job:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _remove(self) -> None:
-        """The lock goes last: from then on, another process may make the folder anew."""
+        """Delete the folder, the lock last: from then on, another process may create it anew."""
         if isinstance(self.target, Address):
             with suppress(ImageFileError):
                 remove(staging(self.target))
@@ -180,10 +182,10 @@ class Job:
 
 
 def _take(lock: int) -> bool:
-    """Whether the lock is ours now: it ends when the file is closed, or with the process."""
+    """Whether the lock was acquired; it is released when the file is closed, or with the process."""
     try:
         import fcntl
-    except ImportError:  # on Windows, which has no such locks
+    except ImportError:  # Windows has no such locks
         return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,7 +212,7 @@ def _read(about: Path) -> dict[str, Any]:
 
 
 def stamp(path: Path) -> list[Any]:
-    """The path, size and time of a file or a folder, which differ once it is changed; an address as such."""
+    """The path, size and time of a file or folder, which differ once it is changed; an address as it is."""
     if isinstance(path, Address):
         return [str(path)]
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

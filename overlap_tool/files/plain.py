@@ -53,16 +53,16 @@ def run(
     quiet: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """Put an image file through a network that gives one map, and write that as an image file.
+    """Run a network on an image file, and write its one output map as an image file.
 
-    Samples are read as numbers from 0 to 1, those of sound with a sign from -1 to 1, and written as such, of
-    the input's type or of `dtype`; float32 keeps the network's numbers as they are. Of a `region` of the
+    Samples are scaled to numbers from 0 to 1, signed ones of sound to -1 to 1, and back for the output, which
+    has the input's type or `dtype`; float32 stores the network's numbers unscaled. With a `region` of the
     output, the column and the row of its upper left pixel, its width and its height, only that rectangle is
     computed and written.
 
-    For a network for volumes, the file is an array of (channels, depth, rows, columns), for one for sound of
-    (channels, samples), as .npy or Zarr; channels may be left out if there is one. Arrays of floating-point
-    numbers are taken as they are, and give float32.
+    For a network on volumes, the file is an array of (channels, depth, rows, columns), for one on sound of
+    (channels, samples), as .npy or Zarr; a single channel may be omitted. Arrays of floating-point numbers
+    are taken unscaled, and give float32.
     """
     notes, source, target = RunNotes(notify), located(image), located(output)
     work = NetworkOnImage.opened(codec, source, dtype)
@@ -97,11 +97,11 @@ def run(
 
 @dataclass(frozen=True)
 class NetworkOnImage:
-    """A network and an image file that it takes; what it makes of it has this type of samples."""
+    """A network and an image file as its input; `dtype` is the type of output samples."""
 
     stage: TiledForward
     network: Network
-    """The stage's, for images of this size."""
+    """The stage's network for images of this size."""
     device: torch.device
     where: str
     picture: Picture
@@ -109,7 +109,7 @@ class NetworkOnImage:
 
     @staticmethod
     def opened(codec: Codec, source: Path, dtype: SampleType | None) -> NetworkOnImage:
-        """From a wrapped model that is one network, and an image that fits it."""
+        """Open an image for a wrapped model that is a single network."""
         if dtype is not None and dtype not in get_args(SampleType):
             raise OptionError(f"dtype={dtype!r}", "is not one", f"Use {', '.join(get_args(SampleType))}")
         stages = codec.stages
@@ -143,7 +143,7 @@ class NetworkOnImage:
 
     @property
     def form(self) -> ArrayForm:
-        """Of the array that is read."""
+        """The form of the array that is read."""
         return self.picture.form
 
     @property
@@ -161,8 +161,7 @@ class NetworkOnImage:
         return made[::-1] if self.form.kind == "sound" else made
 
     def form_of(self, area: Area) -> ArrayForm:
-        """Of the array that holds an area of the network's output, without channels if the input has none and
-        there is one."""
+        """The form of an array with an area of the output; one channel is omitted if the input omits it."""
         channels = self.network.ops[-1].layout.channels
         cut = (area.rows.length, area.columns.length)[: len(self.form.parts[1])]
         if self.form.kind == "image":
@@ -172,7 +171,7 @@ class NetworkOnImage:
     def pour(
         self, area: Area, take: Callable[[int, NDArray[Any]], object], keep: passes.Keep, quiet: bool = True
     ) -> None:
-        """Compute an area of the output, and give it to `take` in bands, with their first rows."""
+        """Compute an area of the output, and pass it to `take` in bands, with their first rows."""
         if not area.size:
             return
         sound = self.form.kind == "sound"
@@ -197,7 +196,7 @@ class NetworkOnImage:
         return PictureNumbers(self.where, picture, frame, self.device, across, given.layout.channels)
 
     def samples_to(self, area: Area, take: Callable[[int, NDArray[Any]], object]) -> Bands:
-        """A sink for an area of the output, which gives its samples to `take` in bands."""
+        """A sink for an area of the output, which passes its samples to `take` in bands."""
         made = Frame(*self.size, self.network.ops[-1].channels, self.dtype)
 
         def take_samples(start: int, band: Tensor) -> None:
@@ -207,6 +206,6 @@ class NetworkOnImage:
 
 
 def _shape_of(picture: Picture) -> Shape:
-    """As a network's input. Sound has one row there, and one column in files: bands of it are of samples."""
+    """The picture's shape as a network's input. Sound is one row there, and one column in files."""
     rows, columns, _ = picture.shape
     return Shape(1, columns, rows) if picture.form.kind == "sound" else Shape(1, rows, columns)

@@ -1,4 +1,4 @@
-"""A rectangle of an image that is asked for in place of all of it."""
+"""A requested rectangle of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Rectangle = tuple[int, int, int, int]
 
 
 def area_of(region: Rectangle | None, height: int, width: int) -> Area:
-    """The rectangle in an image of this height and width; all of it for None."""
+    """The rectangle in an image of this height and width; None means all of it."""
     if region is None:
         return Area.whole(height, width)
     where = f"region={list(region)!r}"

@@ -1,8 +1,8 @@
-"""How the stages of a wrapped model run on maps that are not in memory.
+"""Runs the stages of a wrapped model on maps that are not in memory.
 
 A stage whose output is as fine as the image is deferred until its rows are read. Any other output is an
-ordinary tensor, unless it is larger than what may be in memory: then one that is smaller than its input is
-computed and stored in a file, and one that is larger is computed again, some rows at a time, when it is read.
+ordinary tensor, unless it is larger than the memory limit: then an output that is smaller than its input is
+computed and stored in a file, and a larger one is recomputed, some rows at a time, whenever it is read.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from overlap_tool.settings import Size
 from overlap_tool.wrapping.retrofit import TiledForward, stages_run_by
 
 BLOCK_BYTES = 64 << 20
-"""What is computed, and kept, at most at once of a map that is computed when it is read."""
+"""The most bytes computed and cached at once of a map that is computed when it is read."""
 
 BAND: dict[Kind | None, tuple[int, int]] = {"volume": (128, 1 << 30), "sound": (1, 1 << 20)}
-"""Rows and columns, at most, of the input for which a budget of memory chooses the tile: whole maps are not
-in memory here. Of images, 1024 rows."""
+"""The most rows and columns of input for which a memory budget chooses the tile, since whole maps are not in
+memory here. Images have 1024 rows."""
 
 
 T = TypeVar("T")
 
 
 class Placement(Enum):
-    """Where the output of a stage goes."""
+    """Where the output of a stage is kept."""
 
     MEMORY = "computed at once, an ordinary tensor"
     FILE = "computed at once, in a file"
@@ -61,10 +61,11 @@ class Placement(Enum):
 def placement(
     *, images: int, deferred: bool, shrinks: bool, barriers: bool, fits: bool, by_others: bool = False
 ) -> Placement:
-    """The place of a stage's output, which is `deferred` if it is as fine as the image or asked for in parts.
+    """Where to keep a stage's output; `deferred` if it is as fine as the image or wanted in parts.
 
-    It `shrinks` if it is no larger than an input that is not in memory, and `fits` if it may be in memory;
-    `barriers` make all of it at once. Computed `by_others` it is made once: they have work at once then.
+    It `shrinks` if it is no larger than an input that is not in memory, and `fits` if the memory limit allows
+    it; `barriers` compute all of it at once. `by_others`, it is computed once and in full, to keep all
+    workers busy.
     """
     if images > 1:
         return Placement.MEMORY
@@ -76,7 +77,7 @@ def placement(
 
 
 class Crew(AbstractContextManager["Crew"], Protocol):
-    """Who computes stages piece by piece, and codes bands, in place of this process; used as `with crew`."""
+    """Computes stages piece by piece, and codes bands, in place of this process; used as `with crew`."""
 
     def pieces(
         self,
@@ -87,16 +88,16 @@ class Crew(AbstractContextManager["Crew"], Protocol):
         quiet: bool,
         note: Callable[[str], None],
     ) -> Iterator[tuple[Area, Tensor]]:
-        """An area of a stage's output: its pieces, from left to right and from the top down."""
+        """The pieces of an area of a stage's output, left to right and top to bottom."""
         ...
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
-        """What a function makes of each of these arguments, in order."""
+        """The results of a function for each of these arguments, in order."""
         ...
 
 
 class Workspace:
-    """What a run of a model may hold in memory, and where the rest goes."""
+    """What a run of a model may hold in memory, and where the rest is kept."""
 
     def __init__(
         self,
@@ -115,18 +116,18 @@ class Workspace:
         self.quiet = quiet
         self.notify = notify
         self.on_demand = on_demand
-        """Whether maps are computed where they are read, and not all of them at once: some is not read."""
+        """Whether maps are computed where they are read, rather than whole: parts are never read."""
         self.crew = crew
         self.block = block
-        """Of a map's height and width, what is coded as a string of its own."""
+        """The part of a map's height and width that is coded as a separate string."""
         self.coded: list[bytes] = []
         """The strings that entropy models have made, in order."""
         self.took_whole = False
-        """Whether the model's own code took all of a map."""
+        """Whether the model's own code read all of a map."""
         self.stores = 0
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
-        """What a function makes of each of these arguments, in order: here, or by the crew."""
+        """The results of a function for each of these arguments, in order: computed here, or by the crew."""
         if self.crew is not None:
             return self.crew.each(function, given)
         return (function(*arguments) for arguments in given)
@@ -138,7 +139,7 @@ class Workspace:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, stages run as this module says, and zeros that are too many for memory are a map."""
+        """Inside, stages run by this workspace, and large `torch.zeros` are maps without memory."""
         with stages_run_by(self.run), LazyZeros(self.limit, self.taken_whole):
             yield
 
@@ -187,14 +188,15 @@ class Workspace:
         return Stored(self.job, f"{self.purpose}-{self.stores}-{name}", shape, dtype)
 
     def map(self, numbers: Numbers, channels: int, size: Sized, like: Tensor) -> Tensor:
-        """What lies elsewhere as a tensor if it may be in memory, else as a map."""
+        """Stored numbers as a tensor if the memory limit allows it, otherwise as a map."""
         shape = (1, channels, size.height, size.width)
         if channels * size.height * size.width * like.element_size() > self.limit:
             return self.lazy(numbers, shape, like)
         return numbers.read(*Area.whole(size.height, size.width)).to(like.device)
 
     def _at_rest(self, reader: str, whole: LazyMap) -> LazyMap:
-        """The map as it is now; in a file first if reading it computes a stage, over and over by tiles."""
+        """A snapshot of the map; put in a file first if reading it would compute a stage for every tile
+        again."""
         _, channels, height, width = whole.shape
         behind = sources(whole.numbers, Area.whole(height, width))
         if not any(isinstance(source, StageNumbers) for source, _ in behind):
@@ -207,7 +209,7 @@ class Workspace:
         return self.lazy(stored, whole.shape, whole)
 
     def lazy(self, numbers: Numbers, shape: tuple[int, ...], like: Tensor) -> LazyMap:
-        """A map whose numbers lie elsewhere, or are computed when they are read."""
+        """A map whose numbers are stored elsewhere, or computed when they are read."""
         return LazyMap(numbers, shape, like.dtype, like.device, self.taken_whole)
 
     def taken_whole(self, one: LazyMap, function: str) -> None:
@@ -220,8 +222,8 @@ class Workspace:
 
 
 class StageNumbers:
-    """What a stage makes of its input. One with barriers makes all of it at once, its maps between them lying
-    in stores."""
+    """The output of a stage. A stage with barriers computes all of it at once, with its intermediate maps in
+    stores."""
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ class StageNumbers:
 
     def _block(self, number: int, cuts: list[Span]) -> Tensor:
         if self.block is None or self.block[0] != number:
-            self.block = None  # freed before the next one is computed
+            self.block = None  # freed before the next block is computed
             self.block = number, self._area(Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns))
         return self.block[1]
 
@@ -293,7 +295,7 @@ class StageNumbers:
         segments = plan_part(self.stage.input_scale, self.plan, area)
         tiles = sum(part.tiles for part in segments)
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
-            # what a rule computes with are tensors, however many zeros they hold
+            # rules compute with real tensors, however many zeros these hold
             passes.run(
                 self.plan.network,
                 segments,
@@ -307,8 +309,8 @@ class StageNumbers:
 
 @dataclass(frozen=True)
 class Others:
-    """Stages computed by a crew. What it gives lies in files until a row of pieces is whole: pieces are too
-    high for bands of them to be in memory."""
+    """Stages computed by a crew. Its results are kept in files until a row of pieces is complete, since bands
+    of whole pieces are too large for memory."""
 
     crew: Crew
     folder: Path
@@ -332,7 +334,7 @@ class Others:
 
 
 class Stored:
-    """A map in a file of a job; `done` rows of it are there."""
+    """A map in a file of a job; `done` of its rows are written."""
 
     def __init__(self, job: Job, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         _, self.height, self.width = shape
@@ -358,7 +360,7 @@ class Stored:
 
 
 class BetweenPasses:
-    """A map that a stage with barriers stores, in a file that is gone when nobody can read it any more."""
+    """A map that a stage with barriers stores, in a file that is deleted once nobody can read it."""
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.folder = folder
@@ -379,7 +381,7 @@ class BetweenPasses:
         return self.map.read(rows, columns).to(self.device)
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """Nothing is fetched ahead."""
+        """Nothing is prefetched."""
 
     def _take(self, start: int, band: Tensor) -> None:
         if self.map is None:
@@ -394,17 +396,17 @@ class BetweenPasses:
 Sized = StageNumbers | Stored
 
 CHUNK = 64
-"""Rows and columns of what is kept of a map that is computed where others read it."""
+"""Rows and columns of the chunks that are cached of a map computed on demand."""
 
 
 def in_chunks(numbers: Numbers, height: int, width: int, limit: int) -> OnDemand:
-    """The same, computed in squares, which stay for whoever reads them again."""
+    """The same numbers, computed in squares that are cached for later readers."""
     areas = [Area(down, across) for down in cut(height, CHUNK) for across in cut(width, CHUNK)]
     return OnDemand(areas, lambda number: numbers.read(*areas[number]), limit, numbers)
 
 
 def pour(values: Tensor, take: Callable[[int, Tensor], None], area: Area) -> None:
-    """Hand on an area of a map in bands of its rows, each with the number of its first row in the map."""
+    """Pass an area of a map to `take` in bands of rows, each with the number of its first row in the map."""
     numbers = values.numbers if isinstance(values, LazyMap) else InMemory(values)
     deferred.pour(numbers, area, Bands(area.columns, take))
 
@@ -418,7 +420,7 @@ def area_read(stage: TiledForward, shape: Shape, area: Area) -> Area:
 
 
 def plan_of(stage: TiledForward, shape: Shape) -> StagePlan:
-    """How a stage runs on a map of this size that is not in memory."""
+    """The plan of a stage for a map of this size that is not in memory."""
     settings = stage.settings
     if settings.memory is None:
         return stage.plan(shape)
@@ -427,7 +429,7 @@ def plan_of(stage: TiledForward, shape: Shape) -> StagePlan:
     banded = not stage.network.asks and stage.network.accepts(rows, columns)
     part = replace(shape, rows=rows, columns=columns) if banded else shape
     chosen = stage.plan(part)
-    tile = Size(chosen.tile.width, min(chosen.tile.height, down))  # a larger one is as large as the band
+    tile = Size(chosen.tile.width, min(chosen.tile.height, down))  # no higher than the band
     settings = replace(settings, tile=tile, memory=None, schedule=chosen.schedule)
     return plan_stage(stage.name, stage.network, stage.input_scale, shape, settings)
 

@@ -1,4 +1,4 @@
-"""What a run on files took, and what came out."""
+"""The summary of a run on files: its costs and results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunSummary:
-    """`docs/schema.md` says what the keys mean."""
+    """The fields are described in docs/schema.md."""
 
     command: str
     input: str
@@ -36,7 +36,7 @@ class RunSummary:
     peak_memory_bytes: int
     kind: Kind = "image"
     renewed: int | None = None
-    """Of an update, how many bands are other ones than before."""
+    """For an update, how many bands differ from before."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -58,7 +58,7 @@ class RunSummary:
 
 
 class RunNotes:
-    """Seconds since it was made, and the notes of a run."""
+    """The seconds since it was created, and the notes of a run."""
 
     def __init__(self, notify: Callable[[str], None] | None) -> None:
         self.started = time.monotonic()
@@ -77,9 +77,9 @@ class RunNotes:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that was resident in this process so far.
+    """The peak resident memory of this process so far.
 
-    `getrusage` also counts what the process was that started it, from whose copy it began.
+    `getrusage` would include the peak of the parent process, from whose copy this one started.
     """
     try:
         told = Path("/proc/self/status").read_text()

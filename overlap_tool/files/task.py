@@ -1,4 +1,4 @@
-"""What every run on files has: a job that can be resumed, an image or a file that it makes, and a summary."""
+"""What every run on files has: a resumable job, an output, and a summary."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.walk import Area
 
 IN_MEMORY = 256 << 20
-"""The largest map, in bytes, that is an ordinary tensor; larger ones are coded in bands."""
+"""The default memory limit of a map, in bytes; larger maps are coded in bands."""
 
 
 def refuse_no_file(target: Path) -> None:
-    """An output that cannot be one, before any work is done."""
+    """Raise for an impossible output, before any work is done."""
     if not target.parent.is_dir() or target.is_dir():
         raise OptionError(
             f"output={str(target)!r}", "cannot be written there", "Name a file in a folder that exists"
@@ -48,9 +48,9 @@ class Task:
     crew: Crew | None = None
 
     def job(self, **settings: Any) -> Job:
-        """`settings` are what else the result depends on."""
+        """The job; `settings` are what else the result depends on."""
         refuse_overwriting(f"output={str(self.target)!r}", self.target, (self.source, self.codec.where))
-        settings |= {"workers": self.crew is not None}  # else other maps are kept
+        settings |= {"workers": self.crew is not None}  # with workers, other maps are kept
         identity = {"command": self.command, **self.codec.identity, "input": stamp(self.source), **settings}
         return Job(self.target, identity, self.resume)
 
@@ -89,8 +89,8 @@ class Task:
 
 
 class ResumedImage:
-    """The image that a job makes, in bands: an area of a larger one, or all of it. `done` rows of it are on
-    the disk already."""
+    """The image that a job makes, in bands: an area of a larger one, or all of it. `done` of its rows are on
+    disk already."""
 
     def __init__(
         self, job: Job, area: Area, form: ArrayForm, dtype: np.dtype[Any], profile: bytes | None = None
@@ -102,11 +102,11 @@ class ResumedImage:
 
     @property
     def missing(self) -> Area:
-        """The rest of the area, which is not on the disk yet."""
+        """The rest of the area, not on disk yet."""
         return Area(Span(self.area.rows.start + self.done, self.area.rows.stop), self.area.columns)
 
     def take(self, start: int, rows: NDArray[Any]) -> None:
-        """A band that begins at this row of the larger image."""
+        """Add a band, by its first row in the larger image."""
         durable = self.output.write(start - self.area.rows.start, rows)
         if durable > self.done:
             self.done = durable

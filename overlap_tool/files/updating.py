@@ -1,4 +1,5 @@
-"""`update`: a compressed image of which a rectangle has changed. What that does not reach is copied."""
+"""`update`: codes a compressed image again of which a rectangle has changed; everything that this does not
+reach is copied."""
 
 from __future__ import annotations
 
@@ -38,14 +39,13 @@ def update(
     quiet: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """Code an image again that differs from the compressed one inside of a `region` alone: the column and the
-    row of its upper left pixel, its width and its height.
+    """Code again an image that differs from the compressed one inside `region` only.
 
-    The file has to be coded in blocks. Those that the change reaches are computed and coded anew, the others
-    keep their strings: the result is what `compress` makes of the new image with the same blocks. It takes
-    the place of the old file, unless `output` names another; a symbolic link leads to the file that is
-    replaced. No other update of it begins before this one has ended. Numbers that a model's own code makes of
-    strings themselves, such as of their length, are not followed.
+    The region is the column and the row of its upper left pixel, its width and its height. The file must have
+    been coded in blocks: those that the change reaches are computed and coded, the others keep their strings.
+    The result is what `compress` would make of the new image with the same blocks. It replaces the old file,
+    unless `output` names another; a symbolic link is followed. While it runs, no other update of the file can
+    begin. Numbers that a model's own code derives from strings, such as their length, are not tracked.
     """
     notes, source, target = RunNotes(notify), Path(compressed), Path(output or compressed)
     codec.refuse_if_no_codec()
@@ -57,7 +57,9 @@ def update(
     if codec.fingerprint["kernels"] != "exact":
         raise OptionError(codec.where, "its bits depend on tiles, and an update has others", ANEW)
     task = Task("update", codec, changed, target, notes, resume=False, quiet=quiet)
-    with task.job(memory=in_memory, region=region) as job:  # whose lock keeps others from what is read now
+    with task.job(
+        memory=in_memory, region=region
+    ) as job:  # its lock keeps other updates from what is read now
         head, strings = container.read(source)
         refuse_another_checkpoint(str(source), head, codec)
         refuse_impossible(str(source), head, codec, head.payload)
@@ -81,7 +83,7 @@ def update(
 def _changed(
     source: str, head: Head, image: str, picture: Picture, region: Rectangle, codec: Codec
 ) -> tuple[PictureNumbers, Area]:
-    """The image as it is now, and the area of it within its padding that has changed."""
+    """The current image, and its changed area within the padding."""
     if not head.order:
         unknown = "it does not say in which order its strings were coded"
         raise ContainerError(

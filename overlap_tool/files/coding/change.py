@@ -1,6 +1,6 @@
-"""What a change of an image reaches: which bands have to be coded again, by the geometry of all between.
+"""Which bands a change of an image reaches, and so have to be coded again, by the geometry of all stages.
 
-Where that cannot be told, everything is taken to be reached: then more is coded again than need be.
+Where the reach is not known, everything counts as reached: more is coded again than necessary, never less.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from overlap_tool.runtime.lazy import LazyMap
 
 @dataclass(frozen=True)
 class FromString:
-    """What decoded numbers are made of: a string, and the means that its symbols are added to."""
+    """The origin of decoded numbers: a string, and the means that its symbols are added to."""
 
     string: bytes
     means: Tensor | None
 
 
 class Change:
-    """A rectangle of an image that differs from what it was when these strings were coded, in this order."""
+    """A rectangle of an image that differs from when `strings` were coded, in this order."""
 
     def __init__(
         self, image: Numbers, area: Area, before: Sequence[CodedString], workspace: Workspace
@@ -36,18 +36,18 @@ class Change:
         self.before: Iterator[CodedString] = iter(before)
         self.workspace = workspace
         self.renewed = 0
-        """How many bands are other ones than before."""
+        """How many bands differ from before."""
         self._changed: dict[int, tuple[CodedString, list[Area]]] = {}
-        """By the identities of strings, which are kept so that none is another's."""
+        """By the identities of strings, which are kept alive so that no identity is reused."""
 
     def coded(self, string: CodedString, changed: list[Area]) -> None:
-        """Note where the symbols of a string are other ones than before."""
+        """Record where the symbols of a string differ from before."""
         self._changed[id(string)] = string, changed
         self.renewed += len(changed)
 
     def reaches(self, values: Tensor, area: Area) -> bool:
-        """Whether an area of a map follows from what has changed."""
-        if self.workspace.took_whole:  # then any number may be made of it
+        """Whether an area of a map depends on anything that has changed."""
+        if self.workspace.took_whole:  # then any number may depend on it
             return True
         if isinstance(values, LazyMap):
             return self._reaches(values.numbers, area)
@@ -80,6 +80,6 @@ class Change:
 
 
 def _has_places(values: Tensor, behind: int) -> bool:
-    """Whether a tensor has other numbers at other places; one that is spread over a map has not."""
+    """Whether a tensor varies from place to place; one that is broadcast over a map does not."""
     sides = range(max(0, values.ndim - behind), values.ndim)[:2]
     return any(values.shape[side] > 1 and values.stride(side) != 0 for side in sides)

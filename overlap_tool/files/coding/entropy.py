@@ -29,18 +29,18 @@ from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
 
 Tables = tuple[list[list[int]], list[int], list[int]]
-"""Of an entropy model: cumulated probabilities, their lengths, and where each table begins."""
+"""Of an entropy model: cumulative probabilities, their lengths, and each table's first symbol."""
 
 SYMBOLS_IN_A_BAND = 1 << 22
-"""The most symbols of one band; fewer where little may be in memory."""
+"""The most symbols of one band; fewer where the memory limit is low."""
 
 BYTES_OF_A_SYMBOL = 16
-"""In a band: what is coded, its mean, its table and its number."""
+"""The memory per symbol of a band: the number to code, its mean, its table and the symbol."""
 
 
 @dataclass(frozen=True)
 class CodedBand:
-    """A band in its place: the rectangle of its map, and where its string begins among those of the map."""
+    """A band in its place: its rectangle of the map, and where its string lies among those of the map."""
 
     string: CodedString
     area: Area
@@ -48,12 +48,12 @@ class CodedBand:
     band: Band
 
     def read(self) -> bytes:
-        """Its string."""
+        """The band's string."""
         return self.string.part(self.start, self.start + self.band.length)
 
 
 def coded_bands(string: bytes, height: int, width: int, where: str) -> list[CodedBand]:
-    """The bands of a map of this size; a string that knows of none is one."""
+    """The bands of a map of this size; a plain string is a single band."""
     if not isinstance(string, CodedString):
         string = CodedString.of([string], [Band(0, len(string), "")])
     bands = string.bands
@@ -88,16 +88,15 @@ def check_symbols(band: Band, found: str, where: str) -> None:
 
 
 def rows_of_a_band(limit: int, channels: int, width: int) -> int:
-    """Of a map with so many channels and columns, where so many bytes may be in memory."""
+    """The rows of a band of a map with so many channels and columns, within a memory limit in bytes."""
     symbols = min(SYMBOLS_IN_A_BAND, limit // BYTES_OF_A_SYMBOL)
     return max(1, symbols // max(1, channels * width))
 
 
 def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> list[Area]:
-    """The bands that a map is coded in: the blocks that are asked for, and no more rows of them at once than
-    may be in memory."""
+    """The bands that a map is coded in: blocks, cut into bands of as many rows as memory allows."""
     height, width = _lines(shape)
-    if len(shape) != 4:  # no image: its bands could not be put together again
+    if len(shape) != 4:  # not a map: its bands could not be joined again
         return [Area.whole(height, width)]
     rows, columns = workspace.block_of(height, width)
     if lazy:
@@ -109,9 +108,9 @@ def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> lis
 def coded_in_pieces(
     model: nn.Module, workspace: Workspace, where: str, change: Change | None = None
 ) -> Iterator[None]:
-    """Inside, CompressAI's entropy models code piece by piece; classes with a coding of their own keep it.
+    """Inside, CompressAI's entropy models code piece by piece; classes with their own coding keep it.
 
-    After a `change`, what it does not reach keeps its strings.
+    After a `change`, bands that it does not reach keep their strings.
     """
     from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
@@ -139,7 +138,7 @@ def coded_in_pieces(
 
 
 class _Coder:
-    """Stands in for the methods of one entropy model."""
+    """Replaces the methods of one entropy model."""
 
     def __init__(self, model: Any, workspace: Workspace, where: str, change: Change | None) -> None:
         self.model = model
@@ -244,7 +243,7 @@ class _Coder:
                 check_symbols(band.band, digest, self.where)
                 symbols = torch.from_numpy(numbers).to(indexes.device)[None]
                 yield (
-                    symbols.to(dtype)  # an older CompressAI takes no type
+                    symbols.to(dtype)  # older versions of CompressAI have no dtype argument
                     if means is None
                     else self.model.dequantize(symbols, _piece(means, image, band.area))
                 )
@@ -281,7 +280,7 @@ class _Coder:
         )
 
     def _by_channel(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The table and the median of every position, without a number for each."""
+        """The table and the median of every position, as expanded views."""
         medians = self.model._get_medians().detach()
         form = (1, -1, *[1] * (len(shape) - 2))
         numbers = torch.arange(shape[1], dtype=torch.int32, device=medians.device)
@@ -319,31 +318,31 @@ def _numbers(indexes: Tensor, image: int, area: Area) -> NDArray[np.int32]:
 
 
 def _lines(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a map, 1 where it has no such axis."""
+    """The rows and columns of a map, 1 where it has no such axis."""
     return shape[2] if len(shape) > 2 else 1, shape[3] if len(shape) > 3 else 1
 
 
 def _as_now(values: Tensor) -> Tensor:
-    """A map as it is now, whatever the model writes there before it is read; whole if it has other axes than
-    bands are cut along."""
+    """A snapshot of a map, unaffected by later writes; computed whole if its axes are not those that bands
+    are cut along."""
     if not isinstance(values, LazyMap):
         return values
     return values.snapshot() if (values.ndim, values.at) == (4, 2) else values.whole("compress")
 
 
 def _piece(values: Tensor, image: int, area: Area) -> Tensor:
-    first = image if values.shape[0] > 1 else 0  # else it is that of all images
+    first = image if values.shape[0] > 1 else 0  # otherwise one value serves all images
     if isinstance(values, LazyMap):
         return values.read(*area)[first : first + 1]
     piece = values[first : first + 1]
     for axis, span in zip(range(2, values.ndim), area, strict=False):
-        if values.shape[axis] > 1:  # else it is spread over all
+        if values.shape[axis] > 1:  # otherwise it is broadcast
             piece = piece.narrow(axis, span.start, span.length)
     return piece
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """The numbers in order, channel by channel, some channels at a time; views where that can be."""
+    """The numbers in order, channel by channel, some channels at a time; views where possible."""
     channels = max(1, SYMBOLS_AT_ONCE // max(1, values[0].numel()))
     for first in range(0, values.shape[0], channels):
         part = values[first : first + channels]

@@ -1,4 +1,4 @@
-"""Whether a compressed image can be one of this model: what does not fit is refused before it is decoded."""
+"""Checks whether a compressed image can be one of this model, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from overlap_tool.files.summary import RunNotes
 from overlap_tool.kernels.arithmetic import VERSION
 
 LEAST_BITS = math.log2(65536 / 65535)
-"""Of a symbol: its probability is told in 16 bits, and no symbol's is 1."""
+"""The least bits of a symbol: probabilities have 16 bits, and none is 1."""
 
 
 def refuse_another_checkpoint(where: str, head: Head, codec: Codec) -> None:
@@ -31,7 +31,7 @@ def refuse_another_checkpoint(where: str, head: Head, codec: Codec) -> None:
 
 
 def refuse_impossible(where: str, head: Head, codec: Codec, payload: int) -> None:
-    """A head that does not fit the model, or claims more than its strings can hold."""
+    """Raise for a head that does not fit the model, or that claims more than its strings can hold."""
     channels = codec.channels
     if head.channels != channels and (head.channels, channels) != (1, 3):
         raise ContainerError(where, f"{head.channels} channels, of a model of {channels}", container.AGAIN)
@@ -52,7 +52,7 @@ def refuse_impossible(where: str, head: Head, codec: Codec, payload: int) -> Non
 
 
 def _sizes(shape: Any) -> Iterator[tuple[int, int]]:
-    """The heights and widths in what a model calls shape."""
+    """The heights and widths in what a model calls `shape`."""
     if isinstance(shape, dict):
         shape = list(shape.values())
     if isinstance(shape, list) and len(shape) >= 2 and all(isinstance(part, int) for part in shape):
@@ -63,7 +63,10 @@ def _sizes(shape: Any) -> Iterator[tuple[int, int]]:
 
 
 def refuse_another_engine(where: str, head: Head, codec: Codec, allowed: bool, notes: RunNotes) -> None:
-    """Where a scale differs in its last bit, symbols come out wrong, and not every model's are hashed."""
+    """Raise, or note if `allowed`, that other kernels wrote the file.
+
+    A scale that differs in its last bit gives wrong symbols, and not every model's symbols are hashed.
+    """
     own = codec.fingerprint
     if head.engine == own:
         return

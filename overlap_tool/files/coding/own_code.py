@@ -1,4 +1,4 @@
-"""A model's own `compress` and `decompress`: what they raise becomes a refusal that says whose it is."""
+"""Runs a model's own `compress` and `decompress`; their exceptions become errors that name the model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from overlap_tool.files.codec import Codec
 from overlap_tool.models import coded
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What code raises that gets what it does not take. Memory, disks and interrupts are other matters."""
+"""What code raises for input that it does not support, as opposed to memory, disk and interrupt errors."""
 
 
 def compress(codec: Codec, image: Tensor, found: list[bytes]) -> tuple[Any, Any]:
-    """What the model makes of an image, and the same as a file holds it; the strings are added to `found`."""
+    """The result of the model's `compress`, and the same as a file holds it; strings are added to `found`."""
     with _failing(codec, lambda said: _refused(codec, f"its compress fails ({said})", TAKES_AN_IMAGE)):
         given = codec.model.compress(image)
     try:
@@ -30,7 +30,7 @@ def compress(codec: Codec, image: Tensor, found: list[bytes]) -> tuple[Any, Any]
 
 
 def decompress(codec: Codec, given: Any, refuse: Callable[[str], OverlapToolError]) -> Tensor:
-    """The image that the model makes of what its `compress` gave."""
+    """The image that the model decodes from the result of its `compress`."""
     with _failing(codec, refuse):
         return coded.image_of(coded.decompressed(codec.model, given))
 

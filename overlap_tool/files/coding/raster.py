@@ -1,8 +1,7 @@
 """CompressAI's coding position by position, of maps that are not in memory: in bands, a string for each.
 
-One band is coded after another, as `models/raster.py` does it. Above a band stand the last rows of the one
-before, as they came out, in the place of the padding: a masked convolution reads no further up, and nothing
-below.
+Bands are coded in order, as `models/raster.py` does it. Above each band, in the place of the padding, are the
+last decoded rows of the band before: a masked convolution reads no further up, and nothing below.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from overlap_tool.runtime.lazy import LazyMap
 
 @contextmanager
 def raster_in_bands(model: nn.Module, workspace: Workspace, where: str) -> Iterator[None]:
-    """Inside, a model that codes position by position takes maps that are not in memory."""
+    """Inside, a model that codes position by position accepts maps that are not in memory."""
     if not raster.is_raster(model):
         yield
         return
@@ -44,7 +43,7 @@ def raster_in_bands(model: nn.Module, workspace: Workspace, where: str) -> Itera
 
 
 class _Loops:
-    """Stands in for the two methods of one model."""
+    """Replaces the two coding loops of one model."""
 
     def __init__(self, model: Any, workspace: Workspace, where: str) -> None:
         self.model = model
@@ -98,7 +97,7 @@ class _Loops:
 
 
 def _above(stored: Stored, start: int, padding: int) -> Tensor:
-    """The rows before one, as they were decoded: as many as the padding has, or as there are."""
+    """The decoded rows before `start`: as many as the padding has, or as exist."""
     return stored.read(Span(max(0, start - padding), start), Span(0, stored.width))
 
 
@@ -107,7 +106,7 @@ def _inner(padded: Tensor, padding: int) -> Tensor:
 
 
 def _digest(decoded: Tensor) -> str:
-    """Of decoded numbers: they follow from the symbols, which are not to be seen here. 0 has but one sign."""
+    """A digest of decoded numbers, which follow from the symbols, not visible here. -0 counts as 0."""
     return hashlib.sha256((decoded + 0.0).contiguous().cpu().numpy().data).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""How long a model takes that codes one position after another, estimated before it begins."""
+"""Estimates how long a model takes that codes one position after another."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.summary import RunNotes
 
 LONG_WAIT = 60.0
-"""Seconds from which one is told how long it will take."""
+"""The estimate, in seconds, above which it is reported."""
 
 TRIALS_NOT_WORTH_IT = 8
-"""An image of at most so many trial images is simply coded."""
+"""An image of at most this many trial images is coded without an estimate."""
 
 
 def note_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes) -> None:
@@ -31,7 +31,7 @@ def note_a_long_wait(codec: Codec, frame: Frame, in_memory: int, notes: RunNotes
     times = math.prod(frame.padded) / side**2
     if times <= TRIALS_NOT_WORTH_IT:
         return
-    # what is done once is no part of it: for a model, at the first call, and for an image
+    # one-time costs are excluded: those of a model's first call, and those of an image
     _, small, larger = (_seconds(codec, images * side, side) for images in (1, 1, 4))
     seconds = max(0, larger - small) / 3 * times
     if seconds > LONG_WAIT:
@@ -51,7 +51,7 @@ def _seconds(codec: Codec, height: int, width: int) -> float:
 
 
 def codes_in_order(model: nn.Module) -> bool:
-    """Whether any of its parts codes one position after another."""
+    """Whether any part of the model codes one position after another."""
     return any(
         hasattr(module, "_compress_ar") or type(module).__name__ == "RasterScanLatentCodec"
         for module in model.modules()

@@ -1,1 +1,1 @@
-"""Image files and containers: read and written a band of rows at a time."""
+"""Image files and containers, read and written a band of rows at a time."""

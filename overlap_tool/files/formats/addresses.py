@@ -1,7 +1,7 @@
-"""Addresses of Zarr arrays elsewhere, by fsspec: s3://, gs://, http:// and others, memory:// in a process.
+"""Zarr arrays at remote addresses, by fsspec: s3://, gs://, http:// and others; memory:// within a process.
 
-Nothing is downloaded but what is read: an array's description, and chunks. What is written stands beside its
-place until it is whole, and is then moved there, the array's description last: half of it is no array.
+Only what is read is downloaded: an array's description, and chunks. Output is written beside its place, and
+moved there when it is complete, the description last: a partial copy is not an array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DESCRIPTIONS = (".zarray", "zarr.json")
 
 
 class Address(type(Path())):  # type: ignore[misc]
-    """An address as a path, whose slashes behind the scheme a path does not keep."""
+    """An address as a path object, keeping the slashes after the scheme that a path would drop."""
 
     def __str__(self) -> str:
         return SCHEME.sub(r"\1://\2", super().__str__(), count=1)
@@ -32,7 +32,7 @@ class Address(type(Path())):  # type: ignore[misc]
         return self
 
     def is_dir(self, **_: Any) -> bool:
-        """Whether anything is there."""
+        """Whether anything exists there."""
         return self.exists()
 
     def exists(self, **_: Any) -> bool:
@@ -41,7 +41,7 @@ class Address(type(Path())):  # type: ignore[misc]
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """An address, or a path of this machine, as `file://` is, too."""
+    """An address, or a local path, which `file://` is, too."""
     text = os.fspath(path)
     found = SCHEME.fullmatch(text)
     if found is None or os.path.exists(text):
@@ -52,13 +52,13 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 
 def staging(target: Address) -> Address:
-    """Where an array stands until it is whole."""
+    """Where an array is written until it is complete."""
     beside: Address = target.with_name(f"{target.name}.partial")
     return beside
 
 
 def put_in_place(made: Address, target: Address) -> None:
-    """Move an array, chunk by chunk, its description last."""
+    """Move an array chunk by chunk, its description last."""
     with _files(made) as (files, path), _files(target) as (_, place):
         names = [name[len(path) :] for name in files.find(path)]
         for name in sorted(names, key=lambda name: name.rpartition("/")[2] in DESCRIPTIONS):
@@ -66,7 +66,7 @@ def put_in_place(made: Address, target: Address) -> None:
 
 
 def remove(address: Address) -> None:
-    """What stands at an address, if anything does."""
+    """Delete what exists at an address, if anything does."""
     with _files(address) as (files, path):
         if files.exists(path):
             files.rm(path, recursive=True)
@@ -74,7 +74,7 @@ def remove(address: Address) -> None:
 
 @contextmanager
 def _files(address: Address) -> Iterator[tuple[Any, str]]:
-    """The file system of an address, and the path there; what fails is a refusal."""
+    """The file system of an address, and the path in it; failures become errors."""
     where = str(address)
     try:
         from fsspec.core import url_to_fs
@@ -86,7 +86,7 @@ def _files(address: Address) -> Iterator[tuple[Any, str]]:
         ) from error
     try:
         yield url_to_fs(where)
-    except Exception as error:  # of as many kinds as there are services
+    except Exception as error:  # services raise errors of many kinds
         raise ImageFileError(
             where, f"it cannot be reached ({str(error) or type(error).__name__})", "Check the address"
         ) from error

@@ -1,6 +1,7 @@
-"""Arrays in files, without torch: what their dimensions are, and any box of one that lies in a file as it is.
+"""Arrays in files, without torch: the meaning of their dimensions, and access to any box of one.
 
-Nothing is mapped: what was touched takes no memory, and a file that is cut off ends no process.
+Files are never mapped: pages that were touched take no memory, and truncating a file does not kill the
+process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from overlap_tool.geometry.layout import Kind
 from overlap_tool.settings import Samples, Size, told
 
 Box = tuple[Span, ...]
-"""A part of an array, by its first dimensions. It has all of the others."""
+"""A part of an array, by spans of its first dimensions; it has all of the others."""
 
 NAMED: dict[Kind, str] = {"image": "an image", "volume": "a volume", "sound": "sound"}
 
@@ -30,14 +31,14 @@ DIMENSIONS: dict[Kind, tuple[str, int, int]] = {
     "volume": ("channels, depth, rows and columns", 1, 2),
     "sound": ("channels and samples", 0, 1),
 }
-"""The dimensions of an array, how many there are at least before the rows, and how many of those that tiles
-cut. An array without channels has one less."""
+"""For each kind of array: its dimensions, the least number of them before the rows, and how many of them
+tiles cut. An array without channels has one dimension less."""
 
 
 @dataclass(frozen=True)
 class ArrayForm:
-    """How an array holds rows, columns and channels. Of a volume, channels and depth are all channels; of
-    sound, samples are the rows, and there is one column."""
+    """How an array stores rows, columns and channels. A volume's channels and depth count as channels
+    together; a sound's samples count as rows, with a single column."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -50,24 +51,24 @@ class ArrayForm:
 
     @property
     def parts(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The dimensions before those that tiles cut, these, and those behind them."""
+        """The dimensions before those that tiles cut, those that they cut, and those behind."""
         cut = DIMENSIONS[self.kind][2]
         before = 0 if self.kind == "image" else len(self.shape) - cut
         return self.shape[:before], self.shape[before : before + cut], self.shape[before + cut :]
 
     @property
     def has_channels(self) -> bool:
-        """Whether one of the dimensions is that of the channels."""
+        """Whether one of the dimensions holds channels."""
         return len(self.shape) > sum(DIMENSIONS[self.kind][1:])
 
     @property
     def channels(self) -> int:
-        """Those of the model, without the depth."""
+        """The model's channels, without the depth."""
         return self.shape[-1 if self.kind == "image" else 0] if self.has_channels else 1
 
     @property
     def depth(self) -> int | None:
-        """Of a volume."""
+        """The depth of a volume."""
         return self.parts[0][-1] if self.kind == "volume" else None
 
     @property
@@ -85,25 +86,25 @@ class ArrayForm:
         return cut[0], cut[-1] if len(cut) > 1 else 1, prod(before) * prod(behind)
 
     def box(self, rows: Span, columns: Span) -> Box:
-        """The part of the array that holds these."""
+        """The part of the array with these rows and columns."""
         before, cut, _ = self.parts
         return (*(Span(0, n) for n in before), *(rows, columns)[: len(cut)])
 
     def image_of(self, part: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
-        """A part of the array, as rows, columns and channels."""
+        """A part of the array, transposed to rows, columns and channels."""
         before, _, behind = self.parts
         apart = part.reshape(prod(before), rows, columns, prod(behind))
         return np.moveaxis(apart, 0, 2).reshape(rows, columns, self.as_image[2])
 
     def array_of(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Rows, columns and channels, as a part of the array."""
+        """Rows, columns and channels, transposed to a part of the array."""
         before, cut, behind = self.parts
         apart = image.reshape(*image.shape[:2], prod(before), prod(behind))
         return np.moveaxis(apart, 2, 0).reshape(*before, *image.shape[: len(cut)], *behind)
 
 
 class ArrayFile:
-    """An array in a file, from `offset` on, its last dimension without gaps."""
+    """An array in a file, starting at `offset`, its last dimension contiguous."""
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: Any, offset: int = 0) -> None:
         self.path = path
@@ -112,13 +113,13 @@ class ArrayFile:
         self.offset = offset
 
     def create(self) -> ArrayFile:
-        """Make room for all of it, after what stands there already."""
+        """Allocate room for the array, after what the file holds already."""
         with self.path.open("ab") as file:
             file.truncate(self.offset + prod(self.shape) * self.dtype.itemsize)
         return self
 
     def read(self, *box: Span) -> NDArray[Any]:
-        """No byte is read but those that are asked for."""
+        """Read a box, and no byte beyond it."""
         values = np.empty([*(span.length for span in box), *self.shape[len(box) :]], self.dtype)
         with self.path.open("rb", buffering=0) as file:
             for run, place in self._runs(box):
@@ -127,7 +128,7 @@ class ArrayFile:
         return values
 
     def write(self, values: NDArray[Any], *box: Span, durable: bool = True) -> None:
-        """On the disk when this returns, if `durable`."""
+        """Write a box; if `durable`, it is on disk when this returns."""
         values = np.ascontiguousarray(values, self.dtype)
         with self.path.open("r+b", buffering=0) as file:
             for run, place in self._runs(box):
@@ -139,7 +140,7 @@ class ArrayFile:
                 os.fsync(file.fileno())
 
     def _runs(self, box: Box) -> Iterator[tuple[tuple[int, ...], int]]:
-        """The parts of a box that have no gaps in the file: which they are, and where each begins there."""
+        """The contiguous parts of a box: their indexes, and their offsets in the file."""
         spans = [*box, *(Span(0, n) for n in self.shape[len(box) :])]
         apart = len(spans) - 1
         while apart > 0 and spans[apart] == (0, self.shape[apart]):

@@ -1,7 +1,7 @@
-"""The file format `.lic`: a head, the model's own strings, and a checksum. docs/container.md describes it.
+"""The file format `.lic`: a head, the model's own strings, and a checksum. See docs/container.md.
 
-A file is checked from the outside in: sizes against the length of the file, then the checksum over all of it,
-then what the head says. Nothing is allocated for a size that was not checked. That much needs no torch.
+A file is checked from the outside in: its sizes against the file's length, then the checksum, then the head's
+claims. Nothing is allocated for an unchecked size. None of this needs torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from overlap_tool.files.formats.frame import Frame
 
 MAGIC = b"\x89LIC\r\n\x1a\n"
 VERSION, IN_PARTS = 1, 2
-"""The second has a checksum after its head, too: its bands can be read alone."""
+"""Version 2 has a checksum after its head, too, so that its bands can be read separately."""
 OUTSIDE = struct.Struct("<8sIIQ")
 """Magic, version, length of the head, length of the strings."""
 CHECKSUM = hashlib.sha256().digest_size
@@ -39,7 +39,7 @@ SAMPLES: dict[str, np.dtype[Any]] = {"uint8": np.dtype(np.uint8), "uint16": np.d
 class Band:
     """A rectangle of a map: its rows, the length of its string, a hash of its symbols, and its columns.
 
-    Bands follow one another from left to right and from the top down; most have all columns, which is 0.
+    Bands are ordered from left to right and top to bottom; `columns` is 0 for all columns, as most have.
     """
 
     rows: int
@@ -64,7 +64,7 @@ class CodedString(bytes):
 
 
 class StringInFile(CodedString):
-    """One that stays in its file, of which only parts are read. As bytes it has none."""
+    """A string that stays in its file, of which parts are read on demand; as `bytes` it is empty."""
 
     path: Path
     offset: int
@@ -87,7 +87,7 @@ class StringInFile(CodedString):
 
 @dataclass(frozen=True)
 class Head:
-    """What a reader has to know beside the strings."""
+    """The metadata that a reader needs beside the strings."""
 
     architecture: str
     weights_sha256: str
@@ -98,14 +98,14 @@ class Head:
     dtype: str
     engine: dict[str, str]
     shape: Any
-    """What the model's `compress` gave as such: whole numbers, nested."""
+    """What the model's `compress` returned under that name: nested whole numbers."""
     strings: Any
-    """Nested as the model's, with a number in the place of each string: that of its entry in `bands`."""
+    """Nested as the model's, with the index of its entry in `bands` in place of each string."""
     bands: tuple[tuple[Band, ...], ...]
     given: Any = None
-    """All that a model gave which gives no shape and strings: nested, with numbers for its strings."""
+    """The whole result of a model that returns no shape and strings: nested, with numbers for its strings."""
     order: tuple[int, ...] = ()
-    """The turn in which each string was coded; not known where a model codes by itself."""
+    """The order in which the strings were coded; empty if the model codes by itself."""
 
     @property
     def banded(self) -> bool:
@@ -113,7 +113,7 @@ class Head:
 
     @property
     def most_bands(self) -> int:
-        """That one of its maps is coded in."""
+        """The most bands of any one map."""
         return max((len(bands) for bands in self.bands), default=1)
 
     @property
@@ -127,7 +127,7 @@ class Head:
 
 
 def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
-    """Strings in the order of `head.bands`."""
+    """Write a container, its strings in the order of `head.bands`."""
     told = {**asdict(head), "banded": head.banded}
     if head.given is None:
         del told["given"]
@@ -146,10 +146,10 @@ def write(file: BinaryIO, head: Head, strings: list[bytes]) -> None:
 
 
 def read(path: Path, in_parts: bool = False) -> tuple[Head, list[CodedString]]:
-    """A container that is whole, makes sense and is within bounds; anything else is refused.
+    """Read a container, or raise if it is not whole, valid and within limits.
 
-    `in_parts` leaves the strings in the file where their bands can be read alone: then lengths and head are
-    looked at, and whoever decodes a band holds its symbols to their hash.
+    `in_parts` leaves the strings in the file if their bands can be read separately: then lengths and head are
+    checked now, and the symbols of a band against their hash when it is decoded.
     """
     where = str(path)
     if absent := why_absent(path):
@@ -181,7 +181,7 @@ def read(path: Path, in_parts: bool = False) -> tuple[Head, list[CodedString]]:
 
 
 def told_of(coded: Any, packed: Any, strings: list[bytes]) -> dict[str, Any]:
-    """What a head says of what a model's `compress` gave: `shape` and `strings`, or all of it as `given`."""
+    """The head's entries for what a model's `compress` returned: `shape` and `strings`, or all as `given`."""
     from overlap_tool.models.coded import has_strings_and_shape
 
     if has_strings_and_shape(coded):
@@ -191,7 +191,7 @@ def told_of(coded: Any, packed: Any, strings: list[bytes]) -> dict[str, Any]:
 
 
 def coded_of(head: Head, strings: list[CodedString]) -> Any:
-    """The way back."""
+    """The inverse: the result of `compress`."""
     from overlap_tool.models.coded import unpacked
 
     if head.given is not None:
@@ -200,7 +200,7 @@ def coded_of(head: Head, strings: list[CodedString]) -> Any:
 
 
 def _numbered(strings: Any, numbers: Iterator[int]) -> Any:
-    """Nested numbers in the place of nested strings."""
+    """Nested numbers, taken from an iterator, in place of nested strings."""
     if isinstance(strings, bytes):
         return next(numbers)
     if not isinstance(strings, list | tuple):
@@ -209,17 +209,17 @@ def _numbered(strings: Any, numbers: Iterator[int]) -> Any:
 
 
 def nested(numbers: Any, strings: list[CodedString]) -> Any:
-    """Nested strings in the place of nested numbers."""
+    """Nested strings in place of nested numbers."""
     return strings[numbers] if isinstance(numbers, int) else [nested(part, strings) for part in numbers]
 
 
 def bands_of(string: bytes) -> tuple[Band, ...]:
-    """The bands of a string; one for all of it if none are known."""
+    """The bands of a string; a single one if it is a plain string."""
     return string.bands if isinstance(string, CodedString) else (Band(0, len(string), ""),)
 
 
 def plain(shape: Any) -> Any:
-    """A model's `shape` as JSON holds it."""
+    """A model's `shape` as JSON can hold it."""
     if isinstance(shape, dict):
         return {str(key): plain(value) for key, value in shape.items()}
     return [plain(value) for value in shape] if isinstance(shape, list | tuple) else int(shape)
@@ -235,8 +235,7 @@ def as_the_model_had(shape: Any) -> Any:
 
 
 def _opened(file: FileIO, size: int, where: str) -> tuple[bytes, bytes, bytes]:
-    """What stands before the strings, of a file whose lengths are right: the outside, the head, and the
-    checksum of both, which is right where there is one."""
+    """The outside, the head and its checksum, if any; raises if a length or that checksum is wrong."""
     outside = file.read(OUTSIDE.size)
     if len(outside) < OUTSIDE.size or outside[: len(MAGIC)] != MAGIC:
         raise ContainerError(where, "it is no .lic file", "Give a file that overlap-tool compress wrote")
@@ -258,7 +257,7 @@ def _opened(file: FileIO, size: int, where: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _payload(file: FileIO, before: bytes, where: str) -> bytes:
-    """The strings, of a file whose checksum is right."""
+    """The strings; raises if the checksum of the file is wrong."""
     rest = file.readall()
     payload, checksum = rest[:-CHECKSUM], rest[-CHECKSUM:]
     digest = hashlib.sha256(before)
@@ -273,7 +272,7 @@ def _altered(where: str) -> ContainerError:
 
 
 def _left_in(path: Path, head: Head, start: int) -> list[CodedString]:
-    """The strings, as ones that stay in the file."""
+    """The strings, as objects that stay in the file."""
     lengths = [sum(band.length for band in bands) for bands in head.bands]
     starts = accumulate(lengths, initial=start)
     return [StringInFile.at(path, offset, bands) for offset, bands in zip(starts, head.bands, strict=False)]

@@ -1,4 +1,4 @@
-"""An image within its padding, and how its samples are stored: all that is known of it without its pixels."""
+"""An image within its padding, and its sample type: everything known about it except its pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from overlap_tool.geometry import brought_up
 
 Margins = tuple[int, int, int, int]
-"""Columns on the left and right, rows on top and at the bottom."""
+"""Columns on the left and right, rows at the top and at the bottom."""
 
 
 def padding(height: int, width: int, multiple: int) -> Margins:
@@ -19,7 +19,7 @@ def padding(height: int, width: int, multiple: int) -> Margins:
 
 @dataclass(frozen=True)
 class Frame:
-    """An image within its padding, and how its samples are stored."""
+    """An image within its padding, and its sample type."""
 
     height: int
     width: int
@@ -34,6 +34,6 @@ class Frame:
 
     @property
     def largest(self) -> int:
-        """Of integers, the sample that stands for 1; of those with a sign one above the largest, for the
-        smallest stands for -1. Other numbers are taken as they are."""
+        """The integer that stands for 1. For signed types it is one above the largest, since the smallest
+        stands for -1; floats are taken as they are."""
         return int(np.iinfo(self.dtype).max) + (self.dtype.kind == "i") if self.dtype.kind in "ui" else 1

@@ -1,7 +1,7 @@
 """Image files that are written in bands, and can be resumed after the process was killed.
 
-Everything is written beside the file that was asked for, and moved there when it is whole. Formats that only
-take whole images get theirs from rows that were collected in a file.
+Everything is written beside the requested file, and moved there when it is complete. Formats that only take
+whole images are encoded from rows collected in a file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.walk import Area
 
 CHUNK = (256, 1024)
-"""Rows and columns of a chunk of a Zarr array, with all channels; of sound, it has as many samples as these
-have pixels."""
+"""Rows and columns of a chunk of a Zarr array, with all channels; a chunk of sound has as many samples."""
 CUBE = 64
 """The side of a chunk of a volume, of one channel."""
 
 WITH_PROFILE = (".png", ".webp", ".tif", ".tiff")
-"""What keeps the colour profile of an image."""
+"""Formats that keep an image's colour profile."""
 OF_ARRAYS = (".zarr", ".npy")
 IN_BANDS = (*OF_ARRAYS, ".tif", ".tiff")
 WHOLE = {
@@ -37,7 +36,7 @@ WHOLE = {
     ".webp": {(3, "uint8")},
     ".bmp": {(1, "uint8"), (3, "uint8")},
 }
-"""What Pillow writes without a loss: channels and their type."""
+"""Formats that Pillow writes without loss, with their channels and sample types."""
 
 INSTEAD = "Use .png, .tif, .zarr or .npy"
 
@@ -46,11 +45,11 @@ class Output(Protocol):
     """An image that is being written."""
 
     def write(self, start: int, rows: NDArray[Any]) -> int:
-        """Add rows that follow those before; and how many rows from the first one on are on the disk."""
+        """Append rows; returns how many rows from the first one on are on disk."""
         ...
 
     def finish(self) -> Path:
-        """The file, or folder, when all rows are there."""
+        """The file, or folder, once all rows are written."""
         ...
 
 
@@ -62,7 +61,7 @@ def open_output(
     begun: bool,
     profile: bytes | None = None,
 ) -> Output:
-    """What becomes `target`, in `folder`; with `begun`, what an earlier process has left of it there."""
+    """What becomes `target`, in `folder`; `begun` continues what an earlier process left there."""
     suffix = target.suffix.lower()
     refuse_unwritable(target, form, dtype, begun)
     if suffix == ".zarr":
@@ -77,7 +76,7 @@ def open_output(
 
 
 def refuse_unwritable(target: Path, form: ArrayForm, dtype: np.dtype[Any], resume: bool = False) -> None:
-    """Refuse an output before any work is done. What is resumed has taken a part of its room already."""
+    """Raise for an impossible output before any work is done. A resumed one already has part of its space."""
     where, suffix, shape = str(target), target.suffix.lower(), form.as_image
     if isinstance(target, Address):
         if suffix != ".zarr":
@@ -112,7 +111,7 @@ def refuse_unwritable(target: Path, form: ArrayForm, dtype: np.dtype[Any], resum
 
 
 class _Rows:
-    """A format that is nothing but a head and rows."""
+    """A format that consists of a header and rows."""
 
     def __init__(self, file: ArrayFile, form: ArrayForm) -> None:
         self.file = file
@@ -144,8 +143,8 @@ class _Pillow(_Rows):
 
 
 class WholeChunks:
-    """An area of a Zarr array, filled in bands. Only whole chunks are written, so that none is ever read back
-    and changed: the area begins at a chunk, and ends at one or with the array."""
+    """An area of a Zarr array, filled in bands. Only whole chunks are written, so that none is read back and
+    changed: the area begins at a chunk, and ends at one or with the array."""
 
     def __init__(self, array: Any, area: Area, kind: Kind = "image") -> None:
         self.array = array
@@ -156,7 +155,7 @@ class WholeChunks:
         self.written: int | None = None
 
     def write(self, start: int, rows: NDArray[Any]) -> int:
-        """Add a band, by its first row in the array; and how far the area is written."""
+        """Add a band, by its first row in the array; returns up to which row the area is written."""
         if self.written is None:
             self.written = -(-start // self.high) * self.high
         rows = rows[max(0, self.written - start) :] if not self.waiting else rows

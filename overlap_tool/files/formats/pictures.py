@@ -1,7 +1,7 @@
-"""Image files as they are: size, channels, type, and any band of rows.
+"""Image files: size, channels, sample type, and any band of rows.
 
-TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, a byte or two for each sample. Volumes
-and sound are read as images, as `arrays.ArrayForm` says.
+TIFF, Zarr and .npy are read in bands. Other formats are decoded whole, at a byte or two per sample. Volumes
+and sound are read as images, as `arrays.ArrayForm` defines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Opened = TypeVar("Opened")
 
 SAMPLES = (np.dtype(np.uint8), np.dtype(np.uint16))
 NUMBERS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
-"""What a model takes as it is, where it is no image."""
+"""Types that a model takes unscaled, from files that are not images."""
 READ: dict[Kind, tuple[np.dtype[Any], ...]] = {
     "image": SAMPLES,
     "volume": (*SAMPLES, *NUMBERS),
@@ -47,21 +47,21 @@ FLATTEN = "Flatten it onto a background first; in Pillow: Image.alpha_composite,
 
 
 class Picture(Protocol):
-    """An open image: rows, columns and channels of `shape`, samples of 8 or 16 bits or, of what is no image,
+    """An open image of rows, columns and channels: samples of 8 or 16 bits or, if it is not an image,
     numbers."""
 
     form: ArrayForm
-    """Of the array in the file."""
+    """The form of the array in the file."""
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     piece: tuple[int, int]
-    """Rows and columns of what is decoded at once."""
+    """Rows and columns of the unit of decoding."""
     profile: bytes | None
     """The ICC profile of its colours."""
 
     @property
     def missing(self) -> str:
-        """Which parts of it are not in its file, and what is read for them; empty if all are there."""
+        """Describes parts that are absent from the file, and what is read for them; empty if none is."""
         ...
 
     def read(self, rows: Span, columns: Span) -> NDArray[Any]:
@@ -70,8 +70,7 @@ class Picture(Protocol):
 
 
 def open_picture(path: Path, kind: Kind = "image") -> Picture:
-    """What a file or a Zarr folder holds of this kind; of an image, samples of 8 or 16 bits without
-    transparency."""
+    """Open a file or Zarr folder of this kind; an image has samples of 8 or 16 bits without transparency."""
     path = located(path)
     picture = _explained(path, _opener(path, kind), kind)
     _refuse_strange_samples(str(path), picture, kind)
@@ -80,7 +79,7 @@ def open_picture(path: Path, kind: Kind = "image") -> Picture:
 
 
 def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
-    """Refuse what `open_picture` refuses as any of these, as far as that can be told without decoding it."""
+    """Raise, as `open_picture` does for any of these kinds, as far as shows without decoding."""
     path = located(path)
     if _opener(path) is _pillow:
         return _explained(path, _header).close()
@@ -92,7 +91,7 @@ def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
             refusals.append(refusal)
         else:
             return None
-    # that of the last, which may be of that kind, rather than of a kind that it is not
+    # the last error that is not a library's failure to read the file
     raise next((each for each in refusals[::-1] if each.__cause__ is None), refusals[0])
 
 
@@ -108,7 +107,7 @@ def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image
         raise ImageFileError(
             where, "there is not enough memory to decode it", f"Convert it to {IN_BANDS}"
         ) from error
-    except Exception as error:  # whatever a damaged file makes its library raise
+    except Exception as error:  # libraries may raise anything for a damaged file
         raise ImageFileError(
             where,
             f"it cannot be read ({first_line(error)})",
@@ -123,10 +122,10 @@ def _way_out(path: Path, kind: Kind) -> str:
 
 
 def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDArray[Any]:
-    """A rectangle of it, of a file that may be damaged further down."""
+    """Read a rectangle of a picture whose file may be damaged further down."""
     try:
         return picture.read(rows, columns)
-    except Exception as error:  # whatever a damaged file makes its library raise
+    except Exception as error:  # libraries may raise anything for a damaged file
         raise ImageFileError(
             where,
             f"its rows from {rows.start} on cannot be read ({first_line(error)})",
@@ -135,7 +134,7 @@ def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDAr
 
 
 class Whole:
-    """A picture of which no part is missing, and of whose colours nothing is known."""
+    """A picture without missing parts or colour profile."""
 
     profile: bytes | None = None
     missing = ""
@@ -157,7 +156,7 @@ class Decoded(Whole):
 
 
 class NumpyFile(Whole):
-    """A .npy file. It is read and never mapped: what cuts off a mapped file ends the process."""
+    """A .npy file. It is read and never mapped: truncating a mapped file kills the process."""
 
     def __init__(self, path: Path, kind: Kind = "image") -> None:
         with path.open("rb") as file:
@@ -203,7 +202,7 @@ class ZarrArray:
 
     @property
     def missing(self) -> str:
-        if self.elsewhere:  # to count them, all of them would be listed
+        if self.elsewhere:  # counting remote chunks would list all of them
             return ""
         lacking = self.array.nchunks - self.array.nchunks_initialized
         filled = f"chunks are not there, and are read as its fill value, {self.array.fill_value}"
@@ -215,9 +214,9 @@ class ZarrArray:
 
 
 class TiffPage:
-    """The first page of a TIFF or BigTIFF, decoded tile by tile or strip by strip, turned as its tag says.
+    """The first page of a TIFF or BigTIFF, decoded tile by tile or strip by strip, oriented as its tag says.
 
-    Of one in strips that is turned by a quarter, every band of rows takes decoding all of it.
+    If a page in strips is rotated by a quarter turn, every band of rows requires decoding all of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -264,7 +263,7 @@ class TiffPage:
         return self.turn.read(self._window, self.stored, rows, columns)
 
     def _window(self, rows: range, columns: range) -> NDArray[Any]:
-        """Of the image as it is stored; each tile or strip that it meets is decoded once."""
+        """A rectangle of the image as stored; each tile or strip that it meets is decoded once."""
         found = np.full((len(rows), len(columns), self.shape[2]), self.page.nodata, self.dtype)
         for plane in range(self.planes):
             channels = slice(plane, plane + 1) if self.planes > 1 else slice(None)
@@ -278,7 +277,7 @@ class TiffPage:
         return found
 
     def _segment(self, index: int) -> NDArray[Any] | None:
-        """None for one that was never written."""
+        """One decoded tile or strip; None if it was never written."""
         if not self.page.databytecounts[index]:
             return None
         handle = self.file.filehandle
@@ -290,7 +289,7 @@ class TiffPage:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How an image is shown: its rows and columns exchanged, then mirrored, then upside down."""
+    """How an image is displayed: its rows and columns exchanged, then mirrored, then flipped upside down."""
 
     exchanged: bool = False
     mirrored: bool = False
@@ -298,7 +297,7 @@ class Orientation:
 
     @staticmethod
     def of(orientation: object) -> Orientation:
-        """By EXIF's number; another says nothing."""
+        """By EXIF's number; any other number means no change."""
         if orientation not in range(1, 9):
             return Orientation()
         return Orientation(
@@ -315,7 +314,7 @@ class Orientation:
         rows: Span,
         columns: Span,
     ) -> NDArray[Any]:
-        """A rectangle of the image as it is shown, from windows of it as it is stored."""
+        """A rectangle of the displayed image, from a window of the stored one."""
         height, width = self.size(*stored)
         down = range(height - rows.stop, height - rows.start) if self.upside_down else range(*rows)
         across = range(width - columns.stop, width - columns.start) if self.mirrored else range(*columns)
@@ -324,7 +323,7 @@ class Orientation:
 
 
 def _common(wanted: range, start: int, length: int) -> tuple[slice, slice]:
-    """What a segment has of the wanted: where that lies in the wanted, and in the segment."""
+    """The overlap of a segment and a wanted span, relative to either."""
     first, last = max(wanted.start, start), min(wanted.stop, start + length)
     return slice(first - wanted.start, last - wanted.start), slice(first - start, last - start)
 
@@ -345,7 +344,7 @@ def _refuse_undecodable(where: str, page: Any, tifffile: Any) -> None:
 
 
 def _header(path: Path) -> PillowFile:
-    """What Pillow knows before it decodes an image."""
+    """What Pillow reads without decoding the image."""
     from PIL import Image
 
     where = str(path)
@@ -379,17 +378,17 @@ def _pillow(path: Path) -> Picture:
         image = ImageOps.exif_transpose(image)
         values = np.asarray(image)
     if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
-        values = values.astype(np.uint16)  # how older Pillows read grey of 16 bits
+        values = values.astype(np.uint16)  # older versions of Pillow read 16-bit grey this way
     elif image.mode not in ("L", "RGB") and not image.mode.startswith("I;16"):
         raise ImageFileError(str(path), f"its mode is {image.mode}", "Save it as grey or RGB")
     return Decoded(values.astype(values.dtype.newbyteorder("=")), profile or None)
 
 
 def library(name: str) -> Any:
-    """A library that only some formats need."""
+    """Import a library that only some formats need."""
     from importlib import import_module
 
-    # What a library logs of a damaged file would stand before our refusal, where no log is set up.
+    # without a configured log, a library's messages about a damaged file would precede our error
     logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         return import_module(name)

@@ -1,4 +1,4 @@
-"""From the samples of a picture to what a model reads, and back: from 0 to 1, padded as CompressAI pads."""
+"""Converts a picture's samples to a model's input and back: from 0 to 1, padded as CompressAI pads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlap_tool.geometry import Span
 
 
 def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
-    """What a model of `wanted` channels does not take. A grey picture is repeated for one of three."""
+    """Raise unless a model of `wanted` channels takes the picture. A grey picture is repeated for three."""
     found, is_image = picture.form.channels, picture.form.kind == "image"
     if found == wanted or (is_image and (found, wanted) == (1, 3)):
         return
@@ -27,10 +27,10 @@ def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
 
 
 class PictureNumbers:
-    """A picture as the numbers of a map. The band that was read last stays, as the file holds it.
+    """A picture as the numbers of a map. The band that was read last is cached, as the file stores it.
 
-    Bands have the columns that `across` says, all if left out; only these can be read. The map's `channels`
-    are those of the frame, if left out.
+    Bands have the columns `across`, all by default; only these can be read. `channels` are those of the frame
+    by default.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PictureNumbers:
             piece[down : down + real.length, aside : aside + across.length] = self._samples(real)[
                 :, across.start - self.across.start : across.stop - self.across.start
             ]
-        # torch sees these strides as channels last, in which convolutions need not reorder
+        # these strides are channels last, which convolutions take without reordering
         planes = torch.from_numpy(piece).div_(self.frame.largest).permute(2, 0, 1)
         return planes.unflatten(0, self.channels)[None].to(self.device)
 
@@ -80,7 +80,7 @@ class PictureNumbers:
 def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[Any]:
     """A band of a map as samples: rows, columns, channels.
 
-    `where` and `way_out` are for the refusal of numbers that are no samples.
+    `where` and `way_out` are for the error if there is a NaN, which is no integer.
     """
     inside = values[0].flatten(0, -3)
     if frame.dtype.kind in "ui":
@@ -89,6 +89,6 @@ def samples(values: Tensor, frame: Frame, where: str, way_out: str) -> NDArray[A
         known = np.iinfo(frame.dtype)
         inside = (inside * frame.largest).round_().clamp_(known.min, known.max)
     rows = inside.permute(1, 2, 0).cpu().numpy()
-    if frame.channels == 1 and rows.shape[2] == 3:  # grey that was repeated
+    if frame.channels == 1 and rows.shape[2] == 3:  # a grey picture that was repeated
         return np.rint(rows.astype(np.float64).mean(2, keepdims=True)).astype(frame.dtype)
     return rows.astype(frame.dtype, copy=False)

@@ -32,10 +32,10 @@ class MapFile:
 
 
 class Bands:
-    """A sink that joins tiles to bands of rows, over all of the `columns`, and hands these on.
+    """A sink that joins tiles to bands of rows over all `columns`, and passes these on.
 
-    Tiles come in order, and may give again what others gave, as attention windows at their ends make them do.
-    No row is handed on twice.
+    Tiles come in order, and may repeat what others gave, as attention windows at their ends do. No row is
+    passed on twice.
     """
 
     def __init__(self, columns: Span, take: Callable[[int, Tensor], None]) -> None:
