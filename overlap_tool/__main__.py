@@ -1,4 +1,4 @@
-"""`python -m overlap_tool`: the same as `overlap-tool`."""
+"""`python -m overlap_tool` is the same as `overlap-tool`."""
 
 from overlap_tool.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: one small file per command. torch is imported by the commands, not by --help."""
+"""The command line: one small file per command. Commands import torch; `--help` does not."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def about(
 
 
 def main() -> None:
-    """Run the command line; what is refused is one message on stderr and exit code 2."""
+    """Run the command line; an error of this package is one message on stderr and exit code 2."""
     defer()
-    gc.disable()  # while modules are imported, as in `plugins.importing`; `load_plugins` imports the last
+    gc.disable()  # while modules are imported, as in `plugins.importing`; `load_plugins` ends it
     # CompressAI scripts a function on import, which newer versions of torch warn about
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
-    # what our own refusals and bounds say, in other words; in a library, the filters are the program's own
+    # our own errors and limits say the same; a library leaves warning filters to the program
     warnings.filterwarnings("ignore", message=".*pickle protocol.*")
     warnings.filterwarnings("ignore", message=".*decompression bomb.*")
-    try:  # what options set is set for this run
+    try:  # options hold for this run
         sys.exit(copy_context().run(app, standalone_mode=False))
     except OverlapToolError as error:
         if "--debug" in sys.argv:

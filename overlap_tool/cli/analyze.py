@@ -138,7 +138,7 @@ def _inside(folder: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:
 
 
 def _refuse_no_folder(option: str, path: Path | None) -> None:
-    """A folder that is made if it is not there, in one that is."""
+    """Raise unless the path is a folder, or can be created in one that exists."""
     if path is not None and path.exists() and not path.is_dir():
         raise OptionError(f"{option} {path}", "is not a folder", "Name a folder for the pictures")
     if path is not None and not path.absolute().parent.is_dir():

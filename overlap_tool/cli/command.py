@@ -1,4 +1,4 @@
-"""How a function becomes a command: what several take stands in a dataclass, and examples in the help."""
+"""Makes a command of a function: shared options come from dataclasses, examples go into the help."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, get_type_hints
 
 
 def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """For typer: a parameter whose type is a dataclass becomes one option for each field of it."""
+    """For typer: a parameter whose type is a dataclass becomes one option for each of its fields."""
 
     def made(function: Callable[..., None]) -> Callable[..., None]:
-        # not `get_type_hints`, which under Python 3.10 hides the option of what is None by default
+        # not `get_type_hints`, which under Python 3.10 hides the option if the default is None
         parameters = signature(function, eval_str=True).parameters
         groups = {
             name: parameter.annotation

@@ -67,5 +67,5 @@ def decompress(
     on_workers = where.arguments(files, region)
     from overlap_tool.files.formats import container
 
-    container.read(coded, in_parts=region is not None)  # before torch is imported, which takes longer
+    container.read(coded, in_parts=region is not None)  # checked before torch is imported, which takes longer
     files.do(target, work)

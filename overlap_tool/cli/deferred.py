@@ -1,8 +1,8 @@
-"""Packages that the command line imports without all that comes with them.
+"""Packages that the command line imports without running their `__init__`.
 
-CompressAI imports data sets, point clouds and statistics before it gives anyone a model. That is seconds, for
-what few commands use. Here such a package is imported as always, but for its own `__init__`, which runs when
-something is asked for that only it has. What it registers of data sets and transforms, it registers then.
+CompressAI imports data sets, point clouds and statistics before it provides a model, which takes seconds and
+serves few commands. Here such a package is imported without its `__init__`, which runs, with all that it
+registers, when something is asked for that only it has.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ DEFERRED = {
     "compressai.transforms": (),
     "scipy.stats": (),
 }
-"""By their names, and modules in them that are asked first."""
+"""Package names, and the modules in them that are asked for a name first."""
 
 
 class _Waiting(ModuleType):
     """A package whose `__init__` has not run."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__all__":  # Python itself asks, of any module
+        if name.startswith("__") and name != "__all__":  # Python itself asks these of any module
             raise AttributeError(name)
         for part in DEFERRED[self.__name__]:
-            if find_spec(f"{self.__name__}.{part}") is not None:  # a fork may lack it
+            if find_spec(f"{self.__name__}.{part}") is not None:  # a fork may lack the submodule
                 module = import_module(f"{self.__name__}.{part}")
                 if name in vars(module):
                     return vars(module)[name]
@@ -66,6 +66,6 @@ class _Finder(MetaPathFinder):
 
 
 def defer() -> None:
-    """From now on, in this process."""
+    """From now on, defer these packages in this process."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

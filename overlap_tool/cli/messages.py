@@ -1,4 +1,4 @@
-"""What commands print for people beside their results."""
+"""Messages for people that commands print beside their results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from overlap_tool.legible import legible
 
 
 def say(text: str, kind: str = "", colour: str = "red") -> None:
-    """One line on stderr, after what kind of message it is."""
+    """Print one line on stderr, preceded by the kind of message."""
     mark = (f"{kind}: ", colour) if kind else ""
     Console(stderr=True).print(Text.assemble(mark, legible(text)), soft_wrap=True)

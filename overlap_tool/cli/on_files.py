@@ -1,4 +1,4 @@
-"""What `compress`, `decompress` and `run` share: a wrapped model, and a long run on files."""
+"""What `compress`, `decompress`, `update` and `run` share: a wrapped model, and a long run on files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WorkerOptions:
         return self.workers is not None or self.dask is not None
 
     def arguments(self, files: FileOptions, region: str | None = None) -> dict[str, Any]:
-        """For the functions of `overlap_tool.distributed`; nothing if they are not asked for."""
+        """For the functions of `overlap_tool.distributed`; empty if no workers are asked for."""
         if not self.asked:
             if self.piece is not None:
                 raise OptionError("--piece", "is for several processes", "Add --workers 2, or leave it out")
@@ -94,8 +94,10 @@ class WorkerOptions:
 
 
 def glance_at_image(path: Path, *others: Kind) -> None:
-    """Refuse one that cannot be read, or asks for too much, before torch is imported. It may be one of these
-    other kinds, too."""
+    """Raise for an image that cannot be read or is too large, before torch is imported.
+
+    It may be of one of these other kinds, too.
+    """
     from overlap_tool.files.formats.pictures import glance
 
     glance(path, ("image", *others))
@@ -103,7 +105,7 @@ def glance_at_image(path: Path, *others: Kind) -> None:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """The options that these commands have beside what they read and write."""
+    """The options of these commands beside their input and output."""
 
     model: Annotated[
         Path,
@@ -128,7 +130,7 @@ class FileOptions:
         glance_at_checkpoint(self.model)
 
     def do(self, target: Path, work: Callable[..., RunSummary]) -> None:
-        """Load the model, make `target` with it, and show what came of that."""
+        """Load the model, make `target` with it, and print the summary."""
         with busy(f"Loading {self.model}", self.quiet):
             from overlap_tool.checkpoint.writing import refuse_overwriting
             from overlap_tool.files import Codec

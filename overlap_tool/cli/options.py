@@ -48,7 +48,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model that a command is about, and how it is loaded."""
+    """The model that a command is about, and how to load it."""
 
     source: Annotated[
         str,
@@ -84,11 +84,11 @@ class ModelOptions:
 
     @property
     def read(self) -> list[str | os.PathLike[str]]:
-        """The files that loading it reads."""
+        """The files that are read to load it."""
         return [self.source, *(self.plugin or ())]
 
     def arguments(self) -> dict[str, Any]:
-        """What every function that loads a model takes beside the source."""
+        """The arguments of every function that loads a model, beside the source."""
         return {
             "architecture": self.architecture,
             "model_class": self.model_class,
@@ -115,13 +115,13 @@ class CallOptions:
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """What functions take that ask how a model is called."""
+        """The arguments of every function that is told how a model is called."""
         given = None if self.example is None else parse_object("--example", self.example)
         return {"example": None if given is None else _with_maps(given), "method": self.method}
 
 
 def _with_maps(value: Any) -> Any:
-    """The same, with a small map in the place of each object that stands for one."""
+    """The same value, with a small map in place of each object that stands for one."""
     if isinstance(value, dict) and set(value) == {"map"}:
         channels = value["map"]
         if type(channels) is not int or channels < 1:
@@ -139,9 +139,9 @@ def _with_maps(value: Any) -> Any:
 
 
 def glance_at_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Refuse one that asks for too much before torch is imported, which takes longer than to see that.
+    """Raise for a checkpoint over the limits before torch is imported, which takes longer than checking.
 
-    What cannot be read is refused where it is loaded.
+    One that cannot be read raises where it is loaded.
     """
     with suppress(OSError):
         if os.path.isfile(path):
@@ -160,7 +160,7 @@ SizeOption = Annotated[
 
 
 def busy(doing: str, quiet: bool = False) -> AbstractContextManager[object]:
-    """Say on a terminal's stderr what is being done."""
+    """Show what is being done on a terminal's stderr."""
     console = Console(stderr=True)
     return console.status(Text(legible(doing))) if console.is_terminal and not quiet else nullcontext()
 
@@ -180,7 +180,7 @@ def load_plugins(paths: list[Path] | None) -> None:
 
 
 def parse_size(text: str) -> Size:
-    """`3840x2160` as a size."""
+    """Parse `3840x2160` as a size."""
     match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
     if match is None:
         raise OptionError(
@@ -190,7 +190,7 @@ def parse_size(text: str) -> Size:
 
 
 def parse_tile(text: str) -> Size:
-    """`256`, or `1024x256`, as a size."""
+    """Parse `256` or `1024x256` as a size."""
     match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
     if match is None:
         raise OptionError(
@@ -200,7 +200,7 @@ def parse_tile(text: str) -> Size:
 
 
 def parse_region(text: str | None) -> tuple[int, int, int, int] | None:
-    """`100,50,640,480` as the upper left pixel's column and row, width and height."""
+    """Parse `100,50,640,480` as the upper left pixel's column and row, width and height."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text.replace(" ", ""))
@@ -215,7 +215,7 @@ def parse_region(text: str | None) -> tuple[int, int, int, int] | None:
 
 
 def refuse_unfit_target(option: str, path: Path | None, read: Iterable[str | os.PathLike[str]]) -> None:
-    """What cannot be written, or is what the command reads: before the work is done, and not after."""
+    """Raise, before any work is done, if a path cannot be written or is an input of the command."""
     if path is None:
         return
     where = f"{option} {path}"
@@ -236,7 +236,7 @@ def make_folder(path: Path) -> str:
 def parse_object(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # also raised for numbers of thousands of digits
         raise OptionError(
             f"{option} {text}", f"is not JSON ({error})", "Write it as an object, such as '{\"N\": 128}'"
         ) from error

@@ -56,7 +56,7 @@ def run(
     where: WorkerOptions,
     files: FileOptions,
 ) -> None:
-    """Put an image, a volume or a sound of any size through a wrapped network."""
+    """Run a wrapped network on an image, a volume or a sound of any size."""
 
     def work(codec: Codec, **how: Any) -> RunSummary:
         if not where.asked:

@@ -1,4 +1,4 @@
-"""`overlap-tool selftest`: does this machine compute the bits that every other one computes?"""
+"""`overlap-tool selftest`: does this machine compute the same bits as every other?"""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def selftest(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Hold the arithmetic of this machine to the published digests."""
+    """Compare this machine's arithmetic with the published digests."""
     refuse_unfit_target("--report", report, [])
     with busy("Computing what has a published digest"):
         from overlap_tool import report as reports

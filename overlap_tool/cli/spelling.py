@@ -1,4 +1,4 @@
-"""Refusals name parameters as Python has them; here these become options of the command line."""
+"""Rewrites the parameters in error messages, spelled as in Python, as options of the command line."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import typer.main
 from overlap_tool.errors import OverlapToolError
 
 _NAMED = re.compile(r"`(\w+)(?:=([^`]*))?`")
-"""`tile` or `tile=256`, as in Markdown; where a refusal begins, it stands alone."""
+"""`tile` or `tile=256` in backquotes, as in Markdown; at the start of an error it stands alone."""
 
 
 MistypedError: Any = typer.BadParameter.__base__
-"""What typer refuses: its `UsageError`, of the click package that it brings along."""
+"""typer's errors, of the copy of click that it uses."""
 
 
 def as_one_line(error: Any) -> str:
-    """The message of what typer refuses, which names the option, and where help is."""
+    """The message of one of typer's errors, which names the option, and where to find help."""
     command = error.ctx.command_path if error.ctx else "overlap-tool"
     reason = " ".join(error.format_message().replace("Value error, ", "").split())
     return f"{reason}{'' if reason.endswith(('.', '?')) else '.'} {command} --help lists what there is"
 
 
 def as_typed(error: OverlapToolError, app: typer.Typer) -> str:
-    """The message of a refusal, its parameters spelled as options."""
+    """The message of an error, its parameters spelled as options."""
     flags = _flags(app)
 
     def spelled(found: re.Match[str]) -> str:
@@ -42,14 +42,14 @@ def as_typed(error: OverlapToolError, app: typer.Typer) -> str:
 
 
 def _flags(app: typer.Typer) -> dict[str, str]:
-    """The options of all commands, by the names of their parameters, which are Python's."""
+    """The options of all commands, by the names of their parameters."""
     group: Any = typer.main.get_command(app)
     parameters = (parameter for command in group.commands.values() for parameter in command.params)
     return {one.name: one.opts[0] for one in parameters if one.opts[0].startswith("--")}
 
 
 def _option(flags: Mapping[str, str], name: str, value: str | None) -> str | None:
-    """None where there is no such option, or no way to type such a value."""
+    """The option as typed; None if there is no such option, or no way to type such a value."""
     if name not in flags or value is None:
         return flags.get(name)
     try:
@@ -60,7 +60,7 @@ def _option(flags: Mapping[str, str], name: str, value: str | None) -> str | Non
 
 
 def _typed(value: object) -> str:
-    if value is True:  # a flag takes nothing
+    if value is True:  # a flag takes no value
         return ""
     if isinstance(value, list):
         return ",".join(map(_typed, value))

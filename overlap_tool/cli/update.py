@@ -1,4 +1,4 @@
-"""`overlap-tool update`: a compressed image of which a rectangle has changed."""
+"""`overlap-tool update`: codes a compressed image again of which a rectangle has changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def update(
     *,
     files: FileOptions,
 ) -> None:
-    """Code again what a change of the image reaches, and copy everything else."""
+    """Code again the parts of a compressed image that a change reaches, and copy the rest."""
 
     if files.resume:
         raise OptionError("--resume", "an update keeps nothing of one that was stopped", "Leave it out")
@@ -59,6 +59,6 @@ def update(
 
     from overlap_tool.files.formats import container
 
-    container.read(coded)  # before torch is imported, which takes longer
+    container.read(coded)  # checked before torch is imported, which takes longer
     glance_at_image(image)
     files.do(output or coded, work)

@@ -1,4 +1,4 @@
-"""`overlap-tool verify`: is a tiled model the untouched one, bit for bit? For people, and for CI."""
+"""`overlap-tool verify`: is a tiled model the untouched one, bit for bit? For people and for CI."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def verify(
     model: ModelOptions,
     call: CallOptions,
 ) -> None:
-    """Check that tiles give the untouched model's bits, and that no overlap could be smaller."""
+    """Check that tiles give the untouched model's bits, and that overlaps are minimal."""
     sizes = None if tiles is None else [parse_tile(part) for part in tiles.split(",")]
     sides, arguments = None if size is None else parse_size(size), model.arguments()
     for option, path in (
@@ -153,7 +153,7 @@ def verify(
 
 
 def _told_on_a_terminal() -> Callable[[str], None]:
-    """What is being done, line by line: the bars that count tiles come and go below."""
+    """Show each step on a line of its own; progress bars are drawn below."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return lambda doing: None

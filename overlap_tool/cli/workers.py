@@ -1,4 +1,4 @@
-"""`analyze --workers`: what a scene would take on many machines, as a table or as JSON."""
+"""`analyze --workers`: the cost of a scene on several machines, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADINGS = ("stage", "piece", "pieces", "recomputed", "busiest worker", "memory 
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`16x32GiB` as a number of workers, and the bytes that each may hold."""
+    """Parse `16x32GiB` as a number of workers, and the memory of each in bytes."""
     count, _, memory = text.lower().replace("×", "x").partition("x")
     try:
         workers, size = int(count), parse_bytes(memory)
@@ -30,7 +30,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def refuse_other_formats(format: ReportFormat, **files: Any) -> None:
-    """What is not told of workers."""
+    """Raise for report formats that have no form for workers."""
     if format not in ("rich", "json"):
         raise OptionError(
             f"--format {format}", "does not have what workers take", "Use --format json, or leave it out"
@@ -41,7 +41,7 @@ def refuse_other_formats(format: ReportFormat, **files: Any) -> None:
 
 
 def show_outlook(passes: list[Outlook], size: Size, workers: int, format: ReportFormat) -> None:
-    """Print it."""
+    """Print the outlook."""
     if format == "json":
         print(
             json.dumps({"schema": 1, "workers": workers, "passes": [asdict(one) for one in passes]}, indent=2)

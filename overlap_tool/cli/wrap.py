@@ -79,7 +79,7 @@ def wrap(
     model: ModelOptions,
     call: CallOptions,
 ) -> None:
-    """Write a model that runs tile by tile in bounded memory, and say what that takes."""
+    """Write a model that runs tile by tile in bounded memory, and report what that takes."""
     asked, arguments = None if size is None else parse_size(size), model.arguments()
     side = None if tile is None else parse_tile(tile)
     target = output or _beside(model.source, model.model_class)
@@ -119,7 +119,7 @@ def wrap(
 
 
 def _beside(source: str, model: str | None) -> Path:
-    """Where the file goes: in the current folder for a zoo model, else beside the checkpoint."""
+    """Where the file goes: beside the checkpoint, or in the current folder for a zoo model."""
     if source and not source.startswith("zoo:"):
         path = Path(source)
         return path.with_name(f"{path.name.partition('.')[0]}.tiled.pt")

@@ -1,4 +1,4 @@
-"""Integers only: what single ops read (`ops`), a stage on one axis (`axis`), plans (`plan`)."""
+"""Pure integers: what single ops read (`ops`), a stage on one axis (`axis`), and plans (`plan`)."""
 
 from overlap_tool.geometry.listed import Listed, ratio_between
 from overlap_tool.geometry.ops import (

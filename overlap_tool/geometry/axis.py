@@ -1,7 +1,7 @@
 """One axis of a network: a DAG of geometries, and what follows from composing them. Pure integers, no torch.
 
-Composition along a path applies one map after the other; at a fork the spans that the branches ask for are
-united, and at a join every branch is asked for the same span.
+Along a path, maps are composed; at a fork, the spans that the branches need are united; at a join, every
+branch needs the same span.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from overlap_tool.geometry import Geometry, Overlap, Period, Span, hull, publish
 
 @dataclass(frozen=True)
 class AxisOp:
-    """One op: its geometry, and which earlier ops feed it.
+    """One op: its geometry, and the earlier ops that feed it.
 
-    A map that is given is an op without geometry: the stage's input or, in a segment, one that was computed
-    before. `scale` is that of a given map: its samples per sample of the stage's input.
+    A given map is an op without geometry: the stage's input or, in a segment, a map that an earlier pass
+    computed. `scale` is a given map's samples per sample of the stage's input.
     """
 
     geometry: Geometry | None
@@ -29,15 +29,15 @@ class AxisOp:
 
 
 Lengths = int | Sequence[int]
-"""The length of the map that is given; of each, in their order, where there are several."""
+"""The length of the given map, or of each one in order."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What one op's outputs read of the stage's input: a table over one period.
+    """What an op's outputs read of the stage's input: a table over one period.
 
     Output `a` reads the input span `table[a mod period.output]`, shifted by `period.input` for every whole
-    period. Empty where an output reads nothing.
+    period. A span is empty if its output reads nothing.
     """
 
     period: Period
@@ -58,13 +58,13 @@ class Reach:
 
     @property
     def overlap(self) -> Overlap:
-        """How far a tile made of whole periods reads beyond its own inputs."""
+        """How far a tile of whole periods reads beyond its own inputs."""
         whole = hull(self.table)
         return Overlap(max(0, -whole.start), max(0, whole.stop - self.period.input))
 
 
 class MisalignedJoin(ValueError):
-    """Branches of different scale meet at op `index`, so that no shift of the input moves both alike."""
+    """Branches of different scale meet at op `index`: no shift of the input moves both alike."""
 
     def __init__(self, index: int, scales: Sequence[Fraction]) -> None:
         super().__init__(f"op {index} joins branches of scale {', '.join(map(str, scales))}")
@@ -74,14 +74,14 @@ class MisalignedJoin(ValueError):
 
 @dataclass(frozen=True)
 class Axis:
-    """The ops of one axis in topological order. The last is the output; `kept` are others that are wanted."""
+    """The ops of one axis in topological order. The last is the output; `kept` are other wanted ops."""
 
     ops: tuple[AxisOp, ...]
     kept: tuple[int, ...] = ()
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ops whose outputs are wanted, the output being the last."""
+        """The wanted ops, the output last."""
         return (*self.kept, len(self.ops) - 1)
 
     def sizes(self, n: Lengths) -> tuple[int, ...]:
@@ -93,10 +93,10 @@ class Axis:
         return tuple(sizes)
 
     def needs(self, wanted: Mapping[int, Span], sizes: Sequence[int] | None = None) -> tuple[Span, ...]:
-        """The span that every op must compute for the `wanted` spans to exist; empty where it is not needed.
+        """The span that every op must compute for the `wanted` spans; empty where it is not needed.
 
-        With `sizes`, spans are clipped to real samples at every op, which is what running a tile takes;
-        without, they are unclipped, which is what a tile in the middle of an endless image takes.
+        With `sizes`, spans are clipped to real samples at every op, as for running a tile; without, they are
+        unclipped, as for a tile in the middle of an endless image.
         """
         asked: list[list[Span]] = [[] for _ in self.ops]
         for index, span in wanted.items():
@@ -136,20 +136,20 @@ class Axis:
 
     @cached_property
     def period(self) -> int:
-        """The inputs after which everything that is wanted repeats."""
+        """The number of inputs after which all wanted ops repeat."""
         reaches = self.reaches()
         return lcm(*(reaches[end].period.input for end in self.ends))
 
     @property
     def overlap(self) -> Overlap:
-        """How far a tile made of whole periods reads beyond its own inputs, for everything that is wanted."""
+        """How far a tile of whole periods reads beyond its own inputs, for all wanted ops."""
         reaches = self.reaches()
         overlaps = [reaches[end].overlap for end in self.ends]
         return Overlap(max(each.before for each in overlaps), max(each.after for each in overlaps))
 
     @cached_property
     def receptive_field(self) -> int:
-        """The most inputs, end to end, that any one output reads of what is wanted."""
+        """The most inputs, end to end, that any one wanted output reads."""
         reaches = self.reaches()
         return max(reaches[end].receptive_field for end in self.ends)
 
@@ -160,7 +160,7 @@ class Axis:
 
     @cached_property
     def aligned(self) -> bool:
-        """Whether the branches that meet anywhere have one scale, as those of every network have."""
+        """Whether all branches that meet have the same scale, as in every network."""
         try:
             self.reaches()
         except MisalignedJoin:
@@ -181,8 +181,8 @@ class Axis:
     def published_overlaps(self) -> tuple[Overlap, ...]:
         """The published recursion, op by op from the stage's output, each at that op's *input*.
 
-        Where branches fork, the larger demand counts. Ops of which the recursion says nothing (shuffles,
-        pads, windows) are bridged by their exact map.
+        At a fork, the larger demand counts. Ops that the recursion does not cover (shuffles, pads, windows)
+        are bridged by their exact map.
         """
         asked: list[list[Overlap]] = [[] for _ in self.ops]
         for end in self.ends:
@@ -201,15 +201,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Fault:
-    """The first op that a length of the input leaves without outputs, or whose inputs differ in length."""
+    """The first op that has no outputs for an input of this length, or whose inputs differ in length."""
 
     op: int
     given: tuple[int, ...]
-    """The lengths of what it reads."""
+    """The lengths of its inputs."""
 
 
 def fault(axis: Axis, n: Lengths) -> Fault | None:
-    """What keeps the axis from being computed on given maps of length `n`, if anything does."""
+    """What prevents the axis from being computed on given maps of length `n`; None if nothing does."""
     sizes = axis.sizes(n)
     for index, op in enumerate(axis.ops):
         given = tuple(sizes[source] for source in op.inputs) or (sizes[index],)
@@ -219,11 +219,11 @@ def fault(axis: Axis, n: Lengths) -> Fault | None:
 
 
 MOST_PERIODS = 3
-"""How many periods of the axis are searched for a length that it can be computed on."""
+"""How many periods of the axis are searched for a valid length."""
 
 
 def fitting(axis: Axis, n: int) -> tuple[int, ...]:
-    """The lengths next to `n`, below and above, that the axis can be computed on; few may have none."""
+    """The nearest valid lengths below and above `n`; either may be missing."""
     far = MOST_PERIODS * max(axis.period, n)
     below = (length for length in range(n - 1, 0, -1) if fault(axis, length) is None)
     above = (length for length in range(n + 1, n + far + 1) if fault(axis, length) is None)
@@ -244,7 +244,7 @@ def _step(op: Geometry, out: Overlap) -> Overlap:
 
 
 def _given(scale: Fraction) -> Reach:
-    """A given map: each of its samples stands for the samples of the stage's input that it covers."""
+    """A given map: each sample stands for the samples of the stage's input that it covers."""
     period = Period(scale.denominator, scale.numerator)
     table = (Span(floor(i / scale), ceil((i + 1) / scale)) for i in range(period.output))
     return Reach(period, tuple(table))

@@ -1,10 +1,10 @@
 """How a tensor holds a map: every dimension is a product of axes, in order. Pure integers, no torch.
 
-Code moves axes about: `view` cuts rows into blocks and the places inside one, `permute` puts the blocks
-beside the images, `reshape` joins both. A `Layout` says for every dimension what it is made of, so that what
-an op does along a dimension is known to be along channels, rows, columns or images. Cutting rows in blocks of
-eight makes a map of an eighth of the rows, in which the place inside a block is a channel: what happens in a
-block is then a matter of one position, and attention in windows a pointwise op.
+Models rearrange axes: `view` cuts rows into blocks and the positions inside one, `permute` moves the blocks
+beside the images, `reshape` joins both. A `Layout` states what every dimension is made of, so that an op
+along a dimension is known to run along channels, rows, columns or images. Cutting rows into blocks of eight
+makes a map of an eighth of the rows, in which the position inside a block is a channel: an op inside blocks
+then acts on one position, and attention in windows is a pointwise op.
 
 >>> tokens = Layout.of_map(64).permuted((0, 2, 3, 1))
 >>> windows = tokens.reshaped([(2, 48, 96), (3, 96, 240)], [(2, 6, 8, 12, 8, 64), (3, 12, 8, 30, 8, 64)])
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 
 class Following(Enum):
-    """What a length follows: it differs from one input to another."""
+    """The axis that a length follows: it differs from one input to another."""
 
     IMAGES = "images"
     ROWS = "rows"
@@ -35,23 +35,23 @@ Factor = Following | int
 """An axis of the map, or a number of channels."""
 
 Dimension = tuple[Factor, ...]
-"""What a dimension is made of, the factor that changes slowest first; of one of length one, `(1,)`."""
+"""The factors of a dimension, the slowest first; `(1,)` for a dimension of length one."""
 
 MapSize = tuple[int, int, int]
-"""How many images, rows and columns a map has."""
+"""The number of images, rows and columns of a map."""
 
 
 Kind = Literal["image", "volume", "sound"]
-"""What a map is of: two axes, two and a depth that is among the channels, or one axis."""
+"""What a map represents: two axes, two axes and a depth among the channels, or one axis."""
 
 
 class LayoutError(ValueError):
-    """A dimension would be no product of axes, or be cut where no tile can be."""
+    """A dimension would not be a product of axes, or would be cut where no tile can be."""
 
 
 @dataclass(frozen=True, repr=False)
 class Layout:
-    """The dimensions of a tensor that holds a map. Each axis of the map stands in one of them, or in none."""
+    """The dimensions of a tensor that holds a map. Each axis of the map is in one dimension, or in none."""
 
     dims: tuple[Dimension, ...]
 
@@ -63,7 +63,7 @@ class Layout:
 
     @staticmethod
     def of_map(*channels: int) -> Layout:
-        """Images, channels, rows, columns: as all maps are kept."""
+        """Images, channels, rows, columns: the layout in which the executor keeps all maps."""
         return Layout(((IMAGES,), *((n,) for n in channels), (ROWS,), (COLUMNS,)))
 
     @staticmethod
@@ -82,12 +82,12 @@ class Layout:
 
     @cached_property
     def is_kept(self) -> bool:
-        """Whether the tensor is laid out as maps are kept."""
+        """Whether this is the layout in which maps are kept."""
         return self == Layout.of_map(*self.channels)
 
     @property
     def kind(self) -> Kind | None:
-        """What a tensor is that is laid out so; none if it is laid out as no layer's input is."""
+        """What a tensor of this layout represents; None if no layer takes such an input."""
         kinds: dict[int, Kind] = {1: "image", 2: "volume"}
         if self.is_kept:
             return kinds.get(len(self.channels))
@@ -95,12 +95,12 @@ class Layout:
 
     @cached_property
     def missing(self) -> tuple[Following, ...]:
-        """The axes that the tensor does not have: it holds the same all along them."""
+        """The axes that the tensor lacks: it is constant along them."""
         return tuple(axis for axis in Following if axis not in self.flat)
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """For every factor, and then for what is missing, the dimension of the kept map that holds it."""
+        """For every factor, and then for every missing axis, the dimension of the kept map that holds it."""
         channels = iter(range(1, 1 + len(self.channels)))
         places = {IMAGES: 0, ROWS: 1 + len(self.channels), COLUMNS: 2 + len(self.channels)}
         factors = (*self.flat, *self.missing)
@@ -117,7 +117,7 @@ class Layout:
         return tuple(prod(f if isinstance(f, int) else lengths[f] for f in each) for each in self.dims)
 
     def size_of(self, shape: Sequence[int]) -> MapSize | None:
-        """The images, rows and columns of a tensor of this shape; none if it cannot be of this layout.
+        """The images, rows and columns of a tensor of this shape; None if the shape does not match.
 
         >>> Layout.of_map(3).size_of((1, 3, 48, 64)), Layout.of_sequence(2).size_of((1, 2, 24000))
         ((1, 48, 64), (1, 1, 24000))
@@ -130,30 +130,30 @@ class Layout:
         return size if self.shape(size) == tuple(shape) else None
 
     def place_of(self, axis: Following) -> int | None:
-        """The dimension that is this axis and nothing else, if one is."""
+        """The dimension that consists of this axis alone, if there is one."""
         return self.dims.index((axis,)) if (axis,) in self.dims else None
 
     def following(self, dims: Iterable[int]) -> set[Following]:
-        """The axes that stand in any of these dimensions."""
+        """The axes that appear in any of these dimensions."""
         return {f for dim in dims for f in self.dims[dim] if isinstance(f, Following)}
 
     def permuted(self, order: Sequence[int]) -> Layout:
         return Layout(tuple(self.dims[dim] for dim in order))
 
     def with_lengths(self, lengths: dict[int, int], dropped: Iterable[int] = ()) -> Layout:
-        """With dimensions of other lengths, which follow nothing, and without some."""
+        """The layout with other lengths, which follow no axis, for some dimensions, and without others."""
         dims = [(lengths[i],) if i in lengths else dimension for i, dimension in enumerate(self.dims)]
         gone = set(dropped)
         return Layout(tuple(dimension for i, dimension in enumerate(dims) if i not in gone))
 
     def with_ones(self, places: Sequence[int]) -> Layout:
-        """With new dimensions of length one, so that they stand at these places of the result."""
+        """The layout with new dimensions of length one at these positions of the result."""
         rest = iter(self.dims)
         ndim = len(self.dims) + len(places)
         return Layout(tuple((1,) if i in places else next(rest) for i in range(ndim)))
 
     def joined(self) -> Resized:
-        """Blocks of rows that stand beside the places inside them, as rows again; so for columns."""
+        """With blocks of rows, and the positions inside them, as rows again; likewise for columns."""
         blocks = {ROWS: 1, COLUMNS: 1}
         dims: list[Dimension] = []
         for dimension in self.dims:
@@ -167,8 +167,11 @@ class Layout:
         return Resized(Layout(tuple(dims)), blocks[ROWS], blocks[COLUMNS])
 
     def reshaped(self, sizes: Sequence[MapSize], shapes: Sequence[Sequence[int]]) -> Resized:
-        """What a tensor becomes whose numbers keep their order. It is known for maps of several `sizes`,
-        which tell what follows what: each gets one of the `shapes`."""
+        """The layout after a reshape, which keeps the order of numbers.
+
+        The reshape is known for maps of several `sizes`, with one of `shapes` each, which shows what follows
+        the size.
+        """
         left = [_Axis(f, lengths) for f, lengths in self._lengths(sizes) if f != 1]
         left = _with_channels_joined(left)[::-1]
         dims: list[Dimension] = []
@@ -198,7 +201,7 @@ class Layout:
 
 
 class Resized(NamedTuple):
-    """A layout of a map that has fewer rows and columns than before, one for so many, or more of them."""
+    """A layout of a map with fewer rows and columns than before, by a factor, or with more."""
 
     layout: Layout
     rows: int
@@ -208,10 +211,10 @@ class Resized(NamedTuple):
 class _Axis(NamedTuple):
     factor: Factor
     lengths: tuple[int, ...]
-    """At each of the sizes that are looked at."""
+    """At each of the sizes."""
 
     def cut(self, outer: tuple[int, ...]) -> tuple[_Axis, _Axis]:
-        """Into blocks, of which there are as many as `outer` says, and the places inside one."""
+        """Cut into `outer` blocks, and the positions inside one."""
         inner = tuple(own // n for own, n in zip(self.lengths, outer, strict=True))
         if isinstance(self.factor, int):
             return _Axis(outer[0], outer), _Axis(inner[0], inner)
@@ -226,7 +229,7 @@ class _Axis(NamedTuple):
 
 
 def _with_channels_joined(axes: list[_Axis]) -> list[_Axis]:
-    """Neighbours among the channels are one number of channels: their order is what counts."""
+    """Adjacent numbers of channels as one: only their order matters."""
     joined: list[_Axis] = []
     for axis in axes:
         if joined and isinstance(axis.factor, int) and isinstance(joined[-1].factor, int):
@@ -241,8 +244,11 @@ def _divides(divisors: Sequence[int], numbers: Sequence[int]) -> bool:
 
 
 def broadcast(layouts: Sequence[Layout], shape: Sequence[int]) -> Layout | None:
-    """The layout of what is computed of several tensors, position by position, at this shape; none if they
-    hold their axes in other dimensions. What is no channel in any of them is one in the result."""
+    """The layout of a pointwise op's result on several tensors of this shape.
+
+    None if they hold their axes in different dimensions. A dimension that follows an axis in any of them does
+    in the result.
+    """
     dims: list[Dimension] = []
     for dim in range(-len(shape), 0):
         made = {each.dims[dim] for each in layouts if dim >= -len(each.dims)} - {(1,)}
@@ -253,5 +259,5 @@ def broadcast(layouts: Sequence[Layout], shape: Sequence[int]) -> Layout | None:
         else:
             dims.append((shape[dim],))
     layout = Layout(tuple(dims))
-    # rows in two dimensions would be all pairs of rows
+    # rows in two dimensions would mean all pairs of rows
     return None if any(layout.flat.count(axis) > 1 for axis in Following) else layout

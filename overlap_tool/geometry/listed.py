@@ -1,4 +1,4 @@
-"""A map that is listed output by output, for inputs of one length: resampling to a given size."""
+"""A geometry listed output by output, for inputs of one length: resampling to a given size."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from overlap_tool.geometry.ops import Geometry, Period, Span, hull
 
 @dataclass(frozen=True)
 class Listed(Geometry):
-    """Output `a` of an input of `length` samples reads those from `first[a]` to `last[a]`, both included.
+    """Output `a` of an input of `length` samples reads those from `first[a]` to `last[a]`, inclusive.
 
-    Neither may fall. `ratio` is about how many outputs come of one input. What is said of an endless image
-    repeats by it: there every output reads what any of its kind reads of the real one, shifted, and the list
-    drifts against the ratio by a part of a sample.
+    Neither list may decrease. `ratio` is roughly outputs per input. For an endless image, the geometry
+    repeats by this ratio: each output there reads whatever any output of its kind reads in the real image,
+    shifted, since the list drifts against the ratio by a fraction of a sample.
     """
 
     by_place = True
@@ -37,7 +37,7 @@ class Listed(Geometry):
 
     @cached_property
     def _of_kinds(self) -> tuple[Span, ...]:
-        """Of every output of one period, what those that stand in its place in any period read, shifted."""
+        """For every output of one period, the union of what its counterparts in all periods read, shifted."""
         inputs, outputs = self.period
 
         def of_kind(kind: int) -> Span:
@@ -68,8 +68,11 @@ class Listed(Geometry):
 
 
 def ratio_between(inputs: Sequence[int], outputs: Sequence[int]) -> Fraction:
-    """How many outputs come of one input, by the lengths at two sizes: by what the second has more, so that
-    borders that are the same at both do not count. By the first alone if they tell nothing."""
+    """Outputs per input, from the lengths at two sizes: from their differences, so that borders of constant
+    size cancel.
+
+    From the first size alone if the differences tell nothing.
+    """
     more, grown = inputs[-1] - inputs[0], outputs[-1] - outputs[0]
     if more > 0 and grown > 0:
         return Fraction(grown, more)

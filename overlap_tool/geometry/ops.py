@@ -1,4 +1,4 @@
-"""The integer maps: which inputs feed which outputs of one op on one axis. Pure integers, no torch.
+"""The integer maps of single ops on one axis: which inputs feed which outputs. Pure integers, no torch.
 
 An op on one axis answers four questions: how long its output is (`size`), which inputs a span of outputs
 reads (`need`), what stands outside the image (`padding`), and at which shift its behaviour repeats
@@ -34,25 +34,25 @@ class Span(NamedTuple):
 
     @property
     def unbounded(self) -> bool:
-        # A map such as a stride divides or multiplies FAR, so anything of its order means "everything".
+        # strides divide or multiply FAR, so anything of its order means "everything"
         return self.stop - self.start > FAR >> 20
 
     def shift(self, by: int) -> Span:
         return Span(self.start + by, self.stop + by)
 
     def within(self, other: Span) -> Span:
-        """What both have; empty where they have nothing in common."""
+        """The intersection with another span; empty if they have nothing in common."""
         start = max(self.start, other.start)
         return Span(start, max(start, min(self.stop, other.stop)))
 
     def clip(self, n: int) -> Span:
-        """The part inside `[0, n)`; empty at the nearer end when there is none."""
+        """The part inside `[0, n)`; if there is none, empty at the nearer end."""
         start = min(max(self.start, 0), n)
         return Span(start, max(start, min(self.stop, n)))
 
 
 def hull(spans: Iterable[Span]) -> Span:
-    """The smallest span that covers all of them, the union that a join asks for; empty ones do not count."""
+    """The smallest span that covers all nonempty spans: what a join needs."""
     covered = [span for span in spans if not span.empty]
     if not covered:
         return Span(0, 0)
@@ -67,16 +67,16 @@ class Padding(Enum):
     REPLICATE = "replicate"
     CIRCULAR = "circular"
     CLAMP = "clamp"
-    """Nothing does: the op's window shrinks at the border."""
+    """There is no padding: the op's window shrinks at the border."""
 
     def accepts(self, before: int, after: int, n: int) -> bool:
-        """Whether `n` samples are enough to pad with so many; a roll, which pads by a crop, needs none."""
+        """Whether `n` samples suffice for this padding; a roll, which pads by a crop, needs none."""
         if self is Padding.REFLECT:
             return max(before, after) < n
         return self is not Padding.CIRCULAR or min(before, after) < 0 or max(before, after) <= n
 
     def inside(self, span: Span, n: int) -> Span:
-        """The real samples of `[0, n)` that `span` reads, samples outside being made from those inside."""
+        """The real samples of `[0, n)` that `span` reads; samples outside are made of some of them."""
         if 0 <= span.start < span.stop <= n:
             return span
         parts = [span.clip(n)]
@@ -94,7 +94,7 @@ class Padding(Enum):
         return parts[0] if covered.empty else covered.clip(n)
 
     def source(self, index: int, n: int) -> int | None:
-        """The real sample that stands at coordinate `index`, or None where a constant or nothing does."""
+        """The real sample behind coordinate `index`, or None for a constant or nothing."""
         if 0 <= index < n:
             return index
         if self is Padding.REPLICATE:
@@ -123,7 +123,7 @@ class Geometry(ABC):
     """One op on one axis."""
 
     by_place = False
-    """Whether the op computes something else where its outputs lie elsewhere on the axis."""
+    """Whether the op's result depends on where its outputs lie on the axis."""
 
     @property
     def padding(self) -> Padding:
@@ -152,8 +152,8 @@ class Geometry(ABC):
         return self.padding.inside(self.need(outputs), n)
 
     def together(self, outputs: Span, n: int) -> Span:
-        """What an op computes of an input of length `n` when it is asked for `outputs`: those, or more where
-        they come together."""
+        """The outputs that the op computes when asked for `outputs`: those, or more if they only come in
+        groups."""
         return outputs
 
 
@@ -166,18 +166,18 @@ class Patch:
     need: Span
     """The inputs that they read, unclipped."""
     have: Span
-    """The samples that the piece holds: all the real ones that `need` reads. Where it goes beyond the image,
-    as in tiles of one shape, anything may stand there."""
+    """The samples that the piece holds: all real ones that `need` reads. Beyond the image, as in tiles of one
+    shape, it may hold anything."""
     n: int
     """The length of the whole input."""
 
     def moved(self, out: int, by: int) -> Patch:
-        """The same at another place: its outputs by so many, what it reads by as much as these are."""
+        """The same patch at another place: outputs shifted by `out`, inputs by `by`."""
         return Patch(self.out.shift(out), self.need.shift(by), self.have.shift(by), self.n)
 
     @property
     def complete(self) -> bool:
-        """Whether the piece serves as it is: just what is needed, all of it inside the image."""
+        """Whether the piece is exactly what is needed, all of it inside the image."""
         return self.need == self.have and self.inside
 
     @property
@@ -187,7 +187,7 @@ class Patch:
 
 
 def patch(op: Geometry, out: Span, n: int) -> Patch:
-    """What a piece of an input of length `n` must be, for `op` to give `out`, which is not empty."""
+    """What a piece of an input of length `n` must be, for `op` to compute `out`, which is not empty."""
     return Patch(out, op.need(out), op.reads(out, n), n)
 
 
@@ -195,8 +195,8 @@ def patch(op: Geometry, out: Span, n: int) -> Patch:
 class Window(Geometry):
     """Convolution and pooling: output `a` reads the inputs `a*stride - before + dilation*j`, `j < kernel`.
 
-    With `ceil`, a last window may hang over the end, as in pooling's ceil_mode. Taps in `closed` are masked
-    away; the first and the last never are.
+    With `ceil`, a last window may extend past the end, as with pooling's ceil_mode. Taps in `closed` are
+    masked; the first and the last never are.
 
     >>> Window(kernel=5, stride=2, before=2, after=2).need(Span(10, 20))
     Span(start=18, stop=41)
@@ -245,7 +245,7 @@ class Window(Geometry):
         dense = self.dilation == 1 and self.kernel >= self.stride and not self.closed
         if dense or outputs.empty:
             return super().reads(outputs, n)
-        # Tap by tap, since at a border the outermost real sample of the hull may lie between two taps.
+        # tap by tap, since at a border the outermost real sample of the hull may lie between two taps
         spans = []
         for tap in (self.dilation * j - self.before for j in range(self.kernel) if j not in self.closed):
             inside, after = (-((tap - edge) // self.stride) for edge in (0, n))
@@ -263,7 +263,7 @@ class Window(Geometry):
         return -(-(start + self.before) // self.stride)
 
     def masked(self, taps: Collection[int]) -> Window:
-        """The same op where all taps but these are masked away."""
+        """The same op with all taps but these masked."""
         first, last = min(taps), max(taps)
         return Window(
             kernel=last - first + 1,
@@ -282,7 +282,7 @@ POINTWISE = Window(1)
 
 @dataclass(frozen=True)
 class Everything(Geometry):
-    """Every output reads all of the map, and there are as many."""
+    """Every output reads the whole map, and there are as many outputs as inputs."""
 
     @property
     def period(self) -> Period:
@@ -303,14 +303,14 @@ class _AtItsPlace(Window):
 
 
 AT_ITS_PLACE = _AtItsPlace(1)
-"""Pointwise, by the position of every output."""
+"""A pointwise op whose result depends on the position of each output."""
 
 
 @dataclass(frozen=True)
 class Transposed(Geometry):
     """Transposed convolution: input `i` feeds the outputs `i*stride - trim + dilation*j`, `j < kernel`.
 
-    `trim` is what torch calls padding, `extra` what it calls output_padding.
+    `trim` is torch's padding, `extra` its output_padding.
     """
 
     kernel: int
@@ -339,7 +339,7 @@ class Transposed(Geometry):
 
     @property
     def _dense(self) -> bool:
-        """Whether every output is fed, by inputs side by side."""
+        """Whether every output is fed, by adjacent inputs."""
         return self.dilation == 1 and self.kernel >= self.stride
 
     def _taps(self, outputs: Span) -> Iterator[Span]:
@@ -374,7 +374,7 @@ class Expand(Geometry):
 
 @dataclass(frozen=True)
 class Shrink(Geometry):
-    """Every `factor` inputs become one output, and none may be left over: pixel unshuffle."""
+    """Every `factor` inputs become one output, with no remainder: pixel unshuffle."""
 
     factor: int
 
@@ -396,8 +396,8 @@ class Shrink(Geometry):
 class Linear(Geometry):
     """Linear interpolation with half-pixel centres, by `up` or by `1/down`; one of them is 1.
 
-    Output `a` stands at `(a + 1/2)*down/up - 1/2` and reads the sample below and the one above, or the one
-    that it falls on. Past the border the nearest sample is repeated.
+    Output `a` lies at `(a + 1/2)*down/up - 1/2` and reads the sample below and the one above, or the one that
+    it falls on. Past the border the nearest sample is repeated.
     """
 
     up: int = 1
@@ -466,7 +466,7 @@ def published_overlap(op: Geometry, out: Overlap) -> Overlap | None:
     """One step of the published recursion (Kim et al., CVPR 2026), from an op's output to its input.
 
     It is stated for convolutions with "same" padding and transposed ones with output padding stride - 1, for
-    a tile aligned to the stride. None for ops of which it says nothing.
+    a tile aligned to the stride. None for ops that it does not cover.
     """
     left, right = out
     if isinstance(op, Window):
@@ -487,7 +487,7 @@ def padding_free_overlap(receptive_field: int, scale: int) -> int:
 
 
 def brought_up(n: int, multiple: int) -> tuple[int, int]:
-    """How much stands before and after an image of `n` samples, so that all are a multiple: half on either
-    side, and an odd one after it, as CompressAI's `compute_padding` has it."""
+    """The padding before and after an image of `n` samples, up to a multiple: half on either side, and an odd
+    sample after it, as in CompressAI's `compute_padding`."""
     missing = -n % multiple
     return missing // 2, missing - missing // 2

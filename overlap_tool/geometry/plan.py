@@ -1,7 +1,7 @@
-"""Axis plans: per step and op, the span to compute and the span that must be at hand. Pure integers.
+"""Axis plans: per step and op, the span to compute and the span that must be available. Pure integers.
 
-A plan in two dimensions is the product of a plan for the rows and one for the columns: tile (i, j) computes,
-of every op, the rows of row step i and the columns of column step j.
+A plan in two dimensions is the product of a plan for rows and one for columns: tile (i, j) computes, of every
+op, the rows of row step i and the columns of column step j.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Step:
     compute: tuple[Span, ...]
     """The outputs to compute."""
     hold: tuple[Span, ...]
-    """The outputs at hand for whoever reads them: those computed now, and those kept from before."""
+    """The outputs available to readers: those computed now, and those kept from before."""
     keep: tuple[Span, ...]
-    """The end of `hold` that later steps still read."""
+    """The part at the end of `hold` that later steps still read."""
     patches: tuple[Patch | None, ...]
     """What an op reads to compute its outputs; None for the stage's input, and where it computes nothing."""
 
@@ -36,7 +36,7 @@ class Step:
         return not self.compute[-1].within(part).empty
 
     def moved(self, axis: Axis, by: Sequence[int]) -> Step:
-        """The same step at another place, to which every op comes by whole periods."""
+        """The same step at another place, at a distance of whole periods for every op."""
 
         def moved(spans: Sequence[Span]) -> tuple[Span, ...]:
             return tuple(map(Span.shift, spans, by))
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RunOfSteps:
-    """Steps that do the same, one after another; every op is moved on by so many outputs each time."""
+    """Consecutive steps that are alike; each moves every op on by the same number of outputs."""
 
     first: Step
     count: int = 1
@@ -76,7 +76,7 @@ class RunOfSteps:
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """For one axis of a stage: the sizes of all ops, and the steps, in runs of those that are alike."""
+    """The plan of one axis of a stage: the sizes of all ops, and the steps, in runs that are alike."""
 
     sizes: tuple[int, ...]
     runs: tuple[RunOfSteps, ...]
@@ -91,17 +91,17 @@ class AxisPlan:
 
     @cached_property
     def count(self) -> int:
-        """How many steps."""
+        """The number of steps."""
         return sum(run.count for run in self.runs)
 
     @cached_property
     def later(self) -> tuple[Step, ...]:
-        """One of every run of steps after the first."""
+        """One step of every run after the first."""
         return tuple(run.first for run in self.runs[self.runs[0].count == 1 :])
 
     @cached_property
     def computed(self) -> tuple[int, ...]:
-        """How many outputs every op computes over all steps, recomputed ones included."""
+        """How many outputs every op computes over all steps, including recomputed ones."""
         lengths = zip(
             *([run.count * span.length for span in run.first.compute] for run in self.runs), strict=True
         )
@@ -120,7 +120,7 @@ class AxisPlan:
 
     @cached_property
     def overlapping(self) -> bool:
-        """Whether some step computes anew what another has computed."""
+        """Whether some step recomputes what another has computed."""
         spans = zip(*(step.compute for step in self.steps), strict=True)
         return any(
             after.start < before.stop
@@ -130,7 +130,7 @@ class AxisPlan:
 
 
 def whole(axis: Axis, n: Lengths) -> AxisPlan:
-    """The whole map in one step, outputs that nobody reads included."""
+    """The whole map in one step, including outputs that nobody reads."""
     sizes = axis.sizes(n)
     everything = tuple(Span(0, size) for size in sizes)
     return AxisPlan.of(sizes, [_step(axis, sizes, everything)])
@@ -151,8 +151,8 @@ def tiles(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
 def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
     """Independent tiles that have one shape at every op: that of a tile in the middle of an endless image.
 
-    Each is the first one, shifted by whole periods: `tile` is rounded down to them, but to no less than one.
-    So tiles differ in nothing but where the image ends within them. Beyond its end a map holds anything;
+    Each is the first one, shifted by whole periods: `tile` is rounded down to whole periods, but to at least
+    one. So tiles differ only in where the image ends within them. Beyond its end a map may hold anything;
     inside the image, every sample that a tile computes is right.
     """
     sizes = axis.sizes(n)
@@ -181,10 +181,10 @@ def uniform(axis: Axis, n: Lengths, tile: int) -> AxisPlan:
 def _reads_of_any(
     geometry: Geometry, outputs: Span, sizes: tuple[int, int], shifts: tuple[int, int], count: int
 ) -> Span:
-    """Of which inputs the first of `count` tiles has to hold the samples, for the others to do as it does:
-    what its outputs need, and where, in any tile, the op's padding takes what stands outside the image.
+    """The inputs that the first of `count` tiles must hold so that all of them can have its shape.
 
-    `sizes` and `shifts` are those of its output and of its input.
+    It is the union, over all tiles, of what the outputs need and of where the op's padding takes samples
+    from. `sizes` and `shifts` are those of the op's output and of its input.
     """
     need = geometry.need(outputs)
     if geometry.padding in (Padding.CONSTANT, Padding.CLAMP):
@@ -195,7 +195,10 @@ def _reads_of_any(
 
 def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     """Tiles of the output in order: every op computes what it has not computed yet, and keeps what is still
-    to be read, so that nothing is computed twice. They may begin at any tile of the stream of all of it."""
+    to be read.
+
+    Nothing is computed twice. `cuts` may begin at any tile of the full stream.
+    """
     sizes = axis.sizes(n)
     at = places(axis, sizes)
     begin, end = at(cuts[0].start), at(cuts[-1].stop)
@@ -205,7 +208,7 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     moves = _Moves(axis, needed) if axis.aligned else None
 
     def runs(low: int, high: int) -> Iterator[RunOfSteps]:
-        """From one stop to another: where no border of the image takes part, all steps do the same."""
+        """The steps between two stops: where no border of the image is involved, all are alike."""
         first, last = progress(low), progress(high)
         if high - low == 1:
             yield RunOfSteps(_between(axis, sizes, first, last))
@@ -221,7 +224,7 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
 
 
 class Progress(NamedTuple):
-    """How far a stream has come: of every op, how many outputs are done, and the first still to be read."""
+    """How far a stream has come: for every op, the outputs done, and the first one still to be read."""
 
     done: tuple[int, ...]
     unread: tuple[int, ...]
@@ -231,7 +234,7 @@ class Progress(NamedTuple):
 
 
 class _Moves:
-    """How far every op moves on with the output, by whole periods."""
+    """How far every op advances with the output, in whole periods."""
 
     def __init__(self, axis: Axis, needed: Sequence[Span]) -> None:
         reaches = axis.reaches()
@@ -246,9 +249,11 @@ class _Moves:
         return tuple(periods * move for move in self.moves)
 
     def alike(self, stops: Sequence[int], first: Progress, last: Progress) -> bool:
-        """Whether a stream does the same between any two of these stops and the next. A border of the image
-        puts a stream ahead at its beginning, and holds it back at its end, never the other way round: had one
-        taken part, there would be less than whole periods between the two."""
+        """Whether a stream's steps between consecutive stops in this range are all alike.
+
+        A border of the image puts a stream ahead at the beginning, and holds it back at the end, never the
+        other way round: if one were involved, there would be less than whole periods between the two stops.
+        """
         lengths = {stop - start for start, stop in pairwise(stops)}
         if len(lengths) > 1 or min(lengths) % self.period:
             return False
@@ -256,7 +261,7 @@ class _Moves:
             span.empty or (span.start < before and after < span.stop)
             for span, before, after in zip(self.needed, first.done, last.done, strict=True)
         ):
-            return False  # what nothing has been read for, or nothing will be, says nothing of borders
+            return False  # an op without reads before or after shows nothing about borders
         return first.moved(self.by(stops[-1] - stops[0])) == last
 
 
@@ -278,12 +283,12 @@ def _between(axis: Axis, sizes: Sequence[int], before: Progress, after: Progress
 
 @dataclass(frozen=True)
 class Endless:
-    """A stream of a map whose length is not known yet: `axis` is that of one far too long."""
+    """A stream of a map whose length is not known yet; `axis` is that of a map that is far too long."""
 
     axis: Axis
     n: int
     from_start: tuple[int, ...] = ()
-    """The ops that begin with their first output, whether anything reads it or not."""
+    """Ops that begin with their first output, whether or not anything reads it."""
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -296,7 +301,7 @@ class Endless:
 
     @cached_property
     def held_back(self) -> int:
-        """How many of the last inputs wait for more: as many as any output reads, and what an end mirrors."""
+        """How many of the last inputs wait for more: as many as any output reads, and as the end mirrors."""
         scales = [reach.scale for reach in self.axis.reaches()]
         mirrored = [
             (max(-op.geometry.need(Span(0, 1)).start, self._beyond(index, op.geometry)) + 1) / scales[index]
@@ -310,11 +315,11 @@ class Endless:
         return geometry.need(Span(size - 1, size)).stop - self.sizes[self.axis.ops[index].inputs[0]]
 
     def at(self, outputs: int) -> Progress:
-        """Where the stream stands once so many outputs are done."""
+        """The state of the stream once so many outputs are done."""
         return _come_to(self.axis, self.sizes, self.needed, {len(self.sizes) - 1: outputs})
 
     def outputs_of(self, inputs: int, at_least: int) -> int:
-        """The most outputs that so many inputs are enough for."""
+        """The most outputs that this many inputs suffice for."""
         last = len(self.sizes) - 1
 
         def enough(outputs: int) -> bool:
@@ -334,7 +339,7 @@ class Endless:
 
 
 def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
-    """Steps that stand alone, in groups of at most `most` that do the same to pieces of the same shape."""
+    """Independent steps in groups of at most `most` that do the same to pieces of the same shape."""
     groups: dict[tuple[object, ...], list[list[Step]]] = {}
     for step in steps:
         same = groups.setdefault(form_of(axis, step), [[]])
@@ -345,7 +350,7 @@ def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
 
 
 def form_of(axis: Axis, step: Step) -> tuple[object, ...]:
-    """What a step does, wherever it lies: lengths and differences; but places, where a border takes part."""
+    """What a step does, wherever it lies: lengths and differences; positions if a border is involved."""
     form: list[object] = []
     for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
         if op.geometry is None or reads is None:
@@ -361,14 +366,17 @@ def form_of(axis: Axis, step: Step) -> tuple[object, ...]:
 
 
 def cut(size: int, tile: int) -> tuple[Span, ...]:
-    """An output of `size` in tiles of `tile`, the last one being what is left."""
+    """Spans of an output of `size` in tiles of `tile`; the last one has the remainder."""
     return tuple(Span(start, min(start + tile, size)) for start in range(0, size, tile))
 
 
 def stream_cuts(axis: Axis, size: int, tile: int, start: int = 0) -> tuple[Span, ...]:
-    """An output of `size`, from `start` on, in tiles for a stream. The first is shorter by what a tile needs
-    beyond its own part and no tile before it has computed, where that leaves anything: so no step computes
-    more than a tile, of any op, and its overlap where padding alone fed the tiles before."""
+    """Tiles for a stream over an output of `size`, from `start` on.
+
+    The first is shorter, if anything remains, by what a tile needs beyond its own part and no earlier tile
+    has computed. So no step computes more of any op than a tile, plus its overlap where padding alone fed the
+    tiles before.
+    """
     if size - start <= tile:
         return (Span(start, size),)
     reaches = axis.reaches()
@@ -387,13 +395,13 @@ def stream_cuts(axis: Axis, size: int, tile: int, start: int = 0) -> tuple[Span,
 
 
 def together(axis: Axis, sizes: Sequence[int], part: Span) -> Span:
-    """The outputs that computing these takes: where some come together, as in attention, more than these."""
+    """The outputs computed for `part`: more than these if some come in groups, as in attention windows."""
     return axis.needs({len(axis.ops) - 1: part}, sizes)[-1]
 
 
 def places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
-    """For a place in the output, that place in everything that is wanted: as far as it is at the other's
-    scale, and at its end for the output's end."""
+    """For a place in the output, the corresponding place in every wanted op: scaled, or its end for the
+    output's end."""
     last = len(axis.ops) - 1
     reaches = axis.reaches() if axis.kept else ()
     scales = {end: reaches[end].scale / axis.scale for end in axis.kept}
@@ -411,8 +419,8 @@ def places(axis: Axis, sizes: Sequence[int]) -> Callable[[int], dict[int, int]]:
 def _frontiers(
     axis: Axis, sizes: Sequence[int], needed: Sequence[Span], stops: Mapping[int, int]
 ) -> tuple[int, ...]:
-    """How far every op must have come, from its first output that anything needs, for those that are wanted
-    to have come to their `stops`."""
+    """How far every op must have come, from its first needed output, for the wanted ops to have come to
+    `stops`."""
     frontiers = [stops.get(index, span.start) for index, span in enumerate(needed)]
     for index in reversed(range(len(axis.ops))):
         geometry = axis.ops[index].geometry
@@ -431,7 +439,7 @@ def _frontiers(
 def _first_unread(
     axis: Axis, sizes: Sequence[int], done: Sequence[int], needed: Sequence[Span]
 ) -> tuple[int, ...]:
-    """For every op, the first of its outputs that is still to be read once its readers have done `done`."""
+    """For every op, the first output that is still to be read once its readers have done `done`."""
     first = list(done)
     for index, op in enumerate(axis.ops):
         pending = Span(done[index], needed[index].stop)
@@ -445,7 +453,7 @@ def _first_unread(
 
 
 def _step(axis: Axis, sizes: Sequence[int], spans: tuple[Span, ...]) -> Step:
-    """A step that stands alone: it holds what it computes, and keeps nothing."""
+    """An independent step: it holds what it computes, and keeps nothing."""
     nothing = tuple(Span(span.stop, span.stop) for span in spans)
     return Step(spans, spans, nothing, _patches(axis, sizes, spans))
 

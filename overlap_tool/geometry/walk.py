@@ -1,6 +1,6 @@
 """One tile, op by op: what is read, computed, dropped, joined and kept.
 
-The executor does what a walk says, and the prediction of memory adds it up: there is one account of a tile.
+The executor performs the walk, and the memory prediction adds it up: there is one definition of a tile.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from overlap_tool.geometry.plan import Step
 
 
 class Reads(NamedTuple):
-    """Which ops feed an op, and which is the last to read what it gives."""
+    """The ops that feed an op, and the last op that reads its output."""
 
     inputs: tuple[int, ...]
     """Empty for a given map, which is read from a store."""
     last: int | None
-    """None where no op reads it: it is the network's output, or lies in a store."""
+    """None if no op reads it: it is the network's output, or is stored."""
     dropped: tuple[int, ...] = ()
-    """Of its inputs, those that no later op reads."""
+    """The inputs that no later op reads."""
 
 
 class Area(NamedTuple):
@@ -36,11 +36,11 @@ class Area(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many positions it has."""
+        """The number of its positions."""
         return self.rows.length * self.columns.length
 
     def within(self, other: Area) -> Area:
-        """What both have; empty where they have nothing in common."""
+        """The intersection; empty if there is nothing in common."""
         return Area(self.rows.within(other.rows), self.columns.within(other.columns))
 
     def meets(self, other: Area) -> bool:
@@ -49,11 +49,11 @@ class Area(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What happens when the walk comes to an op, in this order.
+    """What happens at one op of the walk, in this order.
 
-    What its `patches` read gives `computed`; the maps in `dropped` are not read again; where later ops read
-    this map, `held` is put together from what was computed and what was kept for this tile, and `kept` of it
-    is set aside for tiles to come.
+    `computed` is computed from `patches`; the maps in `dropped` are not read again; if later ops read this
+    map, `held` is assembled from what was computed and what was kept for this tile, and its part `kept` is
+    set aside for later tiles.
     """
 
     op: int
@@ -62,13 +62,13 @@ class Turn(NamedTuple):
     """None for a given map, and where there is nothing to compute."""
     dropped: tuple[int, ...]
     held: Area | None
-    """None where no later op of this tile reads anything of it."""
+    """None if no later op of this tile reads the map."""
     kept: Area
     """Its columns serve the tile to the right, and its rows the band below."""
 
     @property
     def before(self) -> int:
-        """How many columns of what is held the tile to the left kept."""
+        """How many columns of what is held were kept by the tile to the left."""
         assert self.held is not None
         if self.computed.columns.empty:
             return self.held.columns.length
@@ -76,12 +76,12 @@ class Turn(NamedTuple):
 
     @property
     def joins(self) -> bool:
-        """Whether what is held is a new map: neither what was computed, nor what was kept, as it is."""
+        """Whether what is held is a new map, rather than exactly what was computed or kept."""
         return self.held != self.computed and not self.computed.columns.empty
 
 
 def walk(reads: Sequence[Reads], row: Step, column: Step) -> Iterator[Turn]:
-    """The turns of the tile where a step of the rows and one of the columns meet."""
+    """The turns of the tile where a row step and a column step meet."""
     for op, (_, last, dropped) in enumerate(reads):
         held = Area(row.hold[op], column.hold[op])
         vertical, horizontal = row.patches[op], column.patches[op]

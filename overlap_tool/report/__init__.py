@@ -31,4 +31,4 @@ __all__ = [
 ]
 
 FORMATS: dict[str, Callable[[Analysis], str]] = {"json": to_json, "markdown": to_markdown, "dot": to_dot}
-"""The formats that are plain text; `terminal.show` draws the other one."""
+"""The plain text formats; `terminal.show` prints the remaining one."""

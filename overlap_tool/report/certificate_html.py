@@ -1,4 +1,4 @@
-"""A certificate as a page that stands alone: the checks, and where equality fails a picture of where."""
+"""A certificate as a standalone page: the checks, and pictures of where maps differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from overlap_tool.report.pictures.heat import heat
 from overlap_tool.verification import Certificate, Check, DifferenceMap
 
 MOST = 12
-"""Pictures on one page, at most."""
+"""The most pictures on one page."""
 
 
 def certificate_to_html(certificate: Certificate) -> str:
@@ -64,7 +64,7 @@ def _heat(certificate: Certificate, check: Check, where: DifferenceMap) -> Eleme
 def _tile_on(
     certificate: Certificate, check: Check, where: DifferenceMap
 ) -> tuple[Fraction, Fraction] | None:
-    """A tile in samples of the map that was compared."""
+    """The tile in samples of the map that was compared."""
     image = next(image for image in certificate.images if image.name == check.image)
     if check.tile is None:
         return None

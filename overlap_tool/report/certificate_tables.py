@@ -1,4 +1,4 @@
-"""The tables of a certificate as rows of text, whatever draws them."""
+"""The tables of a certificate as rows of text, for every output format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLD: dict[str, str] = {
     "decoding": "distinct streams: {streams}",
     "same-elsewhere": "{digests} digests as on {machine}",
 }
-"""What a table says of a check that passed; one that failed has a message."""
+"""A table's text for a check that passed; a failed one has a message."""
 
 NOTED = {"exact-against-stock": "exact kernels", "stock-tiles-against-stock": "stock kernels"}
 
@@ -44,7 +44,7 @@ def verdict(certificate: Certificate) -> str:
 
 
 def check_table(certificate: Certificate) -> Table:
-    """One row for all checks of one kind on one thing that came out alike: tiles, sides, outputs, images."""
+    """One row for all checks of one kind on one stage with the same result: tiles, sides, outputs, images."""
     alike: dict[tuple[str, str, str], list[Check]] = {}
     for check in certificate.checks:
         if check.status != "noted":
@@ -195,7 +195,7 @@ def selftest_verdict(found: SelfTest) -> str:
 
 
 def bits_line(certificate: Certificate) -> str:
-    """Whose bits they are: the arithmetic's, but for what the library computed."""
+    """What defines the bits: the arithmetic, except for ops that PyTorch computed."""
     told = f"bits of arithmetic {certificate.arithmetic}"
     if not certificate.library_ops:
         return told
@@ -216,7 +216,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def _reasons(messages: Iterable[str]) -> str:
-    """Each reason once, after all that it is given for: `left, right: there is no overlap`."""
+    """Each reason once, preceded by everything it applies to: `left, right: there is no overlap`."""
     given: dict[str, list[str]] = {}
     for message in messages:
         of, _, reason = message.rpartition(": ")

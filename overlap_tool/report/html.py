@@ -1,4 +1,4 @@
-"""An analysis as a page that stands alone: graphs, the anatomy of a tile, costs, and the tables."""
+"""An analysis as a standalone page: graphs, the anatomy of a tile, costs, and the tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from overlap_tool.report.tables import (
 )
 
 FEW = 12
-"""Pictures of joins that are shown at once; more are folded away."""
+"""Pictures of joins shown at once; further ones are folded."""
 
 
 def to_html(analysis: Analysis) -> str:
@@ -46,7 +46,7 @@ def to_html(analysis: Analysis) -> str:
 
 
 def _stage(number: int, stage: StageReport, block: int | None) -> list[PagePart]:
-    """`block` is the side of a block in pixels, if the stage is a network of a closed loop."""
+    """The section of one stage; `block` is the side of a block in pixels, for a network of a closed loop."""
     status = element("span", "badge good" if stage.status == "proved" else "badge", stage.status)
     chosen = stage.chosen
     every = layer_table(stage, all_ops=True)

@@ -1,4 +1,4 @@
-"""An analysis or a certificate as one JSON object: an interface, described in docs/schema.md."""
+"""An analysis or a certificate as one JSON object: a stable interface, described in docs/schema.md."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def selftest_to_json(found: SelfTest) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they are written as text."""
+    """The value with infinity and NaN as text, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

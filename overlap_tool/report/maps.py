@@ -1,4 +1,4 @@
-"""A stage as a tile sees it: what every map holds beyond the tile's own part, and what every join crops."""
+"""A stage as a tile sees it: what each map holds beyond the tile's own part, and what each join crops."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NOTHING = Edges(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Map:
-    """What a pass reads, or the output of an op with the pointwise ops that only pass it on.
+    """An input of a pass, or the output of an op together with the pointwise ops that follow it.
 
     `overlap` is in the map's own samples, for an aligned tile. `scale` is its samples per sample of the
-    stage's input. `crops` has, for each of `inputs`, what it holds and this op does not read: more than
-    nothing where branches of different reach meet. A stored map that a later pass reads is there once more.
+    stage's input. `crops` has, for each of `inputs`, what that map holds and this op does not read: nonzero
+    where branches of different reach meet. A stored map that a later pass reads appears once more.
     """
 
     name: str
@@ -44,7 +44,7 @@ def maps(stage: StageReport) -> tuple[Map, ...]:
 
 
 def _add_segment(found: list[Map], stage: StageReport, number: int) -> None:
-    """The maps of one pass: those that it reads, then those that it computes."""
+    """Append the maps of one pass: those that it reads, then those that it computes."""
     layers = [layer for layer in stage.layers if layer.segment == number]
     held = _held(layers)
     computed = {name: row for row, map in enumerate(found) for name in (map.name, *map.layers)}
@@ -63,7 +63,7 @@ def _add_segment(found: list[Map], stage: StageReport, number: int) -> None:
             rows[layer.name] = row
             continue
         sources = tuple(rows[name] for name in inputs)
-        rows[layer.name] = len(found)  # a stage that is one op bears its name
+        rows[layer.name] = len(found)  # a stage of one op has the op's name
         found.append(
             Map(
                 layer.name,
@@ -79,7 +79,7 @@ def _add_segment(found: list[Map], stage: StageReport, number: int) -> None:
 
 
 def _held(layers: Sequence[LayerReport]) -> list[Edges]:
-    """What a tile needs of every output beyond its own part: the most that any later reader asks for."""
+    """What a tile needs of every output beyond its own part: the most that any later reader needs."""
     return [
         reduce(
             _most, (reader.exact for reader in layers[place + 1 :] if layer.name in reader.inputs), NOTHING

@@ -36,5 +36,5 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that nothing in it makes an element, a link or another cell."""
+    """Text with everything escaped that would form an element, a link or a cell."""
     return "".join(f"&#{ord(char)};" if char in "<>&|[]`" else char for char in legible(text))

@@ -1,4 +1,4 @@
-"""What a notebook shows of an analysis, a certificate or plans: their tables, and pictures one by one."""
+"""Notebook output of an analysis, a certificate or plans: their tables, and pictures one by one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ PICTURES = dict(zip(get_args(PictureKind), _DRAWN, strict=True))
 
 
 def picture(stage: StageReport, kind: PictureKind) -> Drawing | None:
-    """A stage's graph, one tile of it, its passes, what joins crop, or its costs; None if it has none such.
+    """A picture of a stage: its graph, one tile, its passes, its joins or its costs; None if there is no such
+    picture.
 
-    A notebook shows it as it is, and `picture(...).alone()` is an SVG file.
+    A notebook displays it directly; `picture(...).alone()` is an SVG file.
     """
     if kind not in PICTURES:
         raise OptionError(f"kind={kind!r}", "is not one", f"Use {', '.join(PICTURES)}")

@@ -1,4 +1,4 @@
-"""A page that stands alone: no script, nothing from elsewhere; for laptops and phones, light and dark."""
+"""A standalone page: no scripts, no external resources; for laptops and phones, light and dark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from overlap_tool.report.tables import WORDS, Table
 PagePart = Element | str | None
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Of the page's content: even if a name were taken for markup, nothing would run or be fetched."""
+"""The page's content security policy: even if a name passed for markup, nothing would run or be fetched."""
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -78,7 +78,7 @@ def page(title: str, *parts: PagePart) -> str:
 
 
 def element(tag: str, kind: str, *parts: PagePart, **attributes: str) -> Element:
-    """An element with text and elements in it, in their order."""
+    """An element that contains text and elements, in order."""
     made = Element(tag, attributes)
     if kind:
         made.set("class", kind)
@@ -93,7 +93,7 @@ def element(tag: str, kind: str, *parts: PagePart, **attributes: str) -> Element
 
 
 def table(content: Table) -> Element:
-    """Wide tables are scrolled by themselves, so that the page is not."""
+    """Wide tables scroll by themselves, so that the page does not."""
     kinds = ["word" if heading in WORDS else "" for heading in content.header]
 
     def line(tag: str, cells: Iterable[str]) -> Element:
@@ -121,7 +121,7 @@ def titled(content: Table) -> tuple[Element, Element]:
 
 
 def figure(draw: Callable[[int], Drawing | None], caption: str) -> Element | None:
-    """Drawn twice: one fits a laptop, the other a phone, and each shows only where it fits."""
+    """A picture drawn twice, for laptops and for phones; each is shown only where it fits."""
     drawings = draw(WIDE), draw(NARROW)
     shown = [
         element("div", kind, drawing.element())

@@ -1,4 +1,4 @@
-"""The tables of an analysis as rows of text, whatever draws them."""
+"""The tables of an analysis as rows of text, for every output format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = {
     *("stage", "network", "layer", "op", "status", "schedule", "image", "part", "why"),
     *("reads", "stores", "then", "check", "result", "tiling", "what", "run", "short of overlap"),
 }
-"""Headings of columns of words, which begin on the left; the others are of numbers."""
+"""Headings of columns of words, which are left-aligned; all others are numbers."""
 
 
 Row = tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
 
 
 def by_number(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Stages whose names count up, and whose rows say the same, as one: `slices.0 to 9`."""
+    """Rows of stages whose names count up, and which are otherwise equal, as one row: `slices.0 to 9`."""
     found: list[tuple[list[str], list[Row]]] = []
     for stage, of_stage in groupby(rows, key=lambda row: row[0]):
         cells = [row[1:] for row in of_stage]
@@ -57,7 +57,7 @@ def _numbered(stage: str) -> tuple[str, str]:
 
 
 def tables(analysis: Analysis, all_ops: bool = False) -> list[Table]:
-    """All of a report, in the order in which it is read."""
+    """All tables of a report, in reading order."""
     of_stages = (
         table
         for stage in analysis.stages
@@ -67,7 +67,7 @@ def tables(analysis: Analysis, all_ops: bool = False) -> list[Table]:
 
 
 def model_tables(analysis: Analysis) -> list[Table]:
-    """What is said of the model as a whole, before its stages."""
+    """The tables about the model as a whole."""
     return [stage_table(analysis), *causal_tables(analysis), *untiled_tables(analysis.untiled)]
 
 
@@ -99,7 +99,7 @@ def untiled_tables(untiled: Sequence[Untiled]) -> list[Table]:
 
 
 def segment_tables(stage: StageReport) -> list[Table]:
-    """For a stage with barriers: what each pass reads, and what it leaves in stores."""
+    """For a stage with barriers: what each pass reads, and what it stores."""
     if stage.passes == 1:
         return []
 
@@ -137,7 +137,7 @@ def segment_tables(stage: StageReport) -> list[Table]:
 
 
 def causal_tables(analysis: Analysis) -> list[Table]:
-    """One table, or none if the model is no closed loop."""
+    """One table, or none if the model is not a closed loop."""
     rows = tuple(
         (
             reach.network,
@@ -242,12 +242,12 @@ def headline(analysis: Analysis) -> str:
 
 
 def in_units(n: int) -> str:
-    """Bytes, in binary units."""
+    """Bytes in binary units."""
     return _in_units(n, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 
 def count(n: int) -> str:
-    """A large number, in decimal units."""
+    """A large number in decimal units."""
     return _in_units(n, 1000, ("", "k", "M", "G", "T"))
 
 
@@ -271,7 +271,7 @@ def _edges(edges: Edges) -> str:
 
 
 def _exact(layer: LayerReport) -> str:
-    """The exact overlap where the published recursion gives another."""
+    """The exact overlap, if the published recursion gives another one."""
     published = Edges(layer.left, layer.right, layer.top, layer.bottom)
     return "" if layer.exact == published else _edges(layer.exact)
 

@@ -15,7 +15,7 @@ from overlap_tool.report.tables import WORDS, Table, headline, tables
 from overlap_tool.verification import Certificate, SelfTest
 
 WIDE = 160
-"""Columns for what no terminal shows, such as the log of a CI."""
+"""Columns where there is no terminal, as in the log of a CI."""
 
 
 def screen() -> Console:
@@ -61,5 +61,5 @@ def drawn(table: Table) -> RichTable:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text that is none of rich's markup, whatever stands in it."""
+    """Text without rich's markup, whatever it contains."""
     return Text(legible(text), style)

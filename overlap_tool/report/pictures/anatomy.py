@@ -11,14 +11,14 @@ from overlap_tool.report.maps import NOTHING, maps
 from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
 
 LEAST = 3.0
-"""How thick a band is drawn at least, so that one sample can be seen."""
+"""The least thickness of a band, so that one sample is visible."""
 TILE = 150.0
-"""How large a tile is drawn with all that it reads."""
+"""The size at which a tile is drawn, with all that it reads."""
 
 
 @dataclass(frozen=True)
 class _Box:
-    """A square, and the bands around it; all in pixels."""
+    """A square with bands around it, in pixels."""
 
     x: float
     y: float
@@ -37,7 +37,7 @@ class _Box:
 
 
 def anatomy(stage: StageReport, width: int = WIDE) -> Drawing | None:
-    """One tile of the chosen size in the middle of an image; with barriers there is no such tile."""
+    """One tile of the chosen size in the middle of an image; a stage with barriers has no such tile."""
     edges = stage.overlap
     if edges is None:
         return None
@@ -71,7 +71,7 @@ def anatomy(stage: StageReport, width: int = WIDE) -> Drawing | None:
 
 
 def passes(stage: StageReport, width: int = WIDE) -> Drawing | None:
-    """For a stage with barriers: how far the tiles of every pass read beyond their own part of each map."""
+    """For a stage with barriers: how far each pass's tiles read beyond their own part of each map."""
     if stage.passes == 1:
         return None
     cells = []
@@ -85,7 +85,7 @@ def passes(stage: StageReport, width: int = WIDE) -> Drawing | None:
 
 
 def joins(stage: StageReport, width: int = WIDE) -> Drawing | None:
-    """For every branch of which a join crops something: what a tile holds of it, and what the join takes."""
+    """For every branch that a join crops: what a tile holds of it, and what the join takes."""
     rows = maps(stage)
     cells = []
     for row in rows:
@@ -133,7 +133,7 @@ def _cells(title: str, cells: Sequence[_Cell], width: int) -> Drawing:
 
 
 def _grid(drawing: Drawing, box: _Box) -> None:
-    """Where the tiles meet: the halo is part of the neighbours."""
+    """The borders of tiles: the halo is part of the neighbours."""
     for place in (box.x, box.x + box.side):
         drawing.line(place, box.y - box.top - 18, place, box.y + box.side + box.bottom + 18, "outline")
     for place in (box.y, box.y + box.side):
@@ -152,7 +152,7 @@ def _bands(drawing: Drawing, box: _Box, before: str, after: str, title: str = ""
 
 
 def _numbers(drawing: Drawing, box: _Box, edges: Edges) -> None:
-    """How many samples each band is, outside of it."""
+    """The width of each band in samples, outside of it."""
     middle = box.side / 2
     drawing.text(box.x - box.left - 5, box.y + middle + 4, str(edges.left), "strong", "end")
     drawing.text(box.x + box.side + box.right + 5, box.y + middle + 4, str(edges.right), "strong")

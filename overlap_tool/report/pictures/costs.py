@@ -11,14 +11,14 @@ from overlap_tool.report.pictures.drawing import WIDE, Drawing
 from overlap_tool.report.tables import count, in_units
 
 PANEL = 210.0
-"""How high one of the two charts is."""
+"""The height of each of the two charts."""
 FACTOR = 8
-"""From one line of memory to the next."""
+"""From one memory grid line to the next."""
 
 
 @dataclass(frozen=True)
 class _Chart:
-    """A chart's place on the sheet, and from a tile and a value to a point on it."""
+    """A chart's position on the sheet, and a mapping from a tile and a value to a point on it."""
 
     left: float
     top: float

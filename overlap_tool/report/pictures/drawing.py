@@ -1,4 +1,4 @@
-"""An SVG under construction. Text is escaped, and an SVG that stands alone brings its colours along."""
+"""An SVG under construction. Text is escaped, and a standalone SVG includes its colours."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xml.etree.ElementTree import Element, SubElement
 from overlap_tool.legible import legible
 
 WIDE, NARROW = 760, 340
-"""The widths that pictures are drawn for: a laptop or a page of paper, and a phone."""
+"""The widths that pictures are drawn for: a laptop or a printed page, and a phone."""
 
 LETTER = 6.4
-"""How wide a letter of the 10.5 pixel monospaced font is, a little rounded up."""
+"""The width of a letter of the 10.5 pixel monospaced font, rounded up a little."""
 
 PAPER = "#ffffff"
 
@@ -73,7 +73,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 class Drawing:
-    """Shapes on a sheet of a width; its height is set when all is drawn."""
+    """Shapes on a sheet of a given width; its height is set once all is drawn."""
 
     def __init__(self, width: float, title: str) -> None:
         self.width = width
@@ -115,14 +115,14 @@ class Drawing:
             element.text = legible(text)
 
     def element(self) -> Element:
-        """The SVG as an element of a page, which brings the colours."""
+        """The SVG as an element of a page, which provides the colours."""
         self.root.set("viewBox", f"0 0 {_px(self.width)} {_px(self.height)}")
         self.root.set("width", _px(self.width))
         self.root.set("height", _px(self.height))
         return self.root
 
     def alone(self) -> str:
-        """The SVG as a file of its own, with its colours."""
+        """The SVG as a standalone file, with its colours."""
         root = Element(self.element().tag, self.root.attrib)
         dark = f"@media (prefers-color-scheme: dark) {{{DARK}}}"
         SubElement(root, "style").text = f"{LIGHT}{dark}\n"

@@ -1,4 +1,4 @@
-"""Every picture of an analysis as a file of its own, for papers: SVG, or PNG."""
+"""Every picture of an analysis as a separate file, SVG or PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from overlap_tool.report.notebook import PICTURES
 from overlap_tool.report.pictures.drawing import PAPER
 
 ZOOM = 3
-"""A PNG has so many pixels for each of the SVG's: about 300 per inch over the width of a page."""
+"""Pixels of a PNG per pixel of the SVG: about 300 per inch over the width of a page."""
 
 
 def svg_files(analysis: Analysis) -> dict[str, bytes]:
@@ -27,7 +27,7 @@ def svg_files(analysis: Analysis) -> dict[str, bytes]:
 
 
 def png_files(analysis: Analysis) -> dict[str, bytes]:
-    """The same pictures on white. The letters are those that come with matplotlib, on any machine."""
+    """The same pictures on white, in the font of matplotlib on any machine."""
     resvg, fonts = _renderer()
     return {
         f"{name.removesuffix('.svg')}.png": bytes(
@@ -45,7 +45,7 @@ def png_files(analysis: Analysis) -> dict[str, bytes]:
 
 
 def _file_name(name: str, taken: dict[str, bytes]) -> str:
-    """A name for a file that leads nowhere else, whatever a stage is called, and that is not taken."""
+    """A file name that stays in the folder, whatever a stage is called, and is not taken."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[-100:]
     number = 1
     while (file := f"{plain}{'' if number == 1 else f'-{number}'}.svg") in taken:

@@ -1,4 +1,4 @@
-"""The graph of a stage, one line per map, with the overlap of a tile growing from the output to the input."""
+"""The graph of a stage, one line per map; the overlap of a tile grows from the output to the input."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from overlap_tool.report.pictures.drawing import LETTER, WIDE, Drawing
 
 LANE = 13.0
 OWN_COLOUR = 40.0
-"""How wide a tile's own part is drawn: overlaps are to scale, tiles are not."""
+"""The width of a tile's own part: overlaps are to scale, tiles are not."""
 NUMBER = 30.0
 """Room for a number beside a bar."""
 DIVIDER = 26.0
-"""How high the line between two passes is."""
+"""The height of the line between two passes."""
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """The lane that every map runs in, from where it is computed to where it is read for the last time."""
+    """The lane of every map, from where it is computed to where it is read for the last time."""
 
     of: tuple[int, ...]
     count: int
 
 
 def lanes_of(rows: Sequence[Map]) -> Lanes:
-    """Every map in the leftmost lane of those it reads for the last time, else in the leftmost free one."""
+    """Give every map the leftmost lane of the maps it reads for the last time, else the leftmost free one."""
     last = {source: number for number, row in enumerate(rows) for source in row.inputs}
     holders: list[int | None] = []
     of: list[int] = []
@@ -47,7 +47,7 @@ def lanes_of(rows: Sequence[Map]) -> Lanes:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Where things stand: the overlap beside its op where there is room, else below it."""
+    """The layout: overlaps beside their ops where there is room, otherwise below them."""
 
     rows: tuple[Map, ...]
     placed: Lanes
@@ -89,7 +89,7 @@ class _Sheet:
         return (self.width - self.bars - OWN_COLOUR - 2 * NUMBER - 4) / most
 
     def extent(self, before: bool) -> float:
-        """The most overlap on one side, in samples of the stage's input."""
+        """The largest overlap on one side, in samples of the stage's input."""
         return max(
             float(side / row.scale)
             for row in self.rows
@@ -137,7 +137,7 @@ def _legend(drawing: Drawing, sheet: _Sheet) -> None:
 
 
 def _divider(drawing: Drawing, sheet: _Sheet, number: int, barriers: Sequence[str]) -> None:
-    """Between two passes: what has to have read its whole map first."""
+    """Between two passes: the barriers that have to read their whole map first."""
     y = sheet.top(number) - 9
     drawing.line(0, sheet.top(number) - 2, sheet.width, sheet.top(number) - 2, "axis")
     told = f"once {', '.join(barriers) or 'all of this'} has read the whole map"
@@ -146,7 +146,7 @@ def _divider(drawing: Drawing, sheet: _Sheet, number: int, barriers: Sequence[st
 
 
 def _edge(drawing: Drawing, sheet: _Sheet, source: int, reader: int) -> None:
-    """Down the lane of the map that is read, and over to its reader on the last line."""
+    """From a map down its lane, and across to its reader."""
     x1, x2, y1, y2 = sheet.x(source), sheet.x(reader), sheet.y(source), sheet.y(reader)
     bend, half = y2 - sheet.height, sheet.height / 2
     steps = f"M{x1:g} {y1:g}V{bend:g}"
@@ -176,7 +176,7 @@ def _node(drawing: Drawing, sheet: _Sheet, number: int, stage: str) -> None:
 
 
 def _bar(drawing: Drawing, sheet: _Sheet, row: Map, sides: tuple[int, int], y: float) -> None:
-    """Lengths in samples of the stage's input, numbers in the map's own."""
+    """Lengths are in samples of the stage's input, numbers in the map's own."""
     before, after = (float(side / row.scale) * sheet.unit for side in sides)
     own = sheet.bars + NUMBER + sheet.extent(before=True) * sheet.unit
     drawing.rect(own, y, OWN_COLOUR, 10, "own")

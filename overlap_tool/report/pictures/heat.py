@@ -1,4 +1,4 @@
-"""Where two maps differ that should not: a coarse map, with the borders of the tiles over it."""
+"""Where two maps differ that should be equal: a coarse map, with tile borders drawn over it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overlap_tool.report.pictures.drawing import NARROW, Drawing
 from overlap_tool.verification import DifferenceMap
 
 CLOSEST = 4.0
-"""Borders of tiles that would be closer than this are not drawn."""
+"""Tile borders closer than this are not drawn."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class _Cell:
 
 
 def heat(where: DifferenceMap, tile: tuple[Fraction, Fraction] | None, title: str) -> Drawing:
-    """The more numbers of a cell differ, the stronger its colour. `tile` is width and height in the map's
-    samples."""
+    """A cell's colour is stronger the more of its numbers differ.
+
+    `tile` is width and height in the map's samples.
+    """
     drawing = Drawing(NARROW, title)
     unit = NARROW / max(where.rows, where.columns)
     width, height = where.columns * unit, where.rows * unit
@@ -71,7 +73,7 @@ def _borders(step: float, length: float) -> list[float]:
 
 def _draw(drawing: Drawing, cell: _Cell, share: float, unit: float) -> None:
     (top, bottom), (left, right) = cell.rows, cell.columns
-    # on the grid of what is written, so that each cell ends where the next begins
+    # rounded as coordinates are written, so that each cell ends where the next begins
     x1, x2, y1, y2 = (round(end * unit, 1) for end in (left, right, top, bottom))
     drawing.rect(
         x1,
