@@ -1,1 +1,1 @@
-"""A stage as a network of ops: traced from a module, held to its values, cut at barriers."""
+"""A stage as a network of ops: traced from a module, checked against its values, cut at barriers."""

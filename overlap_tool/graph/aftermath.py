@@ -1,4 +1,4 @@
-"""What a forward leaves behind in its modules when it is traced: tensors and attributes that it changed."""
+"""What a forward changes in its modules while it is traced: tensors and attributes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Holder = dict[Any, Any] | list[Any] | set[Any]
 
 
 class Aftermath:
-    """A module and its parts as they are before the forward is traced."""
+    """A module and its parts, recorded before the forward is traced."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -33,7 +33,7 @@ class Aftermath:
         ]
 
     def numbers(self) -> dict[str, list[int | float]]:
-        """What attributes hold of plain numbers now, by their dotted names."""
+        """The plain numbers that attributes hold now, by dotted name."""
         return {
             f"{path}.{key}".strip("."): [each for each in _inside(value) if isinstance(each, int | float)]
             for path, part in self.module.named_modules()
@@ -42,8 +42,11 @@ class Aftermath:
         }
 
     def left_behind(self, made: Collection[str]) -> dict[str, Any] | None:
-        """The attributes that it set to plain numbers, by their dotted names; none if it left anything else.
-        What was `made` stands beside them in the module itself for as long as it is traced."""
+        """The attributes that the forward set to plain numbers, by dotted name; None if it left anything
+        else.
+
+        The tensors in `made` are attributes of the module only while it is traced, and are ignored.
+        """
         before: dict[int, Any] = {id(collection): items for collection, items in self.attributes}
         left: dict[str, Any] = {}
         for path, part in self.module.named_modules():
@@ -57,10 +60,8 @@ class Aftermath:
         return left if all(_same_items(each, before[id(each)]) for each in others) else None
 
     def undo(self, from_input: Callable[[fx.Proxy], bool]) -> list[str]:
-        """The dotted names of tensors that changed, and of attributes that hold what was made of the input.
-
-        All are again what they were.
-        """
+        """Restore everything; return the names of changed tensors, and of attributes that depend on the
+        input."""
         changed = [
             f"{path}.{key}".strip(".")
             for path, part in self.module.named_modules()
@@ -80,7 +81,7 @@ class Aftermath:
 
 @contextmanager
 def with_attributes(module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, attributes of its parts have these values."""
+    """Inside, attributes of the module's parts have these values."""
     held = [(attributes, attributes.copy()) for attributes, _, _ in _attributes(module, values)]
     set_attributes(module, values)
     try:
@@ -108,7 +109,7 @@ def _is_of_numbers(value: Any) -> bool:
 
 
 def _inside(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """A value, and if it is a collection, everything that it holds."""
+    """A value and, for a collection, everything that it contains."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return

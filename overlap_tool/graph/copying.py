@@ -1,4 +1,4 @@
-"""Copies of models: in the modes of the original, and sharing with it what cannot be copied."""
+"""Copies of models: in the same modes as the original, sharing what cannot be copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def copied(model: Model) -> Model:
-    """A copy with weights of its own. What refuses to be copied, such as a coder in C++, is shared."""
+    """A copy with its own weights. Parts that refuse to be copied, such as a coder in C++, are shared."""
     instead: dict[int, Any] = {}
     while True:
         try:
@@ -38,15 +38,15 @@ def copied(model: Model) -> Model:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """The same parts anew, on the same weights and attributes: what is put in their place is put in the twin.
+    """The same modules anew, on the same weights and attributes: forwards can be replaced in the twin alone.
 
-    Other threads may be running the module itself.
+    Other threads may be running the original.
     """
     made: dict[nn.Module, nn.Module] = {}
 
     def of(part: nn.Module) -> nn.Module:
         if part not in made:
-            # not by copy.copy, which parametrized modules refuse
+            # parametrized modules refuse copy.copy
             made[part] = object.__new__(type(part))
             attributes = vars(made[part])
             attributes.update(vars(part))
@@ -61,8 +61,8 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def with_own_forward(module: Model) -> Model:
-    """The same module, on the same parts and weights, but with the forward of its class, and what else of
-    its class it was given in tiles."""
+    """The module on the same parts and weights, with its class's own forward and other tiled methods
+    restored."""
     made: Model = object.__new__(type(module))
     vars(made).update((name, value) for name, value in vars(module).items() if not isinstance(value, StandIn))
     vars(made).pop("forward", None)
@@ -70,15 +70,15 @@ def with_own_forward(module: Model) -> Model:
 
 
 def modes(module: nn.Module) -> dict[str, bool]:
-    """Which of its parts are in training mode, by name."""
+    """Which parts are in training mode, by name."""
     return {name: part.training for name, part in module.named_modules()}
 
 
 def put_in_modes(module: nn.Module, wanted: Mapping[str, bool]) -> None:
-    """Training mode or not, part by part, from the outside in.
+    """Set each part's mode, from the outside in.
 
-    By `train`, since a module may do more there than note it: what torchvision's `create_feature_extractor`
-    makes computes another graph, and every copy of it is in training mode.
+    By `train`, which may do more than set a flag: a module made by torchvision's `create_feature_extractor`
+    switches its graph there, and every copy of it starts in training mode.
     """
     for name, part in module.named_modules():
         mode = wanted.get(name, part.training)
@@ -87,7 +87,7 @@ def put_in_modes(module: nn.Module, wanted: Mapping[str, bool]) -> None:
 
 
 def _what_refused(error: Exception) -> Any:
-    """What the innermost call of `deepcopy` was about."""
+    """The object that the innermost call of `deepcopy` was copying."""
     refused, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code is copy.deepcopy.__code__:
@@ -97,6 +97,6 @@ def _what_refused(error: Exception) -> Any:
 
 
 def _must_be_copied(refused: Any) -> bool:
-    """Modules and weights, without which it is no copy. What was computed of weights is another matter."""
+    """Whether it is a module or a weight, which every copy needs, and not a tensor computed of weights."""
     is_weight = isinstance(refused, Tensor) and refused.is_leaf
     return refused is None or isinstance(refused, nn.Module) or is_weight

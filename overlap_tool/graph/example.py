@@ -1,7 +1,7 @@
-"""How a model is called that takes more than a map: other maps, and parameters such as a rate index.
+"""The call of a model that takes more than one map: other maps, and parameters such as a rate index.
 
-Maps of one size are traced as one, side by side in its channels. Everything else is a parameter: the trace
-holds for the values that it was made with.
+Maps of one size are traced as one, side by side in its channels. Everything else is a parameter: a trace
+holds for the parameter values that it was made with.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ from overlap_tool.graph.standing_in import StandIn
 FORWARD = "forward"
 
 SHOWN = 40
-"""Characters of a parameter that reports show."""
+"""The most characters of a parameter that reports show."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-"""Besides tensors, the parameters that a file without code can hold, alone or in tuples, lists and dicts."""
+"""Parameters, besides tensors, that a file without code can hold, alone or in tuples, lists and dicts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The arguments of a call, with places in which maps stand."""
+    """The arguments of a call, with places for maps."""
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     channels: tuple[int, ...] = ()
-    """Those of the maps. Not known if an example has no map: then it is called with one, first of all."""
+    """The channels of the maps. Empty if the example has none: then an image of any channels comes first."""
     method: str = FORWARD
-    """What is called."""
+    """The method that is called."""
 
     @property
     def layout(self) -> Layout | None:
-        """Of the maps as one, side by side in its channels."""
+        """The layout of all maps as one, side by side in its channels."""
         return Layout.of_map(sum(self.channels)) if self.channels else None
 
     @staticmethod
     def of(example: Given, method: str | None = None) -> Example | None:
-        """From the arguments of a call, or those by keyword, which follow an image if there is no map among
-        them. None if the model is called as most are: with an image alone."""
+        """From positional arguments, or keyword arguments, which follow an image if none of them is a map.
+
+        None if the model is called with an image alone, as most are.
+        """
         if isinstance(example, Example) or (example is None and method is None):
             return example
         named = example is None or isinstance(example, Mapping)
@@ -72,8 +74,8 @@ class Example:
         return Example((places, named), tuple(each.shape[1] for each in maps), method)
 
     def as_data(self, channels: int) -> dict[str, Any]:
-        """What a file holds of it, which `of_data` reads: a call with small maps. `channels` are those of all
-        maps together."""
+        """What a file stores, for `of_data`: a call with small maps. `channels` are those of all maps
+        together."""
         for value in tree_leaves(self.arguments):
             if not isinstance(value, Place | Tensor) and type(value) not in PLAIN:
                 raise OptionError(
@@ -97,7 +99,7 @@ class Example:
         return f"{self.method}({', '.join(given)})"
 
     def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Example] | None:
-        """The maps of another call as one, and its arguments as an example; None if tiles do not cover it."""
+        """The maps of another call as one tensor, and its arguments as an example; None if not tiled."""
         maps, (places, named) = taken_apart((args, kwargs), _is_map_among((args, kwargs)))
         channels = tuple(each.shape[1] for each in maps)
         if not maps or len({(each.shape[0], each.shape[2:], each.dtype) for each in maps}) > 1:
@@ -108,7 +110,7 @@ class Example:
         return whole, Example((places, named), self.channels, self.method)
 
     def same_as(self, other: Example) -> bool:
-        """Whether all but the maps is the same."""
+        """Whether everything but the maps is the same."""
         (own, shape), (others, other_shape) = tree_flatten(self.arguments), tree_flatten(other.arguments)
         return shape == other_shape and all(map(_same, own, others))
 
@@ -127,11 +129,11 @@ class Example:
         return function
 
     def run(self, model: nn.Module, whole: Tensor) -> Any:
-        """What the model gives of the maps that lie side by side in one."""
+        """What the model returns for maps that lie side by side in one tensor."""
         return self.call(model if self.method == FORWARD else getattr(model, self.method), whole)
 
     def call(self, function: Callable[..., Any], whole: Any) -> Any:
-        """Call a function with the maps that lie side by side in one."""
+        """Call a function with maps that lie side by side in one tensor."""
         starts = [sum(self.channels[:i]) for i in range(len(self.channels))]
         maps = (
             [whole[:, start : start + n] for start, n in zip(starts, self.channels, strict=True)]
@@ -142,12 +144,12 @@ class Example:
         return function(*args, **kwargs)
 
     def applied_to(self, model: nn.Module) -> nn.Module:
-        """The same model, on the same weights, as one that takes one map."""
+        """The model, on the same weights, as one that takes a single map."""
         made, kind = with_own_forward(model), type(model)
         function = self.function_of(kind)
 
         def forward(self: nn.Module, whole: Any) -> Any:
-            self.__class__ = kind  # the method may call the model, and that is its own forward
+            self.__class__ = kind  # the method may call the model, which has to run its own forward
             try:
                 return example.call(partial(function, self), whole)
             finally:
@@ -160,7 +162,7 @@ class Example:
 
 
 def _stored(value: Any) -> Any:
-    """A tensor as numbers of its own, which a view of others is not."""
+    """A tensor that owns its numbers, unlike a view."""
     return (
         value.detach().cpu().clone(memory_format=torch.contiguous_format)
         if isinstance(value, Tensor)
@@ -184,8 +186,11 @@ def is_map(value: Any) -> bool:
 
 
 def _is_map_among(call: Any) -> Callable[[Any], bool]:
-    """Which arguments of a call are maps: beside a larger one, what has one row and one column is a
-    parameter, such as a quantisation step for each channel."""
+    """Which arguments of a call are maps.
+
+    Beside a larger map, a tensor of one row and one column is a parameter, such as a quantisation step per
+    channel.
+    """
     sizes = {tuple(leaf.shape[2:]) for leaf in tree_leaves(call) if is_map(leaf)}
     parameters = {(1, 1)} if sizes - {(1, 1)} else set()
     return lambda value: is_map(value) and tuple(value.shape[2:]) not in parameters
@@ -196,7 +201,7 @@ Given = Mapping[str, Any] | tuple[Any, ...] | Example | None
 
 
 def example_of(model: nn.Module) -> Example | None:
-    """How a model is called that was wrapped with an example."""
+    """The example that a model was wrapped with, if any."""
     found = (getattr(value, "example", None) for value in vars(model).values() if isinstance(value, StandIn))
     return next((example for example in found if isinstance(example, Example)), None)
 

@@ -1,7 +1,7 @@
-"""Adds to a refusal what a trial of the part shows: whether what it reads ends anywhere near.
+"""Adds to a refusal what a trial of the part shows: whether its reach is limited.
 
-The reason of a refusal is the first obstacle, always. A trial sees one small map, so what it adds is what was
-seen there, and no more.
+The reason of a refusal is always the first obstacle. A trial uses one small map, so the addition says what
+was seen there, and no more.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from overlap_tool.graph.spread import Extent, OutOfTime, spread
 from overlap_tool.graph.tracer import Tracer, TrialError
 
 USUAL = (224, 256, 384, 32, 64, 128, 28, 512)
-"""The sizes of images that networks for one size are made for; others stand in what such a network raises."""
+"""Usual image sizes of networks made for a single size; others are found in the network's own errors."""
 
 SECONDS = 0.8
-"""What a trial may take. It is looked at between any two ops, so that all is said within a second."""
+"""The time limit of a trial, checked between any two ops, so that the refusal comes within a second."""
 
 SECONDS_FOR_SIZES = 4
-"""The same where the module refuses a size: at one that it takes, all of it is run, without numbers."""
+"""The limit where the module refuses sizes: all of it is run, without numbers, at one that it takes."""
 
 UNKNOWN = "whether a finite overlap is enough is not known"
 
 
 def explained(error: TraceError, tracer: Tracer) -> TraceError:
-    """The error, and what a trial shows of the part in which tracing stopped."""
+    """The error, with what a trial shows of the part in which tracing stopped."""
     if isinstance(error, TrialError):
         return _of_only_one_size(error, tracer)
     if type(error) not in (TraceError, UnknownOpError, SizeDependenceError) or tracer.found_barrier:
-        return error  # behind a barrier, every part is seen to read the whole map
+        return error  # after a barrier, every part seems to read the whole map
     try:
         seen = _seen(tracer)
     except OutOfTime:
@@ -39,7 +39,7 @@ def explained(error: TraceError, tracer: Tracer) -> TraceError:
 
 
 def _of_only_one_size(error: TrialError, tracer: Tracer) -> TrialError:
-    """The refusal of a network that takes images of one size alone says so."""
+    """Extend the refusal of a network that takes images of a single size by that size."""
     until = monotonic() + SECONDS_FOR_SIZES
     named = [int(number) for number in re.findall(r"\d+", error.reason)]
 

@@ -1,4 +1,4 @@
-"""In-place ops become functional: who reads after one reads its result."""
+"""Makes in-place ops functional: whatever is read later reads the op's result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from overlap_tool.rules.pointwise import inplace_position
 
 
 def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
-    """Let whatever is read after an in-place op read that op's result, so that none need work in place."""
+    """Make everything that is read after an in-place op read its result, so that none works in place."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         tracer.stopped_in = node.meta["scope"]
@@ -43,7 +43,7 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
             if alias.op == "placeholder" and tracer.name:
                 _refuse_mutation(tracer, node, "changes the stage's own input in place")
             if later and _puts_back(min(later, key=order.__getitem__), node, changed):
-                continue  # `x[:, :8] *= 2` writes the part into x, and what is read later is what that gives
+                continue  # `x[:, :8] *= 2` writes the part into x, and later reads use the result of that
             if later and alias is not changed and order[alias] < order[node]:
                 _refuse_mutation(tracer, node, "changes a tensor in place of which a view is read later")
         for user in [user for user in changed.users if order[user] > order[node]]:
@@ -51,8 +51,8 @@ def functionalise(graph: fx.Graph, tracer: Tracer) -> None:
 
 
 def _changes_a_part(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether it is as `x[:8].zero_()`, and x is read later: then the part is written into x, as a step of
-    its own."""
+    """Whether it is like `x[:8].zero_()` with x read later: then the part is written into x as a separate
+    step."""
     whole = changed.args[0] if changed.target is operator.getitem else None
     if not isinstance(whole, fx.Node) or not isinstance(whole.meta["values"][0], Tensor):
         return False
@@ -61,7 +61,7 @@ def _changes_a_part(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) 
 
 
 def _puts_back(user: fx.Node, node: fx.Node, part: fx.Node) -> bool:
-    """Whether it writes what a node made of a part to where that part was taken from."""
+    """Whether `user` writes what `node` computed of a part to where the part was taken from."""
     taken = part.target is operator.getitem and user.target is assign
     return taken and (user.args[0], user.args[1], user.args[2]) == (*part.args, node)
 
@@ -86,10 +86,11 @@ def works_in_place(node: fx.Node, tracer: Tracer) -> bool:
 
 
 def out_of_place(target: Any) -> Any:
-    """What computes the same as an op in place, such as `Tensor.add_` or `+=`, in a tensor of its own; others
-    are their own answer. The result may be of another type than what the op would change.
+    """The out-of-place form of an in-place op such as `Tensor.add_` or `+=`; other functions are returned
+    unchanged.
 
-    Ops that change how their tensor lies in memory, such as `unsqueeze_`, have no such twin.
+    The result may have another type than the tensor that the op would change. Ops that change how their
+    tensor lies in memory, such as `unsqueeze_`, have no such form.
     """
     if target in INPLACE_OPERATORS:
         return INPLACE_OPERATORS[target]
@@ -104,17 +105,16 @@ def out_of_place(target: Any) -> Any:
 
 
 def _relays(name: str) -> bool:
-    """Whether an op in place gives its tensor other dimensions or strides."""
+    """Whether an in-place op changes its tensor's dimensions or strides."""
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
     return any(torch.Tag.inplace_view in overload.tags for overload in overloads)
 
 
 def in_type_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule's `run` for an op in place: the result is of the type of what the op changes, its first tensor,
-    as that of `x.gt_(0)` is."""
+    """A rule's `run` for an in-place op: the result has the type of the first tensor, as with `x.gt_(0)`."""
 
-    @wraps(run)  # whose module says whether it is ours
+    @wraps(run)  # keeps the module name, by which our own rules are known
     def typed(patches: Patches, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
         return run(patches, *args, **kwargs).to(first.dtype)
@@ -123,7 +123,7 @@ def in_type_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_copies(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """What an op in place gives, without a change in what it is given: others may read that later."""
+    """An in-place op on copies of its arguments, which may be read later."""
 
     def copying(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
@@ -133,7 +133,7 @@ def on_copies(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sharing_memory(node: fx.Node, graph: fx.Graph) -> list[fx.Node]:
-    """The nodes whose values lie in the same memory as this one's, itself among them."""
+    """The nodes whose values share memory with this one's, itself included."""
     own = _memory(node)
     return [other for other in graph.nodes if other.op != "output" and not own.isdisjoint(_memory(other))]
 

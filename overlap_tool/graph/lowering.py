@@ -60,21 +60,21 @@ SPLITS = {torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tenso
 UNBINDS = {torch.unbind, "unbind"}
 
 OURS = {placed, joined, beside}
-"""What no model calls, and a network has beside."""
+"""Functions that no model calls and that only networks contain."""
 
 KEPT_WHOLE = Registered(kept_whole, accepts_sizes=True, any_layout=True)
 
 
 @dataclass
 class _Origins:
-    """What the nodes seen so far depend on."""
+    """What each node seen so far depends on."""
 
     input: set[fx.Node] = field(default_factory=set)
-    """Those that depend on the stage's input in any way."""
+    """Nodes that depend on the stage's input in any way."""
     summaries: set[fx.Node] = field(default_factory=set)
-    """Those of them that do so through barriers alone, or through the number of images."""
+    """Those that depend on it through barriers alone, or through the number of images."""
     per_image: set[fx.Node] = field(default_factory=set)
-    """Those that depend on the number of images alone, as it is in a trace at one size."""
+    """Those that depend on the number of images alone, in a trace at one size."""
 
     def note(self, node: fx.Node, sizes: Sizes) -> None:
         sources = [source for source in node.all_input_nodes if source in self.input]
@@ -94,7 +94,7 @@ def _counts_images(node: fx.Node) -> bool:
 
 
 def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
-    """The network of a graph. Where tracing stopped before the output, only refusals are of use."""
+    """The network of a graph. If tracing stopped before the output, only errors raised here matter."""
     result = nx.DiGraph()
     origins = _Origins()
     names: dict[str, int] = {}
@@ -118,7 +118,7 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
                     take(new)
             op = _op(node, origins, names, tracer)
         else:
-            return  # a size, or the parts of a split: they are folded into the ops that take them
+            return  # sizes and the parts of a split are folded into the ops that take them
         if isinstance(op, Barrier):
             origins.summaries.add(node)
             tracer.found_barrier = True
@@ -133,7 +133,7 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
             take(new)
         for each in node.all_input_nodes:
             op = result.nodes[each.name]["op"] if each.name in result else None
-            if isinstance(op, Op) and op.rule.whole:  # a pass computes what is returned
+            if isinstance(op, Op) and op.rule.whole:  # what is returned has to be computed by a pass
                 again = inserted(joined, (each,), node, tracer)
                 node.replace_input_with(each, again)
                 take(again)
@@ -144,10 +144,10 @@ def lowered(graph: fx.Graph, tracer: Tracer) -> Network:
     for id in reversed(list(result)):
         unread = not result.out_degree(id) and id not in results
         if isinstance(result.nodes[id]["op"], Summary) and unread:
-            result.remove_node(id)  # a number of images, which only ops on maps asked for
+            result.remove_node(id)  # a number of images that only ops on maps used
     shifted = fill_up(result, results)
     ops = [id for id, op in result.nodes(data="op") if isinstance(op, Op)]
-    # of a network that returns summaries alone, the last map is what they are made of
+    # if only summaries are returned, the last map is what they are made of
     *kept, output = [id for id in ops if id in results] or ops[-1:]
     return Network(
         tracer.name,
@@ -170,8 +170,10 @@ def _add(op: Constant | Op | Barrier | Summary, graph: nx.DiGraph) -> None:
 
 
 def _placed_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
-    """Let a value that is as large as the map that an op takes beside it be a map, too: coordinates, or what
-    was made of the whole map and spread over it. They are made whole, for images of one size."""
+    """Turn a value that meets a map and is as large as it into a map: coordinates, or broadcast values.
+
+    Such values are computed whole, for images of one size.
+    """
     maps = maps_among(node.all_input_nodes, is_map)
     layout = broadcast([map.meta["layout"] for map in maps], _shapes(node)[0]) if maps else None
     if not tracer.of_one_size or layout is None:
@@ -179,7 +181,7 @@ def _placed_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node
     new: list[fx.Node] = []
     for value in node.all_input_nodes:
         if is_map(value) or (value.target is torch.empty and node.target is not assign):
-            continue  # of an empty one nobody knows what it holds
+            continue  # an empty value shows nothing of its layout
         own = _spread_over(layout, maps[0].meta["sizes"], _shapes(value))
         if own is None:
             continue
@@ -196,7 +198,7 @@ def _placed_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node
 
 
 def _scattered_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
-    """Let a map that is written to some rows and columns of another have as many of them as that."""
+    """Give a map that is written to some rows and columns of another as many of them as that one."""
     if node.target is not assign or not tracer.of_one_size:
         return []
     whole, key, value = node.args
@@ -208,7 +210,7 @@ def _scattered_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.N
         written = at_trial(slices, trial)
         if not all(isinstance(each, slice) for each in written):
             return []
-        # every other one of one row is that row, and still stands for half of the rows
+        # with a single row, every other row is that row, yet it stands for half of the rows
         if size == shape[-2:] and not any((each.step or 1) > 1 for each in written):
             return []
         if shape[-2:] != tuple(len(range(*each.indices(n))) for each, n in zip(written, size, strict=True)):
@@ -221,8 +223,8 @@ def _scattered_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.N
 def _spread_over(
     layout: Layout, sizes: tuple[MapSize, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> Layout | None:
-    """What the dimensions of a value are made of that meets a map of this layout; none if it has neither its
-    rows nor its columns, or follows the size in another way."""
+    """The layout of a value that meets a map; None if it has neither rows nor columns, or follows the size
+    otherwise."""
     ndim = len(shapes[0])
     if len(set(shapes)) == 1 or ndim > len(layout.dims):
         return None
@@ -237,7 +239,7 @@ def _spread_over(
 
 
 def _joined_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
-    """Let the blocks of a map stand in rows and columns again where an op needs them there."""
+    """Join the blocks of a map to rows and columns where an op needs that."""
     reader = _taken_from(node)
     registered = None if node.op == "output" else _registered(reader, tracer)
     any_layout = registered is not None and registered.any_layout
@@ -257,7 +259,7 @@ def _joined_before(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the output depends on, in order; all of them, if there is no output yet."""
+    """The nodes that the output depends on, in order; all of them if there is no output yet."""
     if all(node.op != "output" for node in graph.nodes):
         return list(graph.nodes)
     live: set[fx.Node] = set()
@@ -268,7 +270,7 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _returned_maps(node: fx.Node, origins: _Origins, tracer: Tracer) -> list[fx.Node]:
-    """What the forward returns: maps, and summaries of them."""
+    """The maps and summaries that the forward returns."""
     returned = [each for each in leaves(node.args) if isinstance(each, fx.Node)]
     reasons = [_why_no_map(each, origins, tracer) for each in returned]
     reason = next(filter(None, reasons), "")
@@ -305,7 +307,7 @@ def _constant(node: fx.Node, tracer: Tracer) -> Constant:
 
 
 def _callable(node: fx.Node, tracer: Tracer) -> Any:
-    """What the model computes a value by that needs no rule, on a copy if it works in place."""
+    """What the model calls to compute a value without a rule; on a copy if it works in place."""
     target: Any
     if node.op == "call_module":
         target = tracer.submodule(str(node.target))
@@ -318,7 +320,7 @@ def _callable(node: fx.Node, tracer: Tracer) -> Any:
 
 @dataclass(frozen=True)
 class _OnCopy:
-    """What an op in place gives of another tensor than the one that it is given."""
+    """An in-place op applied to a copy of its tensor."""
 
     target: Any
 
@@ -328,7 +330,7 @@ class _OnCopy:
 
 def _summary(node: fx.Node, origins: _Origins, tracer: Tracer) -> Summary:
     if _counts_images(node):
-        # every map has as many: the stage's input is one that is always at hand
+        # every map has as many images as the stage's input, which is always available
         given = next(iter(tracer.nodes.values()))
         return Summary(node.name, Tensor.size, 0, (_operand(given, origins), 0), {})
 
@@ -425,7 +427,7 @@ def _op(node: fx.Node, origins: _Origins, names: dict[str, int], tracer: Tracer)
 
 
 def _sizes(rule: Rule, layout: Layout, given: MapSize, shape: tuple[int, ...]) -> MapSize:
-    """How many images, rows and columns a result has: by its shape, or else by the rule."""
+    """The images, rows and columns of a result: by its shape, or otherwise by the rule."""
     images, rows, columns = given
     by_rule = ((ROWS, rule.rows, rows), (COLUMNS, rule.columns, columns))
     rows, columns = (
@@ -436,7 +438,7 @@ def _sizes(rule: Rule, layout: Layout, given: MapSize, shape: tuple[int, ...]) -
 
 
 def _plain_and_registered(target: Any) -> tuple[Any, Registered | None]:
-    """The op itself, out of place, and what is registered for it."""
+    """The out-of-place op, and what is registered for it."""
     if isinstance(target, nn.Module):
         return target, rule_for_module(target)
     registered = rule_for_function(target)
@@ -453,7 +455,7 @@ def _registered(node: fx.Node, tracer: Tracer) -> Registered | None:
 
 
 def _taken_from(node: fx.Node) -> fx.Node:
-    """The op itself or, of a part of what one gives, that op."""
+    """The op itself or, for one part of a result, the op that returns the parts."""
     several = node.args[0] if node.target is operator.getitem else None
     if isinstance(several, fx.Node) and not isinstance(several.meta["values"][0], Tensor):
         return several
@@ -461,8 +463,8 @@ def _taken_from(node: fx.Node) -> fx.Node:
 
 
 def _module(node: fx.Node, tracer: Tracer) -> nn.Module:
-    """The module of an op. If that is all of the stage, its forward may be one in tiles, which would come
-    back here: a twin with the same weights runs by that of its class."""
+    """The module of an op. If it is the whole stage, whose forward may be tiled and call back here, a twin
+    with the class's own forward."""
     module = tracer.submodule(str(node.target))
     return with_own_forward(module) if module is tracer.root else module
 
@@ -472,7 +474,7 @@ def _summaries(args: Any, kwargs: Any) -> list[Operand]:
 
 
 def _fixed_per_image(node: fx.Node, sizes: Sizes) -> bool:
-    """Whether its first dimension is that of the images, and the others do not follow the image's size."""
+    """Whether the first dimension is that of the images, and no other follows the image's size."""
     shapes = _shapes(node)
     return len({shape[1:] for shape in shapes}) == 1 and all(
         shape[:1] == (images,) for shape, (images, *_) in zip(shapes, sizes, strict=True)
@@ -486,8 +488,10 @@ def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
 def _part_of_several(
     node: fx.Node, origins: _Origins, name: str
 ) -> tuple[Any, str, tuple[Any, ...], dict[str, Any], int | None]:
-    """`x.chunk(2, 1)[i]` as one op: the channels from where part `i` starts. `x.max(1)[0]` is `x.max(1)`, and
-    which of its results is picked."""
+    """`x.chunk(2, 1)[i]` as one op: the channels from the start of part `i`.
+
+    For `x.max(1)[0]`, it is `x.max(1)` together with the number of the picked result.
+    """
     several, index = node.args
     assert isinstance(several, fx.Node)
     assert isinstance(index, int)
@@ -511,7 +515,7 @@ def _part_of_several(
 
 
 def _picked(call: Call, rule: Rule | Reduction, index: int) -> tuple[Any, Rule]:
-    """One of the results of an op, by the rule for all of them."""
+    """The rule for one result of an op that returns several."""
     if not isinstance(rule, Rule):
         call.refuse("picks one of several values of the whole map")
     every = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
@@ -550,7 +554,7 @@ def _rule(
 
 
 def check_sizes(network: Network, tracer: Tracer) -> None:
-    """Hold every rule's size to what the op really gave, and every join to one scale."""
+    """Compare every rule's size with the op's real output, and require one scale at every join."""
     for axis, dim in ((network.rows, 0), (network.columns, 1)):
         try:
             axis.reaches()

@@ -1,4 +1,4 @@
-"""A traced stage: a DAG of ops and values, held in a networkx graph with typed nodes."""
+"""A traced stage: a DAG of ops and values in a networkx graph with typed nodes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Constant:
-    """A value that does not depend on the input: a weight, or something made from weights.
+    """A value that does not depend on the input: a weight, or something computed from weights.
 
     `source` is the dotted name of a parameter or buffer; without one, `target` is called on the arguments.
     """
@@ -61,14 +61,14 @@ class Op:
     name: str
     kind: str
     target: Any
-    """What the model itself calls: a module, a function, or a method's name."""
+    """What the model calls: a module, a function, or a method's name."""
     rule: Rule
     layout: Layout
-    """What the dimensions of the model's own result are made of."""
+    """The layout of the model's own result."""
     inputs: tuple[str, ...]
-    """The ops that feed it, in order, weights aside."""
+    """The ops that feed it, in order, without weights."""
     in_place: bool
-    """Whether the model computes it in place; its result here is the same, in a tensor of its own."""
+    """Whether the model computes it in place; here its result is a tensor of its own."""
     module: nn.Module | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -81,7 +81,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An op that needs the whole map `source`, and makes a value of it that has no rows and columns."""
+    """An op that needs the whole map `source`, and reduces it to a value without rows and columns."""
 
     id: str
     name: str
@@ -98,8 +98,10 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Summary:
-    """A value that depends on the input through barriers alone. It is computed whole, once per run, by what
-    the model itself calls: no rule is needed for what is never cut."""
+    """A value that depends on the input through barriers alone.
+
+    It is computed whole, once per run, by what the model itself calls; it is never cut, so no rule is needed.
+    """
 
     id: str
     target: Any
@@ -131,7 +133,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def substituted(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
-    """Nested arguments with what `by` makes of everything of this kind in its place."""
+    """Nested arguments with everything of this kind replaced by the result of `by`."""
     if isinstance(value, kind):
         return by(value)
     if isinstance(value, tuple):
@@ -146,7 +148,7 @@ def substituted(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
 
 
 def at_trial(argument: Any, trial: int = 0) -> Any:
-    """Nested arguments with the numbers that they have at one of the sizes that were traced."""
+    """Nested arguments with the values that numbers have at one of the traced sizes."""
     return substituted(argument, SizeArgument, lambda size: size.values[trial])
 
 
@@ -157,7 +159,7 @@ def operands(value: Any) -> Iterator[Operand]:
 
 @dataclass(frozen=True)
 class Shifted:
-    """What stands between a roll and the one that undoes it."""
+    """The ops between a roll and the roll that undoes it."""
 
     roll: Op
     back: Op
@@ -167,9 +169,11 @@ class Shifted:
 
 @dataclass(frozen=True)
 class Network:
-    """A stage as a graph: nodes are ids with a `Node` as their attribute `op`, in the order in which they can
-    be computed; edges say what feeds what. `kept` are maps beside the output that are wanted: of a stage they
-    are returned, too, of a segment they may be for later ones."""
+    """A stage as a graph: nodes are ids with a `Node` as their attribute `op`, in computation order; edges
+    are data flow.
+
+    `kept` are wanted maps beside the output: those that a stage returns, too, or that later segments read.
+    """
 
     name: str
     graph: nx.DiGraph
@@ -177,24 +181,24 @@ class Network:
     root: nn.Module
     kept: tuple[str, ...] = ()
     results: tuple[str, ...] = ()
-    """Of a stage, the maps and summaries that it returns, in the order of their places in `returns`."""
+    """The maps and summaries that a stage returns, in the order of their places in `returns`."""
     returns: Any = ALONE
     parts_whole: frozenset[str] = frozenset()
-    """The paths of its parts that the model's own code runs on whole maps."""
+    """The paths of parts that the model's own code runs on whole maps."""
     shifted: tuple[Shifted, ...] = ()
-    """The shifted windows in it, which a roll fills up instead of bringing in the opposite border."""
+    """The shifted windows, whose rolls pad the map instead of wrapping around the opposite border."""
     asks: bool = False
-    """Whether the code asks for the size of its input, so that this is the network of images of one size."""
+    """Whether the code reads the size of its input, so that this network holds for images of one size."""
     of_squares: bool = False
-    """Whether the code takes no image but one as high as wide."""
+    """Whether the code takes only images whose height and width are equal."""
     left: Mapping[str, Any] = field(default_factory=dict)
-    """The numbers that its code leaves behind in attributes for an image of this size, by their names."""
+    """The numbers that its code leaves in attributes for an image of this size, by name."""
     of_sizes: dict[tuple[int, int, int], Network] = field(default_factory=dict, compare=False, repr=False)
-    """Those of images of other sizes, as far as they were traced."""
+    """Networks for images of other sizes, as far as they were traced."""
     of_depths: dict[int, Network] = field(default_factory=dict, compare=False, repr=False)
-    """Of one for volumes, those for other depths."""
+    """Networks for volumes of other depths."""
     passes: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What a pass over it has left for the next."""
+    """What a pass over the network has left for the next one."""
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -202,17 +206,18 @@ class Network:
 
     @cached_property
     def ops(self) -> tuple[Input | Op, ...]:
-        """The ops that carry a map, in topological order: the output is the last."""
+        """The ops that carry a map, in topological order: the output is last."""
         return tuple(op for op in self.nodes.values() if isinstance(op, Input | Op))
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Where each of `ops` stands in them."""
+        """The position of each op in `ops`."""
         return {op.id: i for i, op in enumerate(self.ops)}
 
     @cached_property
     def reads(self) -> tuple[Reads, ...]:
-        """What feeds each of `ops`, and who reads it last. A barrier reads as the op before it does."""
+        """For each of `ops`, what feeds it and who reads it last; a barrier's reads count as those of the op
+        before."""
         last: dict[str, int] = {}
         latest = 0
         for node in self.nodes.values():
@@ -227,7 +232,7 @@ class Network:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The maps that it is computed for, the output being the last."""
+        """The maps that it is computed for, the output last."""
         return (*self.kept, self.output)
 
     @cached_property
@@ -249,12 +254,12 @@ class Network:
 
     @property
     def need_whole_maps(self) -> tuple[Barrier | Op, ...]:
-        """What ends a pass, since it needs the whole map."""
+        """The nodes that need whole maps, and so end a pass."""
         return (*self.barriers, *self.wholes)
 
     @cached_property
     def beforehand(self) -> tuple[Summary, ...]:
-        """The summaries that need no barrier, since they are made of the number of images alone."""
+        """The summaries that need no barrier, being made of the number of images alone."""
         later: set[str] = set()
         for id, node in self.nodes.items():
             read = (
@@ -275,12 +280,12 @@ class Network:
         return self._axis([None if isinstance(op, Input) else op.rule.columns for op in self.ops], 1)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether the stage can compute a map of this size: no op is left without outputs, and what meets at
-        a join is of one size."""
+        """Whether the stage can compute a map of this size: every op has outputs, and joined maps have equal
+        sizes."""
         return all(fault(axis, n) is None for axis, n in ((self.rows, height), (self.columns, width)))
 
     def require(self, height: int, width: int) -> None:
-        """Refuse a map of a size that the stage cannot compute, and name the sizes next to it that it can."""
+        """Raise for a map of a size that the stage cannot compute, naming the nearest sizes that it can."""
         for axis, n, lines in ((self.rows, height, "rows"), (self.columns, width, "columns")):
             found = fault(axis, n)
             if found is None:
@@ -300,7 +305,7 @@ class Network:
 
     @property
     def takes(self) -> Kind | None:
-        """What its input is a map of; none if its dimensions are those of no layer's."""
+        """The kind of map that it takes; None if no layer takes such an input."""
         return self.ops[0].layout.kind
 
     @property
@@ -310,11 +315,11 @@ class Network:
 
     @property
     def depth(self) -> int | None:
-        """Of volumes."""
+        """The depth of its volumes."""
         return self.ops[0].layout.channels[-1] if self.takes == "volume" else None
 
     def require_image(self, where: str) -> None:
-        """Refuse a stage that takes anything else, where only images are read."""
+        """Raise unless the stage takes an image."""
         if self.takes != "image":
             raise OptionError(
                 where,
@@ -323,8 +328,8 @@ class Network:
             )
 
     def require_one_map(self, where: str) -> None:
-        """Refuse a stage that returns anything but one map, of the kind of its input, where that is to be
-        written."""
+        """Raise unless the stage returns a single map of the kind of its input, so that it can be written to
+        a file."""
         alone = set(self.results) == {self.output}
         if not alone or self.takes is None or self.takes != self.ops[-1].layout.kind:
             named = ", ".join(filter(None, paths(self.returns))) or ("other axes" if alone else "no map")

@@ -1,8 +1,8 @@
-"""Two traces of one module, each at one size of its input, become one that knows what follows the size.
+"""Merges two traces of one module, at two input sizes, into one that knows what follows the size.
 
-In a trace at one size every number is plain: that of channels, and that of columns. What is the same at
-another size, too, is a constant, and what differs follows the size. Ops that differ are another matter: there
-the module itself computes something else, and no trace is of both.
+In a trace at one size every number is plain: those of channels as well as those of columns. A number that is
+the same at another size is a constant, and one that differs follows the size. If the ops differ, the module
+computes something else at the other size, and no single trace holds for both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from overlap_tool.rules import SizeArgument
 
 
 def pair_traces(first: Tracer, second: Tracer) -> None:
-    """Let every node of the first trace know its values in both.
+    """Give every node of the first trace its values in both.
 
-    A number among its arguments that differs becomes a `SizeArgument`. Where tracing stopped, what both have
-    up to there is paired, and the rest is dropped.
+    A differing number among its arguments becomes a `SizeArgument`. Where tracing stopped, the common part is
+    paired, and the rest is dropped.
     """
     counterparts: dict[fx.Node, fx.Node] = {}
     outputs = [node for tracer in (first, second) for node in tracer.graph.nodes if node.op == "output"]
@@ -80,7 +80,7 @@ def refusal(node: fx.Node, tracer: Tracer) -> SizeDependenceError:
 
 
 def _paired(own: Any, other: Any, counterparts: dict[fx.Node, fx.Node], node: fx.Node, tracer: Tracer) -> Any:
-    """Nested arguments of a node and of its counterpart as those of both."""
+    """The nested arguments of a node, merged with those of its counterpart."""
     if isinstance(own, fx.Node):
         if counterparts.get(own) is not other:
             raise refusal(node, tracer)
@@ -110,7 +110,7 @@ def _paired(own: Any, other: Any, counterparts: dict[fx.Node, fx.Node], node: fx
 
 
 def _same_made(node: fx.Node, first: Tracer, second: Tracer) -> bool:
-    """Whether what the forward makes of nothing, modules and tensors, is the same in both."""
+    """Whether the modules and tensors that the forward creates are the same in both."""
     if node.op == "get_attr" and node.target in first.made:
         own, other = first.made[node.target], second.made.get(str(node.target))
         return isinstance(other, Tensor) and own.dtype == other.dtype and same_values(own, other)

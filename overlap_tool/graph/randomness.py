@@ -1,4 +1,4 @@
-"""Random numbers that leave the process's own as they are, whatever other threads draw meanwhile."""
+"""Random numbers that leave the global random state unchanged, whatever other threads draw meanwhile."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OwnRandomness(TorchDispatchMode):
-    """Inside, this thread draws from generators of its own, which begin at `seed`.
+    """Inside, this thread draws from its own generators, which start at `seed`.
 
-    Where an op takes no generator, the process's has the state of its own while the op runs.
+    For an op that takes no generator, the global state is swapped while the op runs.
     """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
         self.drawn = False
-        """Whether numbers were, and not shapes alone."""
+        """Whether numbers were drawn, and not only shapes."""
         self.generators: dict[torch.device, torch.Generator] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Or PyTorch imports its compiler, to build a model."""
+        """Keeps PyTorch from importing its compiler just to build a model."""
         return False
 
     def __torch_dispatch__(
@@ -62,7 +62,7 @@ class OwnRandomness(TorchDispatchMode):
 
 
 def _with_generator(func: Any) -> Any:
-    """The op, or its other form, that takes a generator; none if there is none."""
+    """The op, or its overload, that takes a generator; None if there is none."""
     if any(argument.name == "generator" for argument in func._schema.arguments):
         return func
     name = func._overloadname.replace("default", "")

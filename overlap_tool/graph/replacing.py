@@ -1,7 +1,7 @@
-"""What stands in for methods of `nn.Module` and for some functions while a module is traced.
+"""Replacements of methods of `nn.Module` and of some functions while a module is traced.
 
-All threads share them, and what `torch.fx` puts in their place traces in every thread. Here, what stands in
-asks whether its own thread is tracing, and does what the original does if not.
+They are shared by all threads, and `torch.fx`'s own would trace in every thread. These check whether their
+own thread is tracing, and call the original if not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from overlap_tool.graph.network import leaves
 from overlap_tool.rules import rule_for_function
 
 ONE_AT_A_TIME = threading.RLock()
-"""Held while a module is traced: it is in eval mode then, and some of its weights are put aside."""
+"""Held while a module is traced: it is in eval mode then, and some of its weights are set aside."""
 
 _call, _getattr = nn.Module.__call__, nn.Module.__getattr__
 
@@ -35,17 +35,17 @@ _MISSING = object()
 DRAWN = (torch.rand, torch.randn, torch.randint, torch.randperm)
 
 MAKERS = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.linspace, torch.eye, *DRAWN)
-"""What makes tensors of numbers alone. `torch.zeros(rows, columns)` refuses traced sizes, and of plain ones
-it would make a tensor as large as the trial map."""
+"""Functions that make tensors of numbers alone. `torch.zeros(rows, columns)` refuses traced sizes, and with
+plain ones it would make a tensor as large as the trial map."""
 
 NOT_THE_MODELS = frozenset({"torch", "overlap_tool"} | sys.stdlib_module_names)
-"""Packages whose code is no model's own."""
+"""Packages whose code does not belong to a model."""
 
 EINOPS = ("rearrange", "reduce", "repeat", "einsum")
 
 
 class _Tracing(threading.local):
-    """What the current thread traces with, if it does."""
+    """The tracer of the current thread, if it traces."""
 
     tracer: Any = None
     parameters: dict[str, Any]
@@ -56,8 +56,8 @@ _tracing = _Tracing()
 
 @contextmanager
 def tracing_with(tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
-    """Inside, this thread's calls of modules and parameters go to the tracer, and functions that would look
-    into a traced value are recorded as they stand."""
+    """Inside, this thread's calls of modules and parameters go to the tracer, and functions that would
+    inspect a traced value are recorded as calls."""
     before = vars(_tracing).copy()
     with ExitStack() as stack:
         for function in MAKERS:
@@ -99,7 +99,7 @@ def _traced_getattr(module: nn.Module, name: str) -> Any:
 
 
 def _traced_script(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """A scripted function takes no traced value: the Python function is followed that it was made from."""
+    """A scripted function takes no traced value, so the Python function that it was made from is traced."""
     traced = any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
     if _tracing.tracer is None or not traced or not hasattr(function, "_torchdynamo_inline"):
         return _call_script(function, *args, **kwargs)
@@ -110,7 +110,7 @@ _is_instance_of, _tensor_of = torch.jit.isinstance, torch.as_tensor
 
 
 def _stood_for(value: Any) -> Any:
-    """The tensor, or number, that a traced value stands for."""
+    """The tensor or number that a traced value stands for."""
     return value.node.meta["values"][0] if isinstance(value, fx.Proxy) and _tracing.tracer else value
 
 
@@ -121,8 +121,10 @@ def _is_scripted_instance(value: Any, kind: Any) -> Any:
 
 @wraps(isinstance)
 def _is_instance(value: Any, kind: Any) -> bool:
-    """A traced value is what it stands for, to the model's code alone: what PyTorch takes for a tensor, it
-    reads the memory of."""
+    """Make a traced value an instance of what it stands for, for the model's code only.
+
+    PyTorch itself would read the memory of what it takes for a tensor.
+    """
     return isinstance(value, kind) or isinstance(_stood_for(value), kind)
 
 
@@ -140,7 +142,7 @@ def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
 
 
 def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
-    """What records a call of a traced value; `always` any call, in a trace of which sizes are numbers."""
+    """A function that records calls with a traced value or, if `always`, all calls in a trace at one size."""
 
     @wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
@@ -156,9 +158,12 @@ def _recorded(function: Callable[..., Any], always: bool = False) -> Callable[..
 
 
 def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[..., Any]]]:
-    """Where the model's code finds functions that are recorded as they stand: those of `math`, which take
-    plain numbers, as some of PyTorch's do; einops', which look at the type of what they are given; and what
-    was given to `torch.fx.wrap` and has a rule, while what has none is followed."""
+    """The functions to record among the model's global names.
+
+    These are functions of `math`, and some of PyTorch's, which take plain numbers; einops' functions, which
+    inspect the type of their arguments; and functions given to `torch.fx.wrap` that have a rule (those
+    without are traced).
+    """
     as_they_stand = {id(function) for function in (*_public(math), *_einops_functions())}
     forwards = [type(root).forward, *(part.forward for part in root.modules())]
     frames = [vars(math), *(getattr(forward, "__globals__", {}) for forward in forwards)]
@@ -174,16 +179,18 @@ def _functions_around(root: nn.Module) -> Iterator[tuple[dict[str, Any], str, Ca
 
 
 def _frames_of_its_packages(root: nn.Module) -> list[dict[str, Any]]:
-    """The global names of the model's own code: of all modules of the packages that its classes are from,
-    where these do not say themselves what an instance is."""
+    """The global names of the model's own code: of all modules in its classes' packages.
+
+    Modules with a name `isinstance` of their own are left out.
+    """
     homes = {kind.__module__.partition(".")[0] for part in root.modules() for kind in type(part).__mro__}
     frames = _frames_of(frozenset(homes) - NOT_THE_MODELS, _imported())
     return [frame for frame in frames if "isinstance" not in frame]
 
 
 def _imported() -> tuple[int, ...]:
-    """Tells one set of imported modules from another: to look at thousands takes as long as to trace a few
-    layers, so that what was found of them is kept."""
+    """Identifies the set of imported modules: searching thousands takes as long as tracing a few layers, so
+    results are cached."""
     return tuple(map(id, sys.modules.copy().values()))
 
 
@@ -205,7 +212,7 @@ def _einops_functions() -> tuple[Callable[..., Any], ...]:
 
 @lru_cache(maxsize=1)
 def _holders_of_einops(imported: tuple[int, ...]) -> list[dict[str, Any]]:
-    """The namespaces of all modules that have one of them by its own name: einops itself, and helpers."""
+    """The namespaces of all modules that have one of them under its own name: einops itself, and helpers."""
     functions = dict(zip(EINOPS, _einops_functions(), strict=False))
     frames = (getattr(module, "__dict__", {}) for module in sys.modules.copy().values())
     return [frame for frame in frames if any(frame.get(name) is each for name, each in functions.items())]
@@ -218,7 +225,7 @@ def _replaced(frame: dict[str, Any], name: str, new: Callable[..., Any]) -> Iter
     try:
         yield
     finally:
-        if frame.get(name) is new:  # else another thread has replaced it, by torch.fx itself
+        if frame.get(name) is new:  # otherwise torch.fx has replaced it in another thread
             if before is _MISSING:
                 del frame[name]
             else:

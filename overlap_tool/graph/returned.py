@@ -1,4 +1,4 @@
-"""What a forward returns: maps, and what they stand in: a tuple, a list, a dict, a dataclass, or nothing."""
+"""What a forward returns: maps, and their container: a tuple, a list, a dict, a dataclass, or none."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Place:
-    """Where a result stands, by its number among them."""
+    """The place of a result, by its number."""
 
     index: int
 
 
 ALONE = Place(0)
-"""How one result is returned by itself."""
+"""A single result returned by itself."""
 
 
 def taken_apart(value: Any, is_result: Callable[[Any], bool]) -> tuple[list[Any], Any]:
-    """The results in a nested value, in order, and the same value with their places instead of them."""
+    """The results in a nested value, in order, and the same value with places instead of them."""
     results: list[Any] = []
 
     def emptied(inner: Any) -> Any:
@@ -40,7 +40,7 @@ def put_together(structure: Any, results: Sequence[Any]) -> Any:
 
 
 def rebuilt(value: Any, by: Callable[[Any], Any]) -> Any:
-    """A value of the same kind, made of what `by` makes of each of its parts."""
+    """A value of the same kind, with each part replaced by the result of `by`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: by(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
@@ -56,7 +56,7 @@ def rebuilt(value: Any, by: Callable[[Any], Any]) -> Any:
 
 
 def paths(structure: Any) -> list[str]:
-    """The dotted names of the results, by their places: "out", "features.2"; "" for one that stands alone."""
+    """The dotted names of the results, by their places: "out", "features.2"; "" for a single result."""
     found: dict[int, str] = {}
 
     def note(value: Any, path: str) -> None:

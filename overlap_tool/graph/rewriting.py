@@ -1,7 +1,7 @@
-"""Ops on all positions of a map, as the barriers and ops at every position that they are made of.
+"""Rewrites ops over all positions of a map as the barriers and pointwise ops that they consist of.
 
-Which dimensions are positions is known only once a map has its layout, so that this is done while a network
-is made, op by op.
+Which dimensions are positions is known only once a map has its layout, so this is done op by op while the
+network is made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def maps_among(nodes: list[fx.Node], is_map: IsMap) -> list[fx.Node]:
 
 
 def inserted(target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node, tracer: Tracer) -> fx.Node:
-    """A new op before another."""
+    """A new node before another."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args)
     node.meta["scope"] = before.meta["scope"]
@@ -45,8 +45,7 @@ def inserted(target: Callable[..., Any], args: tuple[Any, ...], before: fx.Node,
 
 
 def rewritten(node: fx.Node, is_map: IsMap, tracer: Tracer) -> list[fx.Node]:
-    """Let a product or softmax over all positions be one of ops that are known. Returns the new ones that
-    stand before it."""
+    """Rewrite a product or softmax over all positions as known ops; return the new nodes before it."""
     maps = maps_among(node.all_input_nodes, is_map)
     if node.target in MATRIX_PRODUCTS and len(maps) == len(node.args) == 2:
         return _product(node, maps, tracer)
@@ -68,7 +67,7 @@ def _product(node: fx.Node, maps: list[fx.Node], tracer: Tracer) -> list[fx.Node
         return []
     layouts = first, second
     both = inserted(beside, (*node.args, layouts), node, tracer)
-    # there all positions are one row, and a map has them in rows and columns
+    # there all positions are in one row, and in a map they are rows and columns
     values = zip(both.meta["values"], maps[0].meta["sizes"], strict=True)
     both.meta["values"] = tuple(value.unflatten(-1, size[1:]).squeeze(-3) for value, size in values)
     node.op, node.target, node.args, node.kwargs = "call_function", over_positions, (both, layouts), {}

@@ -1,4 +1,4 @@
-"""Cutting a stage where it needs a whole map: the segments that run pass by pass, and what is stored."""
+"""Cuts a stage where it needs a whole map: the segments that run pass by pass, and what is stored."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from overlap_tool.graph.network import (
 class Segment:
     """A part of a stage that runs in one pass over its maps, as a network of its own.
 
-    Its inputs are the stage's input and maps that earlier segments stored; it stores what it hands on. Then
-    come the values that can be made: `reduced`, barriers and what follows from them, and the parts that are
-    kept whole, whose maps are stored, too. A stage without any of these is one segment: itself.
+    Its inputs are the stage's input and maps that earlier segments stored; it stores the maps that it passes
+    on. `reduced` are computed at its end: barriers and what follows from them, and parts kept whole, whose
+    maps are stored, too. A stage without any of these is a single segment.
     """
 
     network: Network
     stored: tuple[str, ...] = ()
-    """Maps of this segment that the next ones or its barriers read."""
+    """Maps of this segment that later ones or its barriers read."""
     reduced: tuple[Barrier | Summary | Op, ...] = ()
     dropped: tuple[str, ...] = ()
     """Stored maps that nobody reads from here on."""
@@ -42,7 +42,7 @@ class Segment:
 
 
 def cut(network: Network) -> tuple[Segment, ...]:
-    """The segments of a stage, in the order in which they run."""
+    """The segments of a stage, in execution order."""
     if not network.need_whole_maps:
         return (Segment(network),)
     at = _passes(network)
@@ -67,11 +67,11 @@ def cut(network: Network) -> tuple[Segment, ...]:
 
 
 def _passes(network: Network) -> dict[str, int]:
-    """The pass in which each op runs, or at whose end a value is made.
+    """The pass in which each op runs, or at whose end a value is computed.
 
-    A barrier ends the pass of its map, and what reads its value runs in the next one or later. An op that
-    could run early waits for the pass of its first reader if all that it reads is at hand then anyway: its
-    input lies in a store, and need not be joined there by its output.
+    A barrier ends the pass of its map, and ops that read its value run in a later one. An op that could run
+    early waits for the pass of its first reader if all its inputs are stored by then anyway, so that its
+    output need not be stored.
     """
     earliest = _earliest(network)
     latest = dict.fromkeys(network.nodes, max(earliest[map] for map in network.wanted))
@@ -98,13 +98,13 @@ def _earliest(network: Network) -> dict[str, int]:
         values = [earliest[value.id] for value in operands((node.args, node.kwargs)) if not value.spatial]
         if isinstance(node, Op):
             values = [value + 1 for value in values]
-        # a summary of the number of images alone is there beforehand
+        # a summary of the number of images alone is available from the start
         earliest[id] = max([-1 if isinstance(node, Summary) else 0, *maps, *values])
     return earliest
 
 
 def _stored(network: Network, map: str, at: dict[str, int], earliest: dict[str, int]) -> bool:
-    """Whether a map is at hand in later passes, whoever else reads it."""
+    """Whether a map is stored for later passes anyway, whoever else reads it."""
     return (
         isinstance(network.nodes[map], Input)
         or network.is_whole(map)
@@ -124,7 +124,7 @@ def _segment(network: Network, given: dict[str, Input], at: dict[str, int], numb
     ops = [op for op in network.ops if isinstance(op, Op) and not op.rule.whole and at[op.id] == number]
     for op in ops:
         for map in op.inputs:
-            if map not in graph:  # given, and read where it is first needed
+            if map not in graph:  # a given map is read where it is first needed
                 graph.add_node(map, op=given[map])
         graph.add_node(op.id, op=op)
         graph.add_edges_from((map, op.id) for map in op.inputs)
@@ -152,7 +152,7 @@ def _segment(network: Network, given: dict[str, Input], at: dict[str, int], numb
 
 
 def _given(network: Network) -> dict[str, Input]:
-    """Every map as it stands in a segment that reads it and does not compute it."""
+    """Every map as an input of a segment that reads it and does not compute it."""
     scales = zip(network.rows.reaches(), network.columns.reaches(), strict=True)
     return {
         op.id: Input(op.id, op.name, op.layout, (rows.scale, columns.scale))

@@ -1,12 +1,12 @@
 """Shifted windows: a map is rolled, cut in windows, and rolled back.
 
-What the roll brings in from the opposite border stands in the last windows, and a mask keeps it apart. So it
-may as well stand in a window of its own: the map is filled up, before it and behind, to one window more, and
-what is computed of the filling is cropped again. No tile then reads the opposite border. A value of every
-window, such as the mask, is for both of the two what it is for the one in which the model has both.
+The roll brings samples from the opposite border into the last windows, where a mask separates them from the
+rest. They can as well have a window of their own: the map is padded before and after to one more window, and
+results in the padding are cropped. Then no tile reads the opposite border. A value per window, such as the
+mask, has for each of the two windows what it has for the one in which the model combines both.
 
-That nothing passes between them is no matter of geometry. It is seen: `mixing` changes what was brought in,
-and looks whether anything else changes.
+That nothing passes between them does not follow from geometry. It is tested: `mixing` changes the samples
+that were brought in, and checks whether anything else changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AXES = ROWS, COLUMNS
 
 
 def fill_up(graph: nx.DiGraph, results: tuple[str, ...]) -> tuple[Shifted, ...]:
-    """Let the rolls of shifted windows in a network's graph fill the map up, and crop it, instead."""
+    """Replace the rolls of shifted windows in a network's graph by pads and crops."""
     found = tuple(pair for pair in _pairs(graph) if not {*results} & {*pair.inside})
     for pair in found:
         blocks = _blocks(graph, pair)
@@ -48,8 +48,7 @@ def fill_up(graph: nx.DiGraph, results: tuple[str, ...]) -> tuple[Shifted, ...]:
 
 
 def _filling(amount: int, window: int) -> tuple[Pad, int]:
-    """What stands before and behind the map instead of a roll, and how many rows of it stand before what the
-    roll has in its first place."""
+    """The padding that replaces a roll, and how many of its rows precede the rolled map's first row."""
     if amount < 0:
         return Pad(window + amount, -amount), window
     return (Pad(amount, window - amount), 0) if amount else (Pad(), 0)
@@ -60,7 +59,7 @@ def _undone(pad: Pad) -> Pad:
 
 
 def _rolled_by(op: Op) -> tuple[int, int]:
-    """By how many rows and columns an op rolls; a circular pad keeps what it brings in beside the rest."""
+    """The rows and columns by which an op rolls; a circular pad is not a roll, since it keeps both copies."""
     rows, columns = (
         geometry.before if isinstance(geometry, Pad) and geometry == roll(geometry.before) else 0
         for geometry in (op.rule.rows, op.rule.columns)
@@ -69,8 +68,11 @@ def _rolled_by(op: Op) -> tuple[int, int]:
 
 
 def _pairs(graph: nx.DiGraph) -> Iterator[Shifted]:
-    """Rolls, and those that undo them. All that is made of a rolled map is rolled back, and all between is
-    made of that map, position by position or window by window."""
+    """Rolls, and those that undo them.
+
+    Everything computed from a rolled map is rolled back, and everything between depends on that map alone,
+    position by position or window by window.
+    """
     rolls = [
         op
         for op in nx.get_node_attributes(graph, "op").values()
@@ -103,7 +105,7 @@ def _stays_inside(graph: nx.DiGraph, id: str, inside: tuple[str, ...]) -> bool:
 
 
 def _block(geometry: Geometry) -> Fraction | None:
-    """How many rows become one, of an op that cuts them in windows or joins these."""
+    """How many rows become one, for an op that cuts them in windows or joins these."""
     if isinstance(geometry, Shrink):
         return Fraction(geometry.factor)
     if isinstance(geometry, Expand):
@@ -112,7 +114,7 @@ def _block(geometry: Geometry) -> Fraction | None:
 
 
 def _blocks(graph: nx.DiGraph, pair: Shifted) -> dict[str, tuple[Fraction, Fraction]]:
-    """For every op on the rolled map, how many of its rows and columns stand in one of that op."""
+    """For every op on the rolled map, how many of its rows and columns one position of that op covers."""
     made = {pair.roll.id: (Fraction(1), Fraction(1))}
     for id in pair.inside[1:]:
         op = graph.nodes[id]["op"]
@@ -122,7 +124,7 @@ def _blocks(graph: nx.DiGraph, pair: Shifted) -> dict[str, tuple[Fraction, Fract
 
 
 def _fits(graph: nx.DiGraph, pair: Shifted) -> bool:
-    """Whether the roll is by less than a window, in which all other blocks fit."""
+    """Whether the roll is by less than a window that all other blocks fit in."""
     blocks = _blocks(graph, pair)
     ends = [blocks[id] for id in pair.inside if pair.back.id in graph.successors(id)]
     axes = zip(_rolled_by(pair.roll), _windows(blocks), zip(*blocks.values(), strict=True), strict=True)
@@ -138,16 +140,18 @@ def _windows(blocks: dict[str, tuple[Fraction, Fraction]]) -> tuple[int, int]:
 
 
 def mixing(pair: Shifted, rolled: Tensor, again: Callable[[Tensor], Tensor]) -> bool:
-    """Whether anything passes between what a roll brought in and the rest. `again` computes what the model
-    has after the roll back, of another `rolled` map."""
-    whole = again(rolled.clone())  # anew, as all that it is compared with
+    """Whether anything passes between the samples that a roll brought in and the rest.
+
+    `again` computes the model's result after the roll back, for another `rolled` map.
+    """
+    whole = again(rolled.clone())  # recomputed, like everything that it is compared with
     generator = torch.Generator().manual_seed(0)
     for axis, amount in zip(AXES, _rolled_by(pair.roll), strict=True):
         for which in (0, 1) if amount else ():
             changed = rolled.clone()
             part = _parts(changed, pair.roll, axis, amount)[which]
             part += torch.randn(part.shape, generator=generator).to(part) * rolled.std()
-            # rolled back, what stood behind all else stands before it again
+            # after rolling back, what was last comes first again
             own, found = (_parts(map, pair.back, axis, -amount)[which] for map in (whole, again(changed)))
             if not torch.equal(own, found):
                 return True
@@ -155,7 +159,7 @@ def mixing(pair: Shifted, rolled: Tensor, again: Callable[[Tensor], Tensor]) -> 
 
 
 def _parts(map: Tensor, op: Op, axis: Following, amount: int) -> tuple[Tensor, Tensor]:
-    """Of a map that was rolled by an amount, what kept its order with the first sample, and the rest."""
+    """The part of a rolled map that kept its order with the first sample, and the rest."""
     dim = op.layout.place_of(axis)
     assert dim is not None
     at = amount % map.shape[dim]

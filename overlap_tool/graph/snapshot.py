@@ -1,8 +1,8 @@
 """What a module's forward may have read while it was traced, and whether any of it has changed since.
 
-A trace holds what Python made of the module: which parts it calls in which order, and every number, flag and
-buffer that it turned into a constant. All of it is reached from the module itself, by way of its parts,
-attributes and classes. What a forward reads elsewhere, such as a global variable, is not seen.
+A trace contains what Python read from the module: which parts it calls in which order, and every number, flag
+and buffer that became a constant. All of it is reachable from the module by its parts, attributes and
+classes. What a forward reads elsewhere, such as a global variable, is not observed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 READ = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
-"""Of what every module has, that on which its forward depends. Its mode is another matter."""
+"""Attributes of every module on which its forward depends. The training mode is handled separately."""
 
 NOT_READ = frozenset(vars(nn.Module()).keys() - READ)
 
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic)
-"""Values that are the same if they look the same."""
+"""Types whose values are the same if they are equal."""
 
 Reader = Callable[[Any], tuple[Any, ...]]
 
 
 class Snapshot:
-    """A module as it is now."""
+    """The state of a module at one moment."""
 
     def __init__(self, module: nn.Module, written: Iterable[str] = ()) -> None:
         """`written` are names of attributes that its forward writes before it reads them."""
@@ -43,7 +43,7 @@ class Snapshot:
             not_read.setdefault(id(module.get_submodule(path)), set()).add(key)
         self._held: list[tuple[Any, Reader, tuple[Any, ...]]] = []
         self._numbers: list[tuple[Any, Reader, tuple[Any, ...]]] = []
-        # hooks of the whole run around its forward, whatever that is
+        # the module's own hooks run around its forward, whatever that is
         seen = {id(module._forward_hooks), id(module._forward_pre_hooks)}
         to_do: list[Any] = [module]
         while to_do:
@@ -62,7 +62,7 @@ class Snapshot:
                 to_do.extend(now)
 
     def holds(self) -> bool:
-        """Whether everything is as it was."""
+        """Whether nothing has changed."""
         return all(same_items(reader(thing), before) for thing, reader, before in self._held) and all(
             reader(thing) == before for thing, reader, before in self._numbers
         )
@@ -73,7 +73,7 @@ class Snapshot:
 
 
 def _reader(thing: Any) -> Reader | None:
-    """What says what a thing holds; none if it cannot change, or nobody can tell."""
+    """A function that reads a thing's content; None if it is immutable or opaque."""
     kind = type(thing)
     if kind in PLAIN or thing is None:
         return None
@@ -95,8 +95,10 @@ def _reader(thing: Any) -> Reader | None:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Whether a class is a model's own, and not Python's, PyTorch's or ours. Those hold nothing that a
-    forward reads, and sometimes half of a program: a logger, a graph."""
+    """Whether a class belongs to Python, PyTorch or this package, not to a model.
+
+    Their objects hold nothing that a forward reads, and may refer to half of a program: a logger, a graph.
+    """
     home = str(kind.__module__).partition(".")[0]
     return home not in sys.stdlib_module_names and home not in ("torch", "overlap_tool")
 
@@ -106,7 +108,7 @@ def _is_ours(kind: type) -> bool:
 
 
 def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """Where its numbers are and how often they were written; their values may have been made constants."""
+    """Where its numbers are and how often they were written; their values may have become constants."""
     version = 0 if tensor.is_inference() else tensor._version
     return version, tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device
 
@@ -136,7 +138,7 @@ def _of_object(thing: Any) -> tuple[Any, ...]:
 
 
 def same_items(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
-    """Whether these are the same things, or plain values that look the same."""
+    """Whether these are the same objects, or equal plain values."""
     return len(now) == len(before) and (all(map(operator.is_, now, before)) or all(map(_same, now, before)))
 
 
@@ -151,6 +153,6 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _asks_for_its_mode(kind: type[nn.Module]) -> bool:
-    """PyTorch's own layers that do not are the same in either mode, and new ones are in training mode."""
+    """Whether a class may compute something else in training mode, as few of PyTorch's own layers do."""
     code = getattr(kind.forward, "__code__", None)
     return not kind.__module__.startswith("torch.nn.") or code is None or "training" in code.co_names

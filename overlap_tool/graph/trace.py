@@ -1,8 +1,8 @@
 """`trace`: from a module to a network.
 
-Most code computes alike on images of any size. Its network is traced once, at two sizes together. Code that
-asks for the size of its input, to pad to a multiple or to assert something, is traced with plain numbers
-instead: what comes of that holds for images of one size, and `fitted` traces it anew for others.
+Most code computes the same way on images of any size. Its network is traced once, at two sizes together. Code
+that reads the size of its input, to pad to a multiple or to assert something, is traced with plain numbers
+instead: the result holds for images of one size, and `fitted` traces again for others.
 """
 
 from __future__ import annotations
@@ -39,28 +39,30 @@ from overlap_tool.graph.tracer import (
 )
 from overlap_tool.graph.values import UnmaskedRoll, check_values
 
-_STEP = 3 * FITTING  # ninths are whole, too; the map so far away is never computed
+_STEP = 3 * FITTING  # also divisible by nine; maps this large are never computed
 _WIDER, _HIGHER = (1, _STEP, 3 * _STEP), (1, 3 * _STEP, _STEP)
 APART = (_WIDER, _HIGHER, (1, 2520, 7560), (1, 256, 768), (1, 60, 180), (0, 8, 24), (0, 8, 8))
-"""By how many images, rows and columns others differ that are tried, to see what follows an image's size.
-First by multiples of many numbers, since code pads and asserts by remainders, and so that either side is the
-longer one; then by little, since it compares with numbers, too."""
+"""Differences in images, rows and columns to the second size, tried in order to see what follows the size.
+
+First multiples of many numbers, since code pads and asserts by remainders, and so that either side is the
+longer one; then small ones, since code compares with numbers, too.
+"""
 
 SQUARE: MapSize = (2, FITTING, FITTING)
-"""For code that takes the square root of the number of positions for the height."""
+"""For code that takes the square root of the number of positions as the height."""
 
 ROUNDS = 4
-"""So often a module is traced, with more of its parts kept whole each time, before it is refused."""
+"""How often a module is traced, each time with more parts kept whole, before it is refused."""
 
 KEPT = 32
-"""For so many sizes of images, or depths, a network is kept."""
+"""How many networks for other sizes, or depths, are cached."""
 
 
 def trace(module: nn.Module, name: str, layout: Layout | int | None = None) -> Network:
     """The network of a module that takes one map and returns one.
 
-    `layout` says what the map's dimensions are, or how many channels an image has; left out, it is read from
-    the module's layers. Of several threads, one traces at a time.
+    `layout` is the map's layout, or the number of channels of an image; by default it is derived from the
+    module's layers. Only one thread traces at a time.
     """
     if isinstance(layout, int):
         layout = Layout.of_map(layout)
@@ -78,7 +80,7 @@ def trace(module: nn.Module, name: str, layout: Layout | int | None = None) -> N
 
 
 def fitted(network: Network, images: int, height: int, width: int) -> Network:
-    """The network for images of this size: the same one, unless its code asks for the size."""
+    """The network for images of this size: the same one, unless its code reads the size."""
     if not network.asks:
         return network
     size = images, height, width
@@ -97,7 +99,7 @@ def fitted(network: Network, images: int, height: int, width: int) -> Network:
 
 
 def as_deep(network: Network, shape: Sequence[int]) -> Network:
-    """The network for maps of this shape: the same one, but for volumes of another depth."""
+    """The network for maps of this shape: the same one, except for volumes of another depth."""
     layout = network.ops[0].layout
     channels = layout.channels
     if len(channels) != 2 or len(shape) != len(layout.dims) or shape[1] != channels[0]:
@@ -121,7 +123,7 @@ def _make_room(kept: dict[Any, Network]) -> None:
 
 
 class _Refused(Exception):
-    """A refusal, and the tracer that came to it."""
+    """A refusal, and the tracer that raised it."""
 
     def __init__(self, refusal: TraceError, tracer: Tracer) -> None:
         super().__init__(refusal)
@@ -130,13 +132,13 @@ class _Refused(Exception):
 
 
 def _trace(module: nn.Module, name: str, layout: Layout) -> Network:
-    """For images of any size or, of code that asks for it, for one as large as a trial."""
+    """For images of any size or, for code that reads the size, for images of a trial size."""
     return _in_rounds(lambda apart: _with_parts_whole(module, name, layout, apart), frozenset())
 
 
 def _in_rounds(make: Callable[[frozenset[str]], Network], apart: frozenset[str]) -> Network:
-    """What is made with some parts kept whole. If a part on coarse maps is refused, it is kept whole as well,
-    and those like it."""
+    """Trace with some parts kept whole: if a part on coarse maps is refused, it and those like it are kept
+    whole."""
     first: _Refused | None = None
     for rounds_left in reversed(range(ROUNDS)):
         try:
@@ -203,8 +205,7 @@ def _checked(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tr
 def _of_one_size(
     module: nn.Module, name: str, layout: Layout, size: MapSize, apart: frozenset[str]
 ) -> tuple[Network, Tracer]:
-    """The network for images of this size, by its trace there and by another, at a size from which it does
-    not differ but in numbers."""
+    """The network for images of this size, from a trace there and one at another size with the same ops."""
     refusals: list[TraceError] = []
     square = [(1, _STEP, _STEP)] if size[1] == size[2] else []
     for more in (*fitting_to(layout, APART), *square):
@@ -237,8 +238,8 @@ def _of_one_size(
 
 
 def _written_before_read(first: Tracer, second: Tracer) -> bool:
-    """Whether all that both traces leave behind are numbers, and what an earlier forward left of those, at
-    either size, makes no difference to a later one, nor to what that leaves."""
+    """Whether both traces leave only numbers behind, which a later forward overwrites before reading, at
+    either size."""
     if first.left_behind is None or second.left_behind is None:
         return False
     for left in (first.left_behind, second.left_behind):
@@ -260,9 +261,9 @@ def _traced_at(
 
 
 def _recorded(tracer: Tracer) -> TraceError | None:
-    """Trace the tracer's module; what keeps it from being traced to its end, if anything does.
+    """Trace the tracer's module; return what stopped it, if anything did.
 
-    Raises `TooLargeError` alone.
+    Raises nothing but `TooLargeError`.
     """
     aftermath = Aftermath(tracer.root)
     error: TraceError | None = None
@@ -304,7 +305,7 @@ def _drop_what_failed(tracer: Tracer) -> None:
     if tracer.decision is not None:
         _erase_unread(tracer.decision)
     for node in reversed(tracer.graph.nodes):
-        if "values" not in node.meta:  # it failed, so nothing reads it
+        if "values" not in node.meta:  # the op failed, so nothing reads it
             tracer.graph.erase_node(node)
 
 
@@ -321,7 +322,7 @@ def _obstacle_before(tracer: Tracer) -> TraceError | None:
 
 
 def _erase_unread(node: fx.Node) -> None:
-    """Also what was recorded for it alone: what a decision is made of is no obstacle before the decision."""
+    """Erase a node, and what was recorded for it alone: a decision's operands are no obstacle before it."""
     waiting = [node]
     while waiting:
         one = waiting.pop()
@@ -341,8 +342,11 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def input_layouts(module: nn.Module) -> list[Layout]:
-    """What a module may take: maps of as many axes as its convolutions have, the first before others, or
-    images; of as many channels as its layers have, in order, or of a colour or a grey image."""
+    """The layouts to try for a module's input.
+
+    Maps of as many axes as its convolutions have, the first convolution's before others, or images; with as
+    many channels as its layers have, in order, or those of a colour or a grey image.
+    """
     axes = [len(m.kernel_size) for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     made: dict[int, Callable[[int], Layout]]
     made = {1: Layout.of_sequence, 2: Layout.of_map, 3: lambda channels: Layout.of_map(channels, DEPTH)}

@@ -1,9 +1,9 @@
-"""A torch.fx tracer that knows the rules, and refuses what it cannot follow.
+"""A torch.fx tracer that knows the rules, and raises for what it cannot follow.
 
-Every traced op is evaluated on fake tensors, which hold shapes but no data, at each of the tracer's sizes.
-With two of them, what is the same at both is a constant (channels), and what differs follows the size of the
-image: `x.size(1)` is a plain number while tracing, and a condition on `x.size(2)` is refused. With one, every
-size is a plain number, and the trace holds for images of that size.
+Every traced op is evaluated on fake tensors, which have shapes but no data, at each of the tracer's sizes.
+With two sizes, what is the same at both is a constant (channels), and what differs follows the size of the
+image: `x.size(1)` is a plain number while tracing, and a condition on `x.size(2)` raises. With one size,
+every size is a plain number, and the trace holds for images of that size.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ from overlap_tool.rules.registry import qualified_name
 from overlap_tool.rules.sequences import recurrent
 
 FITTING = 2**8 * 3 * 5 * 7 * 11
-"""Whatever a network downscales by, and however large its windows are there: this is divided by it."""
+"""Divisible by whatever a network downscales by, and by the windows that it then cuts."""
 
 Sizes = tuple[MapSize, ...]
 
 TRIALS: Sizes = ((2, FITTING, 2 * FITTING), (3, 4 * FITTING, 9 * FITTING))
-"""Batch, height and width of the trials. All differ, and so do their differences and ratios: what is the same
-at both trials does not follow the size."""
+"""Batch, height and width of the trials. All differ, and so do their differences and ratios, so that a number
+which is the same at both trials does not follow the size."""
 
 SMALLER: Sizes = ((2, 960, 1920), (3, 3840, 8640))
-"""For a module that makes more numbers of a trial map than there are addresses, as when it compares every
-position with every other."""
+"""For a module that would make more numbers of a trial map than can be addressed, as when it compares all
+pairs of positions."""
 
 DEPTH = 96
-"""How deep the volumes of the trials are. A trace holds for one depth."""
+"""The depth of the trial volumes. A trace holds for one depth."""
 
 
 def fitting_to(layout: Layout, sizes: Sizes) -> Sizes:
-    """The same sizes, of one row if maps of this layout have no rows. Sounds are long, and hops are, too."""
+    """The same sizes; with a single row, and longer, if maps of this layout have no rows."""
     if ROWS not in layout.missing:
         return sizes
     return tuple((images, 1, 8 * columns) for images, _, columns in sizes)
@@ -94,7 +94,7 @@ INPLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
 }
-"""What works in place on a tensor, and what it is on a number."""
+"""In-place operators on tensors, and the same operators on numbers."""
 
 
 ONE_ANSWER = frozenset(
@@ -103,11 +103,11 @@ ONE_ANSWER = frozenset(
     is_nested is_quantized is_signed is_sparse is_xpu element_size get_device layout requires_grad
     """.split()
 )
-"""What code may ask a map, and decide by: the answer does not depend on its size, nor on its values."""
+"""Attributes that code may read of a map and branch on: they depend neither on its size nor on its values."""
 
 
 VALUES_ARE_READ = (DataDependentOutputException, DynamicOutputShapeException)
-"""What stand-ins of maps raise where a number, or a size, would have to be known by value."""
+"""Raised by fake tensors where a number or a size would depend on values."""
 
 MAKERS_LIKE: dict[Any, Callable[..., Any]] = {
     "new_zeros": torch.zeros,
@@ -115,35 +115,35 @@ MAKERS_LIKE: dict[Any, Callable[..., Any]] = {
     "new_full": torch.full,
     "new_empty": torch.empty,
 }
-"""What makes tensors of numbers alone, of the type of another."""
+"""Methods that make tensors of numbers alone, of another tensor's type."""
 
 MOST_OPS = 10_000
-"""So many are traced, and no more: a loop over the pixels of a trial map would go on for hours."""
+"""The most ops in a trace: a loop over the pixels of a trial map would go on for hours."""
 
 PATIENCE = 0.5
-"""Seconds for which the module may run on a trial map, to see whether it fails where its trace did."""
+"""Seconds for which the module itself may run on a trial map, to see whether it fails where its trace did."""
 
 MESSAGE = 200
-"""Characters of another's message, or line of code, that a refusal repeats."""
+"""Characters of a third-party message, or of a line of code, that an error repeats."""
 
 NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class TooLargeError(TraceError):
-    """An op makes more numbers of a trial map than there are addresses."""
+    """An op makes more numbers of a trial map than can be addressed."""
 
 
 class TrialError(TraceError):
     """An op refused the trial input; perhaps the number of channels was wrong.
 
-    `own` is what the module itself raises of such an input, if it is the module that does.
+    `own` is the error that the module itself raises for such an input, if it does.
     """
 
     own: Exception | None = None
 
 
 class Proxy(fx.Proxy):
-    """A traced value that knows its shape: channels are numbers, what follows the image's size is traced."""
+    """A traced value that knows its shape: channels are numbers; what follows the image's size is traced."""
 
     tracer: Tracer
 
@@ -174,7 +174,7 @@ class Proxy(fx.Proxy):
         return super().__getattr__(name)
 
     def _type(self, dtype: Any = None, *args: Any, **named: Any) -> Any:
-        """Which type a map is of; with arguments, the map in another."""
+        """The type of a map; with arguments, the map converted to another type."""
         if dtype is None and not named:
             return self.node.meta["values"][0].type()
         return self.tracer.create_proxy("call_method", "type", (self, dtype, *args), named)
@@ -248,7 +248,7 @@ class Proxy(fx.Proxy):
 
 def _in_place(changing: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Proxy, other: Any) -> Any:
-        # torch.fx would trace `x += 1` as `x = x + 1`, which leaves the other names of x as they were
+        # torch.fx would trace `x += 1` as `x = x + 1`, which does not change other references to x
         tensor = isinstance(self.node.meta["values"][0], Tensor)
         return self.tracer.create_proxy("call_function", changing if tensor else plain, (self, other), {})
 
@@ -272,38 +272,39 @@ class Tracer(fx.Tracer):
         self.root, self.root_module_name = root, type(root).__name__
         self.name = name
         self.layout = layout
-        """What the dimensions of the map are made of that it takes."""
+        """The layout of the map that the module takes."""
         self.sizes = sizes
         self.of_one_size = len(sizes) == 1
-        """Whether the trace holds for images of one size alone; it may be paired with one at another size."""
+        """Whether the trace holds for images of one size; it may be paired with one at another size."""
         self.apart = apart
         """The parts that the model's own code runs on whole maps."""
         self.areas: dict[str, int] = {}
-        """Of the parts that were called with one map, and returned one of its size: how large it is."""
+        """The sizes of maps of the parts that were called with one map and returned one of its size."""
         self.finest = 0
-        """How large the largest map is that a convolution has made."""
+        """The size of the largest map that a convolution has made."""
         self.submodule_paths: dict[nn.Module, str] = {}
         self.nodes: dict[str, fx.Node] = {}
         self.of_input: set[fx.Node] = set()
         self.made_modules: dict[str, nn.Module] = {}
-        """The modules that the forward makes, by the names under which the graph has them."""
+        """The modules that the forward creates, by their names in the graph."""
         self.made: dict[str, Tensor] = {}
-        """The tensors that the forward makes of nothing, by the names under which the graph has them."""
+        """The tensors that the forward creates, by their names in the graph."""
         self.returns: Any = ALONE
-        """What the forward returns, with places instead of what was traced."""
+        """What the forward returns, with places instead of traced values."""
         self.left: dict[str, list[int | float]] = {}
-        """The numbers that attributes held once the forward had run."""
+        """The numbers that attributes held after the forward."""
         self.left_behind: dict[str, Any] | None = None
-        """The attributes that it set, if to nothing but numbers."""
+        """The attributes that the forward set, if only to numbers."""
         self.assigned: dict[str, Any] = {}
-        """What the forward has put in the place of weights, by their dotted names: made of other weights."""
+        """Tensors that the forward has assigned in place of weights, made of other weights, by dotted
+        name."""
         self.used: dict[int, tuple[Tensor, Tensor]] = {}
-        """Tensors that are no parameters, as they were when an op first took them."""
+        """Tensors other than parameters, as they were when an op first took them."""
         self.untouched: nn.Module = root
         """The module with the attributes that it had before it was traced."""
         self.evaluating = False
         self.asked = False
-        """Whether code has asked for a size that differs between the trials."""
+        """Whether code has read a size that differs between the trials."""
         self.found_barrier = False
         self.parts: dict[str, int] = {"": layout.channels[0]}
         """The parts that were called with one map, and its channels."""
@@ -313,7 +314,7 @@ class Tracer(fx.Tracer):
         """The innermost part at which tracing stands, once it is refused."""
         device = next((p.device for p in root.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
-        with importing():  # the first one of a process imports PyTorch's compiler
+        with importing():  # a process's first one imports PyTorch's compiler
             self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.trials = tuple(torch.empty(layout.shape(size), device=device, dtype=dtype) for size in sizes)
@@ -327,7 +328,7 @@ class Tracer(fx.Tracer):
         return f"{self.dotted(scope.module_path)} ({kind.__name__})"
 
     def parts_around(self, path: str) -> Iterator[str]:
-        """The parts at or around this one that take one map, from the inside out to the whole stage."""
+        """The parts at or around this one that take one map, from the innermost to the whole stage."""
         while path:
             if path in self.parts:
                 yield path
@@ -335,8 +336,11 @@ class Tracer(fx.Tracer):
         yield path
 
     def coarse_parts_like(self, path: str) -> frozenset[str]:
-        """The innermost part at or around this one whose map is coarser than another, and others of its
-        class; none if there is none."""
+        """The innermost part at or around this one on a coarser map than some other, and parts of the same
+        class.
+
+        Empty if there is none.
+        """
         finest = max(self.finest, prod(self.trials[0].shape[2:]))
         coarse = {path for path, area in self.areas.items() if 2 * area <= finest}  # and not just cropped
         while path and path not in coarse:
@@ -347,7 +351,7 @@ class Tracer(fx.Tracer):
         return frozenset(each for each in coarse if type(self.submodule(each)) is kind)
 
     def kind(self, node: fx.Node) -> str:
-        """What an op is called."""
+        """The name of an op."""
         if node.op == "call_module":
             return type(self.submodule(str(node.target))).__name__
         return str(node.target) if isinstance(node.target, str) else node.target.__name__
@@ -358,7 +362,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        # One placeholder; every other parameter of forward takes its default.
+        # a single placeholder; every other parameter of forward takes its default
         whole = self.create_proxy("placeholder", "input", (), {})
         if self.is_leaf_module(self.root, ""):
             return lambda root, x: self.create_proxy("call_module", "", (x,), {}), [self.root, whole]
@@ -371,7 +375,7 @@ class Tracer(fx.Tracer):
         if module_qualified_name in self.apart:
             return True
         if m._forward_pre_hooks or is_parametrized(m):
-            return False  # what makes its weight of others is followed, and then its own code
+            return False  # the parametrization that computes its weight is traced, and then its own code
         if rule_for_module(m) is not None:
             return True
         path = f"{self.dotted(module_qualified_name)} ({type(m).__name__})"
@@ -417,7 +421,7 @@ class Tracer(fx.Tracer):
             raise self.failure(error, self.dotted(self.path_of_module(m)), type(m)) from error
 
     def take_in(self, m: nn.Module) -> None:
-        """Give a module that the forward made, as in `nn.ReLU()(x)`, a path among the stage's own."""
+        """Give a module that the forward created, as in `nn.ReLU()(x)`, a path in the stage."""
         if any(True for _ in (*m.parameters(), *m.buffers())):
             reason = f"calls a {type(m).__name__} with weights that is not one of its own submodules"
             raise TraceError(self.where(), reason, "Make it in __init__, as an attribute or in a ModuleList")
@@ -432,7 +436,7 @@ class Tracer(fx.Tracer):
         return self.made_modules[path] if path in self.made_modules else self.root.get_submodule(path)
 
     def require_axes(self, m: nn.Module, args: tuple[Any, ...]) -> None:
-        """Refuse a layer of PyTorch's for sounds or volumes that is given a map."""
+        """Raise for a PyTorch layer for sounds or volumes that is given another kind of map."""
         axes = {"1d": "1 axis", "3d": "3 axes"}.get(type(m).__name__[-2:])
         positional = type(m).__module__.startswith("torch.nn.") and not isinstance(m, _DropoutNd)
         given = args[0] if args else None
@@ -444,8 +448,8 @@ class Tracer(fx.Tracer):
             )
 
     def of_fixed_size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether these are values of whole maps, which no tile cuts, or do not follow the input at all: an
-        op on them needs no rule."""
+        """Whether these are values of whole maps, or do not depend on the input: an op on them needs
+        no rule."""
         given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy | Tensor)]
         sizes = [
             {tuple(tensor.shape[1:]) for tensor in value.node.meta["values"] if isinstance(tensor, Tensor)}
@@ -472,20 +476,20 @@ class Tracer(fx.Tracer):
         if not before.ndim == after.ndim == ndim:
             return
         if before.shape[2:] == after.shape[2:]:
-            # channels may be last, or many: never is a map taken for a smaller one than it is
+            # channels may be last, or many: a map must not be taken for a smaller one
             self.areas[self.path_of_module(m)] = prod(sorted(before.shape[1:])[2 - ndim :])
         if isinstance(m, nn.modules.conv._ConvNd):
             self.finest = max(self.finest, prod(after.shape[2:]))
 
     def assigns(self, weight: fx.Node, value: Any) -> bool:
-        """Take note of `weight.data = value`, if that is a weight's, and does not depend on the input."""
+        """Record `weight.data = value`, if it is a weight and the value does not depend on the input."""
         if weight.op != "get_attr" or not isinstance(value, fx.Proxy) or self.depends_on_input(value.node):
             return False
         self.assigned[str(weight.target)] = value
         return True
 
     def of_assigned(self, m: nn.Module, args: tuple[Any, ...]) -> Any:
-        """A layer by the weights that the forward gave it; None if it gave none."""
+        """A layer as a function of the weights that the forward assigned to it; None if it assigned none."""
         path = self.path_of_module(m)
         names = [name for name, _ in m.named_parameters(recurse=False) if f"{path}.{name}" in self.assigned]
         if not names:
@@ -504,7 +508,7 @@ class Tracer(fx.Tracer):
         return self.assigned.get(str(found.node.target), found) if given else found
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """As `fx.Tracer` does, but nothing that is replaced meanwhile is felt by another thread."""
+        """Like `fx.Tracer.trace`, but without any effect on other threads."""
         where = f"{self.dotted('')} ({type(root).__name__})"
         self.graph = fx.Graph(tracer_cls=type(self))
         _refuse_what_it_hides(root, lambda: where)
@@ -535,7 +539,7 @@ class Tracer(fx.Tracer):
         return self.graph
 
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
-        """What an error means that tracing met: the module's own, or one of tracing alone."""
+        """Translate an error during tracing: the module's own, or one of tracing alone."""
         where = f"{path} ({kind.__name__})"
         own = self.own_failure()
         if isinstance(own, VALUES_ARE_READ):
@@ -563,19 +567,19 @@ class Tracer(fx.Tracer):
         return DataDependenceError(where, reason, REGISTER)
 
     def own_failure(self) -> Exception | None:
-        """What the module raises of a trial map when nothing is traced, if it does so soon."""
+        """The error that the module itself raises for a trial map without tracing, if it does so soon."""
         try:
             return self.raised(self.trials[0], monotonic() + PATIENCE)
         except OutOfTime:
             return None
 
     def raised(self, given: Tensor, until: float) -> Exception | None:
-        """What the module itself raises of a map without numbers. Raises `OutOfTime` at the time `until`."""
+        """The module's own error for a map without numbers. Raises `OutOfTime` at the time `until`."""
         self.evaluating = True
         try:
             with self.fake, torch.no_grad(), _without_a_log(), Deadline(until):
                 self.untouched(given)
-        except Exception as error:  # whatever a third party's module raises
+        except Exception as error:  # third-party modules may raise anything
             return error
         finally:
             self.evaluating = False
@@ -604,9 +608,9 @@ class Tracer(fx.Tracer):
         if composition is not None:
             return composition(*args, **kwargs)
         if target in (torch._assert, torch._assert_async):
-            bool(args[0])  # refused like any other question, or the trace would not ask it any more
+            bool(args[0])  # raises like any other condition on a traced value
             return None
-        if target == "__setitem__":  # into a tensor that is not traced
+        if target == "__setitem__":  # assignment into a tensor that is not traced
             kind, target = "call_function", assign
         if target in MAKERS_LIKE and self.of_one_size:
             target, args, kwargs = self.made_like(target, *args, **kwargs)
@@ -621,16 +625,16 @@ class Tracer(fx.Tracer):
             value = proxy.node.meta["values"][0]
             known = self.of_one_size or not self.depends_on_input(proxy.node)
             if known and isinstance(value, bool | int | float | str | torch.dtype):
-                return value  # of weights alone, or of this size, so the code may decide something by it
+                return value  # made of weights alone, or at one size: code may branch on it
         return proxy
 
     def made_like(self, target: str, like: Proxy, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-        """`x.new_zeros(h, w)` is a value that no map is made into, only of its type, and where it lies."""
+        """`x.new_zeros(h, w)` depends on no map's values, only on its type and device."""
         given = {name: value for name, value in kwargs.items() if value is not None}
         return MAKERS_LIKE[target], args, {"dtype": like.dtype, "device": like.device, **given}
 
     def takes_after_a_map(self, args: Any) -> bool:
-        """Whether a map says of which type and on which device a constant is to be."""
+        """Whether a constant takes its type and device from a map."""
         value, other = [*args, None][:2]
         return (
             isinstance(other, Proxy)
@@ -639,7 +643,7 @@ class Tracer(fx.Tracer):
         )
 
     def device_of_weights(self) -> Any:
-        """The device of the stage, as it will be when it runs; none if there are no weights to follow."""
+        """The device of the stage when it runs; None if there are no weights to show it."""
         name = next((name for name, _ in self.root.named_parameters()), None)
         if name is None:
             return None
@@ -678,7 +682,7 @@ class Tracer(fx.Tracer):
         return node
 
     def evaluate(self, node: fx.Node, trial: int) -> Any:
-        """What a node gives at a trial size."""
+        """The result of a node at a trial size."""
         if node.op == "placeholder":
             return self.trials[trial]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["values"][trial])
@@ -689,7 +693,7 @@ class Tracer(fx.Tracer):
                     value = operator.attrgetter(str(node.target))(self.root)
                     return self.fake.from_tensor(value) if isinstance(value, Tensor) else value
                 if node.op == "call_module":
-                    # on stand-ins for its weights, since a forward may assign to them (MaskedConv2d does)
+                    # on fake weights, since a forward may assign to them (MaskedConv2d does)
                     module = self.submodule(str(node.target))
                     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
                     fakes: dict[str, Tensor] = {k: self.fake.from_tensor(v) for k, v in state.items()}
@@ -702,7 +706,7 @@ class Tracer(fx.Tracer):
             raise self.reads_values(self.where()) from error
         except Exception as error:
             shapes = [tuple(o.shape) for o in tensors((args, kwargs))]
-            name = getattr(node.target, "__name__", node.target)  # that of the whole stage is empty
+            name = getattr(node.target, "__name__", node.target)  # the name of the whole stage is empty
             if "overflow" in str(error):
                 raise TooLargeError(
                     self.where(),
@@ -722,7 +726,7 @@ class Tracer(fx.Tracer):
 
 @contextmanager
 def _without_a_log() -> Iterator[None]:
-    """PyTorch logs what it raises on fake tensors, too, with all of the traceback."""
+    """Inside, PyTorch does not log errors on fake tensors with all of their traceback."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -736,7 +740,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _source_line(error: Exception) -> str:
-    """The line of the model's own code that an error was raised in, as ` at "..."`."""
+    """The line of the model's own code that raised an error, as ` at "..."`."""
     own = [
         frame.line
         for frame in extract_tb(error.__traceback__)
@@ -750,15 +754,15 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def _is_torchs(module: nn.Module) -> bool:
-    """Whether PyTorch computes it, and it is not made of other ops."""
+    """Whether the module is a PyTorch layer that is not made of other modules' ops."""
     is_made_of_others = isinstance(module, nn.Sequential) or composition_of(type(module)) is not None
     home = type(module).__module__
-    of_weights = home.startswith("torch.nn.utils.")  # parametrizations, and the layers that have them
+    of_weights = home.startswith("torch.nn.utils.")  # parametrizations, and the layers that use them
     return home.startswith("torch.nn.") and not (is_made_of_others or of_weights)
 
 
 def _begins_with_zeros(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether it is a recurrent layer of PyTorch's that is given no state."""
+    """Whether it is a recurrent layer of PyTorch's that is called without a state."""
     return (
         isinstance(m, nn.RNNBase)
         and type(m) in (nn.LSTM, nn.GRU, nn.RNN)
@@ -770,7 +774,7 @@ def _begins_with_zeros(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 class _StateOf:
-    """What a recurrent layer returns beside its outputs: code for inference drops it."""
+    """The final state that a recurrent layer returns beside its outputs: inference code drops it."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -793,12 +797,12 @@ class _StateOf:
 
 
 def _makes_weights(hook: Any) -> bool:
-    """Whether a hook makes a layer's weight of two others, before each call, and nothing else."""
+    """Whether a hook only computes a layer's weight from two others before each call."""
     return type(hook) is WeightNorm
 
 
 def _refuse_what_it_hides(module: nn.Module, where: Callable[[], str]) -> None:
-    """What tracing would not see, or see once too often."""
+    """Raise for things that tracing would miss, or see twice."""
     if module._forward_hooks or any(not _makes_weights(hook) for hook in module._forward_pre_hooks.values()):
         raise TraceError(
             where(),

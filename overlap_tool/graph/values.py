@@ -1,4 +1,4 @@
-"""Holds a trace to the module itself: what both compute of a small map."""
+"""Compares a trace with the module itself: both compute a small map."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from overlap_tool.graph.tracer import REGISTER, Tracer
 from overlap_tool.kernels import exact_kernels
 
 SIDE = 16
-"""The height of the first map to try, or of what is made of it if that is larger. The width is twice that."""
+"""The height of the first map to try, or of its output if that is larger; the width is twice that."""
 
 TIMES = 1, 2, 4, 8, 16, 32
-"""Multiples of it that are tried until the module takes one; if it takes none, then those that its windows
-fit in. In the last two, windows are shifted that have no neighbours in a smaller one."""
+"""Multiples of this size that are tried until the module takes one; if it takes none, then multiples that its
+windows fit in. In the last two, shifted windows occur that have no neighbours in smaller maps."""
 
 
 @torch.no_grad()
 def check_values(network: Network, tracer: Tracer, traced_at: Callable[[MapSize], Tracer | None]) -> None:
-    """Refuse a module that computes something else when it is traced. `traced_at` gives the trace that holds
-    for a map of this size.
+    """Raise for a module that computes something else than its trace. `traced_at` returns the trace for a
+    map's size.
 
-    Its code may ask what no trace answers as the module itself would, such as for the type of its input.
-    It is a copy that runs, since a forward may change its module, as MaskedConv2d's does.
+    Its code may branch on something that a trace answers differently, such as the type of its input. A copy
+    of the module runs, since a forward may change it, as MaskedConv2d's does.
     """
     if any(tensor.is_meta for tensor in (*tracer.root.parameters(), *tracer.root.buffers())):
         return
@@ -74,7 +74,7 @@ def _require_equal(tracer: Tracer, again: _AsTraced, returns: Any, x: Any, own: 
 
 
 def _nearly_equal(first: Tensor, second: Tensor) -> bool:
-    """In operations that the exact engine has, too, since a trace may be made while it is on."""
+    """Uses operations that the exact engine has, too, since tracing may happen while it is on."""
     near = 1e-3 * float(second.nan_to_num(0, 0, 0).abs().max())
     if first.shape != second.shape:
         return False
@@ -85,10 +85,10 @@ def _nearly_equal(first: Tensor, second: Tensor) -> bool:
 def _small_maps(
     tracer: Tracer, side: int, multiples: Iterable[int], fitting: tuple[int, int]
 ) -> Iterator[Tensor]:
-    """Maps of so many rows, and twice as many columns, or of as many more as whole periods take. None is
-    drawn that is not looked at: the largest takes a second, and a GiB."""
+    """Maps of so many rows and twice as many columns, rounded up to whole periods, drawn one by one as they
+    are needed: the largest takes a second and a GiB."""
     like, (_, rows, columns) = tracer.trials[0], tracer.sizes[0]
-    of_squares = rows == columns  # it takes no others
+    of_squares = rows == columns  # it takes no other images
     for times in multiples:
         n = side * times
         size = (1, 2 * SIDE * n) if ROWS in tracer.layout.missing else (n, n if of_squares else 2 * n)
@@ -104,7 +104,7 @@ def _size(tracer: Tracer, x: Tensor) -> MapSize:
 
 
 def _own_result(module: nn.Module, x: Tensor) -> Any:
-    """What the module makes of a map, if it takes one of this size."""
+    """The module's result for a map, if it takes this size."""
     try:
         result = module(x.clone())
     except Exception:
@@ -114,15 +114,18 @@ def _own_result(module: nn.Module, x: Tensor) -> Any:
 
 
 def _require_masks(network: Network, runs: Iterable[tuple[_AsTraced, Tensor]]) -> None:
-    """Refuse a roll whose map is tiled as if nothing passed over the border, unless nothing does. On a small
-    map, what has one window only may not be rolled: each roll is looked at on the first map that has it."""
+    """Raise for a roll that is tiled as if nothing crossed the border, unless nothing does.
+
+    A map with a single window may not be rolled, so each roll is checked on the first small map in which it
+    occurs.
+    """
     left = {pair.roll.name: pair for pair in network.shifted}
     for again, x in runs:
         if not left:
             return
         try:
             again.run(x)
-        except Exception:  # whatever a third party's module raises of so small a map
+        except Exception:  # third-party modules may raise anything for so small a map
             continue
         places = again.places()
         for pair in list(left.values()):
@@ -138,13 +141,13 @@ def _require_masks(network: Network, runs: Iterable[tuple[_AsTraced, Tensor]]) -
 
 
 def _how(roll: fx.Node | Op) -> Any:
-    """By how many rows and columns."""
+    """The rows and columns by which it rolls."""
     named = {name: value for name, value in roll.kwargs.items() if name != "input"}
     return tuple(roll.args[1:]), named
 
 
 class UnmaskedRoll(GlobalOpError):
-    """A roll brings in what is then mixed with the rest."""
+    """A roll brings in samples that are then mixed with the rest."""
 
     def __init__(self, roll: Op) -> None:
         super().__init__(
@@ -163,7 +166,7 @@ class _AsTraced(fx.Interpreter):
         self.made, self.made_modules = tracer.made, tracer.made_modules
 
     def places(self) -> dict[str, fx.Node]:
-        """Its nodes, by the names that their ops have in a network."""
+        """Its nodes, by the names of their ops in a network."""
         places: dict[str, fx.Node] = {}
         counts: Counter[str] = Counter()
         for node in self.graph.nodes:
@@ -176,7 +179,7 @@ class _AsTraced(fx.Interpreter):
         return places
 
     def between(self, first: fx.Node, last: fx.Node, value: Tensor) -> Tensor:
-        """What the last of two nodes gives where the first gives another value than it did."""
+        """The value of `last` if `first` had another value than it did."""
         values = {**self.env, first: value}
         nodes = list(self.graph.nodes)
         for node in nodes[nodes.index(first) + 1 : nodes.index(last) + 1]:
