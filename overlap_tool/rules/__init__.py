@@ -1,4 +1,4 @@
-"""What is known of each kind of op: one file per family, one registry, open to plugins."""
+"""Rules: what is known of each kind of op. One file per family, one registry, open to plugins."""
 
 from overlap_tool.geometry import Patch
 from overlap_tool.rules import (

@@ -14,7 +14,7 @@ from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
 def assign(whole: Tensor, key: Any, value: Any) -> Tensor:
-    """`whole[key] = value`. Returns what it changed, as other ops in place do."""
+    """`whole[key] = value`, returning the changed tensor, as in-place ops do."""
     whole[key] = value
     return whole
 
@@ -60,7 +60,7 @@ def assigned(call: Call, whole: Operand, key: Any, value: Any) -> Rule:
 
 
 def _is_among(written: range | None, patch: Patch, device: torch.device) -> Tensor:
-    """Which of the rows or columns of a piece are written to."""
+    """Which rows or columns of a piece are written to."""
     return torch.tensor([written is None or place in written for place in range(*patch.out)], device=device)
 
 
@@ -71,7 +71,7 @@ def scattered(value: Tensor, rows: slice, columns: slice, size: tuple[int, int])
 
 @register_rule(scattered)
 def scattering(call: Call, value: Operand, rows: slice, columns: slice, size: tuple[int, int]) -> Rule:
-    """As a transposed convolution with a stride spreads its input, before it sums."""
+    """The rule of `scattered`: like a transposed convolution with a stride before it sums."""
     places = [range(*each.indices(n)) for each, n in zip((rows, columns), size, strict=True)]
 
     def run(patches: Patches, value: Tensor, *_: Any) -> Tensor:

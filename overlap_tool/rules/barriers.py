@@ -23,8 +23,8 @@ from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap
 def reduction(
     call: Call, kind: str, layout: Layout, dims: Sequence[int], *args: Any, **kwargs: Any
 ) -> Reduction:
-    """`x.mean((2, 3))` and its kin, over all positions: dimension by dimension from the last to the first, as
-    the exact engine does."""
+    """`x.mean((2, 3))` and similar ops over all positions, dimension by dimension from the last to the first,
+    as in the exact engine."""
     _require_rows_in_order(call, layout, dims)
     if kind in ("var", "std"):
         return _variance(kind == "std", layout, dims, *args, **kwargs)
@@ -39,13 +39,13 @@ def _require_rows_in_order(call: Call, layout: Layout, dims: Sequence[int]) -> N
 
 
 def _in_bands(layout: Layout, one_row_by: Sequence[int] = ()) -> Following:
-    """Along which axis a barrier reads a map part by part; or one of one row, of which it reduces these."""
+    """The axis along which a barrier reads a map: rows, or the columns of a single row that it reduces."""
     by_columns = _by_columns(layout, one_row_by)
     return COLUMNS if by_columns or ROWS in layout.missing else ROWS
 
 
 def _by_columns(layout: Layout, dims: Sequence[int]) -> bool:
-    """Whether it reduces the columns of one row, which follow each other."""
+    """Whether it reduces the columns of a single row, and these are contiguous."""
     return any([f for f in layout.dims[dim] if f is not ROWS][:1] == [COLUMNS] for dim in dims)
 
 
@@ -67,7 +67,7 @@ def _variance(
     keepdim: bool = False,
     **kwargs: Any,
 ) -> Reduction:
-    """Reads the map twice: for the mean, then for the squares of what differs from it."""
+    """Reads the map twice: for the mean, and then for the squared differences from it."""
     less = kwargs.get("correction", int(unbiased))
     average = _plain_reduction("mean", layout, dims, keepdim=True)
 
@@ -99,7 +99,7 @@ def _shaped(total: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
 
 
 def _count(whole: WholeMap, layout: Layout, dims: Sequence[int]) -> int:
-    """How many numbers become one."""
+    """How many numbers are reduced to one."""
     images, *_, rows, columns = whole.shape
     shape = layout.shape((images, rows, columns))
     return prod(shape[dim] for dim in dims)
@@ -112,7 +112,7 @@ def _accumulated(
     step: str,
     transform: Callable[[Tensor], Tensor] = lambda band: band,
 ) -> Tensor:
-    """What a reduction makes of dimensions, which are kept with length one, from bands of the map."""
+    """The reduction of some dimensions, which keep length one, from bands of the map."""
     axis = _in_bands(layout, dims if whole.shape[-2] == 1 else ())
     in_bands = next(dim for dim in dims if axis in layout.dims[dim])
     tree = Tree(step, in_bands)
@@ -137,8 +137,10 @@ def _over_the_rest(total: Tensor, dims: Sequence[int], in_bands: int, step: str)
 
 
 class Tree:
-    """The sum, or largest or smallest number, along a dimension that arrives in parts: the one that pairs of
-    neighbours give, and pairs of pairs, wherever the parts end.
+    """The sum, maximum or minimum along a dimension that arrives in parts.
+
+    Pairs of neighbours are combined, then pairs of pairs, so that the result does not depend on where the
+    parts end.
 
     >>> tree = Tree("sum", 0)
     >>> for part in torch.arange(10.0).split(3):
@@ -177,8 +179,8 @@ class Tree:
         return last
 
     def add_node(self, size: int, node: Tensor) -> None:
-        """A part of so many numbers, a power of two, that are one already: nodes follow one another as
-        `whole_nodes` lists them."""
+        """Add the combined value of `size` numbers, a power of two, in the order in which `whole_nodes` lists
+        them."""
         for level in count():
             if level == len(self.waiting):
                 self.waiting.append(None)
@@ -192,7 +194,7 @@ class Tree:
 
 
 def whole_nodes(span: Span) -> list[Span]:
-    """A stretch of what a tree adds up, as the largest parts that are nodes of the tree however it goes on.
+    """A span of a tree's numbers as the largest parts that are nodes of the tree, however it continues.
 
     >>> whole_nodes(Span(3, 14))
     [Span(start=3, stop=4), Span(start=4, stop=8), Span(start=8, stop=12), Span(start=12, stop=14)]
@@ -265,7 +267,7 @@ register_rule(nn.AdaptiveMaxPool2d)(of_layer(adaptive_max_pool2d))
 
 
 def _follows_the_map(call: Call) -> bool:
-    """Whether the result is a map itself, at this size of the image."""
+    """Whether the result is itself a map, of this size of the image."""
     first, second = call.output_shapes
     return call.of_one_size and first[-2] != second[-2] and first[-1] != second[-1]
 

@@ -24,7 +24,7 @@ WHOLE = slice(None)
 def pad(
     call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Rule:
-    """Rows and columns, wherever the map has them."""
+    """Pads rows and columns, wherever the map has them."""
     ndim = len(input.shape)
     amounts = {ndim - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)}
     rows, columns = (amounts.pop(place, (0, 0)) for place in _places_of_axes(input))
@@ -48,7 +48,7 @@ def pad(
 
 
 def filled(layout: Layout, rows: Pad, columns: Pad, fill: float = 0.0) -> Rule:
-    """The rule of an op that fills a map of this layout up at its borders, or crops it."""
+    """The rule of an op that pads or crops a map of this layout."""
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         kept = as_kept(input, layout, *(patch.have.length for patch in patches))
@@ -58,7 +58,7 @@ def filled(layout: Layout, rows: Pad, columns: Pad, fill: float = 0.0) -> Rule:
 
 
 def _places_of_axes(input: Operand) -> tuple[int, int]:
-    """The dimensions of rows and of columns; -1 for none, where no other op can mean it."""
+    """The dimensions of rows and of columns; -1 for a missing one, which matches no argument."""
     places = [input.layout.place_of(axis) for axis in (ROWS, COLUMNS)]
     return tuple(-1 if place is None else place for place in places)  # type: ignore[return-value]
 
@@ -99,8 +99,8 @@ def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
 
 @register_rule(getitem, any_layout=True)
 def crop(call: Call, input: Operand, index: Any) -> Rule:
-    """`x[:, a:b, top:-bottom, left:-right]`, and every s-th sample; channels by numbers that are constant;
-    `x[:, None]`, a new dimension of length one."""
+    """`x[:, a:b, top:-bottom, left:-right]`, every s-th sample, constant channel numbers, and new dimensions
+    as in `x[:, None]`."""
     full = full_index(call, index, len(input.shape))
     plain = [item for item in full if item is not None]
     axes = {axis: input.layout.place_of(axis) for axis in Following}
@@ -138,7 +138,7 @@ def _axis_at(axes: dict[Following, int | None], dim: int) -> Following | None:
 
 
 def _layout_of(call: Call, layout: Layout, full: tuple[Any, ...]) -> Layout:
-    """What an index leaves of the dimensions, the new ones among them."""
+    """The dimensions that an index leaves, including new ones."""
     dims: list[Dimension] = []
     rest = iter(layout.dims)
     made = iter(call.output_shapes[0])
@@ -198,7 +198,7 @@ def cut_out(call: Call, start: int, stop: int, n: int, step: int = 1) -> Geometr
 
 
 def _cropped(start: int, after: int, step: int) -> Geometry:
-    """All but the first `start` samples and the last `-after`; of those, every `step`-th."""
+    """Without the first `start` and the last `-after` samples; of the rest, every `step`-th."""
     return Pad(-start, after) if step == 1 else Window(1, step, -start, after)
 
 

@@ -40,7 +40,7 @@ def _only_channels(call: Call, input: Operand, dim: Any, doing: str) -> list[int
 
 
 def _of_other_lengths(call: Call, input: Operand, dims: Sequence[int]) -> Layout:
-    """The layout of a result of which some dimensions, of channels, have other lengths, or are dropped."""
+    """The layout of a result in which some dimensions of channels have other lengths, or are dropped."""
     made = call.output_shapes[0]
     if len(made) < len(input.shape):
         return input.layout.with_lengths({}, dims)
@@ -87,7 +87,7 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
 
 @register_rule(torch.select, "select", any_layout=True)
 def select(call: Call, input: Operand, dim: int, index: int) -> Rule:
-    """One number of channels: `x.unbind(1)[2]` is `x.select(1, 2)`."""
+    """One channel: `x.unbind(1)[2]` is `x.select(1, 2)`."""
     dims = _only_channels(call, input, dim, "picks one")
     return Rule(
         lambda patches, input, dim, index: input.select(dim, index),
@@ -102,7 +102,7 @@ def select(call: Call, input: Operand, dim: int, index: int) -> Rule:
     "cumsum", "cumprod", "logcumsumexp", torch.argmax, torch.argmin, "argmax", "argmin", any_layout=True,
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:
-    """Over channels at every position; over all rows and columns of an image, a barrier."""
+    """A reduction over channels at every position; over all rows and columns of an image, a barrier."""
     dims = dims_of(dim, len(input.shape))
     if _every_position(dims, input) and "softmax" not in call.kind:
         return barriers.reduction(call, call.kind, input.layout, dims, *args, **kwargs)
@@ -111,7 +111,7 @@ def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: An
 
 
 def _between_channels(call: Call, input: Operand, dims: Sequence[int], scratch: int = 0) -> Rule:
-    """What the op itself computes of every position, along dimensions of channels."""
+    """The rule of an op that computes every position alone, along dimensions of channels."""
     return Rule(
         lambda patches, *args, **kwargs: _computed(call, *args, **kwargs),
         scratch=scratch,
@@ -121,7 +121,7 @@ def _between_channels(call: Call, input: Operand, dims: Sequence[int], scratch: 
 
 @register_rule(torch.max, torch.min, "max", "min", any_layout=True)
 def extreme(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
-    """`torch.max(x, y)` at every position; `torch.max(x, 1)` over channels, values and where they stand."""
+    """`torch.max(x, y)` at every position; `torch.max(x, 1)` over channels: values and their indexes."""
     other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
     if isinstance(other, Operand):
         return pointwise.between_positions(call, input, *args, **kwargs)
@@ -135,7 +135,7 @@ def _computed(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 @register_rule("repeat", torch.tile, "tile", any_layout=True)
 def repeat(call: Call, input: Operand, *repeats: Any, **named: Any) -> Rule:
-    """Channels, once after the other."""
+    """Channels, repeated one after the other."""
     times = named.get("repeats", named.get("dims", repeats[0] if len(repeats) == 1 else repeats))
     times = (times,) if isinstance(times, int) else tuple(times)
     ndim = len(input.shape)
@@ -162,7 +162,7 @@ def stack(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
 
 @register_rule("new_zeros", "new_ones", "new_full", "new_empty", accepts_sizes=True)
 def new(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
-    """A map of one number, as large as another: a start to which channels are added."""
+    """A map of one number, as large as another, for example to add channels to."""
     given, made = call.input_shapes, call.output_shapes
     if any(
         len(new) < 3 or new[-2:] != old[-2:] or new[0] != old[0] for old, new in zip(given, made, strict=True)
@@ -210,18 +210,16 @@ def norm(
 
 @compose(F.glu, nn.GLU)
 def glu(input: Tensor, dim: int = -1) -> Tensor:
-    """As the exact engine has it."""
+    """As the exact engine computes it."""
     kept, gate = input.chunk(2, dim)
     return kept * gate.sigmoid()
 
 
 @register_rule(torch.flip, "flip", any_layout=True)
 def flip(call: Call, input: Operand, *each: Any, dims: Sequence[int] = ()) -> Rule:
-    """Channels in the opposite order."""
+    """Channels in reverse order."""
     along = dims_of(dims or (each if isinstance(each[0], int) else each[0]), len(input.shape))
-    if along_the_map(
-        along, input
-    ):  # two of them may be near again, so it is not said that no overlap is enough
+    if along_the_map(along, input):  # two flips may cancel, so this does not claim that no overlap is enough
         call.refuse("mirrors over rows or columns")
     _no_images(call, input, along, "mirrors")
     return Rule(lambda patches, input, *_, **__: torch.flip(input, along))

@@ -37,7 +37,7 @@ def windows(
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {4: conv2d, 5: F.conv3d}
 TRANSPOSED: dict[int, Callable[..., Tensor]] = {4: conv_transpose2d, 5: F.conv_transpose3d}
-"""By how many dimensions a map has."""
+"""By the number of a map's dimensions."""
 
 
 @register_rule(F.conv2d, torch.conv2d, F.conv3d, torch.conv3d)
@@ -66,7 +66,7 @@ def conv(
         patches: Patches, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
     ) -> Any:
         piece = extend(input, patches, outside)
-        if not alike:  # all of the depth is here
+        if not alike:  # the whole depth is at hand
             mode = "constant" if padding_mode == "zeros" else padding_mode
             piece = F.pad(piece, (0, 0, 0, 0, *around), mode)
         return convolve(piece, weight, bias, strides, own, dilations, groups)
@@ -87,7 +87,7 @@ register_rule(nn.Conv2d, nn.Conv3d)(of_layer(conv))
 
 
 def _planes(call: Call) -> int:
-    """How deep the result is; an image is one plane."""
+    """The depth of the result; an image is one plane."""
     return prod(call.output_shapes[0][2:-2])
 
 
@@ -129,8 +129,10 @@ def masked_conv2d(call: Call, module: Any, input: Operand) -> Rule:
 
 
 class Trim(NamedTuple):
-    """How to make a transposed convolution of a piece compute just the outputs asked for: how many zeros to
-    put around the piece, and the padding and output padding to give."""
+    """How to make a transposed convolution of a piece compute just the outputs that are asked for.
+
+    It holds how many zeros to put around the piece, and the padding and output padding to pass.
+    """
 
     before: int
     after: int
@@ -183,7 +185,7 @@ def conv_transpose(
     ) -> Any:
         trims = [trim_to(axis, patch) for axis, patch in zip((rows, columns), patches, strict=True)]
         if any(patch.have.empty for patch in patches):
-            # no input feeds these outputs: a zero stands in, and the bias alone comes out
+            # no input feeds these outputs: a zero input gives the bias alone
             lengths = [max(1, patch.have.length) for patch in patches]
             input = input.new_zeros((*input.shape[:-2], *lengths))
         else:

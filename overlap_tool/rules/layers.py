@@ -1,7 +1,7 @@
-"""Layers between channels that published transformers apply to tokens, for maps.
+"""Map versions of layers that published transformers apply to tokens.
 
-Their parameters have the names and shapes that PyTorch's own layers have, so that checkpoints fit; their
-channels are called as a convolution's are.
+Their parameters have the names and shapes of PyTorch's own layers, so that checkpoints fit, and their
+channels the names of a convolution's.
 """
 
 from __future__ import annotations

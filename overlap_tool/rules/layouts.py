@@ -1,7 +1,7 @@
 """Views: ops that cut, join and move dimensions, and change no number.
 
-What a tensor's dimensions are made of says what a view does to the map: `geometry/layout.py` has the algebra.
-Pieces come laid out as the model has them, and a view of a piece is the same view.
+The layout of the dimensions determines what a view does to the map: see `geometry/layout.py`. Pieces are laid
+out as the model has them, and a view of a piece is the same view.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, compose,
 
 
 def joined(map: Tensor) -> Tensor:
-    """The same tensor, whose blocks of rows and columns stand for rows and columns again."""
+    """The same tensor; its blocks of rows and columns count as rows and columns again."""
     return map
 
 
@@ -37,7 +37,7 @@ def _grown(joined: Resized) -> tuple[Geometry, Geometry]:
 
 
 def _joining(made: Resized, given: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A rule's `run` that joins blocks. Of those at a border of the piece, not all may be asked for."""
+    """A rule's `run` that joins blocks. At a piece's border, parts of blocks may not be asked for."""
 
     def run(patches: Patches, *args: Any, **kwargs: Any) -> Tensor:
         blocks = made.rows, made.columns
@@ -62,8 +62,11 @@ def image_by_image(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Rule:
-    """The rule of an op on windows that a model has taken for images: a convolution inside each of them, say.
-    The op treats images one by one, so that it is a matter of one position of the map of windows."""
+    """The rule of an op on windows that the model treats as images, such as a convolution inside each of
+    them.
+
+    The op treats images one by one, so it is a pointwise op on the map of windows.
+    """
     first = maps[0].layout.dims[:1]
     given, made = call.input_shapes, call.output_shapes
     if len(maps) > 1 or not first or set(first[0]) != set(Following):
@@ -87,7 +90,7 @@ def image_by_image(
 @register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, nn.Flatten, "unflatten",
                torch.unflatten, nn.Unflatten, accepts_sizes=True, any_layout=True)  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    """Dimensions are cut and joined, and numbers keep their order."""
+    """Cuts and joins dimensions; numbers keep their order."""
     takes_module = isinstance(call.target, nn.Module)
     input: Operand = args[1] if takes_module else args[0] if args else kwargs["input"]
     try:
@@ -104,7 +107,7 @@ def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
 
     made = layout.joined()
     alone = all(len(dimension) == 1 or not {ROWS, COLUMNS} & {*dimension} for dimension in made.layout.dims)
-    if (rows, columns) == (1, 1) and alone:  # blocks and the places inside them are rows or columns again
+    if (rows, columns) == (1, 1) and alone:  # blocks and the positions inside them are rows or columns again
         return Rule(_joining(made, given), *_grown(made), layout=made.layout)
     return Rule(run, _blocks(rows), _blocks(columns), layout=layout)
 
@@ -120,7 +123,7 @@ def _blocks(size: int) -> Geometry:
 def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     ndim = len(input.shape)
     target = getattr(Tensor, call.target) if isinstance(call.target, str) else call.target
-    # strides that number the dimensions tell where each of them goes
+    # strides that number the dimensions show where each of them goes
     order = target(
         torch.empty([1] * ndim).as_strided([1] * ndim, tuple(range(ndim))), *dims, **named
     ).stride()
@@ -132,7 +135,7 @@ def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
 
 @register_rule("unsqueeze", torch.unsqueeze, any_layout=True)
 def unsqueeze(call: Call, input: Operand, dim: int) -> Rule:
-    """A dimension of length one. Before the columns of a map without rows it is that of the only row."""
+    """Adds a dimension of length one. In front of the columns of a map without rows, it is the rows."""
     place = dim % (len(input.shape) + 1)
     layout = input.layout.with_ones([place])
     if ROWS in layout.missing and layout.dims[place + 1 :] == ((COLUMNS,),):
@@ -142,7 +145,7 @@ def unsqueeze(call: Call, input: Operand, dim: int) -> Rule:
 
 @register_rule("squeeze", torch.squeeze, any_layout=True)
 def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
-    """Dimensions of length one. At some number of images or rows, that of images or rows is one, too."""
+    """Drops dimensions of length one. With a single image or row, that of images or rows is one, too."""
     ndim = len(input.shape)
     if dim is None:
         call.refuse("drops every dimension of length one, which that of the images may be")
@@ -159,7 +162,7 @@ def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
 
 @register_rule("expand", "broadcast_to", torch.broadcast_to, accepts_sizes=True, any_layout=True)
 def expand(call: Call, input: Operand, *_: Any, **__: Any) -> Rule:
-    """Dimensions of length one are repeated, and new ones may stand in front."""
+    """Repeats dimensions of length one, and adds new ones in front."""
     made = call.output_shapes
     layout = input.layout.with_ones(range(len(made[0]) - len(input.shape)))
     lengths = {}
@@ -174,7 +177,7 @@ def expand(call: Call, input: Operand, *_: Any, **__: Any) -> Rule:
 
 @register_rule("expand_as")
 def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
-    """A summary, with one number per channel, repeated over all of a map."""
+    """A summary, with one number per channel, repeated over a whole map."""
     if input.spatial or not other.spatial or tuple(input.shape[-2:]) != (1, 1):
         call.refuse("expands a map, or by a constant")
     return Rule(lambda patches, input, other: input.expand_as(other))
@@ -182,7 +185,7 @@ def expand_as(call: Call, input: Operand, other: Operand) -> Rule:
 
 @compose("einops.einops.rearrange")
 def rearrange(tensor: Any, pattern: str, **lengths: Any) -> Any:
-    """`b (heads c) h w -> b h w heads c`: dimensions are cut, moved and joined."""
+    """`b (heads c) h w -> b h w heads c`: cuts, moves and joins dimensions."""
     given, made = (re.findall(r"\([^)]*\)|\S+", side) for side in pattern.split("->"))
     dots = len(tensor.shape) - len(given) + 1
     given, made = (_with_dots_named(names, dots) for names in (given, made))

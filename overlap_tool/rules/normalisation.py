@@ -1,7 +1,7 @@
 """Normalisation of a map by its own mean and variance: a barrier, and arithmetic at every position.
 
-PyTorch has one function for both. It is traced as the composition that stands for it here, whose steps have
-rules; the exact engine computes the same steps where it meets the function itself.
+PyTorch has one function for both. It is traced as the equivalent composition below, whose steps have rules;
+the exact engine computes the same steps where it meets the function itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Grouped(WholeMap):
     def within_rows(
         self, step: str, columns: Sequence[Span], transform: Callable[[Tensor], Tensor] = lambda band: band
     ) -> Iterator[Tensor]:
-        groups = self.groups  # all of this that the transformation takes along, where it goes
+        groups = self.groups  # the function below may be sent to another process, without this object
         return self.whole.within_rows(step, columns, lambda band: transform(_grouped(band, groups)))
 
 

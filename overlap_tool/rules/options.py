@@ -1,4 +1,4 @@
-"""Layers that hold a function's options, each as an attribute of that name: they have the function's rule."""
+"""Layers that hold a function's options as attributes of the same names: they use the function's rule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, RuleBuil
 
 
 def of_layer(build: RuleBuilder) -> RuleBuilder:
-    """The rule of a layer, by that of the function: `register_rule(nn.Conv2d)(of_layer(conv))`.
+    """The rule of a layer, from that of the function: `register_rule(nn.Conv2d)(of_layer(conv))`.
 
-    Weights are read from the layer at every call, and the other options once.
+    Weights are read from the layer at every call, the other options once.
     """
     _, _, *options = signature(build).parameters
 
@@ -28,7 +28,7 @@ def of_layer(build: RuleBuilder) -> RuleBuilder:
         if isinstance(rule, Reduction):
             return replace(rule, run=lambda layer, input: rule.run(input))
 
-        @wraps(rule.run)  # whose module says whether it is ours
+        @wraps(rule.run)  # keeps the module name, by which our own rules are known
         def run(patches: Patches, layer: nn.Module, input: Tensor) -> Any:
             return rule.run(patches, input, **{name: getattr(layer, name) for name in weights})
 

@@ -1,4 +1,4 @@
-"""How PyTorch writes down padding, and what options it takes for both axes at once."""
+"""PyTorch's notations of padding, and of options for several axes at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PADDING_MODES = {
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """One number for rows and columns, or one each; of three, those behind that of the depth."""
+    """One number for rows and columns, or one each; of three, the last two."""
     if isinstance(value, int):
         return value, value
     first, second = (*value, *value)[-2:]
@@ -24,12 +24,12 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def of_depth(value: int | Sequence[int]) -> int:
-    """That of the depth, of one number for all axes or of three."""
+    """The number for the depth, from one number for all axes or from three."""
     return value if isinstance(value, int) else value[0]
 
 
 def of_each_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """For rows and columns, and the depth before them where there are three axes."""
+    """For rows and columns, and for the depth before them if there are three axes."""
     return pair(value) if axes == 2 else (of_depth(value), *pair(value))
 
 

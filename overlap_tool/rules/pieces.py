@@ -1,4 +1,4 @@
-"""Pieces of tensors: adding an op's own padding where a piece touches the border, and cutting to size."""
+"""Pieces of tensors: adds an op's own padding where a piece touches the border, and cuts to size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0
     for dim, patch in zip((-2, -1), patches, strict=True):
         if not patch.complete:
             sources = [padding.source(index, patch.n) for index in range(*patch.need)]
-            # what lies between the taps at a border is not read, so that `have` may lack it
+            # what lies between the taps at a border is not read, so `have` may lack it
             last = patch.have.length - 1
             index = [min(max(i - patch.have.start, 0), last) for i in sources if i is not None]
             piece = piece.index_select(dim, torch.tensor(index, device=piece.device))
@@ -42,7 +42,7 @@ def extend(piece: Tensor, patches: Patches, padding: Padding, value: float = 0.0
 
 
 def cleared(piece: Tensor, patches: Patches, value: float = 0.0) -> Tensor:
-    """The piece with `value` wherever it goes beyond the image; there, a tile of one shape holds anything."""
+    """The piece with `value` wherever it extends beyond the image, where it may hold anything."""
     if all(patch.inside for patch in patches):
         return piece
     rows, columns = (_beyond(patch, piece.device) for patch in patches)
@@ -56,7 +56,7 @@ def place(piece: Tensor, begins: tuple[int, int], patches: Patches) -> Tensor:
 
 
 def as_laid_out(kept: Tensor, layout: Layout) -> Tensor:
-    """A piece, which is kept as (images, channels, rows, columns), as a tensor of this layout.
+    """A piece, kept as (images, channels, rows, columns), as a tensor of this layout.
 
     >>> from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS
     >>> windows = Layout(((IMAGES, ROWS, COLUMNS), (64,), (32,)))
@@ -70,9 +70,9 @@ def as_laid_out(kept: Tensor, layout: Layout) -> Tensor:
 
 
 def as_kept(piece: Tensor, layout: Layout, rows: int, columns: int) -> Tensor:
-    """A tensor of this layout, which holds so many rows and columns, as a piece is kept.
+    """The inverse: a tensor of this layout, with so many rows and columns, as a piece is kept.
 
-    Raises `ValueError` if it holds something else.
+    Raises `ValueError` if its shape does not match.
     """
     if layout.is_kept:
         if piece.ndim != len(layout.dims) or piece.shape[-2:] != (rows, columns):

@@ -1,4 +1,4 @@
-"""A value of every position, such as coordinates, as a map: a tile takes its own part of it."""
+"""A value that varies by position, such as coordinates, as a map: a tile takes its own part of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
 def placed(value: Tensor, like: Tensor, own: Layout, spread: Layout, size: tuple[int, int]) -> Tensor:
-    """A value of the layout `own` and so many rows and columns, spread over those that it lacks of a map."""
+    """A value of the layout `own` and `size` rows and columns, broadcast along those axes that it lacks."""
     lacks = [mine != full for mine, full in zip(own.dims, spread.dims, strict=True)]
     value = _of_as_many_dimensions(value, own)
     return value.expand([like.shape[dim - len(lacks)] if lacks[dim] else -1 for dim in range(len(lacks))])
@@ -30,8 +30,11 @@ def at_its_place(
 def placing(
     like_layout: Layout, own: Layout, spread: Layout, size: tuple[int, int], begins: tuple[int, int] = (0, 0)
 ) -> Rule:
-    """The rule of `placed`. A map in which the value `begins` later than its first row or column goes on with
-    it there, from its end: as many before as behind."""
+    """The rule of `placed`.
+
+    The value's first row and column are preceded by `begins` others: there, and after its end, it is
+    repeated.
+    """
 
     def run(patches: Patches, value: Tensor, like: Tensor, *_: object) -> Tensor:
         kept = as_kept(_of_as_many_dimensions(value, own), own, *size)

@@ -1,4 +1,4 @@
-"""Ops that treat every position alike and alone: activations, arithmetic, normalisation by stored figures."""
+"""Ops that treat every position alike and separately: activations, arithmetic, stored normalisation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MODULES = (
 
 @register_rule(*METHODS, *dict.fromkeys(FUNCTIONS), any_layout=True)
 def between_positions(call: Call, *args: Any, **kwargs: Any) -> Rule:
-    """What functions and methods compute at every position, in a tensor of its own."""
+    """The rule of a function or method that is computed at every position, into a new tensor."""
     if kwargs.get("out") is not None:
         call.refuse("writes into a given tensor")
     _refuse_misaligned(call, args, kwargs)
@@ -82,7 +82,7 @@ def between_positions(call: Call, *args: Any, **kwargs: Any) -> Rule:
 
 
 def _refuse_misaligned(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A summary has its images first. With fewer dimensions than the map they would meet its channels."""
+    """Raise if a summary, whose first dimension is that of images, would align with the map's channels."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Operand) and value.summary and len(value.shape) != len(call.output_shapes[0]):
             call.refuse("broadcasts a value of the whole map that has other dimensions than the map")
@@ -139,7 +139,7 @@ def batch_norm(call: Call, module: Any, input: Operand) -> Rule:
     _refuse_no_channels(call, input)
 
     def run(patches: Patches, module: Any, input: Tensor) -> Tensor:
-        # by the stored figures, whatever mode the module is in, and without updating them
+        # by the stored statistics, whatever the module's mode, and without updating them
         mean, variance = module.running_mean, module.running_var
         return F.batch_norm(input, mean, variance, module.weight, module.bias, eps=module.eps)
 
@@ -182,7 +182,7 @@ def gdn(call: Call, module: Any, input: Operand) -> Rule:
 
 
 def inplace_position(target: Any) -> int | None:
-    """Where F.relu(x, True) or F.elu(x, 1.0, True) are told to work in place: their last parameter."""
+    """The position of `inplace` among the arguments of F.relu(x, True) or F.elu(x, 1.0, True): the last."""
     if getattr(target, "__module__", "") != F.__name__:
         return None
     names = list(inspect.signature(target).parameters) if inspect.isfunction(target) else []

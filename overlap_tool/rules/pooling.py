@@ -110,7 +110,7 @@ register_rule(nn.AvgPool3d)(of_layer(avg_pool3d))
 
 
 def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:
-    """How many samples each output divides by: its window, cut at the image or at the op's own padding."""
+    """How many samples each output is divided by: its window, cut at the image or at the op's own padding."""
     low, high = (-window.before, patch.n + window.after) if include_pad else (0, patch.n)
     return [
         max(0, min(need.stop, high) - max(need.start, low))
@@ -119,7 +119,7 @@ def _counts(window: Window, patch: Patch, include_pad: bool) -> list[int]:
 
 
 def in_bins(call: Call, reduce: Callable[[Tensor], Tensor]) -> Rule:
-    """An adaptive pool to a size that follows the image: each output is made of a bin of inputs."""
+    """An adaptive pool to a size that follows the image: each output reduces a bin of inputs."""
     across_axes, geometries = [], []
     for dim in (-2, -1):
         olds, news = ([shape[dim] for shape in shapes] for shapes in (call.input_shapes, call.output_shapes))

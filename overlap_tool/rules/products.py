@@ -1,7 +1,9 @@
-"""Products of maps along channels: attention in windows and between channels, where the map is in no sum.
+"""Products of maps along channels: attention in windows and between channels, where no sum runs over
+positions.
 
-An operand's dimensions have names, as in `einsum`. What is summed has to be channels. What is not, the result
-has, and every axis of the map in one dimension only: an image's rows twice would be all pairs of rows.
+An operand's dimensions have names, as in `einsum`. Dimensions that are summed have to be channels. Every
+other one is in the result, and each axis of the map in one dimension only: an image's rows twice would mean
+all pairs of rows.
 """
 
 from __future__ import annotations
@@ -66,8 +68,10 @@ def attention_of_tokens(
 
 
 def beside(first: Tensor, second: Tensor, layouts: tuple[Layout, Layout]) -> Tensor:
-    """Two maps as one: the channels of the second stand behind those of the first. All positions of an image
-    are one dimension of either, and here they are one row."""
+    """Two maps as one, with the channels of the second behind those of the first.
+
+    All positions of an image are one dimension of either, and become a single row here.
+    """
     positions = first.shape[layouts[0].dims.index((ROWS, COLUMNS))]
     return _as_one(first, second, layouts, 1, positions)
 
@@ -94,8 +98,8 @@ def over_positions(maps: Tensor, layouts: tuple[Layout, Layout]) -> Tensor:
 
 @register_rule(over_positions)
 def gram(call: Call, maps: Operand, layouts: tuple[Layout, Layout]) -> Reduction:
-    """Products are added from the first position to the last, so that a band goes on with the sum of those
-    before it: as one more row and column of factors, of which one is that sum and the other one."""
+    """Products are added from the first position to the last, so a band continues the sum of those before it:
+    that sum is passed as one more row and column of factors, with ones as the other factor."""
 
     def run(whole: WholeMap, *_: Any) -> Tensor:
         total: Tensor | None = None
@@ -122,7 +126,7 @@ def _apart(maps: Tensor, layouts: tuple[Layout, Layout]) -> list[Tensor]:
 
 
 def _product(call: Call, given: Sequence[tuple[Operand, str]], made: str) -> Rule:
-    """The rule of an op that sums over every name that its result does not have."""
+    """The rule of an op that sums over every name that its result lacks."""
     dims: dict[str, Dimension] = {}
     lengths: dict[str, int] = {}
     for operand, names in given:
@@ -146,7 +150,7 @@ def _product(call: Call, given: Sequence[tuple[Operand, str]], made: str) -> Rul
 
 
 def _layout(operand: Operand) -> Layout:
-    """A value of the whole map has its images first, and weights have none."""
+    """A value of the whole map has its images first; weights have none."""
     if operand.spatial:
         return operand.layout
     dims = tuple((n,) for n in operand.shape)

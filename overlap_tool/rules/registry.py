@@ -1,9 +1,8 @@
-"""The registry: from a module type, function or tensor method to what is known of it.
+"""The registry: from a module type, function or tensor method to its rule.
 
 A rule builder is called as `builder(call, *args, **kwargs)` with the traced op's own arguments, tensors being
-`Operand`s, so that Python itself binds them; for a module the first argument is the module. It answers with
-a `Rule`, whose `run` has the same signature, with `Patches` in place of `call` and real tensors in place of
-operands.
+`Operand`s; for a module the first argument is the module. It returns a `Rule`, whose `run` has the same
+signature, with `Patches` in place of `call` and real tensors in place of operands.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ NO_MAP = Layout(())
 class Operand:
     """A tensor argument of a traced op.
 
-    `shape` is its shape at the first trial size. A `spatial` one depends on the stage's input and has rows
-    and columns; the others are weights, or a `summary`: it depends on the input, too, but has no rows and
-    columns that follow it. Its first dimension is that of the images.
+    `shape` is its shape at the first trial size. A `spatial` operand depends on the stage's input and has
+    rows and columns. Others are weights, or a `summary`, which depends on the input, but has no rows and
+    columns that follow it; its first dimension is that of the images.
     """
 
     id: str
@@ -42,7 +41,7 @@ class Operand:
     spatial: bool
     summary: bool = False
     layout: Layout = NO_MAP
-    """Of a spatial one, what the dimensions of the model's own tensor are made of."""
+    """The layout of the model's own tensor, if it is spatial."""
 
     @property
     def channels(self) -> int:
@@ -52,7 +51,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class SizeArgument:
-    """A number among the arguments that follows the size of the input: its values at the trial sizes."""
+    """A numeric argument that follows the size of the input: its values at the trial sizes."""
 
     values: tuple[Any, ...]
 
@@ -71,7 +70,7 @@ class Call:
     sizes: tuple[MapSize, ...] = ()
     """Images, rows and columns of the first spatial input at each trial size."""
     of_one_size: bool = False
-    """Whether the rule is for inputs of the first trial size alone, and so may count on it."""
+    """Whether the rule is for inputs of the first trial size only, and may rely on it."""
 
     def refuse_global(self, reason: str) -> NoReturn:
         raise GlobalOpError(
@@ -101,15 +100,16 @@ class Call:
 class Rule:
     """What is known of one op: its geometry on rows and columns, its cost, and how to run it on a piece.
 
-    `run(patches, *args, **kwargs)` returns exactly the outputs `patches[axis].out`. It may not change its
-    inputs, and has to give the same values for any piece. `macs` counts multiply-accumulates per output
-    position, all channels together; `scratch` how many tensors as large as its output it holds besides while
-    it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`. A rule is
-    `uniform` if its `run` can do with pieces that go beyond the image, where anything may stand: `extend` and
-    `cleared` see to that. One that is local always can. `layout` says what the dimensions of the result are
-    made of, where that is not to be seen from its shape: in other dimensions than those of the operands. An
-    op on a map of one row that goes through it from the first column to the last has a `scan` beside its
-    `run`: `scan(state, *args, **kwargs)` returns the outputs of the next columns, and the state after them.
+    `run(patches, *args, **kwargs)` returns exactly the outputs `patches[axis].out`. It must not change its
+    inputs, and must give the same values whatever the piece. `macs` counts multiply-accumulates per output
+    position, over all channels; `scratch` is how many tensors as large as its output it holds besides while
+    it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`.
+
+    A rule is `uniform` if its `run` accepts pieces that extend beyond the image, where they may hold
+    anything: `extend` and `cleared` take care of that, and a local rule always can. `layout` is that of the
+    result, where it does not follow from the shape because dimensions differ from the operands'. An op on a
+    map of one row that goes through it from the first column to the last has a `scan` beside its `run`:
+    `scan(state, *args, **kwargs)` returns the outputs of the next columns and the new state.
     """
 
     run: Callable[..., Any]
@@ -140,10 +140,10 @@ class Rule:
     ) -> Rule:
         """The rule of an op whose outputs each read a window of its input, as those of a convolution do.
 
-        `compute` has the op's own arguments, and computes without padding: its first tensor is a piece that
-        has it already. `padding` says what the op itself puts around the image: "zeros", "reflect",
-        "replicate", "circular", or "constant" for `fill`; `amount` how much of it, on each axis or on both:
-        if left out, as much as lets every window stand around its own output, as "same" has it in PyTorch.
+        `compute` takes the op's own arguments, the first tensor being a piece with its padding already added,
+        and computes without padding. `padding` is what the op puts around the image: "zeros", "reflect",
+        "replicate", "circular", or "constant" for `fill`; `amount` is how much, on each axis or on both. By
+        default every window is centred on its own output, as PyTorch's "same" does it.
 
         >>> from overlap_tool import Rule
         >>> rule = Rule.windowed(lambda x: x.unfold(2, 3, 1).amax(-1), kernel=(3, 1), padding="replicate")
@@ -174,7 +174,7 @@ class Rule:
 
     @property
     def local(self) -> bool:
-        """Whether every output reads nothing but the input at its own position."""
+        """Whether every output reads only the input at its own position."""
         return self.rows == POINTWISE and self.columns == POINTWISE
 
     @property
@@ -184,7 +184,7 @@ class Rule:
 
 
 class WholeMap(ABC):
-    """A map as a barrier sees it: too large to be at hand, but to be read band by band."""
+    """A map as a barrier reads it: too large for memory, band by band."""
 
     @property
     @abstractmethod
@@ -192,21 +192,24 @@ class WholeMap(ABC):
 
     @abstractmethod
     def bands(self) -> Iterator[Tensor]:
-        """Its rows, from the first to the last, so many at a time; or the columns of the only row, for a
-        reduction that takes these."""
+        """Its rows in order, some at a time; or the columns of its only row, for a reduction that takes
+        these."""
 
     def by_rows(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `reduce` makes of each row, one below the other. It is given bands of rows, of any height, and
-        has to treat every row by itself."""
+        """The result of `reduce` for each row, one below the other.
+
+        `reduce` is given bands of rows of any height, and has to treat every row separately.
+        """
         return torch.cat([reduce(band) for band in self.bands()], -2)
 
     def within_rows(
         self, step: str, columns: Sequence[Span], transform: Callable[[Tensor], Tensor] = lambda band: band
     ) -> Iterator[Tensor]:
-        """Of each row, what a step, "sum", "amax" or "amin", makes of its transformed numbers in each span of
-        columns: bands of rows, from the first to the last.
+        """Of each row, the "sum", "amax" or "amin" of its transformed numbers in each span of columns, in
+        bands of rows.
 
-        `transform` treats every position by itself."""
+        `transform` treats every position separately.
+        """
         for band in self.bands():
             values = transform(band)
             made = (getattr(values[..., slice(*span)], step)(-1, keepdim=True) for span in columns)
@@ -217,11 +220,11 @@ class WholeMap(ABC):
 class Reduction:
     """What is known of a barrier: an op that needs the whole map, and reduces it to a value of fixed size.
 
-    `run` has the arguments of a `Rule`'s, but no patches, and a `WholeMap` in place of the map. It has to
-    give the bits of the model's own op whatever the bands: so it reduces the columns first, within each row,
-    and then the rows. `profile` is how many numbers per row and channel it holds in between; `scratch`, how
-    many tensors as large as a band it takes to reduce one. `by_columns` says that a map of one row may come
-    in bands of columns.
+    `run` takes the arguments of a `Rule`'s, but no patches, and a `WholeMap` in place of the map. It must
+    give the bits of the model's own op whatever the bands, so it reduces the columns within each row first,
+    and then the rows. `profile` is how many numbers per row and channel it holds in between; `scratch` is how
+    many tensors as large as a band it needs to reduce one. `by_columns` permits bands of columns for a map of
+    one row.
     """
 
     run: Callable[..., Tensor]
@@ -256,17 +259,18 @@ def register_rule(
     override: bool = False,
     exact: Callable[..., Any] | None = None,
 ) -> Callable[[AnyRuleBuilder], AnyRuleBuilder]:
-    """Give the rule for modules, functions or tensor methods.
+    """Register the rule of modules, functions or tensor methods.
 
     A target is a module class, a function, the qualified name of either ("package.module.Class", so that it
-    need not be imported), or the bare name of a tensor method ("clamp"). All are added, or none is.
+    need not be imported), or the bare name of a tensor method ("clamp"). Either all targets are registered or
+    none.
 
-    An argument that follows the size of the input is refused, unless the rule `accepts_sizes` and makes its
-    result independent of it. A map is refused whose dimensions are not images, channels, rows and columns,
-    unless the rule takes `any_layout`: its `run` gets and gives pieces as the model lays them out.
+    An argument that follows the size of the input raises an error, unless the rule `accepts_sizes` and makes
+    its result independent of it. So does a map whose dimensions are not images, channels, rows and columns,
+    unless the rule takes `any_layout`: then its `run` receives and returns pieces as the model lays them out.
 
-    What PyTorch's own ops compute under the exact engine is known. For one in a kernel of your own,
-    `torch.ops.namespace.op`, `exact` says it: a function of the op's arguments, whose own ops run exactly.
+    The exact engine knows PyTorch's own ops. For an op with a kernel of your own, `torch.ops.namespace.op`,
+    pass `exact`: a function of the op's arguments, whose own ops are computed exactly.
     """
 
     def add(builder: AnyRuleBuilder) -> AnyRuleBuilder:
@@ -290,10 +294,11 @@ def register_rule(
 
 
 def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
-    """Say what a function is made of: it is traced as the ops of the decorated one, which takes the same
-    arguments and gives the same result. Classes of `torch.nn` among the targets are those that call it.
+    """Register a function as a composition: it is traced as the ops of the decorated one.
 
-    The exact engine knows nothing of it. There the function has to give the bits that the ops give.
+    The decorated function takes the same arguments and gives the same result. Classes of `torch.nn` among the
+    targets are those that call the function. The exact engine is not affected: under it, the function has to
+    give the bits that the ops give.
     """
 
     def add(composition: AnyFunction) -> AnyFunction:
@@ -309,12 +314,12 @@ def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
 
 
 def composition_of(target: Any) -> Callable[..., Any] | None:
-    """What a function or a class is made of, if it was said."""
+    """The registered composition of a function or class, if there is one."""
     return _compositions.get(target) or _compositions.get(qualified_name(target))
 
 
 def register_quantiser(*qualified_names: str) -> None:
-    """Name module classes that quantise: stages end before them."""
+    """Register module classes that quantise: stages end before them."""
     _quantisers.update(qualified_names)
 
 
@@ -344,7 +349,7 @@ def qualified_name(target: Any) -> str:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Whether two targets are one, or one is the other's qualified name."""
+    """Whether two targets are equal, or one is the other's qualified name."""
     if isinstance(first, str) == isinstance(second, str):
         return first == second
     return qualified_name(first) == second or first == qualified_name(second)
@@ -375,7 +380,7 @@ _CONSTRUCTION = {"__init__", "__repr__", "extra_repr", "__setstate__", "reset_pa
 
 
 def _inherits_behaviour(cls: type, base: type) -> bool:
-    """Whether `cls` overrides no method, own or inherited, of `base` that could change what it computes."""
+    """Whether `cls` overrides no method of `base`, own or inherited, that could change what it computes."""
     return all(
         getattr_static(cls, name) is getattr_static(base, name)
         for ancestor in base.__mro__

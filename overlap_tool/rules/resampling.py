@@ -43,10 +43,10 @@ register_rule(nn.PixelShuffle)(of_layer(pixel_shuffle))
 register_rule(nn.PixelUnshuffle)(of_layer(pixel_unshuffle))
 
 MOST_LISTED = 1 << 26
-"""So many positions are listed, output by output, and no more."""
+"""The most positions that are listed, output by output."""
 
 OF_IMAGES = {"linear": "bilinear", "trilinear": "bilinear"}
-"""Modes by what they are of rows and columns."""
+"""Modes by the corresponding mode on rows and columns."""
 
 
 @register_rule(F.interpolate, any_layout=True)
@@ -86,7 +86,7 @@ def interpolate(
         places = nearest_positions(old, new, scale, centred=mode == "nearest-exact")
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Along the depth, of which all is there, and then its planes."""
+        """First along the depth, all of which is at hand, and then plane by plane."""
         if mode == "bilinear":
             deep = between(input, -3, low, high, part)
         else:
@@ -115,20 +115,20 @@ register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, any_
 
 
 def _factor(call: Call, dim: int) -> float:
-    """How many outputs come of one input, if that is the same whatever the size; else 0."""
+    """Outputs per input, if that is the same whatever the size; otherwise 0."""
     shapes = zip(call.input_shapes, call.output_shapes, strict=True)
     found = {new[dim] / old[dim] for old, new in shapes}
     return found.pop() if call.of_one_size and len(found) == 1 else 0.0
 
 
 def _ratio(factor: float, mode: str) -> tuple[int, int] | None:
-    """The factor as `up/down`, one of them 1, unless torch's float arithmetic is not that ratio."""
+    """The factor as `up/down`, one of them 1, unless torch's float arithmetic rounds it to another ratio."""
     if not factor:
         return None
     up, down = (round(factor), 1) if factor >= 1 else (1, round(1 / factor))
     exact = abs(up / down - factor) < 1e-9
     if mode == "bilinear":
-        # other factors put samples that fall on a pixel a rounding error beside it, on some sides only
+        # with other factors, samples that fall on a pixel miss it by a rounding error, on some sides only
         exact = exact and (up * down) & (up * down - 1) == 0
     elif exact:
         outputs = torch.arange(1 << 16)
@@ -157,7 +157,7 @@ def _bilinear(ratios: list[tuple[int, int]]) -> Rule:
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         piece = extend(input, patches, Padding.REPLICATE)
-        # a piece has to start where the sampling grid does; what is added in front is not read
+        # a piece has to start on the sampling grid; the samples added in front are not read
         starts = [patch.need.start for patch in patches]
         skips = [start % down for start, (_, down) in zip(starts, ratios, strict=True)]
         ends = [
@@ -176,7 +176,7 @@ def _bilinear(ratios: list[tuple[int, int]]) -> Rule:
 
 
 def _listed(call: Call, mode: str, align_corners: bool, scales: Sequence[float | None]) -> Rule:
-    """By the positions of every output, as they are at this size."""
+    """By the positions of every output at this size."""
     tables, geometries = [], []
     for dim, scale in zip((-2, -1), scales, strict=True):
         olds, news = ([shape[dim] for shape in shapes] for shapes in (call.input_shapes, call.output_shapes))

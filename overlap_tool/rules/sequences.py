@@ -1,6 +1,6 @@
 """Layers for maps of one axis, such as sound: those for images, on a map of one row; and recurrent layers.
 
-The exact engine computes them so, too, and their bits are those of the functions that stand here.
+The exact engine uses these functions, too, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def recurrent(input: Tensor, weights: Sequence[Tensor], kind: str, *how: Any) ->
     """The outputs of a recurrent layer at every step, from a state of zeros."""
     if has_torch_function_unary(input):  # so that it can be traced as one op
         return handle_torch_function(recurrent, (input,), input, weights, kind, *how)
-    if isinstance(input, FakeTensor):  # thousands of steps, of which no number is asked for
+    if isinstance(input, FakeTensor):  # thousands of steps, and only the shape is needed
         return input.new_empty((*input.shape[:2], weights[1].shape[1] * (1 + how[2])))
     return _next_steps(None, input, weights, kind, *how)[0]
 
@@ -164,8 +164,8 @@ def recurrent_layer(
     both_ways: bool,
     batch_first: bool,
 ) -> Rule:
-    """Every output depends on all steps before it: the whole map at once, or step by step with a state, if it
-    does not depend on those after it, too."""
+    """Every output depends on all earlier steps: runs on the whole map or, unless it depends on later steps,
+    too, step by step with a state."""
     steps = (IMAGES,), (COLUMNS,)
     if input.layout.dims[:2] != (steps if batch_first else steps[::-1]):
         call.refuse("steps through something else than the columns of a map of one row")

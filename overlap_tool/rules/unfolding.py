@@ -1,4 +1,4 @@
-"""Windows of a map as channels, and windows added up to a map again."""
+"""Windows of a map as channels, and windows summed to a map again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 def unfolded(
     call: Call, input: Operand, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> Rule:
-    """Every window is one token: its channels, those of all its samples, stand before the windows."""
+    """Every window is one token; its channels, for all its samples, come before the windows."""
     options = (pair(kernel_size), pair(stride), pair(padding), pair(dilation))
     rows, columns = (Window(k, s, p, p, d) for k, s, p, d in zip(*options, strict=True))
 
@@ -36,7 +36,7 @@ register_rule(nn.Unfold)(of_layer(unfolded))
 
 @register_rule("unfold", any_layout=True)
 def windows_along(call: Call, input: Operand, dimension: int, size: int, step: int) -> Rule:
-    """`x.unfold(2, 8, 4)`: windows of rows, whose samples stand in a dimension of their own, behind all."""
+    """`x.unfold(2, 8, 4)`: windows of rows, with their samples in a dimension of their own at the end."""
     dim = dimension % len(input.shape)
     (axis, *others) = input.layout.dims[dim]
     if axis not in (ROWS, COLUMNS) or others:
@@ -57,7 +57,7 @@ def folded(
     padding: Any = 0,
     stride: Any = 1,
 ) -> Rule:
-    """Every token is a window, and windows are added up where they overlap."""
+    """Every token is a window; windows are summed where they overlap."""
     if input.layout.dims[-1] != (ROWS, COLUMNS) or input.layout.dims[0] != (IMAGES,):
         call.refuse("adds up what are no windows of a map")
     if not call.of_one_size:
@@ -88,6 +88,6 @@ register_rule(nn.Fold, accepts_sizes=True, any_layout=True)(of_layer(folded))
 
 
 def _added_up(kernel: int, stride: int, trim: int, dilation: int, given: int, made: int) -> Transposed:
-    """Windows that make so many samples of so many tokens."""
+    """The sum of windows with these parameters, for so many tokens and samples."""
     plain = Transposed(kernel, stride, trim, 0, dilation)
     return replace(plain, extra=made - plain.size(given))

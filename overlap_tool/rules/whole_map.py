@@ -1,4 +1,4 @@
-"""What needs the whole map and is no barrier: parts on coarse maps are kept whole, ops are refused."""
+"""Modules that need the whole map and are not barriers: kept whole on coarse maps, refused otherwise."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def multihead_attention(call: Call, *args: Any, **kwargs: Any) -> Rule:
     torch.fft.ifft, torch.fft.ifft2, torch.fft.ifftn, torch.fft.irfft, torch.fft.irfft2, torch.fft.irfftn,
 )  # fmt: skip
 def frequencies(call: Call, input: Operand, size: Any = None, dim: Any = None, *_: Any, **__: Any) -> Rule:
-    """`dim` left out is the last one at least, which is that of the columns."""
+    """By default, `dim` is at least the last dimension, which is that of the columns."""
     if dim is None or along_the_map(dims_of(dim, len(input.shape)), input):
         call.refuse_global("transforms rows or columns to frequencies or back")
     call.refuse("transforms channels to frequencies or back")

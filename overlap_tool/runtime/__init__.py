@@ -1,1 +1,1 @@
-"""Runs plans: pass by pass, tile by tile, from stores and into them, and on maps that are not in memory."""
+"""Runs plans: pass by pass, tile by tile, from and to stores, and on maps that are not in memory."""

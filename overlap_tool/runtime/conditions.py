@@ -1,7 +1,7 @@
-"""What a pass over a network hangs on beside the numbers of its maps.
+"""The conditions under which recordings of one pass are valid for the next.
 
-What one pass has recorded serves the next one as long as none of it has changed: sizes and how maps lie in
-memory, weights and all else that modules hold, and what is made of weights.
+They are everything that a pass depends on beside the numbers of its maps: sizes and memory layouts of maps,
+weights and everything else that modules hold, and tensors computed from weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from overlap_tool.rules import Rule
 
 
 class Conditions:
-    """Of one pass, in which maps are read and written that have these names."""
+    """The conditions of one pass that reads and writes the maps of these names."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Conditions:
         self._digest = b""
 
     def are_kept(self) -> bool:
-        """After the pass: whether a later one can be held to all of them."""
+        """After the pass: whether a later one can be compared with all of them."""
         if self._snapshot is not None:
             return True
         if self._form[-1].type != "cpu" or not all(is_ours(op.rule) for op in self._ops):
@@ -60,8 +60,8 @@ class Conditions:
         )
 
     def _numbers(self) -> bytes:
-        """A digest of all numbers that are read beside those of maps: of weights, which may be written to
-        unseen, and of what was made of them. Nothing where a tensor is of a class of its own."""
+        """A digest of all numbers that are read beside those of maps: weights, which may be written to
+        unobserved, and what was computed from them. Empty if a tensor is of a class of its own."""
         digest = sha256()
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
@@ -78,6 +78,7 @@ class Conditions:
 
 
 def is_ours(rule: Rule) -> bool:
-    """Whether its run was written here. That of a `Rule.windowed` was not: it calls what it is given."""
+    """Whether a rule's `run` is defined in this package. That of a `Rule.windowed` is not: it calls
+    another."""
     module = getattr(rule.run, "__module__", None) or ""
     return module.startswith("overlap_tool.rules.") and module != Rule.__module__

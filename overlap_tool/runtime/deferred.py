@@ -1,7 +1,7 @@
-"""Numbers that are read piece by piece: where those of a map come from that is not in memory.
+"""Numbers that are read piece by piece: the content of a map that is not in memory.
 
-None of these ever changes. A map that is written to is given other numbers, made of those it had and of what
-was written, and nothing is computed or copied before somebody reads.
+They never change. A map that is written to is given new numbers, made from the old ones and from what was
+written, and nothing is computed or copied before it is read.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.stores import Sink
 
 POSITIONS_AT_ONCE = 1 << 13
-"""Of a map that is computed from others: what lies between may have far more channels than the result."""
+"""Positions of a derived map computed at once: intermediate results may have many more channels."""
 
 ROWS_AT_ONCE = 64
-"""Of a map of which all is wanted in order, and that can only be read."""
+"""Rows read at once of a map that is wanted in order and can only be read."""
 
 
 class Numbers(Protocol):
     """The numbers of a map, by rows and columns. The other axes are always whole."""
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        """A piece. Whoever reads does not write to it."""
+        """A piece, which the reader must not write to."""
         ...
 
 
 @runtime_checkable
 class Poured(Numbers, Protocol):
-    """Numbers that are computed in order at a lower cost than piece by piece."""
+    """Numbers that cost less to compute in order than piece by piece."""
 
     def pour(self, sink: Sink, area: Area) -> None:
         """All of an area and nothing beyond it, in order."""
@@ -55,7 +55,7 @@ def pour(numbers: Numbers, area: Area, sink: Sink) -> None:
 
 
 def sources(numbers: Numbers, area: Area) -> Iterator[tuple[Numbers, Area]]:
-    """What is behind all deferred functions, and which area of it is read for an area of these numbers."""
+    """The numbers behind all deferred functions, and the area of each that is read for this area."""
     match numbers:
         case Computed():
             for operand in numbers.operands:
@@ -77,7 +77,7 @@ def sources(numbers: Numbers, area: Area) -> Iterator[tuple[Numbers, Area]]:
 
 
 class OnDemand:
-    """Numbers that are made rectangle by rectangle when they are read. Those read last stay, up to `limit`
+    """Numbers that are computed in rectangles when they are read; the last ones are cached, up to `limit`
     bytes."""
 
     def __init__(
@@ -87,9 +87,9 @@ class OnDemand:
         self.make = make
         self.limit = limit
         self.of = of
-        """What they are made of: other numbers, or what was decoded."""
+        """What they are derived from: other numbers, or what was decoded."""
         self.made: dict[int, Tensor] = {}
-        """By their numbers, the one read last at the end."""
+        """The cached rectangles by number, the one read last at the end."""
 
     def read(self, rows: Span, columns: Span) -> Tensor:
         whole: Tensor | None = None
@@ -103,7 +103,7 @@ class OnDemand:
             whole[..., _shifted(down, rows.start), _shifted(across, columns.start)] = made[
                 ..., _shifted(down, area.rows.start), _shifted(across, area.columns.start)
             ]
-        if whole is None:  # nothing of it is asked for, but its type
+        if whole is None:  # nothing but its type is asked for
             made = self._made(0)
             return made.new_empty((*made.shape[:-2], rows.length, columns.length))
         return whole
@@ -124,7 +124,7 @@ def _shifted(span: Span, start: int) -> slice:
 
 @dataclass(frozen=True)
 class InMemory:
-    """A tensor. `behind` says how many of its axes there are from the rows on."""
+    """A tensor. `behind` is the number of its axes from the rows on."""
 
     values: Tensor
     behind: int = 2
@@ -138,7 +138,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor beside maps: as large as they are, or spread over rows, columns or both."""
+    """A tensor beside maps: as large as they are, or broadcast over rows, columns or both."""
 
     values: Tensor
     version: int
@@ -179,14 +179,14 @@ class Computed:
 
     @property
     def only_source(self) -> Numbers | None:
-        """What it is computed from, if that is one map, and tensors beside it."""
+        """Its single source map, if it has one and otherwise only tensors."""
         sources = [operand for operand in self.operands if not isinstance(operand, Argument)]
         return sources[0] if len(sources) == 1 else None
 
 
 @dataclass(frozen=True)
 class _Through:
-    """A sink that computes with what passes."""
+    """A sink that applies a function to what passes through."""
 
     computed: Computed
     sink: Sink
@@ -201,11 +201,11 @@ class _Through:
 
 @dataclass(frozen=True)
 class Region:
-    """What an index picks of a map: a number or a range for each axis, a range for rows and for columns."""
+    """What an index selects from a map: a number or a range for each axis, ranges for rows and columns."""
 
     index: tuple[int | range, ...]
     at: int
-    """Which of the axes is that of the rows."""
+    """The axis of the rows."""
 
     @property
     def rows(self) -> range:
@@ -221,7 +221,7 @@ class Region:
 
     @property
     def behind(self) -> int:
-        """How many axes what it picks has from the rows on."""
+        """How many axes the selection has from the rows on."""
         return sum(isinstance(part, range) for part in self.index[self.at :])
 
     def within(self, rows: slice, columns: slice) -> tuple[int | slice, ...]:
@@ -231,7 +231,7 @@ class Region:
         return tuple(index)
 
     def misses(self, other: Region) -> bool:
-        """Whether the two have nothing in common, as can be seen on an axis other than rows and columns."""
+        """Whether the two are known to be disjoint, on an axis other than rows and columns."""
         pairs = [(_range(one), _range(two)) for one, two in zip(self.index, other.index, strict=True)]
         del pairs[self.at : self.at + 2]
         return any(max(one.start, two.start) >= min(one.stop, two.stop) for one, two in pairs)
@@ -273,7 +273,7 @@ class Overwritten:
 
 
 def part(whole: Numbers, region: Region) -> Numbers:
-    """A region of a map, past what was written elsewhere."""
+    """A region of a map, skipping anything that was written elsewhere."""
     while isinstance(whole, Overwritten):
         if whole.region == region:
             return whole.written
@@ -293,7 +293,7 @@ def _covered(lines: range, span: Span) -> Span:
 
 
 def _met(lines: range, span: Span) -> tuple[Span, slice]:
-    """The numbers of the lines that lie in a span, and where they lie in it."""
+    """The numbers of the lines that lie in a span, and their positions in it."""
     first, last = (max(0, -((lines.start - end) // lines.step)) for end in span)
     found = Span(first, min(last, len(lines)))
     inside = lines[found.start : found.stop]

@@ -1,7 +1,7 @@
-"""Runs a stage on sound that arrives in chunks, and whose length nobody knows before it ends.
+"""Runs a stage on sound that arrives in chunks, and whose length is unknown until it ends.
 
-Until then the stream is that of a sound far too long: what it computes is the same, since nothing of it lies
-near the end. As much of the input is held back as any output reads, and as the end could mirror or cut off.
+Until then the stream is that of a sound that is far too long: what it computes is the same, since none of it
+is near the end. As much of the input is held back as any output reads, and as the end may mirror or cut off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OF_LENGTHS = (
     operator.getitem, torch.narrow, "narrow", "view", "reshape", torch.reshape, "expand", "unflatten",
     torch.unflatten,
 )  # fmt: skip
-"""Ops whose arguments are lengths, and places in a map: what they do shows in their geometry and layout."""
+"""Ops whose arguments are lengths, and places in a map: their effect shows in their geometry and layout."""
 
 AT_ONCE = "Give all of the sound to the model at once"
 
@@ -45,10 +45,10 @@ class _Given:
         return self.samples[..., columns.start - self.begins : columns.stop - self.begins]
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """It is here."""
+        """Everything is in memory."""
 
     def drop_before(self, start: int) -> None:
-        """Forget what nobody reads any more."""
+        """Drop what nobody reads any more."""
         gone = min(max(0, start - self.begins), self.samples.shape[-1])
         self.samples, self.begins = self.samples[..., gone:].clone(), self.begins + gone
 
@@ -66,9 +66,9 @@ class ChunkByChunk:
     more than there will be."""
 
     def __init__(self, network: Network, n: int, first: Tensor) -> None:
-        """`first` has no samples, and shows how many images there are, of which type, and where."""
+        """`first` has no samples; it shows the number of images, the type and the device."""
         self.states: dict[str, Any] = {}
-        """Of ops that go through the sound step by step."""
+        """The states of ops that go through the sound step by step."""
         self.given, self.made = _Given(first), _Made()
         self.follow(network, n)
         self.outputs, self.place = 0, self.stream.at(0)
@@ -77,7 +77,7 @@ class ChunkByChunk:
         self.row = rows.steps[0]
         values = evaluate_constants(self.network)
         self.run = Execution(self.network, rows, columns, source, sink, values, first)
-        self.run.repeats = None  # no step is like another for sure, while the length is not known
+        self.run.repeats = None  # while the length is unknown, no step is known to be like another
 
     def follow(self, network: Network, n: int) -> None:
         self.network = _with_states(network, self.states)
@@ -89,7 +89,7 @@ class ChunkByChunk:
         self.given.samples = torch.cat([self.given.samples, chunk], -1)
         ready = self.given.stop - self.stream.held_back
         outputs = self.stream.outputs_of(ready, self.outputs)
-        # of what an end cuts off, nothing
+        # nothing of what an end would cut off
         outputs = min(outputs, self.stream.axis.sizes(self.given.stop)[-1])
         return self.advance(outputs) if outputs > self.outputs else None
 
@@ -105,7 +105,7 @@ class ChunkByChunk:
         return made
 
     def end(self, network: Network) -> Tensor | None:
-        """The rest of the outputs, by the network for a sound of the length that it had."""
+        """The remaining outputs, by the network for a sound of the actual length."""
         require_alike(self.network, network)
         self.follow(network, self.given.stop)
         self.run.network, self.run.values = self.network, evaluate_constants(self.network)
@@ -124,8 +124,8 @@ class ChunkByChunk:
 
 
 def _with_states(network: Network, states: dict[str, Any]) -> Network:
-    """The same network, in which ops that go through the sound step by step take it up where they were.
-    Refuses what needs all of the sound."""
+    """The same network, with step-by-step ops that continue from their states. Raises for ops that need the
+    whole sound."""
     around = next((op for op in network.ops if isinstance(op, Op) and _is_circular(op)), None)
     if around is not None:
         raise TraceError(
@@ -155,8 +155,8 @@ def _going_on(id: str, scan: Callable[..., tuple[Any, Any]], states: dict[str, A
 
 
 def require_alike(endless: Network, ended: Network) -> None:
-    """Refuse a network that computes something else of a sound of one length than of another: where it pads
-    or cuts apart, all its arguments have to be the same."""
+    """Raise for a network that depends on the sound's length: all arguments must be equal, except where it
+    pads or cuts."""
     nodes = list(endless.nodes.values()), list(ended.nodes.values())
     if [node.id for node in nodes[0]] != [node.id for node in nodes[1]]:
         raise _depends_on_length(ended, "computes other ops than")
@@ -168,7 +168,7 @@ def require_alike(endless: Network, ended: Network) -> None:
 
 
 def _arguments(node: Any) -> str:
-    """What tells an op from another, but for how many samples its maps have, and where it pads and cuts."""
+    """What identifies an op, apart from the lengths of its maps and the places where it pads and cuts."""
     given = substituted((node.args, node.kwargs), Operand, lambda operand: operand.id)
     if isinstance(node, Op) and (isinstance(node.rule.columns, Pad) or node.target in OF_LENGTHS):
         given = substituted(given, int, lambda length: 0)

@@ -1,8 +1,8 @@
 """Runs a plan over a network, a stage or a segment of one: one executor for every schedule.
 
 Tile by tile, every op computes its rows and columns of the step, from pieces of what its inputs hold. A held
-map is put together from what was just computed, what the tile to the left kept, and what the band above kept.
-Each is dropped when its last reader has run.
+map is assembled from what was just computed, what the tile to the left kept, and what the band above kept.
+Each is dropped after its last reader.
 """
 
 from __future__ import annotations
@@ -41,12 +41,11 @@ def execute_pass(
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute a network's output, and what else is kept of it, on all of its given maps.
+    """Compute a network's output, and its other wanted maps, from all of its given maps.
 
-    `sources` and `sinks` are by the ids of the maps, `values` are weights and summaries.
-
-    Tiles that stand alone and are alike, side by side, can be computed in batches. Rows that are kept serve a
-    plan whose columns do not overlap.
+    `sources` and `sinks` are by the ids of the maps, `values` are weights and summaries. Independent tiles
+    that are alike, side by side, can be computed in batches. If rows are kept, the columns of the plan must
+    not overlap.
     """
     if batch > 1 and any(rows.kept + columns.kept):
         raise ValueError("tiles that keep something for others cannot be computed in batches")
@@ -74,7 +73,7 @@ def execute_pass(
 
 
 class EndlessSource:
-    """Pieces that may go beyond the image. NaN stands there, which shows where it is taken for a sample."""
+    """A source whose pieces may extend beyond the image. They are NaN there, so that any use of it shows."""
 
     def __init__(self, source: Source, height: int, width: int) -> None:
         self.source = source
@@ -95,7 +94,7 @@ class EndlessSource:
 
 
 class EndlessSink:
-    """Takes what lies inside the image."""
+    """Keeps what lies inside the image."""
 
     def __init__(self, sink: Sink, height: int, width: int) -> None:
         self.sink = sink
@@ -114,7 +113,7 @@ def _endless(
     sources: Mapping[str, Source],
     sinks: Mapping[str, Sink],
 ) -> tuple[dict[str, EndlessSource], dict[str, EndlessSink]]:
-    """What a network reads and writes, each with the size of its map."""
+    """A network's sources and sinks, each with the size of its map."""
     sizes = {map: (rows.sizes[i], columns.sizes[i]) for map, i in network.index.items()}
     return (
         {map: EndlessSource(source, *sizes[map]) for map, source in sources.items() if map in sizes},
@@ -156,23 +155,22 @@ class Execution:
         self.sinks = sinks
         self.values = values
         self.group: Sequence[Step] = ()
-        """The column steps of the tiles that are computed at once: they lie one after the other among the
-        images."""
+        """The column steps of the tiles that are computed at once: they are consecutive among the images."""
         self.upcoming: tuple[Step, Step] | None = None
         """The steps of the next tile."""
         self.corner = corner
-        """One sample, which shows how many images there are, their type and their device."""
+        """One sample, which shows the number of images, their type and their device."""
         self.lefts: dict[int, Tensor] = {}
         """What the tile to the left kept: all rows held, the columns still to be read."""
         self.aboves: dict[int, Tensor] = {}
-        """What the bands above kept: the rows still to be read, over all columns that are computed. A tile
-        reads its columns of it before it writes them for the next band, so one buffer serves both."""
+        """What the bands above kept: the rows still to be read, over all computed columns. A tile reads its
+        columns before it writes them for the next band, so one buffer serves both."""
         conditions = Conditions(network, rows, columns, (*sources, "", *sinks), corner, values)
         self.repeats = repeats(network, rows, columns, corner, conditions)
         self.script: Script | None = None
-        """Of the tile that is being recorded."""
+        """The script of the tile that is being recorded."""
         self.engine: AbstractContextManager[None] = nullcontext()
-        """In which ops compute, and code of others runs. What is done here only moves numbers."""
+        """The engine that ops and third-party code run in; everything else here only moves numbers."""
 
     def tile(self, row: Step, column: Step) -> None:
         if self.repeats is None or len(self.group) > 1:
@@ -204,7 +202,7 @@ class Execution:
                     self.take(turn, op, held)
 
     def by_tape(self, played: Played, row: Step, column: Step) -> bool:
-        """Whether the tile was computed as another one was. If not, nothing has changed."""
+        """Play the tape of another tile for this one; if that fails, return False with nothing changed."""
         given = []
         for what, op in played.takes:
             if what == "read":
@@ -283,17 +281,17 @@ class Execution:
         return found
 
     def watched(self, op: Op) -> AbstractContextManager[Any]:
-        """While a tile is recorded, what others wrote: our own rules hand no numbers to Python."""
+        """While a tile is recorded, watch third-party code; our own rules pass no numbers to Python."""
         return nullcontext() if self.script is None or is_ours(op.rule) else self.script.recorder.watching()
 
     def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
-        """A piece without samples, for outputs that padding alone feeds."""
+        """A piece without samples, for outputs that are fed by padding alone."""
         images = self.corner.shape[0] * len(self.group)
         size = vertical.have.length, horizontal.have.length
         return self.corner.new_empty((images, *operand.layout.channels, *size))
 
     def put_together(self, turn: Turn, new: Tensor | None) -> Tensor:
-        """What later ops read: what was computed, with what the tiles to the left and above kept."""
+        """What later ops read: what was computed, joined with what the tiles to the left and above kept."""
         left = self.lefts.pop(turn.op, None)
         if left is not None and self.script is not None:
             self.script.take("left", turn.op, left)
@@ -321,7 +319,7 @@ class Execution:
             self.script.recorder.copied(source, to)
 
     def set_aside(self, turn: Turn, held: _Held) -> None:
-        """What later tiles read."""
+        """Keep what later tiles read."""
         if not turn.kept.columns.empty:
             right = held.piece(held.rows, turn.kept.columns)
             self.lefts[turn.op] = right.clone()
@@ -336,7 +334,7 @@ class Execution:
             self.copy(below, self.above(turn, below.shape[-2]))
 
     def above(self, turn: Turn, rows: int) -> Tensor:
-        """So many rows of what the bands above kept, of the columns that a tile computes."""
+        """The kept rows of the bands above, in the columns that a tile computes."""
         whole, columns = self.aboves[turn.op], self.across(turn.op, turn.computed.columns)
         if self.script is None:
             return whole[..., :rows, columns]
@@ -346,7 +344,7 @@ class Execution:
         return above[..., :rows, :]
 
     def across(self, op: int, columns: Span) -> slice:
-        """Where these columns lie in what the bands above kept."""
+        """The position of these columns in what the bands above kept."""
         return _slice(columns, self.columns.extents[op].start)
 
 
@@ -356,7 +354,7 @@ def compute_piece(
     value: Callable[[Operand], Any],
     engine: AbstractContextManager[None] = nullcontext(),  # noqa: B008
 ) -> Tensor:
-    """The op's outputs of one tile, by its rule, and as many as were asked for."""
+    """The op's outputs of one tile, by its rule, checked for the number that was asked for."""
     module = () if op.module is None else (op.module,)
     value = as_the_model_has_it(value, engine)
     args = substituted(op.args, Operand, value)
@@ -379,7 +377,7 @@ def as_the_model_has_it(
     value: Callable[[Operand], Any],
     engine: AbstractContextManager[None] = nullcontext(),  # noqa: B008
 ) -> Callable[[Operand], Any]:
-    """The same values, with the dimensions of maps where the model has them."""
+    """The same values, with the dimensions of maps in the model's order."""
 
     def laid_out(operand: Operand) -> Any:
         found = value(operand)
@@ -392,10 +390,10 @@ def as_the_model_has_it(
 
 
 def evaluate_constants(network: Network) -> dict[str, Any]:
-    """The stage's weights, and what it makes of them and of the size of its image, by id.
+    """The stage's weights, and what is computed from them and from the size of its image, by id.
 
-    What is made twice in the same way, as masks of windows are in every block, is made once; and what is only
-    read to make others is dropped.
+    Equal computations, such as masks of windows in every block, are done once; values that only serve to make
+    others are dropped.
     """
     read = {
         operand.id
@@ -410,7 +408,7 @@ def evaluate_constants(network: Network) -> dict[str, Any]:
     }
     values: dict[str, Any] = {}
     same_as: dict[str, str] = {}
-    """The first constant that is made in the same way."""
+    """The first constant that is computed in the same way."""
     first: dict[Any, str] = {}
     for constant in network.constants:
         how = constant.source, constant.target, _told_apart((constant.args, constant.kwargs), same_as)
@@ -430,7 +428,7 @@ def evaluate_constants(network: Network) -> dict[str, Any]:
 
 
 def _told_apart(value: Any, same_as: Mapping[str, str]) -> Any:
-    """Nested arguments as what can be compared."""
+    """Nested arguments in a comparable form."""
     if isinstance(value, Operand):
         return Operand, same_as[value.id]
     if isinstance(value, dict):
@@ -440,7 +438,7 @@ def _told_apart(value: Any, same_as: Mapping[str, str]) -> Any:
     if isinstance(value, slice):
         return slice, _told_apart((value.start, value.stop, value.step), same_as)
     if isinstance(value, float):
-        return float, value.hex()  # 0.0 and -0.0 are equal
+        return float, value.hex()  # 0.0 and -0.0 would compare equal
     return type(value), id(value) if isinstance(value, Tensor) or value.__hash__ is None else value
 
 

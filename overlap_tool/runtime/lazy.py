@@ -1,8 +1,8 @@
 """Maps that are not in memory: a tensor's shape and type, with numbers that are read piece by piece.
 
-A model's own code can be given one in place of a tensor. Elementwise functions, and those that pick or write
-rows, columns or channels, are deferred until a piece is read. Any other function gets the whole map as a
-tensor: the result is right, but it takes the memory, so that is reported.
+A model's own code can be given one in place of a tensor. Elementwise functions, and those that select or
+write rows, columns or channels, are deferred until a piece is read. Any other function gets the whole map as
+a tensor: the result is right, but it takes memory, so it is reported.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ QUESTIONS = frozenset("size dim ndimension numel nelement element_size is_floati
 
 
 class LazyMap(Tensor):
-    """A map by its shape, type and device; its `numbers` are elsewhere.
+    """A map by its shape, type and device; its `numbers` are stored or computed elsewhere.
 
-    `at` says which axis is that of the rows; that of the columns follows it. A map can be a view of another:
-    then it sees what is written there, and is a way to write there.
+    `at` is the axis of the rows, which that of the columns follows. A map can be a view of another: then it
+    shows what is written there, and writes there.
     """
 
     at: int
@@ -65,7 +65,7 @@ class LazyMap(Tensor):
 
     @property
     def lines(self) -> tuple[int, int]:
-        """How many rows and columns."""
+        """The number of rows and columns."""
         return self.shape[self.at], self.shape[self.at + 1]
 
     @property
@@ -88,18 +88,18 @@ class LazyMap(Tensor):
         return self.numbers.read(rows, columns)
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """As a source of the executor: nothing is fetched ahead."""
+        """Nothing is prefetched."""
 
     def like(self, numbers: Numbers | View, shape: Sequence[int], at: int, dtype: torch.dtype) -> LazyMap:
         """Another map, on the same device."""
         return LazyMap(numbers, shape, dtype, self.device, self.notify, at)
 
     def snapshot(self) -> LazyMap:
-        """The map as it is now, whatever is written to this one."""
+        """The map as it is now, unaffected by later writes."""
         return self.like(self.numbers, self.shape, self.at, self.dtype)
 
     def each(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> LazyMap:
-        """The result of an elementwise function of the map, deferred."""
+        """The deferred result of an elementwise function of the map."""
         return self.like(Computed(function, (self.numbers,), self.behind), self.shape, self.at, dtype)
 
     def whole(self, name: str) -> Tensor:
@@ -142,7 +142,7 @@ class LazyMap(Tensor):
 
 
 class LazyZeros(TorchFunctionMode):
-    """Inside, `torch.zeros` makes a map where a tensor would take more than `limit` bytes."""
+    """Inside, `torch.zeros` returns a map where a tensor would take more than `limit` bytes."""
 
     def __init__(self, limit: int, notify: Notify) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class LazyZeros(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class View:
-    """What a map shows of another: a region, or all of it with its axes otherwise."""
+    """What a map shows of another: a region, or all of it with its axes rearranged."""
 
     source: LazyMap
     region: Region | None
@@ -186,7 +186,7 @@ class View:
 
 
 def _on_whole_maps(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The function itself; what it wrote to, if to a map, is written back."""
+    """Call the function on whole tensors; if it wrote to a map, write the result back."""
     target = args[0] if args and isinstance(args[0], LazyMap) and _in_place(name) else None
     asking = name.strip("_")
     given, named = tree_map(
@@ -201,11 +201,11 @@ def _on_whole_maps(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str
 
 
 _PutOff = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""From a function and its arguments to its result, or NotImplemented if it needs whole maps."""
+"""From a function and its arguments to the deferred result, or NotImplemented if it needs whole maps."""
 
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Each position from the same one of all operands."""
+    """Each position depends on the same position of all operands."""
     maps = _maps(args, kwargs)
     behind, lines = maps[0].behind, maps[0].lines
     if any(one.behind != behind or one.lines != lines for one in maps):
@@ -229,7 +229,7 @@ def _of_two(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _joined(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`cat`, along any other axis than rows and columns."""
+    """`cat` along an axis other than rows and columns."""
     axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     first = _maps(args, kwargs)[0]
     if axis % first.ndim in (first.at, first.at + 1):
@@ -238,7 +238,7 @@ def _joined(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _last_axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`linear`, where the last axis is neither rows nor columns."""
+    """`linear`, if the last axis is neither rows nor columns."""
     map = args[0]
     if not isinstance(map, LazyMap) or map.behind <= 2 or len(_maps(args, kwargs)) > 1:
         return NotImplemented
@@ -246,7 +246,7 @@ def _last_axis(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _convolved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Convolutions with one tap."""
+    """1x1 convolutions."""
     named = dict(zip(("input", "weight", "bias", "stride", "padding"), args, strict=False)) | kwargs
     map, weight = named["input"], named["weight"]
     local = (
@@ -282,7 +282,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _padded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`pad` with zeros, or by less than nothing, at the ends of rows and columns."""
+    """`pad` with zeros, or by negative amounts, at the ends of rows and columns."""
     named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
     map, around = named["input"], tuple(named["pad"])
     if not isinstance(map, LazyMap) or map.behind != 2 or len(around) != 4:
@@ -304,7 +304,7 @@ def _padded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`chunk` and `split`, along any other axis than rows and columns."""
+    """`chunk` and `split` along an axis other than rows and columns."""
     map = args[0]
     axis = kwargs.get("dim", args[2] if len(args) > 2 else 0) % map.ndim
     if axis in (map.at, map.at + 1):
@@ -392,7 +392,7 @@ _PUT_OFF: dict[str, _PutOff] = {
 
 
 def _deferred_by(name: str) -> _PutOff:
-    """What defers the function or method of this name, in place or not."""
+    """The handler that defers the function or method of this name, in-place or not."""
     found = _PUT_OFF.get(name.strip("_"), _not_at_all)
     writes = _in_place(name) and name not in _WRITING
     return _not_at_all if name in _NUMBERS or (writes and found is not _elementwise) else found
@@ -407,9 +407,10 @@ _PIECE = object()
 def _computed(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], behind: int, behind_others: int | None
 ) -> Any:
-    """The function's result as a map, or NotImplemented if its rows and columns are not its operands'.
+    """The function's result as a map, or NotImplemented if its rows and columns are not those of its
+    operands.
 
-    `behind_others` cuts the tensors among the operands as maps are cut; None leaves them whole.
+    `behind_others` says how tensors among the operands are cut along with maps; None leaves them whole.
     """
     in_place = _in_place(func.__name__)
     if kwargs.get("inplace"):
@@ -421,7 +422,7 @@ def _computed(
     try:
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*shaped_args, **shaped_kwargs)
-    except NotImplementedError:  # to another device, from one without numbers
+    except NotImplementedError:  # a move from a device without numbers to another one
         return NotImplemented
     at = found.ndim - behind
     if at < 0 or tuple(found.shape[at : at + 2]) != first.lines:
@@ -469,7 +470,7 @@ def _write(map: LazyMap, region: Region, numbers: Numbers) -> None:
 
 
 def _region(map: LazyMap, index: Any) -> Region | None:
-    """What an index of whole numbers and slices picks; None for any other, or a single line."""
+    """The region selected by an index of whole numbers and slices; None for any other index, or a line."""
     given = list(index) if isinstance(index, tuple) else [index]
     if not all(one is Ellipsis or isinstance(one, slice) or type(one) is int for one in given):
         return None
@@ -488,7 +489,7 @@ def _region(map: LazyMap, index: Any) -> Region | None:
 
 
 def _spread_over(map: LazyMap, region: Region, value: Any) -> Any:
-    """The numbers of a value as those of a region that it is written to, or NotImplemented."""
+    """The numbers of a value, broadcast to a region that it is written to, or NotImplemented."""
     if isinstance(value, LazyMap):
         if tuple(value.shape) != region.shape or value.behind != region.behind:
             return NotImplemented
@@ -500,7 +501,7 @@ def _spread_over(map: LazyMap, region: Region, value: Any) -> Any:
 
 
 def _nothing(asked: Tensor, device: torch.device, behind: int = 2) -> InMemory:
-    """Zeros in a shape, without the memory."""
+    """Zeros of a shape, without memory."""
     return InMemory(torch.zeros((), dtype=asked.dtype, device=device).expand(asked.shape), behind)
 
 

@@ -22,13 +22,15 @@ from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSo
 from overlap_tool.settings import Store
 
 Keep = Callable[[int, int], Kept]
-"""From the height and width of a map between passes to what keeps it."""
+"""From the height and width of a map between passes to a store for it."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A segment that is about to run: the sources of the maps that it reads, and the values of weights and
-    summaries. Whoever looks on may put other sources in their place."""
+    """A segment that is about to run, with the sources of its maps, and the values of weights and summaries.
+
+    An observer may replace the sources.
+    """
 
     plan: SegmentPlan
     sources: dict[str, Source]
@@ -36,10 +38,10 @@ class Pass:
 
 
 RunPass = Callable[[Pass], dict[str, Source]]
-"""Runs a pass: the maps that it stores."""
+"""Runs a pass, and returns the maps that it stores."""
 
 ReduceMap = Callable[[Barrier, Mapping[str, Any], Source, BarrierBands], Tensor]
-"""From a barrier, the values so far, its map and how to read it, to its value."""
+"""From a barrier, the values so far, its map and its bands, to its value."""
 
 
 def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands) -> Tensor:
@@ -48,7 +50,7 @@ def reduced(barrier: Barrier, values: Mapping[str, Any], source: Source, bands: 
 
 
 def value_of(barrier: Barrier, values: Mapping[str, Any], whole: WholeMap) -> Tensor:
-    """The same, from whatever has the map."""
+    """The same, from any form of the map."""
 
     def value(operand: Operand) -> Any:
         return whole if operand.spatial else values[operand.id]
@@ -62,7 +64,7 @@ def value_of(barrier: Barrier, values: Mapping[str, Any], whole: WholeMap) -> Te
 
 @dataclass(frozen=True)
 class Banded(WholeMap):
-    """A map in a store, as a barrier reads it: band by band."""
+    """A stored map as a barrier reads it: band by band."""
 
     source: Source
     cut: BarrierBands
@@ -77,7 +79,7 @@ class Banded(WholeMap):
 
 
 class Results:
-    """The maps that a stage is computed for, put together in tensors, and what it returns of them."""
+    """The maps that a stage is computed for, assembled in tensors, and what the stage returns."""
 
     def __init__(self, plan: StagePlan, store: Store = "device") -> None:
         self.network = plan.network
@@ -87,7 +89,7 @@ class Results:
         return tuple(sink.result() for sink in self.sinks.values())
 
     def returned(self, whole: Tensor, values: Mapping[str, Any]) -> Any:
-        """As the stage's own forward returns them, of this input and with these summaries of it."""
+        """The return value of the stage's own forward, for this input and these summaries."""
         ops = [self.network.nodes[map] for map in self.sinks]
         kept = zip(self.sinks, self.maps(), ops, strict=True)
         maps = {id: as_laid_out(map, op.layout) if isinstance(op, Op) else map for id, map, op in kept}
@@ -104,8 +106,8 @@ def run(
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
-    """Compute the stage on all of `source` into `sinks`, by the ids of the maps that it is computed for; in
-    between, maps lie in what `keep` makes for them.
+    """Compute the stage on all of `source` into `sinks`, by the ids of its wanted maps; `keep` makes the
+    stores between passes.
 
     Every map is computed in one pass only. Returns the values of weights and summaries.
     """
@@ -140,12 +142,12 @@ def in_turn(
     compute: RunPass,
     reduce: ReduceMap = reduced,
 ) -> Iterator[Pass]:
-    """The passes of a stage, each before it runs; `compute` computes it, and `reduce` the values of barriers
-    at its end."""
+    """The passes of a stage, each yielded before it runs; `compute` computes it, and `reduce` the values of
+    barriers at its end."""
     first = network.ops[0].id
     values = evaluate_constants(network)
     if any(isinstance(node, Summary) for node in network.nodes.values()):
-        # of the input itself, a summary may ask how many images there are, and no more
+        # a summary may read the number of images of the input itself, and nothing else
         values[first] = source.read(Span(0, 1), Span(0, 1)).to("meta")
     for summary in network.beforehand:
         values[summary.id] = _of_values(summary, values)
@@ -159,7 +161,7 @@ def in_turn(
         stored |= _reduce(part, {first: source, **stored}, values, reduce)
         for map in part.segment.dropped:
             stored.pop(map, None)
-        del at_hand, given, each  # or what was dropped would live on through the next pass
+        del at_hand, given, each  # otherwise dropped maps would stay alive during the next pass
 
 
 def _run_segment(
@@ -169,12 +171,12 @@ def _run_segment(
     batch: int,
     after_tile: Callable[[], None],
 ) -> dict[str, Source]:
-    """Compute a segment; the maps that it stores."""
+    """Compute a segment; return the maps that it stores."""
     part, given = each.plan, each.sources
     network = part.segment.network
     if not part.segment.computes:
         return {}
-    # one that is returned and read later, too, is read from where it is returned to
+    # a map that is returned and also read later is read from the output
     made: dict[str, Any] = {
         map: sinks.get(map)
         or keep(part.rows.sizes[network.index[map]], part.columns.sizes[network.index[map]])
@@ -190,7 +192,7 @@ def _run_segment(
 def _reduce(
     part: SegmentPlan, sources: dict[str, Source], values: dict[str, Any], reduce: ReduceMap
 ) -> dict[str, Source]:
-    """Add the values that can be made after a segment. Returns the maps of parts that are kept whole."""
+    """Add the values that can be computed after a segment. Returns the maps of parts that are kept whole."""
     made: dict[str, Source] = {}
     for node in part.segment.reduced:
         if isinstance(node, Summary):

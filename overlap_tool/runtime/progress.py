@@ -1,4 +1,4 @@
-"""A progress bar for what takes over a second on a terminal; silent otherwise."""
+"""A progress bar on a terminal for what takes over a second; silent otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles that do the same as one before, by what was recorded of that one."""
+"""Computes tiles that are alike by replaying a recording of one of them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tr
 from overlap_tool.runtime.conditions import Conditions
 
 WORTH = {"cpu": 10_000_000_000, "cuda": 0}
-"""Multiply-accumulates of such tiles together below which recording one takes longer than it saves."""
+"""Multiply-accumulates of all such tiles together below which recording costs more than it saves."""
 
 PASSES = 40
-"""So many more are expected of what is done a second time."""
+"""How many more passes are expected once something is done a second time."""
 
 
 Strided = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
-"""Of a tensor: its shape, its strides, its type and where it is."""
+"""Of a tensor: its shape, strides, type and device."""
 
 
 @dataclass
 class Script:
-    """What a tile takes and leaves, op by op, in the order in which its tape has it."""
+    """The inputs and outputs of a tile, op by op, in the order of its tape."""
 
     recorder: Recorder = field(default_factory=Recorder)
     takes: list[tuple[Literal["read", "left", "above"], int]] = field(default_factory=list)
@@ -40,10 +40,10 @@ class Script:
     leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
-    """Copies of what was given."""
+    """Copies of the inputs."""
     found: list[Tensor] = field(default_factory=list)
     tries: bool = False
-    """Whether the tape is tried: only then are the tensors kept."""
+    """Whether the tape is to be tried: only then are the tensors kept."""
 
     def take(self, what: Literal["read", "left", "above"], op: int, tensor: Tensor) -> None:
         if (what, op) not in self.takes:
@@ -63,17 +63,17 @@ class Script:
 
 @dataclass(frozen=True)
 class Played:
-    """A tape, and what it takes and leaves."""
+    """A tape, with its inputs and outputs."""
 
     tape: Tape
     takes: Sequence[tuple[Literal["read", "left", "above"], int]]
     aboves: Mapping[int, Strided]
-    """What all of a band keeps for the next, of which it takes a part."""
+    """The buffers for the next band, of which a tile takes a part."""
     leaves: Sequence[tuple[Literal["write", "left"], int]]
 
 
 class Repeats:
-    """Of the tiles of a network, those that do the same, in one pass or under the same conditions."""
+    """The recordings of a network's tiles, valid in one pass or under the same conditions."""
 
     def __init__(self, conditions: Conditions, worth: int) -> None:
         self.conditions, self._worth, self.rooms = conditions, worth, Rooms()
@@ -90,7 +90,7 @@ class Repeats:
         self.known: dict[tuple[int, int], Played] = {}
 
     def begin(self, network: Network, rows: AxisPlan, columns: AxisPlan) -> None:
-        """A pass."""
+        """Begin a pass."""
         self._before.update(self._left)
         self._forms.clear()
         axes = (network.rows, rows), (network.columns, columns)
@@ -106,13 +106,13 @@ class Repeats:
         return self._forms[id(row)], self._forms[id(column)]
 
     def script(self, network: Network, row: Step, column: Step) -> Script | None:
-        """Of a tile that is to be recorded."""
+        """The script of a tile that is to be recorded; None for any other tile."""
         form = self.form(row, column)
         if form in self._untried:
             return Script(tries=True)
         self._left[form] -= 1
         first, self._started = not self._started, True
-        if first or form in self._recorded:  # by the first tile of all, kernels are tried and weights packed
+        if first or form in self._recorded:  # the first tile of all tries kernels and packs weights
             return None
         macs, left = _macs(network, row, column), self._left[form]
         self.is_worth_keeping |= PASSES * macs >= self._worth
@@ -126,7 +126,7 @@ class Repeats:
         played = self._untried.pop(form, None)
         if (
             played is not None
-        ):  # it is tried on another tile: what hangs on the numbers of the first one shows
+        ):  # the tape is tried on another tile, which reveals any dependence on the first one's numbers
             if (script.takes, script.leaves) == (played.takes, played.leaves) and is_right(
                 played.tape, script.before, script.given, script.found
             ):
@@ -153,11 +153,11 @@ def _macs(network: Network, row: Step, column: Step) -> int:
 def repeats(
     network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor, conditions: Conditions
 ) -> Repeats | None:
-    """Nothing where tiles are not recorded. The corner of a map shows where it is."""
+    """None where tiles are not recorded. The corner of a map shows its device."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None
-    # a pass takes what it finds, so that no two play a tape at the same time
+    # a pass takes the recordings with it, so that no two passes play a tape at the same time
     found: Repeats | None = network.passes.pop(LAST, None)
     if found is None or not found.conditions.hold_for(conditions):
         found = Repeats(conditions, worth)

@@ -1,6 +1,6 @@
-"""Where the whole input and output of a stage live; the executor reads and writes pieces of them.
+"""Stores for the whole input and output of a stage; the executor reads and writes pieces of them.
 
-On the device that computes, in host memory, or in a file: the device then holds one tile and the caches.
+They are on the computing device, in host memory, or in a file: the device then holds one tile and the caches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Source(Protocol):
         ...
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """This piece will be read next: it may be brought closer while the device computes."""
+        """Announces the piece that is read next, which may be transferred while the device computes."""
         ...
 
 
@@ -36,7 +36,7 @@ class Sink(Protocol):
 
 
 class Within:
-    """A sink for an area of a map: what is written beyond it is left out."""
+    """A sink for an area of a map; what is written outside of it is dropped."""
 
     def __init__(self, sink: Sink, area: Area) -> None:
         self.sink = sink
@@ -55,13 +55,13 @@ class Within:
 
 
 class Kept(Sink, Protocol):
-    """A map that is written, and read when all of it is there."""
+    """A map that is written, and read once it is complete."""
 
     def source(self, device: torch.device) -> Source: ...
 
 
 class Turned:
-    """A source or a sink whose rows are the columns of another: sound is that of files sample by sample."""
+    """A source or a sink with rows and columns exchanged: files store sound sample by sample."""
 
     def __init__(self, other: Any) -> None:
         self.other = other
@@ -102,7 +102,7 @@ class TensorSource:
         else:
             piece = self._piece(rows, columns).to(self.device)
         self.ahead = None
-        # channels last: the layout in which oneDNN and cuDNN convolve without reordering
+        # channels last, which oneDNN and cuDNN convolve without reordering
         return piece.contiguous(memory_format=torch.channels_last) if piece.ndim == 4 else piece
 
     def expect(self, rows: Span, columns: Span) -> None:
@@ -120,12 +120,12 @@ class TensorSource:
 class TensorSink:
     """A tensor that is filled piece by piece, in the given kind of memory.
 
-    It is made when the first piece shows its type. `auto` means the device, unless the tensor would take more
-    than half of what is free there; then host memory, and where that is short, too, a file.
+    It is allocated when the first piece shows its type. `auto` means the device, unless the tensor would take
+    more than half of what is free there; then host memory, and where that is short, too, a file.
 
-    From a CUDA device, a piece is copied to pinned memory of its own, on a stream of its own, and put in its
-    place when the next one has been asked of the device. PyTorch would wait for a copy into the place itself:
-    what is not contiguous goes by way of memory that is not pinned.
+    From a CUDA device, a piece is copied to pinned memory on a separate stream, and moved to its place once
+    the next one has been requested from the device. Copied directly, PyTorch would wait, and noncontiguous
+    places would go through memory that is not pinned.
     """
 
     def __init__(self, height: int, width: int, store: Store = "device") -> None:
@@ -134,7 +134,7 @@ class TensorSink:
         self.whole: Tensor | None = None
         self.copies: torch.cuda.Stream | None = None
         self.coming: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-        """A place, the piece that goes there, and when it will have been copied."""
+        """A place, the piece for it, and the event of its copy."""
 
     @staticmethod
     def of(size: Size, store: Store = "device") -> TensorSink:
@@ -173,7 +173,7 @@ class TensorSink:
 
 
 def _pinned(like: Tensor) -> Tensor:
-    """Memory for such a piece, contiguous, from which and to which a device copies while it computes."""
+    """Contiguous pinned memory for such a piece, which a device can copy while it computes."""
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
@@ -189,7 +189,7 @@ def _allocate(shape: tuple[int, ...], like: Tensor, store: Store) -> Tensor:
         return like.new_empty(shape)
     if store == "host":
         return torch.empty(shape, dtype=like.dtype)
-    # A file without a name: it is gone as soon as the tensor is.
+    # a file without a name, which is deleted with the tensor
     file = tempfile.NamedTemporaryFile(prefix="overlap-tool-")  # noqa: SIM115
     file.truncate(needed)
     whole = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=like.dtype)
@@ -211,4 +211,4 @@ def _free_host_bytes() -> int:
             figures = dict(line.split(":", 1) for line in meminfo)
         return int(figures["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return 1 << 62  # not told here: leave it to the allocator
+        return 1 << 62  # unknown here: leave it to the allocator
