@@ -1,4 +1,4 @@
-"""The engines that compute. The exact one gives every output by one defined order of operations."""
+"""The engines that compute. The exact engine computes every output by one defined order of operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies between pieces of maps on a GPU whose channels are neighbours: several in one launch."""
+"""Copies between pieces of maps on a GPU, channels last: several in one launch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlap_tool.kernels.driver import Launch, LoadedKernel, Structure
 from overlap_tool.kernels.work import AnyTensor
 
 REST = struct.Struct("6q4I")
-"""What `Box` in `boxes.cu` holds behind the addresses."""
+"""The fields of `Box` in `boxes.cu` after the addresses."""
 
 THREADS = 256
 
@@ -27,7 +27,7 @@ WORDS = {16: "uint4", 4: "unsigned"}
 
 @dataclass(frozen=True)
 class Boxes:
-    """Copies of which none writes what another reads or writes."""
+    """Copies, none of which writes what another reads or writes."""
 
     copies: tuple[Copied, ...]
 
@@ -41,12 +41,12 @@ class Boxes:
 
 
 def can_copy(source: AnyTensor, to: AnyTensor) -> bool:
-    """In whole words, that are counted in 32 bits."""
+    """Whether a copy consists of whole words, countable in 32 bits."""
     return all(each % 4 == 0 for each in _bytes(Copied(source, to))) and 0 < to.numel() < 2**31
 
 
 def _bytes(copy: Copied) -> Iterator[int]:
-    """All that has to be whole words."""
+    """All sizes and addresses that have to be whole words."""
     size = copy.to.element_size()
     yield copy.to.shape[1] * size
     for each in (copy.source, copy.to):

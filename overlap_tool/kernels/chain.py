@@ -33,7 +33,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class _Made(NamedTuple):
-    """What was made of a weight, and how it was then."""
+    """Something computed from a weight, and the weight's version."""
 
     weight: ref[Tensor]
     now: tuple[Any, ...]
@@ -45,16 +45,16 @@ class Prepared:
 
     def __init__(self) -> None:
         self._known: dict[int, _Made] = {}
-        """By the ids of weights that live: a dictionary of tensors would take longer to ask."""
+        """By the ids of living weights: a dictionary of tensors would be slower to look up."""
         self._memory: set[int] = set()
-        """Where their numbers lie or lay. Few ops write there, and the others need not look further."""
+        """The addresses of all weights so far. Few ops write there; the others need no further check."""
 
     def clear(self) -> None:
         self._known.clear()
         self._memory.clear()
 
     def changed(self, tensor: Tensor) -> None:
-        """Forget what was made of this memory: `weight.data` can be written without a count of changes."""
+        """Forget what was made of this memory: writing to `weight.data` does not change the version."""
         storage = tensor.untyped_storage().data_ptr()
         if storage not in self._memory:
             return
@@ -64,10 +64,10 @@ class Prepared:
                 del self._known[key]
 
     def get(self, weight: Tensor, how: tuple[Any, ...], make: Callable[[Tensor], Any]) -> Any:
-        """What `make` makes of the weight, `how` being all else that it depends on."""
-        if weight.is_inference():  # such a tensor does not count its changes
+        """What `make` makes of the weight; `how` is everything else that it depends on."""
+        if weight.is_inference():  # an inference tensor has no version
             return make(weight)
-        fake = isinstance(weight, FakeTensor)  # which lies nowhere
+        fake = isinstance(weight, FakeTensor)  # a fake tensor has no address
         now = weight._version, 0 if fake else weight.data_ptr(), weight.dtype
         key = id(weight)
         known = self._known.get(key)
@@ -81,14 +81,14 @@ class Prepared:
         return known.made[how]
 
     def _forget(self, key: int, gone: Any) -> None:
-        """A weight is gone, and maybe another has its id already."""
+        """Remove a weight that was deleted; another one may have the same id already."""
         if key in self._known and self._known[key].weight is gone:
             del self._known[key]
 
     def packed(
         self, weight: Tensor, groups: int, how: tuple[Any, ...], arrange: Callable[[Tensor], Tensor]
     ) -> Callable[[Kernel], Any]:
-        """How a kernel gets a weight that is arranged as (out, in / groups, height, width)."""
+        """The kernel's form of a weight arranged as (out, in / groups, height, width)."""
         return lambda kernel: self.get(
             weight, (kernel, groups, *how), lambda w: kernel.pack(arrange(w), groups)
         )
@@ -106,11 +106,11 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`aten.convolution` by chains, its output laid out in memory as the library's is."""
+    """`aten.convolution` by chains; the output has the memory layout of the library's."""
     rest = transposed, output_padding, groups
     if not _fits(x, weight, bias, weight.shape[0 if transposed else 1] * (1 if transposed else groups)):
         return _own_error(torch.convolution, x, weight, bias, stride, padding, dilation, *rest)
-    if x.ndim == 3:  # one-dimensional: a map of one row
+    if x.ndim == 3:  # one-dimensional input is a map of one row
         y = convolution(
             prepared, x.unsqueeze(2), weight.unsqueeze(2), bias, (1, *stride), (0, *padding), (1, *dilation),
             transposed, (0, *output_padding), groups,
@@ -158,7 +158,7 @@ def _is_empty(
 class Phase(NamedTuple):
     """Every stride-th output of a transposed convolution on one axis, counted without padding.
 
-    Output stride * q + r reads inputs q + offset, q + offset + step, ... through the taps named by `indices`.
+    Output stride * q + r reads inputs q + offset, q + offset + step, ... through the taps in `indices`.
     """
 
     r: int
@@ -219,7 +219,7 @@ def _transposed(
         memory_format=torch.channels_last,
     )
     rows, columns = (phases(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True))
-    if bias is not None:  # of -0 it would say whether zeros were added, which the device decides
+    if bias is not None:  # a bias of -0 would reveal whether zeros were added, which depends on the device
         bias = prepared.get(bias, ("of +0",), lambda b: b + 0)
     layer = TransposedForm(weight, bias, stride, padding, rows, columns, groups, prepared)
     together = groups == 1 and dilation == (1, 1) and _together(x, y.shape[1], rows, columns)
@@ -228,13 +228,13 @@ def _transposed(
 
 
 def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
-    """One convolution for every phase, straight into its place in `y`."""
+    """One convolution for every phase, directly into its place in `y`."""
     weight, bias, stride, padding, rows, columns, groups, prepared = layer
     todo = []
     for vertical in rows:
         for horizontal in columns:
             both = vertical, horizontal
-            # the first q of the phase whose output lies in y, and that output
+            # the first q of the phase with an output in y, and that output
             firsts = [-((phase.r - p) // s) for phase, p, s in zip(both, padding, stride, strict=True)]
             starts = [
                 s * q + phase.r - p for s, q, phase, p in zip(stride, firsts, both, padding, strict=True)
@@ -242,7 +242,7 @@ def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
             part = y[..., starts[0] :: stride[0], starts[1] :: stride[1]]
             if part.numel() == 0:
                 continue
-            if not (vertical.indices and horizontal.indices):  # no input reaches this phase
+            if not (vertical.indices and horizontal.indices):  # no input feeds this phase
                 part.copy_(torch.zeros_like(part) if bias is None else bias[:, None, None].expand_as(part))
                 continue
 
@@ -256,13 +256,13 @@ def _phases_apart(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
             form = Form(dilation=(vertical.step, horizontal.step), groups=groups, padding=around)
             todo.append((shape, packed, form, part))
     widest = _widest([form.padding for _, _, form, _ in todo]) if todo and x.device.type == "cpu" else NOTHING
-    x, _ = Form(padding=widest).padded(x)  # once, where a kernel adds no zeros itself
+    x, _ = Form(padding=widest).padded(x)  # padded once, if the kernel does not pad itself
     for shape, packed, form, part in todo:
         _convolve(x, shape, packed, bias, form._replace(padding=_less(form.padding, widest)), part)
 
 
 def _widest(paddings: Sequence[Sides]) -> Sides:
-    """As much as any of them adds on a side."""
+    """The largest padding on each side."""
     down, across = (
         (max(0, *(before for before, _ in axis)), max(0, *(after for _, after in axis)))
         for axis in zip(*paddings, strict=True)
@@ -271,15 +271,15 @@ def _widest(paddings: Sequence[Sides]) -> Sides:
 
 
 def _less(padding: Sides, there: Sides) -> Sides:
-    """What is missing, or too much, where some is there."""
+    """The difference to padding that is already there; negative if it is too much."""
     down, across = ((a - c, b - d) for (a, b), (c, d) in zip(padding, there, strict=True))
     return down, across
 
 
 def _together(x: Tensor, channels: int, rows: list[Phase], columns: list[Phase]) -> bool:
-    """Whether one convolution of all phases, with zeros for taps that a phase lacks, is less work.
+    """Whether a single convolution of all phases, with zeros for missing taps, is less work.
 
-    Work goes by whole vectors or blocks of output channels. The choice hangs on the layer alone, never on
+    Work is counted in whole vectors or blocks of output channels. The choice depends on the layer, never on
     the size.
     """
     filled = OWN[x.device.type].filled
@@ -295,7 +295,7 @@ def _span(axis: list[Phase]) -> tuple[int, int]:
 
 
 def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
-    """One convolution whose channels are the phases, which are then put in their places."""
+    """One convolution whose channels are the phases, which are then moved to their places."""
     weight, bias, stride, padding, rows, columns, _, prepared = layer
     channels = y.shape[1]
     (top, bottom), (left, right) = _span(rows), _span(columns)
@@ -329,7 +329,7 @@ def _phases_together(layer: TransposedForm, x: Tensor, y: Tensor) -> None:
 def _around(
     x: Tensor, firsts: Sequence[int], counts: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> Sides:
-    """The padding with which so many outputs from the first read, through taps from one offset to another."""
+    """The padding with which `counts` outputs from `firsts` on read taps within these offsets."""
     down, across = (
         (-(q + first), q + n - 1 + last - (have - 1))
         for q, n, (first, last), have in zip(firsts, counts, (rows, columns), x.shape[-2:], strict=True)
@@ -338,7 +338,7 @@ def _around(
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b`, for matrices: every row of `a` is a pixel, every column of `b` a channel."""
+    """`a @ b` for matrices: every row of `a` is a pixel, every column of `b` a channel."""
     if not _fits(a, b, None, b.shape[0]):
         return _own_error(torch.mm, a, b)
     _check(a, "a matrix product")
@@ -350,7 +350,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` for batches of matrices: a convolution with as many groups."""
+    """`a @ b` for batches of matrices: a grouped convolution, one group per matrix."""
     if not _fits(a.transpose(1, 2), b, None, b.shape[1]) or a.shape[0] != b.shape[0]:
         return _own_error(torch.bmm, a, b)
     _check(a, "a matrix product")
@@ -371,13 +371,13 @@ def _convolve(
     form: Form,
     out: Tensor | None = None,
 ) -> Tensor:
-    """With weights of this shape, packed as the kernel that is right for the layer wants them."""
+    """Convolve with weights of this shape, packed for the kernel that is chosen for the layer."""
     kernel = unnumbered if isinstance(x, FakeTensor) else kernel_for(Layer.of(x, shape, form))
     return kernel.convolve(x, packed(kernel), bias, form, out)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool:
-    """Whether the operands belong together, and there is something to compute."""
+    """Whether the operands match, and there is something to compute."""
     return (
         x.ndim == weight.ndim
         and x.shape[1] == channels
@@ -390,7 +390,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool
 
 
 def _own_error(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """The library's error for operands that do not fit; or its result, where that is empty or of integers."""
+    """The library's own error for operands that do not match; its result, if that is empty or integer."""
     result = function(*args)
     if result.numel() > 0 and result.is_floating_point() and all(0 not in t.shape for t in args[:2]):
         raise ExactnessError(
@@ -417,7 +417,7 @@ def _check(x: Tensor, what: str) -> None:
 
 
 def _channels_last(x: Tensor) -> bool:
-    """Whether channels are the neighbours in memory, also in a piece of a larger map."""
+    """Whether channels are adjacent in memory, also in a piece of a larger map."""
     return x.stride(1) == 1 and x.stride(3) >= x.shape[1]
 
 

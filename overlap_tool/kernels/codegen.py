@@ -1,9 +1,9 @@
-"""Machine code for the canonical chain, generated with LLVM for the processor at hand.
+"""Machine code for the canonical chain, generated with LLVM for the local processor.
 
-A tile of `pixels x vectors` outputs lives in registers while the taps go by in order. Every output is a lane
-of its own: a chain of fused multiply-adds that knows nothing of its neighbours, so its bits cannot depend on
-the shape, the position or the number of threads. Where the weights of a chain would not fit into the cache,
-the accumulators wait in the output tensor, which changes no bit either.
+A tile of `pixels x vectors` outputs is kept in registers while the taps are processed in order. Every output
+is a lane of its own: a chain of fused multiply-adds independent of its neighbours, so its bits cannot depend
+on the shape, the position or the number of threads. If the weights of a chain would not fit into the cache,
+the accumulators are kept in the output tensor meanwhile, which changes no bit either.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
 
 BLOCK = 48
-"""Output pixels of a row computed in one go: weights come from the outer caches once for each."""
+"""Output pixels of a row computed in one go: weights are fetched from the outer caches once for each."""
 
 
 LINE = 64
-"""Bytes of a cache's line, on most processors."""
+"""The size of a cache line on most processors, in bytes."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What the code generator needs to know of a processor."""
+    """What the code generator needs to know about a processor."""
 
     vector_bytes: int
     registers: int
@@ -51,7 +51,7 @@ class Processor:
 def processor() -> Processor:
     try:
         features = llvm.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know this processor, and will not compile for it
+    except RuntimeError:  # LLVM does not support this processor
         return Processor(16, 16)
     if features.get("avx512f"):
         return Processor(64, 32)
@@ -71,36 +71,36 @@ FIELDS = (
     *("other", "other_image", "other_row", "other_pixel"),
     *("another", "another_image", "another_row", "another_pixel"),
 )
-"""One convolution as the generated code reads it, 64 bits each. Strides count numbers, not bytes.
+"""A convolution as the generated code reads it, 64 bits each. Strides count numbers, not bytes.
 
-The taps of an output are `outer` x `inner` runs of `run` neighbouring numbers. Work is cut into items, of
-which every thread takes the next until none is left: so many panels of output channels `at_once`, either all,
-or one, so that threads read the same weights; and of these row after row in blocks of `BLOCK` pixels.
-`finish` is code that is called for every block of outputs, while they are in the cache, with the same pixels
-and channels of `other` and `another`, and writes what is kept in their place; or zero, as `bias` may be.
+The taps of an output are `outer` x `inner` runs of `run` adjacent numbers. Work is divided into items, of
+which every thread takes the next until none is left: `at_once` panels of output channels, either all or one
+(so that threads share weights), and of these row after row in blocks of `BLOCK` pixels. `finish` is code that
+is called for every block of outputs while they are in the cache, with the same pixels and channels of `other`
+and `another`, and replaces them by the final values; it may be zero, and so may `bias`.
 """
 
 
 @cache
 def kernel(itemsize: int, depthwise: bool) -> int:
-    """The address of a compiled `void run(int64_t *)` for numbers of 4 or 8 bytes. It is given `FIELDS`."""
+    """The address of a compiled `void run(int64_t *)`, which takes `FIELDS`, for numbers of 4 or 8 bytes."""
     return compiled(_Generator(processor(), itemsize, depthwise).module)
 
 
 def triple() -> str:
-    """The processor's family and its system, as LLVM writes them."""
+    """The target triple of the local processor and system."""
     return llvm.get_process_triple()
 
 
 def compiled(module: ir.Module) -> int:
-    """The address of a module's function `run`, as machine code for the processor at hand."""
+    """The address of a module's function `run`, compiled for the local processor."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
     )
     parsed = llvm.parse_assembly(str(module))
-    # the loops are laid out by hand: unrolling them only slows compilation
+    # the loops are written by hand: unrolling them would only slow compilation
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
     tuning.loop_unrolling = tuning.loop_vectorization = tuning.slp_vectorization = False
     llvm.create_pass_builder(target, tuning).getModulePassManager().run(
@@ -118,12 +118,12 @@ _engines: list[object] = []
 
 def _features() -> str:
     features = llvm.get_host_cpu_features()
-    features["prefer-256-bit"] = False  # or the widest vectors would be cut in two
+    features["prefer-256-bit"] = False  # otherwise the widest vectors would be split
     return features.flatten()
 
 
 class _Generator:
-    """The module of one kind of kernel: a function per shape of tile, and `run`, which shares out work."""
+    """The module of one kind of kernel: a function per shape of tile, and `run`, which divides work."""
 
     def __init__(self, machine: Processor, itemsize: int, depthwise: bool) -> None:
         self.machine = machine
@@ -222,7 +222,7 @@ class _Generator:
         for value, place in written.values():
             b.store(value, place).align = self.align
         with b.if_else(b.icmp_signed("==", last_lanes, I64(self.lanes))) as (all_lanes, some_lanes):
-            with all_lanes:  # masks take long on some processors
+            with all_lanes:  # masks are slow on some processors
                 for value, place in last_ones:
                     b.store(value, place).align = self.align
             with some_lanes:
@@ -232,7 +232,7 @@ class _Generator:
         return function
 
     def _block(self, vectors: int) -> ir.Function:
-        """Up to `BLOCK` neighbouring pixels of one panel: tiles of the full size, then one of the rest."""
+        """Up to `BLOCK` adjacent pixels of one panel: tiles of the full size, then one for the rest."""
         most = self.machine.pixels(vectors)
         tiles = {pixels: self._tile(pixels, vectors) for pixels in range(1, most + 1)}
         numbers = self.number.as_pointer()
@@ -297,7 +297,7 @@ class _Generator:
             channel = b.mul(panel, task["panel_channels"])
             place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
             x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
-            if self.depthwise:  # lanes are channels of the input, too
+            if self.depthwise:  # lanes are input channels, too
                 x = b.gep(x, [channel])
             y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
             w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
@@ -318,7 +318,7 @@ class _Generator:
                     self._fetch(b, others[-1], count, task[f"{name}_pixel"], channels, False)
             self._fetch(b, y, count, task["y_pixel"], channels, True)
             w_outer = b.mul(task["w_outer"], vectors)
-            # the weights in portions that fit the cache, the accumulators waiting in the output
+            # weights in portions that fit the cache, with accumulators kept in the output meanwhile
             with counted(b, task["outer"], step=task["outer_at_once"]) as o:
                 left = b.sub(task["outer"], o)
                 last = b.icmp_signed("<=", left, task["outer_at_once"])
@@ -356,13 +356,13 @@ class _Generator:
         channels: ir.Value,
         written: bool,
     ) -> None:
-        """Ask for what is needed after the chain: it comes meanwhile."""
+        """Prefetch what is needed after the chain."""
         with counted(b, pixels) as pixel, counted(b, channels, step=LINE // self.align) as channel:
             place = b.gep(start, [b.add(b.mul(pixel, step), channel)])
             b.call(self.prefetch, [b.bitcast(place, POINTER), I32(int(written)), I32(2), I32(1)])
 
     def _zeros(self) -> ir.GlobalVariable:
-        """The bias of a panel that has none."""
+        """The bias of a panel without one."""
         kind = ir.ArrayType(self.number, self.machine.vectors * self.lanes)
         zeros = ir.GlobalVariable(self.module, kind, "zeros")
         zeros.initializer, zeros.global_constant, zeros.linkage = ir.Constant(kind, None), True, "internal"

@@ -1,9 +1,9 @@
-"""Everything that is no chain, composed of operations that round correctly, whatever the shape.
+"""Everything except chains, composed of correctly rounded operations, whatever the shape.
 
-Libraries compute many functions one way in vectors and another way for what is left over, and add up in an
-order that depends on the shape and the number of threads. Here functions are made of +, -, * and /, which
-IEEE 754 defines to the last bit, and of those of `arithmetic`; and sums are trees of neighbours. They work in
-place on what they have made, as far as they can: maps are large.
+Libraries compute many functions differently in vectors and in remainders, and sum in an order that depends on
+the shape and the number of threads. Here functions are composed of +, -, * and /, which IEEE 754 defines to
+the last bit, and of those of `arithmetic`; sums are trees of neighbours. Where possible, they work in place
+on their own intermediate results, since maps are large.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def vector_norm(
 
 
 NEGLIGIBLE = 2.0**-64
-"""A weight of a softmax that is at most this part of the largest is nothing at all.
+"""A softmax weight of at most this part of the largest counts as zero.
 
-It is far below the rounding errors of either precision, and yet it could tip one. What a mask of -100 takes
-away would so leave a trace in the bits, and a window at the border depend on the image's other end.
+It is far below the rounding errors of either precision, yet could change one. Otherwise samples that a mask
+of -100 suppresses would affect the bits, and a window at the border would depend on the image's other end.
 """
 
 
@@ -170,8 +170,11 @@ def batch_norm(
     running_var: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By stored figures: one product and one sum per position. Without any, by those of the batch, which is
-    how the library normalises instances: as the channels of one image."""
+    """By stored statistics: one product and one sum per position.
+
+    Without them, by those of the batch, which is how the library normalises instances: as the channels of one
+    image.
+    """
     *training, _, eps = rest
     shape = (-1, *[1] * (x.ndim - 2))
     if running_mean is None or running_var is None:
@@ -189,7 +192,7 @@ def batch_norm(
 
 
 def cudnn_batch_norm(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same, with one more result: what only cuDNN's gradient reads."""
+    """The same, with a further result that only cuDNN's gradient reads."""
     return (*batch_norm(x, *args), x.new_empty(0, dtype=torch.uint8))
 
 
@@ -203,7 +206,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Window sums tap by tap, over the number of samples as the library counts them."""
+    """Window sums tap by tap, divided by the number of samples as the library counts them."""
     kernel, stride, padding = ((list(each) * axes)[:axes] for each in (kernel, stride or kernel, padding))
     sizes, ends = [], []
     for n, k, s, p in zip(x.shape[-axes:], kernel, stride, padding, strict=True):
@@ -255,7 +258,7 @@ def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def bins(n: int, parts: int) -> list[tuple[int, int]]:
-    """What each output of an adaptive pool takes of `n` samples; neighbours may share one."""
+    """The inputs of each output of an adaptive pool on `n` samples; neighbours may share one."""
     return [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
 
 
@@ -268,14 +271,16 @@ def upsample_linear(x: Tensor, size: Sequence[int], align_corners: bool, *scales
 
 
 MOST_BY_FLOAT32 = 1 << 24
-"""Up to here, all whole numbers are float32 numbers."""
+"""Up to here, every integer is a float32."""
 
 
 def upsample_nearest(
     own: Any, centred: bool, x: Tensor, size: Sequence[int], *scales: float | None
 ) -> Tensor:
-    """The library's own where that is by float32. Else its bits depend on how the map lies in memory, and of
-    very many outputs it gives some twice."""
+    """The library's own op where it computes positions in float32.
+
+    Otherwise its bits depend on the memory layout, and with very many outputs it repeats some.
+    """
     if x.dtype == torch.float32 and max(size) <= MOST_BY_FLOAT32:
         result: Tensor = own(x, size, *scales)
         return result
@@ -290,8 +295,10 @@ def _of_axes(size: Sequence[int], scales: Sequence[float | None]) -> Iterable[tu
 
 
 def nearest_positions(old: int, new: int, scale: float | None, centred: bool = False) -> Tensor:
-    """Which of `old` samples each of `new` outputs is, that at its start, or at its centre: by float32, as
-    the library has it, as long as that tells one output from the next."""
+    """Which of `old` samples each of `new` outputs is: the one at its start, or at its centre.
+
+    Computed in float32, as in the library, as long as that distinguishes consecutive outputs.
+    """
     number: Any = np.float32 if new <= MOST_BY_FLOAT32 else np.float64
     step = number(1 / scale) if scale else number(old) / number(new)
     at = np.arange(new, dtype=number) + number(0.5 if centred else 0)
@@ -301,8 +308,8 @@ def nearest_positions(old: int, new: int, scale: float | None, centred: bool = F
 def linear_positions(
     old: int, new: int, align_corners: bool, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each of `new` outputs stands among `old` samples: the one below it, the one above, and which part
-    of the way to that, in float64."""
+    """The position of each of `new` outputs among `old` samples: the sample below, the one above, and the
+    fraction between them, in float64."""
     at = torch.arange(new, dtype=torch.float64)
     if align_corners:
         at *= (old - 1) / (new - 1) if new > 1 else 0.0
@@ -313,7 +320,7 @@ def linear_positions(
 
 
 def between(x: Tensor, dim: int, low: Tensor, high: Tensor, part: Tensor) -> Tensor:
-    """a + t * (b - a), which is a where a and b are the same."""
+    """a + t * (b - a), which is a where a and b are equal."""
     a, b = (x.index_select(dim, place.to(x.device)) for place in (low, high))
     t = part.to(x.dtype).to(x.device)
     return a + t.view(-1, *[1] * (-1 - dim)) * (b - a)
@@ -324,7 +331,7 @@ def _in_place(program: str, x: Tensor) -> Tensor:
 
 
 def function(program: str, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """One of `arithmetic`; of whole numbers as the library has it."""
+    """A function of `arithmetic`; on integers, the library's."""
     return compute(program, _floating(x), out=out)
 
 
@@ -341,7 +348,7 @@ def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
 
 
 def relu(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Zero keeps its sign, which the library's maximum does by some processors and not by others."""
+    """Zero keeps its sign, which the library's maximum preserves on some processors only."""
     if x.dtype in (torch.float32, torch.float64):
         return compute("relu", x, out=out)
     return torch.relu(x) if out is None else torch.relu_(out)
@@ -378,7 +385,7 @@ def _over(x: Tensor, y: float) -> Tensor:
 
 
 def on_one_device(x: Any, y: Any) -> tuple[Any, Any]:
-    """What divides a tensor on a GPU, there: a number on the CPU would be inverted and multiplied with."""
+    """Move a GPU tensor's divisor there: PyTorch would multiply by the inverse of a number on the CPU."""
     if not isinstance(x, Tensor) or x.device.type == "cpu" or not x.is_floating_point():
         return x, y
     if not isinstance(y, Tensor):
@@ -392,7 +399,7 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def power(x: Any, exponent: Any) -> Tensor:
-    """Roots and squares by themselves, all else as one function, rounded once."""
+    """Roots and squares by their own operations, everything else by one function, rounded once."""
     if not isinstance(x, Tensor):
         return compute("power_of", _floating(exponent), numbers=(x,))
     x = _floating(x)
@@ -408,7 +415,7 @@ def power(x: Any, exponent: Any) -> Tensor:
 
 
 def add(x: Any, y: Any, alpha: float = 1) -> Tensor:
-    """The library may fuse the product with the sum, or not."""
+    """Two roundings, where the library may fuse the product with the sum."""
     return torch.add(x, y if alpha == 1 else torch.mul(y, alpha))
 
 
@@ -433,8 +440,7 @@ def lerp(x: Tensor, y: Tensor, weight: Any) -> Tensor:
 
 
 def fmod(x: Any, y: Any) -> Tensor:
-    """Rounds nothing. By the C library: vectors of it are wrong where the quotient is large, on some
-    processors."""
+    """Exact, by the C library: on some processors, the vector version is wrong for large quotients."""
     x, y = _of_one_type(x, y)
     if x.device.type != "cpu" or not x.is_floating_point():
         return torch.fmod(x, y)
@@ -460,7 +466,7 @@ def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulat
         raise ExactnessError(
             "torch.index_put that accumulates", "it adds up in no fixed order", f"Use {ExactnessError.STOCK}"
         )
-    return torch.ops.aten.index_put(x, indices, values)  # which takes None for a whole dimension
+    return torch.ops.aten.index_put(x, indices, values)  # takes None for a whole dimension
 
 
 def fold(
@@ -471,7 +477,7 @@ def fold(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """Sums of what lies on one sample, tap by tap. The library's order is another on a GPU."""
+    """Sums of overlapping samples, tap by tap; the library's order differs on a GPU."""
     batched = columns if columns.ndim == 3 else columns[None]
     padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
     counts = [

@@ -1,4 +1,4 @@
-"""Copies between pieces of maps on the CPU whose channels are neighbours, on torch's own threads."""
+"""Copies between pieces of maps on the CPU, channels last, on torch's own threads."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FIELDS = (
     *("x", "x_image", "x_row", "x_pixel"),
     *("y", "y_image", "y_row", "y_pixel"),
 )
-"""What generated code is given, 64 bits each; sizes and strides in bytes. An item is a row of an image."""
+"""The arguments of generated code, 64 bits each; sizes and strides in bytes. An item is a row of an image."""
 
 TASK = struct.Struct(f"{len(FIELDS)}q")
 PLACES = FIELDS.index("x"), FIELDS.index("y")
 
 WORTH_THREADS = 1 << 18
-"""Bytes below which waking other threads takes longer than the work."""
+"""Below this many bytes, waking other threads takes longer than the work."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """`source`, or zeros, copied to `to`, which is of the same shape."""
+    """A copy of `source`, or of zeros, to `to`, which has the same shape."""
 
     source: AnyTensor | None
     to: AnyTensor

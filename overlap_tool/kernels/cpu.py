@@ -20,16 +20,16 @@ CACHED_BYTES = 256 * 1024
 """Weights are taken in portions of about this size, so that they stay in a core's own cache."""
 
 ALL_AT_ONCE = 300 * 1024
-"""Bytes of weights up to which all of them stay in a core's own cache beside the map that they meet."""
+"""Up to this many bytes, all weights stay in a core's own cache beside the map that they are applied to."""
 
 WORTH_SHARING = 64
-"""Blocks of pixels from which on threads have enough to do, though each takes all panels of its block."""
+"""From this many blocks of pixels on, threads have enough work even if each takes all panels of its block."""
 
 PIECE = (2, BLOCK + 5)
-"""Outputs that a trial computes: more than one block of pixels, and tiles of several sizes."""
+"""The outputs of a trial: more than one block of pixels, and tiles of several sizes."""
 
 WORTH_THREADS = 200_000
-"""Multiply-accumulates below which waking other threads takes longer than the work."""
+"""Below this many multiply-accumulates, waking other threads takes longer than the work."""
 
 
 SHARE = struct.Struct(f"{len(FIELDS)}q")
@@ -41,7 +41,7 @@ ITEMS, ROWS = map(FIELDS.index, ("items", "rows"))
 class Packed:
     """Weights in the order in which the kernel reads them: by panels of output channels, tap by tap.
 
-    Every panel but a group's last has the full width, and that one is filled up to whole vectors.
+    Every panel but a group's last has the full width, and the last one is padded to whole vectors.
     """
 
     values: AnyTensor
@@ -54,7 +54,7 @@ class Packed:
 
     @property
     def wide(self) -> int:
-        """Channels of a panel."""
+        """The channels of a panel."""
         return processor().lanes(self.values.element_size()) * processor().vectors
 
     def launch(self, work: Convolution) -> GeneratedCall:
@@ -66,9 +66,9 @@ def pack(weight: Tensor, groups: int) -> Packed:
     out, per_group, height, width = weight.shape
     lanes = processor().lanes(weight.element_size())
     depthwise = groups > 1 and per_group == 1 and out == groups
-    if depthwise:  # channels are lanes: one group of so many outputs, each of which reads its own channel
+    if depthwise:  # channels are lanes: one group, in which each output reads its own channel
         groups = 1
-    # (groups, height, width, in, out), with the outputs filled up to whole vectors
+    # (groups, height, width, in, out), with the outputs padded to whole vectors
     taps = weight.reshape(groups, out // groups, per_group, height, width).permute(0, 3, 4, 2, 1)
     filled = -(-(out // groups) // lanes) * lanes
     values = weight.new_zeros(groups, height * width * per_group * filled)
@@ -85,7 +85,7 @@ def pack(weight: Tensor, groups: int) -> Packed:
 def convolve(
     x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
 ) -> Tensor:
-    """`x` may be any view, and so may `out`, if channels are neighbours in it."""
+    """`x` may be any view, and so may `out` if its channels are adjacent."""
     x, form = form.padded(x)
     packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
     channels = packed.shape[0]
@@ -110,7 +110,7 @@ def _call(work: Convolution, packed: Packed) -> GeneratedCall:
     last = in_group - (panels - 1) * wide
     lanes = wide // processor().vectors
     reading, writing = x.stride(), out.stride()
-    # neighbouring taps of a row are one run, where nothing lies between their channels
+    # adjacent taps of a row form one run if their channels are contiguous
     one_run = dilation[1] == 1 and not packed.depthwise and (width == 1 or reading[3] == per_group)
     inner, run = (1, width * per_group) if one_run else (width, per_group)
     tap_bytes = inner * run * min(wide, in_group) * x.element_size()
@@ -149,6 +149,6 @@ def _map_strides(x: AnyTensor) -> tuple[int, int, int]:
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:
-    """Outputs that are computed, so many being asked for: whole vectors."""
+    """How many outputs are computed when this many are asked for: whole vectors."""
     lanes = processor().lanes(dtype.itemsize)
     return -(-outputs // lanes) * lanes

@@ -22,35 +22,36 @@ from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 PIECE = (9, 11)
-"""Outputs that a trial computes: with two images, more than a block of pixels and no whole number of them."""
+"""The outputs of a trial: with two images, more than a block of pixels, and not a whole number of blocks."""
 
 REST = struct.Struct("14q2I2i3I6i3i2ii4x")
-"""What `Shape` in `chain.cu` holds behind the addresses."""
+"""The fields of `Shape` in `chain.cu` after the addresses."""
 
 MOST_TOGETHER = 16
-"""Layers of one launch: what it is given has to fit in 4 KiB."""
+"""The most layers of one launch, whose arguments have to fit in 4 KiB."""
 
 DEPTHWISE_THREADS = 128
 
 FEW = 7
-"""Inputs whose kernel keeps all taps in shared memory. Beyond, samples come by 128 bits, or do not fit."""
+"""Up to this many inputs, taps are kept in shared memory. Beyond, samples are loaded by 128 bits, or do not
+fit."""
 
 SHARED = 48 << 10
-"""Bytes that every GPU gives to a block."""
+"""The shared memory that every GPU gives to a block, in bytes."""
 
 LONGEST_ROW = 48
-"""Samples of a row that a thread of the depthwise kernel holds."""
+"""The samples of a row that a thread of the depthwise kernel holds."""
 
 FETCHING = 4
-"""Outputs that take as many instructions as fetching their samples does, by `benchmarks/cuda_static.py`."""
+"""How many outputs take as many instructions as fetching their samples, by `benchmarks/cuda_static.py`."""
 
 MOST_PIXELS = 2**31 - 1
-"""Of one launch: the kernels count them in 32 bits."""
+"""The most pixels of one launch: the kernels count them in 32 bits."""
 
 
 class Tile(NamedTuple):
-    """Outputs of a block and of a thread, pixels by channels; threads of a warp that have the same pixels;
-    and blocks that a multiprocessor is to hold."""
+    """The outputs of a block and of a thread, pixels by channels; how many threads of a warp share pixels;
+    and how many blocks a multiprocessor should hold."""
 
     rows: int
     columns: int
@@ -76,12 +77,12 @@ TILES = {
     32: Tile(192, 32, 6, 8, 4, 5),
     64: Tile(64, 64, 8, 8, 4, 8),
 }
-"""For layers of at most so many outputs. Where they are an image's three colours, or those of four phases, a
-thread has all of a pixel."""
+"""For layers of at most so many outputs. For an image's three colours, or those of four phases, a thread has
+all outputs of a pixel."""
 
 LARGE = Tile(128, 64, 8, 8, 4, 4), Tile(96, 96, 6, 8, 4, 3)
-"""For layers of more outputs: whichever has less to fill up, or else the first, which takes fewer
-instructions. Where a thread has 6 x 8 outputs, registers are left for more warps at once."""
+"""For layers of more outputs: whichever has less padding, or else the first, which takes fewer instructions.
+With 6 x 8 outputs per thread, registers are left for more warps at once."""
 
 DOUBLES = Tile(64, 32, 4, 4, 4, 4)
 
@@ -99,14 +100,14 @@ def tile_for(outputs: int, dtype: torch.dtype, inputs: int = FEW + 1) -> Tile:
 
 
 def run_for(taps: int, stride: int, dilation: int, dtype: torch.dtype) -> tuple[int, tuple[int, int, int]]:
-    """Of the depthwise kernel: outputs of a row that a thread computes, and what is compiled into it."""
+    """For the depthwise kernel: the outputs of a row per thread, and its compile-time constants."""
     run = (64 if taps >= 5 else 32) // dtype.itemsize
     span = (run - 1) * stride + (taps - 1) * dilation + 1
     return run, (taps, stride, dilation) if span <= LONGEST_ROW else (0, 1, 1)
 
 
 class FewInputs(NamedTuple):
-    """What is compiled into their kernel: a window's rows, the numbers of each, and strides in both."""
+    """The kernel's compile-time constants: a window's rows, the numbers in each, and both strides."""
 
     rows: int
     span: int
@@ -121,13 +122,13 @@ class FewInputs(NamedTuple):
 def window_for(
     inputs: int, kernel: tuple[int, int], stride: tuple[int, int], tile: Tile, dtype: torch.dtype
 ) -> FewInputs | None:
-    """Of a layer of few inputs, if a block's part of it fits."""
+    """The window of a layer of few inputs, if a block's part of it fits into shared memory."""
     window = FewInputs(kernel[0], kernel[1] * inputs, stride[0], stride[1] * inputs)
     return window if inputs <= FEW and window.fits(tile, dtype) else None
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:
-    """The work for so many outputs: whole blocks, and samples, whose fetching takes as long as some more."""
+    """The work for this many outputs: whole blocks, and samples, whose fetching counts as several outputs."""
     columns = tile_for(outputs, dtype).columns
     return -(-outputs // columns) * (columns + FETCHING)
 
@@ -140,7 +141,7 @@ class Packed:
     shape: tuple[int, int, int, int]
     groups: int
     tile: Tile | None
-    """Nothing where every group is one channel: then another kernel computes the layer."""
+    """None where every group is a single channel: then another kernel computes the layer."""
 
     adds_zeros = True
 
@@ -170,9 +171,9 @@ def pack(weight: Tensor, groups: int) -> Packed:
 def convolve(
     x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
 ) -> Tensor:
-    """A convolution of which every output is the chain: no bit depends on anything else.
+    """A convolution whose every output is the chain: no bit depends on anything else.
 
-    `x` may be any view, and so may `out`, if channels are neighbours in it. Gradients are not recorded.
+    `x` may be any view, and so may `out` if its channels are adjacent. Gradients are not recorded.
     """
     packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
     if x.shape[1] > 1 and x.stride(1) != 1:
@@ -192,7 +193,7 @@ def convolve(
 
 @dataclass(frozen=True)
 class Together:
-    """Convolutions in one launch, of which none reads what another writes."""
+    """Convolutions in one launch, none of which reads what another writes."""
 
     works: tuple[Convolution, ...]
 
@@ -207,7 +208,7 @@ def go_together(works: Sequence[Convolution]) -> bool:
 
 
 def _launch(works: Sequence[Convolution]) -> Launch:
-    """Where there are several, a block's place along y says which of them it computes."""
+    """Launch several layers: a block's y index selects its layer."""
     if len(works) == 1:
         grid = _grid(works[0], _window(works[0]))
     else:
@@ -218,7 +219,7 @@ def _launch(works: Sequence[Convolution]) -> Launch:
 
 
 def _window(work: Convolution) -> FewInputs | None:
-    """Of a layer that is computed alone, where pixels of a row lie side by side."""
+    """The window of a layer that is computed alone, if its rows' pixels are contiguous."""
     (_, depth, *kernel), form, x = work.packed.shape, work.form, work.x
     if (
         work.packed.tile is None
@@ -233,7 +234,7 @@ def _window(work: Convolution) -> FewInputs | None:
 
 
 def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
-    """What is compiled for so many layers of a kind."""
+    """The code that is compiled for this many layers of a kind."""
     packed, x, form = work.packed, work.x, work.form
     if count == 1 and (window := _window(work)) is not None:
         name, threads = few_inputs_name(packed.tile, window, x.dtype), packed.tile.threads
@@ -288,13 +289,13 @@ def _structure(work: Convolution) -> Structure:
 
 
 def _by_vectors(x: AnyTensor, channels: int) -> bool:
-    """Whether so many channels of a group can be read or written by 128 bits, at every pixel."""
+    """Whether this many channels of a group can be read or written by 128 bits at every pixel."""
     stride, whole = x.stride(), 16 // x.element_size()
     return x.data_ptr() % 16 == 0 and (channels | stride[0] | stride[2] | stride[3]) % whole == 0
 
 
 def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: Tensor) -> Tensor:
-    """Of images, or else of rows, or else of columns."""
+    """Split images, or else rows, or else columns."""
     dim = next(dim for dim in (0, 2, 3) if out.shape[dim] > 1)
     start = 0
     for part in out.chunk(2, dim):
@@ -315,7 +316,7 @@ def _in_halves(x: Tensor, packed: Packed, bias: Tensor | None, form: Form, out: 
 
 @cache
 def source(program: str = "", single: bool = True, others: int = 0) -> str:
-    """With what finishes outputs."""
+    """The source, with the program that finishes outputs."""
     finish = finished_by(program, PROGRAMS[program], single, others) if program else ""
     return finish + (files("overlap_tool.kernels") / "chain.cu").read_text()
 

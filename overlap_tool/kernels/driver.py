@@ -1,4 +1,4 @@
-"""Launches compiled kernels through CUDA's driver, which every machine with a GPU has."""
+"""Launches compiled kernels by CUDA's driver, which every machine with a GPU has."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class LoadedKernel:
 
 @contextmanager
 def in_order(device: int) -> Iterator[ctypes.c_void_p]:
-    """PyTorch's current stream of the device, which is the current one inside. Nothing waits for what is
-    launched on it."""
+    """The device's current PyTorch stream; inside, it is also the current device's. Launches on it are
+    asynchronous."""
     current = torch.cuda.current_device()
     if not getattr(_of_thread, "has_context", False):
         _enter(current)
@@ -42,7 +42,7 @@ def in_order(device: int) -> Iterator[ctypes.c_void_p]:
 
 
 class Readied:
-    """A launch but for addresses, which belong into some of its `words`."""
+    """A prepared launch: only the addresses among its `words` are missing."""
 
     def __init__(self, kernel: LoadedKernel, grid: tuple[int, int], argument: bytes) -> None:
         self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
@@ -56,14 +56,14 @@ class Readied:
 
 
 class Structure(NamedTuple):
-    """What code is given: addresses of tensors, and other numbers behind them."""
+    """The argument of a kernel: addresses of tensors, followed by other numbers."""
 
     tensors: tuple[AnyTensor | None, ...]
     rest: bytes
 
 
 class Launch(NamedTuple):
-    """A kernel, and the structures that it is given, one behind the other, and alike."""
+    """A kernel, and its structures of one kind, one after another."""
 
     kernel: LoadedKernel
     grid: tuple[int, int]
@@ -99,7 +99,7 @@ _of_thread = threading.local()
 
 
 def _enter(device: int) -> None:
-    """Make PyTorch's context current. A thread that has not used the GPU yet has none."""
+    """Make PyTorch's context current: a thread that has not used the GPU yet has none."""
     context = ctypes.c_void_p()
     _check(libcuda().cuCtxGetCurrent(ctypes.byref(context)))
     if not context.value:

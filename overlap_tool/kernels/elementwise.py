@@ -1,7 +1,7 @@
-"""The canonical chain by PyTorch's own elementwise operations: slow, and the same bits on every device.
+"""The canonical chain by PyTorch's own elementwise operations: slow, with the same bits on every device.
 
-PyTorch has no fused multiply-add. But sums and products of float64 round correctly wherever they run, and it
-is put together from those: what rounding a sum leaves over is a number, too, which decides the last bit. All
+PyTorch has no fused multiply-add, but sums and products of float64 are correctly rounded on every device, and
+it is composed of those: the rounding error of a sum is a number, too, which determines the last bit. All
 outputs of a block go through their taps together.
 """
 
@@ -18,13 +18,13 @@ from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels.form import Form
 
 PIECE = (2, 3)
-"""Outputs that a trial computes: all go the same way."""
+"""The outputs of a trial: all are computed in the same way."""
 
 AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 22}
-"""Outputs of a block: half a dozen maps of so many numbers. They stay in a core's cache, or fill a GPU."""
+"""Outputs of a block: about six maps of this size stay in a core's cache, or fill a GPU."""
 
 LARGEST = 2.0**480
-"""Of numbers in float64, whose inverse is the smallest. Between them no product loses a bit to the range."""
+"""For float64: between this and its inverse, no product loses a bit to the range."""
 
 
 def pack(weight: Tensor, groups: int) -> Tensor:
@@ -33,7 +33,7 @@ def pack(weight: Tensor, groups: int) -> Tensor:
 
 
 def filled(outputs: int, dtype: torch.dtype) -> int:
-    """Nothing is computed that is not asked for."""
+    """Exactly the outputs that are asked for."""
     return outputs
 
 
@@ -67,7 +67,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, out: Te
 
 
 class _Factors(NamedTuple):
-    """What a block multiplies: samples (groups, depth, ...) and taps (groups, outputs, depth, ...)."""
+    """The factors of a block: samples (groups, depth, ...) and taps (groups, outputs, depth, ...)."""
 
     samples: Tensor
     taps: Tensor
@@ -97,7 +97,7 @@ class _Factors(NamedTuple):
 def _chains_of_singles(factors: _Factors) -> Tensor:
     """A product of two float32 is exact in float64; its sum with a third is rounded to odd, then to float32.
 
-    Rounded to nearest twice, it could end on the wrong side.
+    Rounding to nearest twice could end on the wrong side.
     """
     acc = factors.samples.new_zeros(factors.shape)
     exact, total, spare = (torch.empty_like(acc) for _ in range(3))
@@ -113,8 +113,8 @@ def _chains_of_singles(factors: _Factors) -> Tensor:
 def _chains_of_doubles(factors: _Factors) -> Tensor:
     """Boldo's and Melquiond's fused multiply-add, of operations of the same precision.
 
-    The product is high + low exactly, and its sum with a third number is that of three. The two smaller ones
-    are added to odd, so that the last addition sees on which side of it the rest lies.
+    The product is high + low exactly, so its sum with a third number is one of three. The two smaller ones
+    are added with rounding to odd, so that the last addition rounds to the correct side.
     """
     acc = factors.samples.new_zeros(factors.shape)
     high, low, middle, total, spare = (torch.empty_like(acc) for _ in range(5))
@@ -137,7 +137,7 @@ def _chains_of_doubles(factors: _Factors) -> Tensor:
 
 
 def _add(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> None:
-    """a + b, rounded, into `total`, and what that leaves over into `a`: Knuth's two-sum. `b` is used up."""
+    """a + b, rounded, into `total`, and the rounding error into `a`: Knuth's two-sum. `b` is overwritten."""
     torch.add(a, b, out=total)
     torch.sub(total, a, out=spare)
     b.sub_(spare)
@@ -146,16 +146,16 @@ def _add(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> None:
 
 
 def _to_odd(total: Tensor, rest: Tensor, spare: Tensor) -> None:
-    """Of the two neighbours of an inexact sum the one whose last bit is 1. `rest` is used up."""
+    """Of the two neighbours of an inexact sum, the one whose last bit is 1. `rest` is overwritten."""
     bits, beyond = total.view(torch.int64), spare.view(torch.int64)
     torch.bitwise_xor(bits, rest.view(torch.int64), out=beyond)
-    beyond.bitwise_right_shift_(63)  # -1 where the sum lies farther from zero than what it stands for
+    beyond.bitwise_right_shift_(63)  # -1 where the sum is farther from zero than the exact value
     inexact = rest.abs_() > 0
     bits.add_(beyond.mul_(inexact)).bitwise_or_(inexact)
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Veltkamp's: two numbers of half the digits each, whose sum is x."""
+    """Veltkamp's splitting: two numbers of half the digits each, whose sum is x."""
     scaled = x * (2.0**27 + 1)
     high = scaled - (scaled - x)
     return high, x - high

@@ -1,6 +1,6 @@
-"""The canonical chain in numpy, slow and exact: what any kernel on any device is held to.
+"""The canonical chain in numpy, slow and exact: the reference for every kernel on every device.
 
-A fused multiply-add rounds once. Numpy has none, so it is put together from operations whose error is known.
+A fused multiply-add rounds once. Numpy has none, so it is composed of operations with known errors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 
 def chains(samples: Array, taps: Array) -> Array:
-    """Chains along the last axis, in its order, without the bias."""
+    """Chains along the last axis, in order, without the bias."""
     fma = fma_of_singles if samples.dtype == np.float32 else fma_of_doubles
     acc = np.zeros(np.broadcast_shapes(samples.shape[:-1], taps.shape[:-1]), samples.dtype)
     for sample, tap in zip(np.moveaxis(samples, -1, 0), np.moveaxis(taps, -1, 0), strict=True):
@@ -26,15 +26,15 @@ def chains(samples: Array, taps: Array) -> Array:
 def fma_of_singles(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of float32, rounded once.
 
-    The product is exact in float64, the sum is not: rounded to nearest twice, it could end on the wrong side.
-    So the first rounding is to odd: an inexact sum takes the neighbour whose last bit is 1. The second then
-    sees that something was left over.
+    The product is exact in float64, the sum is not: rounding to nearest twice could end on the wrong side. So
+    the first rounding is to odd: an inexact sum takes the neighbour whose last bit is 1, which tells the
+    second rounding that there was a remainder.
     """
     return to_odd(*sum_and_rest(np.multiply(a, b, dtype=np.float64), c)).astype(np.float32)
 
 
 def sum_and_rest(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b, rounded, and exactly what that leaves over: Knuth's."""
+    """a + b, rounded, and its exact rounding error (Knuth)."""
     total: Array = a + b
     share: Array = total - a
     return total, (a - (total - share)) + (b - share)

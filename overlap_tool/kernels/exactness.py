@@ -1,7 +1,7 @@
-"""How PyTorch's ops are exact: one table, in which the exact engine looks up every op that it meets.
+"""How PyTorch's ops are computed exactly: a table in which the exact engine looks up every op.
 
-A rule says what an op reads, and this says why its bits depend on no shape. `register_rule` and
-`register_exact_op` add what computes an op of your own.
+A rule says what an op reads; this table says why its bits depend on no shape. `register_rule` and
+`register_exact_op` add entries for ops of your own.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ How = Literal[
     "moves", "compares", "rounds", "draws",
     "number by number", "composed", "chained", "of numbers", "of ops", "unknown",
 ]  # fmt: skip
-"""Those of the first line run as they are: an op
+"""Ops of the first line run as they are: an op
 
 - moves numbers, or makes them of none;
-- compares numbers, and chooses among them;
+- compares numbers, and selects among them;
 - rounds once for each result, as IEEE 754 defines it to the last bit;
-- draws numbers, as many and in the same order whatever is made of them.
+- draws random numbers, as many and in the same order whatever becomes of them.
 
-Of the others something else runs instead, in which an op is
+For the others something else runs instead: an op is
 
-- computed number by number, into `out`, which may be what is read;
-- composed of operations that round correctly;
-- a chain: what the exact engine refuses of these, it refuses of whole maps, too;
+- computed number by number, into `out`, which may be an input;
+- composed of correctly rounded operations;
+- a chain: what the exact engine refuses of these, it refuses on whole maps, too;
 - a tensor made of numbers alone;
 - a function of other ops, which are looked up in turn.
 
-What is unknown PyTorch's own kernel computes, on whole tensors only.
+An op that is not in the table is computed by PyTorch's own kernel, on whole tensors only.
 """
 
 
 class Exactness(NamedTuple):
     how: How
     compute: Callable[..., Any] | None = None
-    """What computes it in place of PyTorch's kernel."""
+    """The function that computes it in place of PyTorch's kernel."""
 
 
 def _added(
@@ -153,16 +153,16 @@ OPS: dict[str, Exactness] = {
         for name, compute in functions.items()
     },
 }
-"""By an op's name: of PyTorch's own without namespace, and without the line at the end of those in place."""
+"""By an op's name: PyTorch's own without namespace, and in-place ones without the trailing underscore."""
 
 AnyKernel = TypeVar("AnyKernel", bound=Callable[..., Any])
 
 
 def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
-    """Say what computes an op of your own, named as `namespace::op`, under the exact engine.
+    """Register the function that computes an op of your own, `namespace::op`, under the exact engine.
 
-    The function is called with the op's arguments, and its own ops run exactly in turn. Where the op has a
-    rule, `register_rule(..., exact=...)` says the same.
+    It is called with the op's arguments, and its own ops are computed exactly in turn. For an op with a rule,
+    `register_rule(..., exact=...)` does the same.
     """
 
     def add(function: AnyKernel) -> AnyKernel:
@@ -177,7 +177,7 @@ def register_exact_op(op: str) -> Callable[[AnyKernel], AnyKernel]:
 
 @register_exact_op("aten::_safe_softmax")
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros where a mask leaves nothing."""
+    """Zeros where a mask excludes everything."""
     nothing = (x == -torch.inf).all(dim, keepdim=True)
     return torch.softmax(x.masked_fill(nothing, 0), dim, dtype).masked_fill(nothing, 0)
 
@@ -199,18 +199,21 @@ def _attention(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch picks this function, or its plain one, by shapes and strides: both have to give the same bits.
-    Of the second result only a gradient would be made."""
+    """PyTorch chooses this function or its plain one by shapes and strides, so both have to give the same
+    bits.
+
+    The second result serves only gradients.
+    """
     groups = query.shape[-3] != key.shape[-3]
     with scores.in_blocks():
         found = torch.ops.aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=groups
-        )[0]  # the other is all the scores
+        )[0]  # the other result has all the scores
         return scores.settled(found), query.new_empty(0)
 
 
 LSTM = 2
-"""How oneDNN's function for recurrent layers is told that one is an LSTM."""
+"""The value by which oneDNN's function for recurrent layers is told that one is an LSTM."""
 
 
 @register_exact_op("aten::mkldnn_rnn_layer")
@@ -230,8 +233,10 @@ def _recurrent_layer(
     has_biases: bool,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A layer of an LSTM, step by step, as PyTorch's own function has it where it does not call oneDNN. The
-    last result is what a gradient would read."""
+    """A layer of an LSTM, step by step, as in PyTorch's own function where it does not call oneDNN.
+
+    The last result serves only gradients.
+    """
     if mode != LSTM or batch_sizes:
         raise ExactnessError(
             "a recurrent layer", "there is an exact one for an LSTM alone", f"Use {ExactnessError.STOCK}"

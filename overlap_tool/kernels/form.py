@@ -1,4 +1,4 @@
-"""How a convolution reads its input: the arguments of every kernel beside the weights."""
+"""How a convolution reads its input: the arguments of every kernel besides the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Form(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     padding: Sides = NOTHING
-    """Zeros before and after rows and columns; less than nothing cuts. The kernel adds them."""
+    """Zeros before and after rows and columns; negative amounts crop. The kernel adds them."""
 
     def read_by(self, kernel: Sequence[int], rows: slice, columns: slice) -> tuple[slice, slice]:
         """The inputs that spans of outputs read, by a kernel of this height and width, without padding."""
@@ -30,8 +30,8 @@ class Form(NamedTuple):
         return down, across
 
     def result(self, x: Tensor, weight: Sequence[int], out: Tensor | None) -> Tensor:
-        """What outputs go into, for weights of the shape (out, in / groups, height, width): `out`, or a new
-        tensor, channels last."""
+        """Where outputs of weights (out, in / groups, height, width) go: `out`, or a new tensor, channels
+        last."""
         images, _, rows, columns = x.shape
         (top, bottom), (left, right) = self.padding
         height = top + rows + bottom - self.dilation[0] * (weight[2] - 1)
@@ -43,7 +43,7 @@ class Form(NamedTuple):
         return out
 
     def padded(self, x: Tensor) -> tuple[Tensor, Form]:
-        """The padding written out, for kernels that add none themselves."""
+        """The input with its padding written out, for kernels that do not pad."""
         if self.padding == NOTHING:
             return x, self
         if x.shape[1] > 1 and x.stride(1) != 1:

@@ -1,7 +1,7 @@
-"""The same work in fewer launches.
+"""Does the same work in fewer launches.
 
-Zeros around a map are left to a kernel that can add them, and what is computed number by number goes along
-with what comes before. No operation is another or comes in another order for it, so no bit differs.
+Zeros around a map are left to kernels that can pad, and pointwise operations are merged into what precedes
+them. No operation changes or is reordered, so no bit differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise
 
 
 def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
-    """The same work in fewer launches. What is written to roots that are seen from outside stays so."""
+    """The same work in fewer launches. What is written to roots that are visible outside stays."""
     entries = list(chain.from_iterable(map(_zeros_and_a_copy, entries)))
     entries = [_with_zeros_of_its_own(_as_pointwise(_as_copy(entry)), entries, seen) for entry in entries]
     read = {root for entry in entries for root in entry.reads} | seen
@@ -44,8 +44,10 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
 
 
 def _side_by_side(entries: list[Entry]) -> list[Entry]:
-    """On a GPU, convolutions that do not need each other, such as the phases of a transposed one, together:
-    one by one, those of small maps would leave most of it idle."""
+    """On a GPU, independent convolutions, such as the phases of a transposed one, in one launch.
+
+    One by one, those of small maps would leave most of the GPU idle.
+    """
     found: list[Entry] = []
     for entry in entries:
         if isinstance(entry.work, Convolution) and found:
@@ -60,7 +62,7 @@ def _side_by_side(entries: list[Entry]) -> list[Entry]:
 
 
 def _squared_while_read(entries: list[Entry], seen: set[int]) -> list[Entry]:
-    """Squares that only a convolution reads, as in GDN, are made by its kernel of the samples."""
+    """Squares that only a convolution reads, as in GDN, are computed by its kernel from the samples."""
     found = list(entries)
     for entry in entries:
         work = entry.work
@@ -97,7 +99,7 @@ def _convolutions(entry: Entry) -> tuple[Convolution, ...]:
 
 
 def _independent(before: Entry, after: Entry) -> bool:
-    """Whether neither convolution reads what the other writes, and no number is written twice."""
+    """Whether neither convolution reads what the other writes, and they write different numbers."""
     if not (set(before.writes).isdisjoint(after.reads) and set(after.writes).isdisjoint(before.reads)):
         return False
     out = after.work.out
@@ -105,7 +107,7 @@ def _independent(before: Entry, after: Entry) -> bool:
 
 
 def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
-    """Outputs of convolutions that are only copied into a part of a larger map go there at once."""
+    """Convolution outputs that are only copied into a part of a larger map are written there directly."""
     found = list(entries)
     touching: dict[int, list[Entry]] = {}
     for entry in entries:
@@ -135,7 +137,7 @@ def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
 
 
 def _copied_together(entries: list[Entry]) -> list[Entry]:
-    """On a GPU, copies go along with the last ones before them, if they may be made as early as that."""
+    """On a GPU, copies join the last ones before them, if they may run that early."""
     found: list[Entry] = []
     for entry in entries:
         copy = entry.work
@@ -158,7 +160,7 @@ def _copied_together(entries: list[Entry]) -> list[Entry]:
 
 
 def _keeps_off(entry: Entry, part: Lying, only_writes: bool = False) -> bool:
-    """Whether it touches no number there, or else writes none."""
+    """Whether it touches no number there, or at least writes none."""
     touches = entry.writes if only_writes else entry.touches
     if part.root not in touches:
         return True
@@ -169,14 +171,14 @@ def _keeps_off(entry: Entry, part: Lying, only_writes: bool = False) -> bool:
         reads, writes = tuple(each.source for each in copies), tuple(each.to for each in copies)
     elif isinstance(work, Convolution):
         reads, writes = (work.x, work.packed.values, work.bias, *work.others), (work.out,)
-    else:  # which is not known so well
+    else:  # an op of PyTorch's, whose accesses are known less precisely
         return False
     parts = writes if only_writes else reads + writes
     return all(each is None or each.root != part.root or each.apart_from(part) for each in parts)
 
 
 def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
-    """Zeros put around a map on the CPU, as zeros and a copy of the map: both go where tapes have memory."""
+    """Zero padding on the CPU, as zeros and a copy of the map, both in the tape's own memory."""
     work = entry.work
     if not isinstance(work, Dispatched) or work.func is not torch.ops.aten.constant_pad_nd.default:
         return [entry]
@@ -205,7 +207,7 @@ def _zeros_and_a_copy(entry: Entry) -> list[Entry]:
 
 
 def _as_copy(entry: Entry) -> Entry:
-    """Of maps whose channels are neighbours, by a kernel of its own."""
+    """As a copy kernel, for maps whose channels are adjacent."""
     work = entry.work
     if not isinstance(work, Dispatched) or work.func not in COPIES or not isinstance(work.out, Lying):
         return entry
@@ -246,7 +248,7 @@ def _as_pointwise(entry: Entry) -> Entry:
 
 
 def _with_zeros_of_its_own(entry: Entry, entries: list[Entry], seen: set[int]) -> Entry:
-    """A convolution of what zeros were put around, as one that reads them where nothing is."""
+    """A convolution of a padded map, as one of the map itself that pads."""
     work = entry.work
     if not isinstance(work, Convolution) or not work.packed.adds_zeros or work.x.root in seen:
         return entry
@@ -272,7 +274,7 @@ def _with_zeros_of_its_own(entry: Entry, entries: list[Entry], seen: set[int]) -
 
 
 def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
-    """The earlier work that can do this along with its own: the last that makes any of what this reads."""
+    """The earlier work that can include this one: the last that makes any of its inputs."""
     work = entries[at].work
     if not isinstance(work, Pointwise):
         return None
@@ -292,7 +294,7 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
     apart = all(
         x == out for x in (one.xs if isinstance(one, Pointwise) else one.others) if x.root == out.root
     )
-    if isinstance(one, Convolution):  # which writes sums to its outputs before it reads anything beside
+    if isinstance(one, Convolution):  # a convolution writes sums to its outputs before it reads other tensors
         apart &= one.x.root != out.root and all(x == value or x.root != out.root for x in work.xs)
     free = not any(out.root in each.touches for each in between)
     fits = value in work.xs and value.lies_as(out) and len(_beside(one, work)) <= most
@@ -300,7 +302,7 @@ def _before(entries: list[Entry], at: int, seen: set[int]) -> int | None:
 
 
 def _beside(one: Convolution | Pointwise, then: Pointwise) -> tuple[Any, ...]:
-    """What both read, without what the first hands to the second."""
+    """What both read, without what the first passes to the second."""
     first = one.xs if isinstance(one, Pointwise) else one.others
     return tuple(dict.fromkeys((*first, *(x for x in then.xs if x != one.out))))
 

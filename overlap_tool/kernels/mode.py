@@ -1,9 +1,9 @@
-"""`exact_kernels()`: makes any PyTorch code compute with the exact engine, without knowing of it.
+"""`exact_kernels()`: makes any PyTorch code compute with the exact engine, without changes to it.
 
-Every op that PyTorch dispatches while the mode is on is looked up in `exactness`: it runs as it is, or what
-the table has for it runs instead. An op that is not there, and is made of others, is computed by these.
-Anything else on floating-point numbers, or on complex ones, runs by PyTorch's own kernel on whole tensors
-(`whole`), and is refused by name on pieces of maps.
+Every op that PyTorch dispatches while the mode is on is looked up in `exactness`: it runs as it is, or the
+table's function runs instead. An op that is not there but decomposes into others is computed by these. Any
+other op on floating-point or complex numbers runs by PyTorch's own kernel on whole tensors (`whole`), and
+raises on pieces of maps.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ UNKNOWN = Exactness("unknown")
 
 
 class _Op(NamedTuple):
-    """What an op says of itself: asking it takes long."""
+    """Cached properties of an op, which are slow to query."""
 
     overload: str
     name: str
-    """By which `exactness` knows it."""
+    """The name by which `exactness` knows it."""
     mutable: bool
 
     @classmethod
@@ -48,8 +48,8 @@ class _Op(NamedTuple):
 
 
 class _ExactKernels(TorchDispatchMode):
-    """Fake tensors, which have no numbers, are computed with by functions that give their shapes, or, in a
-    rehearsal, by all the steps that others would take, so that these can be counted."""
+    """Fake tensors, which have no numbers, are computed by functions that give their shapes or, in a
+    rehearsal, by all the steps that real ones would take, so that their memory can be counted."""
 
     def __init__(self, rehearses: bool = False) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _ExactKernels(TorchDispatchMode):
                     return scores.product(func, args, kwargs)
         if mutable and args and _has_memory(args[0]):
             self.prepared.changed(args[0])
-        if func.is_view or exact.how == "moves":  # most calls
+        if func.is_view or exact.how == "moves":  # the common case
             return func(*args, **kwargs)
         given = [*tensors_among(args), *tensors_among(kwargs.values())]
         if name in ("div", "floor_divide") and all(map(_has_memory, given)):
@@ -115,7 +115,7 @@ class _ExactKernels(TorchDispatchMode):
             if name != overload and how == "number by number" and args[0].is_floating_point():
                 return compute(*args, **kwargs, out=args[0])
             result = compute(*args, **kwargs)
-        except ExactnessError:  # of these arguments, or on this machine
+        except ExactnessError:  # for these arguments, or on this machine
             if how == "chained" or whole.on_pieces():
                 raise
             return whole.by_the_library(func, args, kwargs)
@@ -124,7 +124,7 @@ class _ExactKernels(TorchDispatchMode):
         return _in_its_own_memory(result, given)
 
     def below(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
-        """What this gives where it stands first, its own ops going past it."""
+        """The result of `compute` where this mode is on top, with its own ops running below the mode."""
         _pop_torch_dispatch_stack(None)
         try:
             return compute(*args)
@@ -139,9 +139,9 @@ _active = threading.local()
 def exact_kernels() -> Iterator[None]:
     """Inside, every model computes with kernels whose bits depend on no shape, position, batch or thread.
 
-    It holds for the current thread, in code that knows nothing of it, wrapped or not. An op for which there
-    is no such kernel runs by PyTorch's own where it is given whole tensors: then its bits are those that it
-    gives in a tiled model for the same tensor, and may be others for one of another shape.
+    It holds for the current thread, and for any code, wrapped or not. An op without such a kernel runs by
+    PyTorch's own if it is given whole tensors: its bits are those that a tiled model gives for the same
+    tensor, and may differ from those for a tensor of another shape.
 
         with overlap_tool.exact_kernels():
             full = model(x)
@@ -168,20 +168,20 @@ def rehearsal() -> Iterator[None]:
 
 
 def is_exact() -> bool:
-    """Whether this thread computes by the exact engine."""
+    """Whether this thread computes with the exact engine."""
     return getattr(_active, "on", False)
 
 
 def computes_first() -> bool:
-    """Whether nothing stands between the code that runs and the exact engine."""
+    """Whether the exact engine is the topmost mode."""
     return isinstance(_get_current_dispatch_mode(), _ExactKernels)
 
 
 class SetAside:
-    """The exact engine, if it computes first, and what is `beneath` it.
+    """The exact engine, if it is the topmost mode, and the mode `beneath` it, set aside.
 
-    In the block `aside` what is called goes past both, which is for code that moves numbers and makes none.
-    In a block of this one it does not, as everywhere else.
+    Inside `aside`, calls bypass both modes: for code that only moves numbers. Inside this block itself they
+    do not.
     """
 
     def __init__(self, beneath: TorchDispatchMode | None = None) -> None:
@@ -214,7 +214,7 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """PyTorch's; where the exact engine computes it, that is asked straight, which takes half the time."""
+    """PyTorch's function; under the exact engine, the engine is called directly, in half the time."""
     if (mode := _asked_straight(x, weight, bias)) is None:
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     how = stride, padding, dilation, False, (0, 0), groups
@@ -238,8 +238,10 @@ def conv_transpose2d(
 
 
 def _asked_straight(x: Tensor, weight: Tensor, bias: Tensor | None) -> _ExactKernels | None:
-    """The exact engine, if PyTorch would do no more with such tensors than to hand them to it: it has errors
-    of its own for those of several types."""
+    """The exact engine, if PyTorch would only pass such tensors on to it.
+
+    PyTorch has errors of its own for tensors of different types.
+    """
     mode = _get_current_dispatch_mode()
     if (
         isinstance(mode, _ExactKernels)
@@ -261,18 +263,20 @@ def _has_memory(value: Any) -> bool:
 
 
 def _only_shapes(given: Iterable[Tensor], kwargs: dict[str, Any]) -> bool:
-    """Whether there is nothing to compute with: tensors that have no memory, or are asked to make none."""
+    """Whether there are no numbers: fake tensors, or a request for them."""
     return not all(map(_has_memory, given)) or kwargs.get("device") == torch.device("meta")
 
 
 def _with_fractions(tensors: Iterable[Tensor]) -> bool:
-    """Whether there are numbers among them that need not be whole: those of integers are exact."""
+    """Whether any tensor has numbers that need not be integers: integers are exact."""
     return any(each.is_floating_point() or each.is_complex() for each in tensors)
 
 
 def _in_its_own_memory(result: Any, given: Sequence[Tensor]) -> Any:
-    """Copied where it lies where an argument does, as a sum of one number may: the op itself would give a
-    tensor of its own, which the model's code may change in place."""
+    """A copy if the result shares memory with an argument, as a sum of a single number may.
+
+    The op itself would return a new tensor, which the model's code may change in place.
+    """
     if not isinstance(result, Tensor):
         return tree_map_only(Tensor, lambda part: _in_its_own_memory(part, given), result)
     if isinstance(result, FakeTensor):

@@ -1,4 +1,4 @@
-"""Machine code for NVIDIA's GPUs, by NVRTC: which comes with PyTorch, and needs no compiler and no GPU."""
+"""Machine code for NVIDIA's GPUs, by NVRTC, which comes with PyTorch and needs neither compiler nor GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from overlap_tool.errors import ExactnessError
 
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
-"""No operation is fused, flushed or approximated that does not say so itself."""
+"""No operation is fused, flushed or approximated unless the code says so."""
 
 
 class Compiled(NamedTuple):
@@ -23,14 +23,14 @@ class Compiled(NamedTuple):
     """The kernel's name in the code."""
 
     code: bytes
-    """Machine code, or PTX, which a driver compiles, and a zero behind it."""
+    """Machine code, or PTX for the driver to compile, followed by a zero byte."""
 
     log: str
 
 
 @cache
 def compile_kernel(source: str, name: str, target: str, options: Sequence[str] = ()) -> Compiled:
-    """A kernel as `name` names it, such as `kernel<float, 8>`, for `sm_90`, or as PTX for `compute_90`."""
+    """Compile a kernel called `name`, such as `kernel<float, 8>`, for `sm_90`, or as PTX for `compute_90`."""
     library = _library()
     program = ctypes.c_void_p()
     _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"chain.cu", 0, None, None))
@@ -53,7 +53,7 @@ def compile_kernel(source: str, name: str, target: str, options: Sequence[str] =
 
 
 def target(capability: tuple[int, int]) -> str:
-    """For a device: its own machine code, or PTX where the compiler is older than the device."""
+    """The target for a device: its own machine code, or PTX if the compiler is older than the device."""
     count = ctypes.c_int()
     _check(_library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     known = (ctypes.c_int * count.value)()
@@ -86,14 +86,16 @@ def _library() -> Any:
 
 
 def _names(major: int) -> Iterator[str]:
-    """Where it may be: it comes in a package of its own, in PyTorch's, or with the system."""
+    """Where NVRTC may be: in a package of its own, in PyTorch's, or with the system."""
     folders = [Path(torch.__file__).parent / "lib"]
     if (nvidia := find_spec("nvidia")) is not None:
         folders += [at for root in nvidia.submodule_search_locations or () for at in Path(root).glob("*/*")]
     pattern = f"nvrtc64_{major}*.dll" if sys.platform == "win32" else f"libnvrtc.so.{major}*"
     for folder in folders:
         for library in sorted(folder.glob(pattern)):
-            for part in folder.glob("*nvrtc-builtins*"):  # which it opens by name, and must find loaded
+            for part in folder.glob(
+                "*nvrtc-builtins*"
+            ):  # NVRTC opens these by name, and must find them loaded
                 if ".alt." not in part.name:
                     ctypes.CDLL(str(part))
             yield str(library)

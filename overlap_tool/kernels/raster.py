@@ -1,10 +1,9 @@
-"""A row of a map, coded position by position in generated code: some layers for each, then its symbols.
+"""One row of a map, coded position by position in generated code: some layers for each, then its symbols.
 
-The layers are canonical chains, as everywhere. A chain that was begun elsewhere is taken up where it was
-left, so what does not wait for the row's own symbols can be computed for a whole row at once. Symbols are
-rounded, or read from a string as CompressAI's range coder reads it: rANS of 64 bits that takes words of 32,
-with tables of 16 bits, and parts of 4 bits for symbols past a table. Behind its last word a string goes on
-with zeros.
+The layers are canonical chains, as everywhere. A chain that was begun elsewhere is continued, so
+contributions that do not depend on the row's own symbols can be computed for a whole row at once. Symbols are
+rounded, or read from a string as CompressAI's range coder reads it: rANS of 64 bits with words of 32, tables
+of 16 bits, and parts of 4 bits for symbols beyond a table. After its last word a string continues with zeros.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ import llvmlite.ir as ir
 from overlap_tool.kernels.codegen import I32, I64, compiled, counted, processor, triple
 
 VECTORS = 8
-"""Of outputs that go through their chains together: enough to hide how long a step takes."""
+"""Vectors of outputs that go through their chains together: enough to hide the latency of a step."""
 
 MOST_HIDDEN = 64
-"""Of a net between scales and what is subtracted from symbols."""
+"""The most hidden numbers of the network that shrinks symbols."""
 
 MOST_NIBBLES = 7
-"""Of a symbol past its table, in 4 bits each. CompressAI's encoder never ends on more."""
+"""The most 4-bit parts of a symbol beyond its table; CompressAI's encoder never writes more."""
 
 PRECISION, NIBBLE, WORD = 16, 4, 32
-"""Bits of a probability, of a part of a symbol past its table, and of what the decoder reads at once."""
+"""Bits of a probability, of a part of a symbol beyond its table, and of what the decoder reads at once."""
 
 
 class PositionLayer(ctypes.Structure):
     """One layer of a position: y = w x + bias + shift, then multiplied by the slope where it is not above 0.
 
-    Its outputs are whole panels. Their chains begin with `start`, which moves on by `start_step` numbers from
-    one position to the next. The first one reads what lies to the left, the others what the one before gives.
+    Its outputs are whole panels. Their chains begin with `start`, which advances by `start_step` numbers per
+    position. The first layer reads what lies to the left, the others what the previous one gives.
     """
 
     _fields_ = tuple(
@@ -44,16 +43,15 @@ class PositionLayer(ctypes.Structure):
 
 
 class CodedRow(ctypes.Structure):
-    """One row as the generated code reads it, and where its decoder stands.
+    """One row as the generated code reads it, and the state of its decoder.
 
-    `map` has the channels of a position side by side, and its decoded numbers afterwards; `symbols` and
-    `indexes`, the numbers of their tables, lie in the same order. The last layer gives scales and then means.
-    A symbol past `most` in magnitude that is read makes the row `wild`.
+    `map` has the channels of a position side by side, and its decoded numbers afterwards; `symbols`, and the
+    numbers of their tables in `indexes`, have the same order. The last layer gives scales and then means.
+    Reading a symbol beyond `most` in magnitude sets `wild`.
 
-    Tables are looked up by a scale times `gain`. A symbol is what a number is above its mean, times
-    `stretch`; it is decoded to the mean and `step` times itself. Where there is a `net`, of layers with 2,
-    `hidden`, `hidden` and 1 numbers, what it makes of scale and gain first brings a symbol that is not 0
-    nearer to 0.
+    Tables are looked up by a scale times `gain`. A symbol is the difference of a number to its mean, times
+    `stretch`; it is decoded to the mean plus `step` times itself. If there is a `net`, of layers with 2,
+    `hidden`, `hidden` and 1 numbers, its output for scale and gain first moves nonzero symbols towards 0.
     """
 
     _fields_ = (
@@ -161,8 +159,8 @@ class _Generator:
         return function
 
     def _index(self) -> ir.Function:
-        """Of every channel of a position, the number of its table: the last but for as many thresholds as its
-        scale is at most."""
+        """For every channel of a position, the number of its table: the last, less the number of thresholds
+        that its scale does not exceed."""
         function, b = self._function("index", [I64.as_pointer(), I32.as_pointer()])
         row, indexes = function.args
         of = self._fields(b, row, CodedRow)
@@ -206,7 +204,7 @@ class _Generator:
         most = b.sub(looked_up("lengths"), I32(2))
 
         def renewed(state: ir.Value) -> ir.Value:
-            """With another word, if it needs one."""
+            """The state with another word, if it needs one."""
             before = b.block
             with b.if_then(b.icmp_unsigned("<", state, I64(1 << 31)), likely=False):
                 at = b.load(places["at"])
@@ -227,7 +225,7 @@ class _Generator:
 
         state = b.load(places["state"])
         share = b.and_(state, I64((1 << PRECISION) - 1))
-        # the last entry that is at most the share, among those of the symbols: entries rise from 0
+        # the last entry that is at most the share: entries increase from 0
         b.store(I32(0), low)
         b.store(b.add(most, I32(1)), size)
         search, halve, found = (function.append_basic_block() for _ in range(3))
@@ -280,7 +278,7 @@ class _Generator:
         return function
 
     def _rounded(self) -> ir.Function:
-        """The symbol of a number and its mean, or the least integer where the coder has none."""
+        """The symbol of a number and its mean, or the least integer if the coder has none."""
         signature = ir.FunctionType(I32, [self.single, self.single, self.single, I64])
         function = ir.Function(self.module, signature, "rounded")
         function.linkage = "internal"
@@ -296,7 +294,7 @@ class _Generator:
         return function
 
     def _decoded(self) -> ir.Function:
-        """The decoded numbers of a position, in the place of its scales."""
+        """The decoded numbers of a position, replacing its scales."""
         function, b = self._function("decoded", [I64.as_pointer(), I32.as_pointer()])
         row, symbols = function.args
         of = self._fields(b, row, CodedRow)
@@ -311,7 +309,7 @@ class _Generator:
         weights, found = b.alloca(net.type), b.alloca(self.vector)
 
         def layer(inputs: ir.Value, outputs: ir.Value, x: ir.Value, y: ir.Value, rectified: bool) -> None:
-            """By the next weights, (outputs, inputs), and then biases."""
+            """By the next weights, (outputs, inputs), followed by biases."""
             taps = b.load(weights)
             biases = b.gep(taps, [b.mul(inputs, outputs)])
             with counted(b, outputs) as o:
@@ -346,7 +344,7 @@ class _Generator:
         return function
 
     def _run(self) -> None:
-        """For every position its layers, one after another, its symbols, and what they are decoded to."""
+        """For every position its layers in order, its symbols, and their decoded numbers."""
         function, b = self._function("run", [I64.as_pointer()])
         function.linkage = "external"
         row = function.args[0]

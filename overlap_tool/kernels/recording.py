@@ -1,4 +1,4 @@
-"""Notes of what is computed: every op and every launch, where its tensors lie, and what follows from what."""
+"""Records computations: every op and every launch, the places of its tensors, and their dependencies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.work import Convolution, Elementwise, noting, tensors_among
 
 VECTOR = 16
-"""Bytes that a kernel for a GPU takes at once, where they are aligned."""
+"""Bytes that a GPU kernel reads at once, if they are aligned."""
 
 MAKES_ROOM = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split())
 
 ASKS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
-"""Of ops that hand numbers to Python."""
+"""Tags of ops that pass numbers to Python."""
 
 
 def on_processor(device: torch.device) -> bool:
@@ -34,7 +34,7 @@ def on_processor(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Lying:
-    """Where a tensor lies: so many bytes from the start of a root, which is a piece of memory."""
+    """Where a tensor lies: its offset in bytes from the start of a root, which is a piece of memory."""
 
     root: int
     offset: int
@@ -43,13 +43,13 @@ class Lying:
     dtype: torch.dtype
     device: torch.device
     beyond: int
-    """Bytes between the root's start and the last whole vector before it."""
+    """Bytes between the last aligned vector and the root's start."""
 
     def stride(self, dim: int | None = None) -> Any:
         return self.strides if dim is None else self.strides[dim]
 
     def data_ptr(self) -> int:
-        """As far as its alignment goes."""
+        """For its alignment only."""
         return self.offset + self.beyond
 
     def element_size(self) -> int:
@@ -62,7 +62,7 @@ class Lying:
         return (self.shape, self.strides, self.dtype) == (other.shape, other.strides, other.dtype)
 
     def apart_from(self, other: Lying) -> bool:
-        """Whether they are boxes of one map that share no number. Not so if that cannot be told."""
+        """Whether they are known to be boxes of one map without a number in common."""
         if self.strides != other.strides or self.dtype != other.dtype:
             return False
         axes = sorted(zip(self.strides, self.shape, other.shape, strict=True), reverse=True)
@@ -78,7 +78,7 @@ class Lying:
                 box.append((first, first + n))
             for at in reversed(range(len(steps))):
                 most += (box[at][1] - 1) * steps[at]
-                if at and most >= steps[at - 1]:  # an address would be that of several places in the map
+                if at and most >= steps[at - 1]:  # an address would belong to several places in the map
                     return False
             if rest:
                 return False
@@ -86,14 +86,14 @@ class Lying:
         return any(a >= d or c >= b for (a, b), (c, d) in zip(*boxes, strict=True))
 
     def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Lying:
-        """Of a map: so many rows and columns, from first to last."""
+        """Part of a map: some rows and columns, from first to last."""
         (_, _, row, pixel), (first, stop), (left, right) = self.strides, rows, columns
         shape = torch.Size((*self.shape[:2], stop - first, right - left))
         offset = self.offset + (first * row + left * pixel) * self.dtype.itemsize
         return replace(self, offset=offset, shape=shape)
 
     def lies_beside(self, other: Lying) -> bool:
-        """Whether a kernel can read it along with the other, channels of one pixel by those of one."""
+        """Whether a kernel can read it along with the other, pixel by pixel."""
         return (
             self.root != other.root
             and (self.shape, self.dtype, self.device) == (other.shape, other.dtype, other.device)
@@ -103,7 +103,7 @@ class Lying:
 
     @property
     def dense(self) -> bool:
-        """Whether nothing lies between its numbers."""
+        """Whether it is contiguous."""
         by_stride = sorted((s, n) for s, n in zip(self.strides, self.shape, strict=True) if n > 1)
         return all(s == prod(n for _, n in by_stride[:at]) for at, (s, _) in enumerate(by_stride))
 
@@ -112,14 +112,14 @@ class Lying:
 class Root:
     start: int
     memory: tuple[int, int]
-    """Address and size of the whole of it, of which a given or a fixed tensor may be a part."""
+    """Address and size of its storage, which a given or constant tensor may be a part of."""
     alive: StorageWeakRef
-    """Keeps its name in memory from being given away, though not the memory."""
+    """Keeps the storage's identity from being reused, though not its memory."""
     given: bool = False
     derived: bool = False
-    """Whether its numbers follow from those that are given."""
+    """Whether its numbers depend on the given ones."""
     kept: Tensor | None = None
-    """A tensor there, of weights, and of what is made of them alone and read to make what follows."""
+    """A tensor there that depends on weights alone and that derived numbers depend on."""
 
     @property
     def size(self) -> int:
@@ -138,24 +138,24 @@ class Dispatched:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """What is computed number by number."""
+    """A pointwise operation."""
 
     expression: fused.Expression
     xs: tuple[Lying, ...]
     out: Lying
     otherwise: Dispatched | None = None
-    """What it was, where inputs lie otherwise than the output: no kernel of its own computes it then."""
+    """The original op, used if inputs have another memory layout than the output."""
 
 
 @dataclass(eq=False)
 class Entry:
-    """With places for tensors."""
+    """An operation with places for tensors."""
 
     work: Any
     reads: list[int]
     writes: list[int]
     makes: list[int] = field(default_factory=list)
-    """What was not there before: PyTorch gives it memory."""
+    """Roots that did not exist before: PyTorch allocates them."""
 
     @property
     def touches(self) -> set[int]:
@@ -163,7 +163,7 @@ class Entry:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees what hands numbers to Python without asking PyTorch's dispatcher."""
+    """Detects numbers that are passed to Python without PyTorch's dispatcher."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ HANDS_OVER = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
 
 
 class Recorder(TorchDispatchMode):
-    """Notes what is computed, beneath the exact engine: what that makes of a model's ops."""
+    """Records what is computed below the exact engine: what that makes of a model's ops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,8 +199,7 @@ class Recorder(TorchDispatchMode):
             yield
 
     def watching(self) -> AbstractContextManager[Any]:
-        """For code that may hand numbers to Python in ways that PyTorch's dispatcher does not see. It takes
-        long."""
+        """For code that may pass numbers to Python unseen by PyTorch's dispatcher. It is slow."""
         return _Watch(self)
 
     @contextmanager
@@ -212,7 +211,7 @@ class Recorder(TorchDispatchMode):
             self._paused = False
 
     def gives(self, tensor: Tensor) -> None:
-        """What is another one when the tape is played."""
+        """Declare an input, which is another tensor when the tape is played."""
         if tensor.untyped_storage()._cdata in self._known:
             self.refuse("one tensor is given twice")
             return
@@ -225,23 +224,23 @@ class Recorder(TorchDispatchMode):
         self._keep(tensor)
 
     def has_room(self, tensor: Tensor) -> None:
-        """What was made, and not written to yet, by code that is not recorded."""
+        """Declare new memory, not yet written to, that unrecorded code has allocated."""
         self._root(tensor, tensor.untyped_storage().data_ptr())
 
     def copied(self, source: Tensor, to: Tensor) -> None:
-        """What code has done that is not recorded."""
+        """Record a copy that unrecorded code has made."""
         self._noted(torch.ops.aten.copy_.default, (to, source), {}, to)
 
     def cloned(self, source: Tensor, clone: Tensor) -> None:
         self._noted(torch.ops.aten.clone.default, (source,), {}, clone)
 
     def follows(self, tensor: Tensor) -> None:
-        """Refuse if this is not known to follow from what is given: it came about unseen."""
+        """Refuse the recording if this tensor is not known to depend on the inputs: it was made unseen."""
         if not self.roots[self._place(tensor).root].derived:
             self.refuse("a result was computed by something that cannot be recorded")
 
     def refuse(self, reason: str) -> None:
-        """The first reason is kept."""
+        """Give up the recording; the first reason is kept."""
         self.refused = self.refused or reason
 
     def knows_derived(self, tensor: Tensor) -> bool:
@@ -258,7 +257,9 @@ class Recorder(TorchDispatchMode):
     def _noted(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         of = _Known.of(func)
         made = [*tensors_among((result,))]
-        if of.view and all(_in_one_memory(each, args[0]) for each in made):  # some, as flatten, copy at times
+        if of.view and all(
+            _in_one_memory(each, args[0]) for each in made
+        ):  # some, such as flatten, copy at times
             return
         if any(each.is_meta for each in made):
             return
@@ -281,7 +282,7 @@ class Recorder(TorchDispatchMode):
             return
         written = [*tensors_among(args[at] if at < len(args) else kwargs.get(key) for at, key in of.writes)]
         new = [each for each in made if each.untyped_storage()._cdata not in self._known]
-        if not new and not written:  # another view
+        if not new and not written:  # a further view
             return
         for each in new:
             self.has_room(each)
@@ -334,7 +335,7 @@ class Recorder(TorchDispatchMode):
 
     def _place(self, tensor: Tensor) -> Lying:
         root = self._known.get(tensor.untyped_storage()._cdata)
-        if root is None:  # weights, and what is made of them
+        if root is None:  # weights, and what depends on them alone
             root = self._root(tensor, tensor.data_ptr())
             self.roots[root].kept = tensor
         storage = tensor.untyped_storage()
@@ -348,14 +349,14 @@ class Recorder(TorchDispatchMode):
 
 
 class _Known(NamedTuple):
-    """What an op says of itself: asking it takes long."""
+    """Cached properties of an op, which are slow to query."""
 
     view: bool
     makes_room: bool
     asks: bool
     draws: bool
     writes: tuple[tuple[int, str], ...]
-    """Places and names of the arguments that it writes to."""
+    """Positions and names of the arguments that it writes to."""
 
     @classmethod
     @cache

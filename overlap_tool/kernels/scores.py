@@ -1,9 +1,9 @@
-"""Attention in blocks of its queries: scores that would be too large are made some rows at a time.
+"""Attention in blocks of queries: scores that would be too large are computed some rows at a time.
 
 A row of scores, its softmax and its product with the values depend on that row alone, so blocks of rows have
-the bits of the whole. A product that would be too large is not computed at once: a stand-in for it knows how
-any of its rows are made. What works row by row makes another stand-in of it, and the product with the values
-is computed block by block. Anything else is given the whole product, as if nothing had been deferred.
+the bits of the whole. A product that would be too large is deferred: a stand-in knows how to compute any of
+its rows. Row-wise ops return another stand-in, and the product with the values is computed block by block.
+Any other op gets the whole product, as if nothing had been deferred.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from torch.utils._pytree import tree_map_only
 from overlap_tool.settings import inside
 
 BLOCK = 16 << 20
-"""Bytes of the scores of one block. A softmax of it and what comes before hold a few such at once."""
+"""The scores of one block, in bytes. The ops around its softmax hold a few tensors of this size at once."""
 
 PRODUCTS = frozenset(("bmm", "baddbmm"))
 
 VIEWS = frozenset("view _unsafe_view _reshape_alias expand unsqueeze squeeze detach alias".split())
-"""Which leave numbers in their order."""
+"""Views that keep the order of numbers."""
 
 TURNS = frozenset(("transpose", "permute"))
 
 BY_ROW = frozenset("add sub mul div masked_fill where clone".split())
-"""Number by number."""
+"""Pointwise ops."""
 
 SOFTMAX = frozenset(("_softmax", "_safe_softmax"))
 
 Rows = Callable[[int, int], Tensor]
-"""From a first row and one past the last to these rows."""
+"""From the first row and one past the last to these rows."""
 
 Anything = TypeVar("Anything")
 
@@ -46,7 +46,7 @@ _put_off: ContextVar[WeakSet[Scores] | None] = ContextVar("put_off", default=Non
 
 @contextmanager
 def in_blocks() -> Iterator[None]:
-    """Inside, products that are too large are deferred. What comes out is to be `settled`."""
+    """Inside, products that are too large are deferred. Results have to be `settled`."""
     if _put_off.get() is not None:
         yield
         return
@@ -58,15 +58,15 @@ def in_blocks() -> Iterator[None]:
 
 
 def _at_once() -> AbstractContextManager[None]:
-    """Inside, nothing is deferred, nor settled by what is written."""
+    """Inside, nothing is deferred, and writing settles nothing."""
     return inside(_put_off, None)
 
 
 class Scores(Tensor):
-    """A stand-in for matrices of scores, whose rows can be made some at a time.
+    """A stand-in for matrices of scores, whose rows can be computed some at a time.
 
-    `form` has its shape, strides and type, and no memory. Its rows follow one another along `axis`, counted
-    from the last dimension. All of a view is made of all of what it is a view of: both share memory.
+    `form` has its shape, strides and type, and no memory. Its rows are along `axis`, counted from the last
+    dimension. Settling a view settles what it is a view of, with which it shares memory.
     """
 
     form: Tensor
@@ -102,7 +102,7 @@ class Scores(Tensor):
         return self.made
 
     def some(self, start: int, stop: int) -> Tensor:
-        """The rows from one to another."""
+        """The rows from `start` to `stop`."""
         if self.made is None:
             return self.rows(start, stop)
         return self.made.narrow(self.axis, start, stop - start)
@@ -117,28 +117,28 @@ class Scores(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Where the exact engine does not stand before it."""
+        """Called if the exact engine is not on top."""
         return func(*settled(args), **settled(kwargs or {}))
 
 
 def settled(value: Anything) -> Anything:
-    """The same, with all that was deferred in memory."""
+    """The same value, with all deferred tensors in memory."""
     result: Anything = tree_map_only(Scores, Scores.settle, value)
     return result
 
 
 def are_put_off() -> bool:
-    """Whether products that are too large are, here."""
+    """Whether products that are too large are deferred here."""
     return _put_off.get() is not None
 
 
 def waiting() -> list[Scores]:
-    """All that is deferred. It has to be settled before anything is written that it may be made of."""
+    """All deferred tensors. They have to be settled before anything is written that they may depend on."""
     return list(_put_off.get() or ())
 
 
 def too_large(name: str, given: Sequence[Tensor]) -> bool:
-    """Whether a product is to be deferred: it has more numbers than its factors, and many."""
+    """Whether a product is to be deferred: it is large, and larger than its factors."""
     if name not in PRODUCTS or _put_off.get() is None:
         return False
     a, b = given[-2:]
@@ -149,7 +149,7 @@ def too_large(name: str, given: Sequence[Tensor]) -> bool:
 
 
 def product(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """A stand-in for `a @ b`, or for the sum of matrices and that."""
+    """A stand-in for `a @ b`, or for `c + a @ b`."""
     *added, a, b = args
     form = torch.empty(len(a), a.shape[1], b.shape[2], dtype=a.dtype, device="meta")
 
@@ -183,7 +183,7 @@ def computed(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) 
 
 
 def _seen(func: Any, scores: Scores, args: Sequence[Any], kwargs: dict[str, Any]) -> Scores | None:
-    """In other dimensions, of which the rows are still one by themselves."""
+    """As a view, if its rows stay separate."""
     form = func(scores.form, *args[1:], **kwargs)
     before, count = scores.shape[: scores.axis].numel(), scores.shape[scores.axis]
     places = [
@@ -203,7 +203,7 @@ def _seen(func: Any, scores: Scores, args: Sequence[Any], kwargs: dict[str, Any]
 
 
 def _turned(func: Any, name: str, scores: Scores, args: Sequence[Any]) -> Scores:
-    """With its dimensions in another order."""
+    """With its dimensions permuted."""
     order = list(range(-scores.ndim, 0))
     if name == "permute":
         order = [order[dim] for dim in args[1]]
@@ -220,7 +220,7 @@ def _turned(func: Any, name: str, scores: Scores, args: Sequence[Any]) -> Scores
 
 
 def _by_row(func: Any, scores: Scores, args: Sequence[Any], kwargs: dict[str, Any]) -> Scores | None:
-    """What each row of the result needs of the arguments is one row of them, or all that there is."""
+    """Each row of the result needs one row of an argument, or all of it."""
     form, axis = func(*map(_form, args), **kwargs), scores.axis
     others = [each for each in args if isinstance(each, Scores)]
     if form.shape != scores.shape or any(each.axis != axis for each in others):
@@ -234,10 +234,10 @@ def _by_row(func: Any, scores: Scores, args: Sequence[Any], kwargs: dict[str, An
 
 
 def _with_values(func: Any, a: Tensor, b: Tensor) -> Tensor | None:
-    """The product with the values, for which no more than a block of the scores is there at once."""
+    """The product with the values, with one block of scores in memory at a time."""
     if isinstance(a, Scores) and a.axis == -2:
         scores, values = a, settled(b)
-    elif isinstance(b, Scores) and b.axis == -1:  # transposed
+    elif isinstance(b, Scores) and b.axis == -1:  # transposed scores
         scores, values = b, settled(a)
     else:
         return None
@@ -247,8 +247,8 @@ def _with_values(func: Any, a: Tensor, b: Tensor) -> Tensor | None:
             some = scores.some(start, stop)
             part = func(some, values) if scores is a else func(values, some)
             out.narrow(scores.axis, start, stop - start).copy_(part)
-            del some, part  # or a block would live on while the next is made
-            if isinstance(out, FakeTensor):  # all blocks take the same memory
+            del some, part  # otherwise a block would stay alive while the next is computed
+            if isinstance(out, FakeTensor):  # one block shows the memory of all
                 break
     return out
 
@@ -260,7 +260,7 @@ def _form(value: Any) -> Any:
 
 
 def _some(value: Any, axis: int, form: Tensor, start: int, stop: int) -> Any:
-    """What belongs to some rows of a result of this form."""
+    """The part of an argument for some rows of a result of this form."""
     if isinstance(value, Scores):
         return value.some(start, stop)
     if isinstance(value, Tensor) and value.ndim >= -axis and value.shape[axis] == form.shape[axis] > 1:

@@ -1,7 +1,8 @@
-"""Launches that read what others just wrote, strip by strip of rows: it is still in a core's own cache.
+"""Computes consecutive layers strip by strip of rows, so that each reads inputs that are still in a core's
+cache.
 
-Each is given its rows of a strip by its own arguments, with addresses moved on and fewer rows counted. It
-computes what it would have computed of the whole, in the same order for every number.
+Each launch gets its rows of a strip by its own arguments, with moved addresses and fewer rows. It computes
+exactly what it would have computed for the whole, in the same order for every number.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import Convolution
 
 FIELDS = "next", "strips", "members"
-"""What generated code is given, 64 bits each, before what it is told of each member."""
+"""The arguments of generated code, 64 bits each, before the fields of each member."""
 
 MEMBER = "function", "rows", "height", "words", "start"
-"""Its code, its rows and those of a strip; and its argument: so many words, from one on."""
+"""Its code, its rows and those of a strip; and its argument: some words, from `start` on."""
 
 WORD = "value", "step", "each", "item"
-"""Of a word of an argument. It is moved on by a step for every row before a strip; or it counts the items of
-a strip, of which every row makes `each`, and `item` are one."""
+"""A word of an argument: it advances by a step per row before a strip; or it counts the items of a strip, of
+which every row makes `each`, with `item` units per item."""
 
 
 @dataclass(frozen=True)
 class Strips:
-    """Works of kernels on the CPU, and how many rows of each are a strip."""
+    """CPU kernels, and how many rows of each form a strip."""
 
     works: tuple[Any, ...]
     heights: tuple[int, ...]
@@ -65,7 +66,7 @@ class Strips:
 
 
 LONGEST = 64
-"""Words of an argument."""
+"""The most words of an argument."""
 
 
 @cache
@@ -113,23 +114,23 @@ def _code() -> int:
 
 
 CACHED_BYTES = 384 * 1024
-"""What a strip reads and writes, of which most stays in a core's own cache."""
+"""What a strip reads and writes, most of which stays in a core's own cache."""
 
 WORTH_IT = 2 * 1024 * 1024
-"""Bytes that all strips together read and write, below which the caches hold them anyhow."""
+"""Bytes that all strips together read and write; below this, the caches hold them anyway."""
 
 FEWEST = 128
-"""Outputs of a strip below which reading all weights for each takes long."""
+"""The fewest outputs of a strip: below this, reading all weights per strip takes too long."""
 
 ENOUGH = 8
-"""Strips, for threads to share."""
+"""The number of strips that threads can share well."""
 
 MOST, FARTHEST = 8, 32
-"""Works that go along together, and how far behind the first they are looked for."""
+"""The most works in a strip, and how far behind the first they are searched for."""
 
 
 class Parts(NamedTuple):
-    """Of maps, that a work reads and writes, beside its weights."""
+    """The parts of maps that a work reads and writes, beside its weights."""
 
     read: tuple[Lying, ...]
     written: Lying
@@ -143,7 +144,7 @@ def _parts(entry: Entry) -> Parts:
 
 
 def in_strips(entries: list[Entry]) -> list[Entry]:
-    """The same work, of which what can go along strip by strip is one entry."""
+    """The same work, with the entries that can run strip by strip merged into one."""
     left, found = list(entries), []
     while left:
         members, heights = _together(left)
@@ -160,8 +161,8 @@ def in_strips(entries: list[Entry]) -> list[Entry]:
 
 
 def _together(entries: list[Entry]) -> tuple[list[Entry], tuple[int, ...]]:
-    """The first entry and those that go along with it, and how many rows of each are a strip. Copies that
-    stand between them come after them."""
+    """The first entry and those that can join it, with each one's rows per strip. Copies between them come
+    after them."""
     first, *others = entries
     members, paces, passed = [first], [0], []
     if isinstance(first.work, Convolution) and on_processor(first.work.out.device):
@@ -179,8 +180,10 @@ def _together(entries: list[Entry]) -> tuple[list[Entry], tuple[int, ...]]:
 
 
 def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list[int] | None:
-    """How many rows of those that read a member go with each of its own, once this entry is one, too; none
-    yet, if nothing reads it. Nothing if the entry cannot be one."""
+    """For each member, how many rows its readers advance per row of its own, once this entry is a member.
+
+    None for a member that nothing reads yet; no result if the entry cannot join.
+    """
     work, found = entry.work, list(paces)
     if not isinstance(work, Convolution | Pointwise):
         return None
@@ -188,7 +191,7 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
     if any(_meet(own.written, read) for each in parts for read in each.read):
         return None
     if isinstance(work, Convolution) and not any(_meet(x, each.written) for x in own.read for each in parts):
-        # another one that reads what was there before, as phases of a transposed one do
+        # or a work that reads what was there before, such as phases of a transposed convolution
         alike = not any(paces) and all(own.written.strides == each.written.strides for each in parts)
         return [*found, 0] if alike and not any(_meet(own.written, each.written) for each in parts) else None
     if not _is_row_for_row(work) or any(_meet(own.written, each.written) for each in parts):
@@ -204,8 +207,8 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
 
 
 def _is_row_for_row(work: Convolution | Pointwise) -> bool:
-    """Whether every row is computed of the same row of all that it reads."""
-    if isinstance(work, Pointwise):  # of one map whose rows lie side by side
+    """Whether every row depends on the same row of all inputs."""
+    if isinstance(work, Pointwise):  # a single map with contiguous rows
         shape, strides = work.out.shape, work.out.strides
         one_by_one = len(shape) == 4 and shape[0] == 1 and strides[2] == shape[1] * shape[3]
         return one_by_one and all(x.lies_as(work.out) for x in work.xs)
@@ -213,9 +216,8 @@ def _is_row_for_row(work: Convolution | Pointwise) -> bool:
 
 
 def _pace(written: Lying, read: Lying) -> int:
-    """How many rows that are read go with each that is written to the same map, from the first ones on; none,
-    if they do not keep step."""
-    if read.strides[2] == 0:  # one row for all
+    """How many rows are read per row written of the same map, from the first on; None if that varies."""
+    if read.strides[2] == 0:  # one row is broadcast
         return 0
     line = read.strides[2] * read.dtype.itemsize
     times, rest = divmod(written.strides[2], read.strides[2])
@@ -236,7 +238,7 @@ def _meet(one: Lying, other: Lying) -> bool:
 
 
 def _apart(one: Entry, other: Entry) -> bool:
-    """Whether it does not matter which comes first."""
+    """Whether their order does not matter."""
     a, b = _parts(one), _parts(other)
     return not any(_meet(a.written, each) for each in (*b.read, b.written)) and not any(
         _meet(each, b.written) for each in a.read
@@ -244,7 +246,7 @@ def _apart(one: Entry, other: Entry) -> bool:
 
 
 def _heights(members: Sequence[Entry], paces: Sequence[int]) -> tuple[int, ...]:
-    """How many rows of each are a strip; none, if strips gain nothing."""
+    """The rows of each in a strip; empty if strips gain nothing."""
     parts = list(map(_parts, members))
     touched = dict.fromkeys(each for part in parts for each in (*part.read, part.written))
     size = sum(each.numel() * each.dtype.itemsize for each in touched)

@@ -1,8 +1,8 @@
-"""Work that is done again and again, on other tensors of the same form: recorded once, then played.
+"""Repeated work on other tensors of the same form: recorded once, then played.
 
-What Python and PyTorch made of it is gone from a tape: it is a list of launches, whose arguments are prepared
-but for addresses. What depends on weights alone was computed when it was recorded. A tape is tried once, all
-the same, on other tensors than it was recorded of, before it is relied on.
+A tape contains none of the recorded Python and PyTorch calls: it is a list of launches, whose arguments are
+prepared except for addresses. What depends on weights alone was computed during recording. Before a tape is
+used, it is tried once on other tensors than those that it was recorded with.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from overlap_tool.kernels.threads import Calls, ReadyCall
 from overlap_tool.kernels.work import AnyLaunch, Convolution, Elementwise
 
 ALIGNED = 512
-"""Bytes, as PyTorch's allocator has it."""
+"""The alignment of PyTorch's allocator, in bytes."""
 
 Memory = tuple[Tensor, int]
-"""A tensor, and how many bytes behind the start of its storage a root begins."""
+"""A tensor, and the offset in its storage at which a root begins, in bytes."""
 
 
 class NotRepeatable(Exception):
@@ -43,8 +43,11 @@ class NotRepeatable(Exception):
 
 
 class Rooms:
-    """Memory for intermediate results. The processor's is kept, for new memory is slow to write at first; a
-    GPU's goes back to PyTorch's allocator, which keeps it."""
+    """Memory for intermediate results.
+
+    The CPU's is kept, since new memory is slow at first; a GPU's goes back to PyTorch's allocator, which
+    keeps it.
+    """
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
@@ -53,17 +56,17 @@ class Rooms:
         if device.type != "cpu":
             return torch.empty(size, dtype=torch.uint8, device=device)
         if self._kept is None or self._kept.numel() < size:
-            self._kept = None  # the old one goes first
+            self._kept = None  # the old memory is freed first
             self._kept = torch.empty(size, dtype=torch.uint8, device=device)
         return self._kept
 
     def release(self) -> None:
-        """Others are going to need memory."""
+        """Free the memory for other users."""
         self._kept = None
 
 
 class Tape:
-    """What was recorded, to be played."""
+    """A recording that can be played."""
 
     def __init__(self, recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> None:
         """Tapes that are not played at the same time share `constants`, made of weights alone, and rooms."""
@@ -87,7 +90,7 @@ class Tape:
             each.kept = None
         scratch = {root for root in last if not roots[root].given} - made - self._fixed.keys()
         self._own = returned & scratch
-        """Memory that is given away."""
+        """Memory that is returned to the caller."""
         self._at, self._room = self._arranged(entries, last, scratch - self._own)
         fixed = {root: _address(*memory) for root, memory in self._fixed.items()}
         self._steps = [self._step(entry, fixed) for entry in entries]
@@ -95,7 +98,7 @@ class Tape:
             [root for root in entry.touches & made - returned if last[root] == at]
             for at, entry in enumerate(entries)
         ]
-        """What PyTorch gave memory to and is not read again."""
+        """Memory that PyTorch allocated and that is not read again."""
         self._turns = list(_in_rows(self._steps, self._ends))
         order = [place.root for place in self.given], *((*entry.reads, *entry.writes) for entry in entries)
         number = {root: n for n, root in enumerate(dict.fromkeys(chain.from_iterable(order)))}
@@ -103,12 +106,12 @@ class Tape:
             *(step.fingerprint(number) for step in self._steps),
             *((number[root], at) for root, at in self._at.items()),
         )
-        """Of all that decides about bits, but for the numbers. Roots are counted as they come."""
+        """Everything that determines bits except numbers. Roots are numbered in order of appearance."""
 
     def _arranged(
         self, entries: list[Entry], last: dict[int, int], scratch: set[int]
     ) -> tuple[dict[int, int], int]:
-        """Where in one piece of memory intermediate results lie, first come, first fit; and its size."""
+        """Offsets of intermediate results in one piece of memory, first fit, and its size."""
         at: dict[int, int] = {}
         living: list[tuple[int, int, int]] = []
         for now, entry in enumerate(entries):
@@ -132,7 +135,7 @@ class Tape:
         return _Launched(_with_kernel(work).launch(), fixed)
 
     def play(self, given: Sequence[Tensor]) -> list[Tensor] | None:
-        """The same work on other tensors; what it returns. Nothing if they lie otherwise in memory."""
+        """Do the same work on other tensors; return its results, or None if their memory layout differs."""
         memory: dict[int, Memory] = dict(self._fixed)
         addresses: dict[int, int] = {}
         for place, tensor in zip(self.given, given, strict=True):
@@ -171,7 +174,7 @@ class _Launched:
         self.ready: Any = launch.ready()
         self.on_processor = isinstance(self.ready, ReadyCall)
         self.moving: list[tuple[int, int, int]] = []
-        """Words that are addresses: where a root lies, and so many bytes more."""
+        """The words that are addresses: of a root, plus an offset."""
         for at, place in zip(launch.places, launch.tensors, strict=True):
             if isinstance(place, Lying):
                 if place.root in fixed:
@@ -191,7 +194,7 @@ class _Launched:
 
 
 class _Row:
-    """Launches on the processor, one after another."""
+    """Consecutive launches on the CPU."""
 
     def __init__(self, launched: Sequence[_Launched]) -> None:
         self._calls = Calls([each.ready for each in launched])
@@ -214,7 +217,7 @@ class _Row:
 def _in_rows(
     steps: Sequence[_Launched | _Dispatched], ends: Sequence[list[int]]
 ) -> Iterator[tuple[_Launched | _Dispatched | _Row, list[int]]]:
-    """Those on the processor that follow one another are one turn."""
+    """Merge consecutive steps on the CPU."""
     row: list[_Launched] = []
     for step, ending in zip(steps, ends, strict=True):
         if isinstance(step, _Launched) and step.on_processor:
@@ -236,7 +239,7 @@ class _Dispatched:
         self._call = call
         self._flat, self._spec = tree_flatten((call.args, call.kwargs))
         self._plain = not call.kwargs and len(self._flat) == len(call.args) == self._spec.num_nodes - 3
-        """Whether arguments are a mere list."""
+        """Whether the arguments are a flat list."""
         self._makes = [
             (at, place.root)
             for at, place in enumerate(tree_leaves(call.out))
@@ -284,7 +287,7 @@ def _address(tensor: Tensor, start: int) -> int:
 
 
 def _repeated(recorder: Recorder) -> list[Entry]:
-    """What has to be done again: what reads or writes memory that follows from what is given."""
+    """The entries that have to be repeated: those that touch memory depending on the inputs."""
     if recorder.refused:
         raise NotRepeatable(recorder.refused)
     roots, varying = recorder.roots, -1
@@ -306,7 +309,7 @@ def _repeated(recorder: Recorder) -> list[Entry]:
 
 
 def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dict[int, str]) -> str:
-    """How the numbers of a root are made of weights, as what can be compared."""
+    """How a root's numbers are computed from weights, in a comparable form."""
 
     def told(place: Lying) -> Any:
         form = place.offset, place.shape, place.strides, place.dtype
@@ -319,14 +322,14 @@ def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dic
             parts = [vars(work) for work in making]
             if any(
                 isinstance(work, Convolution) for work in making
-            ):  # whose weights have a form of their own
+            ):  # whose packed weights are compared differently
                 parts = [
                     {**part, "packed": vars(part["packed"])} if "packed" in part else part for part in parts
                 ]
             text = repr([tree_map_only(Lying, told, part) for part in parts])
             known[root] = hashlib.sha256(text.encode()).hexdigest()
         elif kept is not None:
-            constants[start] = kept  # nothing else comes to lie there
+            constants[start] = kept  # nothing else can be allocated there
             known[root] = str(start)
         else:
             raise NotRepeatable("what it needs is gone")
@@ -334,7 +337,7 @@ def _way(root: int, recorder: Recorder, constants: dict[Any, Tensor], known: dic
 
 
 def copied_alike(tensor: Tensor) -> Tensor:
-    """A copy that lies in memory as the tensor does."""
+    """A copy with the tensor's memory layout."""
     span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     before = tensor.data_ptr() % VECTOR // tensor.itemsize
     return tensor.new_empty(before + span).as_strided(tensor.shape, tensor.stride(), before).copy_(tensor)
@@ -344,14 +347,14 @@ _tried: dict[Any, bool] = {}
 
 
 def tape_of(recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> Tape | None:
-    """Nothing where there can be none."""
+    """None if there can be no tape."""
     try:
         return Tape(recorder, constants, rooms)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except NotRepeatable:
         return None
-    except Exception as error:  # as a compiler may raise
+    except Exception as error:  # compilers may raise anything
         _warn(_told(error))
         return None
 
@@ -363,8 +366,10 @@ def is_tried(tape: Tape) -> bool:
 def is_right(
     tape: Tape, before: Sequence[Tensor] = (), then: Sequence[Tensor] = (), found: Sequence[Tensor] = ()
 ) -> bool:
-    """Whether it gives what was found, of what was given: as that was before the work, and as it is then. It
-    is tried once, and later ones like it need no tensors."""
+    """Whether the tape gives `found` for the inputs, as they were before the work and are after it.
+
+    It is tried once; later tapes like it need no tensors.
+    """
     if not is_tried(tape):
         wrong = "it gives other bits"
         try:
@@ -373,7 +378,7 @@ def is_right(
             raise
         except Exception as error:
             played, wrong = [], _told(error)
-        if played is None:  # these lie otherwise in memory, which says nothing of it
+        if played is None:  # another memory layout shows nothing
             return False
         pairs = list(zip((*before, *played), (*then, *found), strict=False))
         _tried[tape.fingerprint] = len(played) == len(found) and all(_same_bits(*pair) for pair in pairs)
@@ -383,7 +388,7 @@ def is_right(
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """What is not a number counts as one."""
+    """Every NaN is equal to every other."""
     same = one == other
     if one.is_floating_point():
         same = (same & (one.signbit() == other.signbit())) | (one.isnan() & other.isnan())

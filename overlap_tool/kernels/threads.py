@@ -1,8 +1,8 @@
 """Runs a generated function on torch's own threads.
 
-Torch's OpenMP threads stay awake for a while after each of its ops, and a second pool would have to fight
-them for the processors. So the same runtime is asked, through an entry point that GNU's, LLVM's and Intel's
-have. Without one (Windows), a pool of Python threads does it.
+Torch's OpenMP threads stay awake for a while after each op, and a second pool would compete with them for the
+processors. So the same runtime is used, by an entry point that GNU's, LLVM's and Intel's share. Without one
+(Windows), a pool of Python threads is used.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ def run_on_threads(function: int, argument: int, threads: int) -> None:
 
 
 class ByRows(NamedTuple):
-    """How a call is made for some of the rows of what it writes."""
+    """How a call is restricted to some of the rows that it writes."""
 
     number: int
     steps: Mapping[int, int]
-    """Words that are addresses, and how many bytes lie between one row and the next."""
+    """The words that are addresses, and their bytes per row."""
     shares: Mapping[int, tuple[int, int]]
-    """Words that count, how many a row makes, and how many of them are one."""
+    """The words that are counts: units per row, and units per count."""
 
 
 class GeneratedCall(NamedTuple):
-    """Generated code, and the structure that it is given. Its first word counts the items that were taken."""
+    """Generated code, and its structure. The first word counts the items taken so far."""
 
     function: int
     argument: bytes
     tensors: Sequence[AnyTensor | None]
     places: Sequence[int]
     most: int
-    """Threads that are worth waking."""
+    """The number of threads that are worth waking."""
     rows: Callable[[], ByRows | None]
-    """Nothing where it cannot be cut."""
+    """None if the call cannot be cut."""
 
     @property
     def told(self) -> Any:
@@ -71,7 +71,7 @@ class GeneratedCall(NamedTuple):
 
 
 class ReadyCall:
-    """A call but for addresses."""
+    """A prepared call, without its addresses."""
 
     def __init__(self, function: int, argument: bytes, most: int) -> None:
         self.words = (ctypes.c_int64 * (len(argument) // 8)).from_buffer_copy(argument)
@@ -84,13 +84,13 @@ class ReadyCall:
 
 
 class Calls:
-    """Calls that are made one after another, without Python between them."""
+    """Consecutive calls, without Python between them."""
 
     def __init__(self, calls: Sequence[ReadyCall]) -> None:
         self.words = np.concatenate([np.ctypeslib.as_array(each.words) for each in calls])
-        """Of all of them."""
+        """The words of all of them."""
         self.starts = [0, *accumulate(len(each.words) for each in calls)][:-1]
-        """Where those of each begin."""
+        """Where the words of each begin."""
         size, first = self.words.itemsize, self.words.ctypes.data
         self._list = np.array(
             [
@@ -111,7 +111,7 @@ class Calls:
 
 @cache
 def _one_after_another() -> Callable[[int, int, int, int], None]:
-    """Makes so many calls of a list: of a function each, with an argument, on so many threads at the most."""
+    """Makes the calls of a list: of a function each, with an argument, on at most so many threads."""
     module = ir.Module("calls")
     module.triple = codegen.triple()
     run = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64, I64, I64]), "run")

@@ -1,9 +1,9 @@
-"""Which kernel computes a layer: the device's own, once it was tried, or else elementwise operations.
+"""Chooses the kernel of a layer: the device's own, once it was tried, or else elementwise operations.
 
-A kernel is tried once per process for every distinct configuration of a layer. Some outputs are held to the
-chain as numpy emulates it, and odd pieces, which lie otherwise in memory, to the same outputs of a larger
-one. A layer whose trial fails runs by `elementwise`, which is tried in the same way: the bits are those of
-the chain, and it is slow. A warning says so, and `fallbacks` tells which layers they were.
+A kernel is tried once per process for every distinct configuration of a layer. Some outputs are compared with
+the chain as numpy emulates it, and odd pieces, with another memory layout, with the same outputs of a larger
+one. A layer whose trial fails runs by `elementwise`, which is tried in the same way: it has the bits of the
+chain, and is slow. A warning reports it, and `fallbacks` lists such layers.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ class Kernel(Protocol):
     """A module that computes convolutions as canonical chains."""
 
     PIECE: tuple[int, int]
-    """Rows and columns of outputs that go through all of its code."""
+    """Rows and columns of outputs that exercise all of its code."""
 
     def pack(self, weight: Tensor, groups: int) -> Any:
-        """Weights (out, in / groups, height, width) as `convolve` wants them."""
+        """Weights (out, in / groups, height, width) in the order that `convolve` reads."""
 
     def filled(self, outputs: int, dtype: torch.dtype) -> int:
-        """How much work so many outputs of a group are: as much as so many of a large layer."""
+        """The work for this many outputs of a group, in outputs of a large layer."""
 
     def convolve(
         self, x: Tensor, weight: Any, bias: Tensor | None, form: Form, out: Tensor | None = None
     ) -> Tensor:
-        """Into `out` if that is given: any view whose channels are neighbours."""
+        """Write into `out` if it is given: any view whose channels are adjacent."""
 
 
 MATRICES = 35
-"""More than any kernel takes at once, and no round number."""
+"""More than any kernel takes at once, and not a round number."""
 
 OWN: dict[str, Kernel] = {"cpu": cpu, "cuda": cuda}
 """By the type of the device."""
 
 
 class Layer(NamedTuple):
-    """All that decides how a kernel is compiled and cut into blocks, beside the size of the image."""
+    """Everything that decides how a kernel is compiled and divided, except the size of the image."""
 
     channels: int
     outputs: int
@@ -67,8 +67,8 @@ class Layer(NamedTuple):
     def of(cls, x: Tensor, weight: Sequence[int], form: Form) -> Layer:
         """`weight` is a shape (out, in / groups, height, width).
 
-        Where every group is a product of matrices, so many of them stand for any number, which may follow the
-        size of the image. Not so where a group is one channel: then channels are lanes.
+        If every group is a matrix product, the number of groups may follow the size of the image and is
+        replaced by a fixed one; but not if a group is a single channel, since channels are lanes then.
         """
         return _layer(*weight, form.stride, form.dilation, form.groups, x.dtype, x.device)
 
@@ -101,7 +101,7 @@ def _layer(
 
 @dataclass(frozen=True)
 class Fallback:
-    """A layer that runs by elementwise operations, and what is wrong with the device's own kernel."""
+    """A layer that runs by elementwise operations, and the fault of the device's own kernel."""
 
     layer: str
     reason: str
@@ -119,7 +119,7 @@ _told: ContextVar[dict[Fallback, None] | None] = ContextVar("fallbacks", default
 
 
 def fallbacks() -> AbstractContextManager[dict[Fallback, None]]:
-    """The layers that run by elementwise operations inside, in this thread, in their order."""
+    """The layers that run by elementwise operations inside, in this thread, in order."""
     return inside(_told, dict[Fallback, None]())
 
 
@@ -145,12 +145,12 @@ def choose(layer: Layer) -> tuple[Kernel, Fallback | None]:
 
 
 def fault(kernel: Kernel, layer: Layer) -> str:
-    """What is wrong with a kernel's outputs for such a layer; empty if it can be relied on."""
+    """What is wrong with a kernel's outputs for such a layer; empty if it can be used."""
     try:
         return _difference(kernel, layer)
-    except (MemoryError, torch.OutOfMemoryError):  # that is no fault of the kernel's
+    except (MemoryError, torch.OutOfMemoryError):  # lack of memory is not the kernel's fault
         raise
-    except Exception as error:  # a compiler may raise whatever it likes
+    except Exception as error:  # compilers may raise anything
         return f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -163,7 +163,7 @@ def _difference(kernel: Kernel, layer: Layer) -> str:
 
     rows, columns = kernel.PIECE
     height, width = (span.stop for span in layer.read_by(slice(0, rows), slice(0, columns)))
-    # one channel that the layer does not read lies between its pixels
+    # between the pixels lies a channel that the layer does not read
     around = normal(2, layer.channels + 1, height, width).contiguous(memory_format=torch.channels_last)
     x = around[:, 1:]
     weight, bias = (

@@ -1,4 +1,4 @@
-"""The chain of fake tensors, which have no numbers: the memory alone that a kernel takes."""
+"""The chain of fake tensors, which have no numbers: only the memory that a kernel takes."""
 
 from __future__ import annotations
 

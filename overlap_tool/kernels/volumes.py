@@ -1,15 +1,15 @@
 """Convolutions of volumes, by those of their planes.
 
 An output plane reads one input plane through each tap of the kernel's depth. These planes, side by side in
-the channels, are the input of a convolution of images, whose chain they share:
+the channels, are the input of a convolution of images with the same chain:
 
     acc = 0
     for i in range(kh): for j in range(kw): for d in range(kd): for c in range(C // groups):
         acc = fma(x[c, d, i, j], w[o, c, d, i, j], acc)
     y = acc + bias
 
-Taps that read beyond the volume are left out, and so are those of a transposed convolution that feed another
-of its planes.
+Taps that read beyond the volume are omitted, and so are those of a transposed convolution that feed other
+planes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 Taps = tuple[int, ...]
 
 PART = 8
-"""What lies side by side at once is as much as a part of the input, one of so many."""
+"""Planes side by side take at most one part in so many of the input's memory at once."""
 
 
 def by_planes(
@@ -40,8 +40,8 @@ def by_planes(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`aten.convolution` of volumes. `of_images` takes its arguments, for images; `folded` keeps what is made
-    of a weight for some taps."""
+    """`aten.convolution` of volumes. `of_images` takes its arguments, for images; `folded` caches rearranged
+    weights."""
     depth, kernel = x.shape[2], weight.shape[2]
     s, p, d = stride[0], padding[0], dilation[0]
     if transposed:
@@ -55,9 +55,9 @@ def by_planes(
         return plane if rest == 0 and 0 <= plane < depth else None
 
     made: Tensor | None = None
-    in_order = range(kernel)[:: -1 if transposed else 1]  # from the first plane that is read to the last
+    in_order = range(kernel)[:: -1 if transposed else 1]  # from the first plane read to the last
     for outputs, taps in _alike(planes, in_order, plane_of):
-        # without a tap, one stands in, with zeros: the bias alone comes out
+        # without a tap, one of zeros gives the bias alone
         weights = folded(weight, taps, partial(_folded, taps or (0,), transposed, groups))
         for part in outputs.split(max(1, depth // (PART * max(1, len(taps))))):
             read = [[plane_of(tap, int(output)) for output in part] for tap in taps]
@@ -76,7 +76,7 @@ def by_planes(
 def _alike(
     planes: int, in_order: Sequence[int], plane_of: Callable[[int, int], int | None]
 ) -> Iterator[tuple[Tensor, Taps]]:
-    """The output planes that read through the same taps, and these."""
+    """The output planes that read through the same taps, and these taps."""
     found: dict[Taps, list[int]] = {}
     for output in range(planes):
         taps = tuple(tap for tap in in_order if plane_of(tap, output) is not None)
@@ -85,7 +85,7 @@ def _alike(
 
 
 def _folded(taps: Taps, transposed: bool, groups: int, weight: Tensor) -> Tensor:
-    """A weight for planes that lie side by side: its depth in its input channels."""
+    """A weight for planes side by side: its depth among its input channels."""
     weight = weight[:, :, list(taps)]
     if not transposed:
         return weight.transpose(1, 2).flatten(1, 2)
@@ -96,7 +96,7 @@ def _side_by_side(x: Tensor, read: Sequence[Sequence[Any]], groups: int) -> Tens
     """For each output plane an image, whose channels are those of all planes that it reads, channels last."""
     images, channels, _, *size = x.shape
     given = x.new_empty((images, len(read[0]), *size, groups, len(read), channels // groups))
-    for tap, planes in enumerate(read):  # as far apart as the outputs that read them
+    for tap, planes in enumerate(read):  # with the distance of the outputs that read them
         apart = planes[1] - planes[0] if len(planes) > 1 else 1
         through = x[:, :, planes[0] : planes[-1] + 1 : apart].unflatten(1, (groups, -1))
         given[..., tap, :] = through.permute(0, 3, 4, 5, 1, 2)

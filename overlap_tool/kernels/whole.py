@@ -1,8 +1,8 @@
-"""Ops that have no exact kernel: on whole tensors, PyTorch's own kernel computes them.
+"""Ops without an exact kernel: PyTorch's own kernel computes them, on whole tensors only.
 
-Between its stages, a model in tiles has the tensors that the untouched one has. There any kernel serves that
-gives equal bits for equal tensors. What a kernel could make of how a tensor lies in memory is the same, too:
-it is given tensors that lie as new ones do. On pieces of maps, such an op is refused.
+Between its stages, a tiled model has the same tensors as the untouched one, so any kernel will do that gives
+equal bits for equal tensors. Memory layout cannot make a difference: the kernel gets tensors as they are when
+newly allocated. On pieces of maps, such an op raises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from overlap_tool.settings import inside
 
 ALIGNMENT = 64
-"""Bytes: where PyTorch's own memory begins. Libraries may take another way through what begins elsewhere."""
+"""The alignment of PyTorch's own memory, in bytes. Libraries may treat other addresses differently."""
 
 _pieces: ContextVar[bool] = ContextVar("pieces", default=False)
 _told: ContextVar[dict[str, None] | None] = ContextVar("told", default=None)
@@ -35,12 +35,12 @@ def on_pieces() -> bool:
 
 
 def ops_of_the_library() -> AbstractContextManager[dict[str, None]]:
-    """The ops that PyTorch's own kernels compute inside, in this thread, in their order."""
+    """The ops that PyTorch's own kernels compute inside, in this thread, in order."""
     return inside(_told, dict[str, None]())
 
 
 def by_the_library(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What PyTorch's own kernel gives for whole tensors, wherever these lie in memory."""
+    """PyTorch's own result for whole tensors, whatever their memory layout."""
     if (told := _told.get()) is not None:
         told[func._schema.name] = None
     given: tuple[Any, dict[str, Any]] = tree_map_only(Tensor, _laid_out, (args, kwargs))

@@ -1,4 +1,4 @@
-"""What kernels do, as whoever records it sees it: the same on every device."""
+"""The work of kernels in the form that is recorded, the same for every device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from overlap_tool.kernels.form import Form
 
 AnyTensor = Any
-"""A tensor, or what a tape knows of one: its form, and where it lies."""
+"""A tensor, or a tape's description of one: its form and place."""
 
 
 class Ready(Protocol):
-    """A launch but for addresses, which belong into some of its `words`."""
+    """A prepared launch: only the addresses among its `words` are missing."""
 
     words: Any
 
@@ -25,18 +25,18 @@ class Ready(Protocol):
 
 
 class AnyLaunch(Protocol):
-    """Code, and what it is given: a structure of 64-bit words, addresses of tensors among them."""
+    """Code, and its argument: a structure of 64-bit words, among them addresses of tensors."""
 
     @property
     def tensors(self) -> Sequence[AnyTensor | None]: ...
 
     @property
     def places(self) -> Sequence[int]:
-        """The words in which their addresses stand."""
+        """The words that hold addresses."""
 
     @property
     def told(self) -> Any:
-        """All else, as what can be compared."""
+        """Everything else, in a comparable form."""
 
     def ready(self) -> Ready: ...
 
@@ -51,7 +51,7 @@ class PackedWeights(Protocol):
 
     @property
     def adds_zeros(self) -> bool:
-        """Whether the kernel adds the zeros around a map that a form asks for."""
+        """Whether the kernel adds the zero padding of a form."""
 
     @property
     def squares(self) -> bool:
@@ -62,7 +62,7 @@ class PackedWeights(Protocol):
 
 @dataclass(frozen=True)
 class Convolution:
-    """`program` makes what is written of every output and of `others`, whose channels are neighbours, too."""
+    """`program` computes what is written from every output and from `others`, whose channels are adjacent."""
 
     x: AnyTensor
     packed: Any
@@ -72,7 +72,7 @@ class Convolution:
     program: Any = 0
     others: tuple[AnyTensor, ...] = ()
     squares: bool = False
-    """Whether it is one of the samples' squares, each rounded."""
+    """Whether it convolves the samples' squares, each rounded."""
 
     def launch(self) -> AnyLaunch:
         packed: PackedWeights = self.packed
@@ -101,13 +101,13 @@ class Elementwise:
 
 
 OTHERS = 2
-"""The most that a program reads which finishes the outputs of a convolution."""
+"""The most other tensors of a program that finishes a convolution's outputs."""
 
 _of_thread = threading.local()
 
 
 def noted(work: Convolution | Elementwise) -> None:
-    """Tell whoever records this thread's work what is about to be launched."""
+    """Report work that is about to be launched to this thread's recorder."""
     if (note := getattr(_of_thread, "note", None)) is not None:
         note(work)
 
@@ -123,7 +123,7 @@ def noting(note: Callable[[Any], None] | None) -> Iterator[None]:
 
 
 def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:
-    """An op's arguments and results are values and lists of such."""
+    """The tensors among an op's arguments or results, which are values and lists of values."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

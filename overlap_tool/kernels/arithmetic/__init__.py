@@ -1,4 +1,4 @@
 """The exact engine's arithmetic on single numbers, as docs/arithmetic.md defines it."""
 
 VERSION = "1"
-"""The version of the arithmetic on that page. Another version has other bits."""
+"""The version of the arithmetic on that page. Another version gives other bits."""

@@ -1,12 +1,13 @@
 """The elementary functions, each described once, for every backend.
 
 A description is a program of additions, products, quotients, square roots and fused multiply-adds of float64,
-of comparisons and choices, and of integer operations on the bits of a float64. `o` computes them: by numpy
-(`oracle`), or as LLVM IR (`generated`). A program computes the true value within about 2**-52; for float32,
-whose programs get `o.single`, that value is rounded once more. This gives the correctly rounded value for
-every float32 but those in `HALFWAY`, which `python -m support.every_float` shows by trying all.
+of comparisons and selections, and of integer operations on the bits of a float64. `o` computes them: by numpy
+(`oracle`), or as LLVM IR (`generated`) or CUDA (`in_cuda`). A program is accurate to about 2**-52; for
+float32, whose programs get `o.single`, its value is rounded once more. This is the correctly rounded value
+for every float32 except those in `HALFWAY`, which `python -m support.every_float` verifies by trying all.
 
-`o.rarely(mask, compute, otherwise)` is `o.where(mask, compute(), otherwise)`, computed if a lane needs it.
+`o.rarely(mask, compute, otherwise)` is `o.where(mask, compute(), otherwise)`, computed only if some lane
+needs it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from overlap_tool.kernels.arithmetic import coefficients as c
 
 Number = Any
-"""Values of a backend, with Python's operators: float64, or integers of 64 bits, or truth values."""
+"""Values of a backend, with Python's operators: float64, 64-bit integers, or truth values."""
 
 ROUNDER = 1.5 * 2.0**52
 """Added to a number below 2**51, it leaves the nearest integer in the last bits."""
@@ -37,33 +38,33 @@ def polynomial(o: Any, coefficients: Sequence[float], x: Number) -> Number:
 
 
 def two_sum(a: Number, b: Number) -> tuple[Number, Number]:
-    """a + b, rounded, and what that leaves over."""
+    """a + b, rounded, and the rounding error."""
     total = a + b
     share = total - a
     return total, (a - (total - share)) + (b - share)
 
 
 def two_product(o: Any, a: Number, b: Number) -> tuple[Number, Number]:
-    """a * b, rounded, and what that leaves over."""
+    """a * b, rounded, and the rounding error."""
     product = a * b
     return product, o.fma(a, b, -product)
 
 
 def clamp(o: Any, x: Number, low: float, high: float) -> Number:
-    """What is not a number stays."""
+    """NaN is unchanged."""
     x = o.where(x < low, low, x)
     return o.where(x > high, high, x)
 
 
 def nearest(o: Any, x: Number, factor: float = 1.0) -> tuple[Number, Number]:
-    """The integer nearest to x * factor, and bits whose last ones are that integer's."""
+    """The integer nearest to x * factor, and bits that end in those of that integer."""
     t = x + ROUNDER if factor == 1.0 else o.fma(x, factor, ROUNDER)
     return t - ROUNDER, o.bits(t)
 
 
 def scale(o: Any, x: Number, n: Number, bits: Number) -> Number:
     """x * 2**n, for n as `nearest` gives it."""
-    if o.single:  # no power of two leaves the range of float64
+    if o.single:  # no power of two leaves float64's range
         return o.number(o.bits(x) + (bits << 52))
     half, half_bits = nearest(o, n * 0.5)
     _, rest_bits = nearest(o, n - half)
@@ -90,7 +91,7 @@ def _expm1(o: Any, x: Number) -> Number:
     n, bits = nearest(o, x, c.LOG2_E)
     r = o.fma(n, -c.LN2_LOW, o.fma(n, -c.LN2_HIGH, x))
     s = o.fma(r * r, polynomial(o, c.EXP, r), r)
-    half = o.number(((bits - 1) << 52) + ONE)  # 2**(n - 1), which float64 holds even for n = 1024
+    half = o.number(((bits - 1) << 52) + ONE)  # 2**(n - 1), which is a float64 even for n = 1024
     return o.fma(half, s, half - 0.5) * 2.0
 
 
@@ -116,7 +117,7 @@ def _logarithm(o: Any, x: Number) -> tuple[Number, Number, Number]:
 
 
 def _of_positive(o: Any, compute: Callable[[Number, Number], Number], x: Number) -> Number:
-    """A logarithm: `compute(y, e)` is that of y * 2**e. Zero has minus infinity, what is less has none."""
+    """A logarithm, given `compute(y, e)` for y * 2**e: minus infinity for zero, NaN for negative numbers."""
     if o.single:
         y = compute(x, 0.0)
     else:
@@ -136,7 +137,7 @@ def log(o: Any, x: Number) -> Number:
 
 
 def _log_to_base(o: Any, x: Number, high: float, low: float, unit: tuple[float, float]) -> Number:
-    """log(x) * (high + low), of which every power of two adds the sum of the two numbers in `unit`."""
+    """log(x) * (high + low); every power of two adds the sum of the two numbers in `unit`."""
 
     def compute(x: Number, more: Number) -> Number:
         e, f, t = _logarithm(o, x)
@@ -195,9 +196,10 @@ def _reduced(o: Any, x: Number) -> tuple[Number, Number, Number]:
 
 
 def _reduced_from_afar(o: Any, x: Number) -> tuple[Number, Number, Number]:
-    """Payne's and Hanek's: only those digits of 2 / pi count whose products are no multiples of four.
+    """Payne's and Hanek's reduction: only those digits of 2 / pi count whose products are no multiples of
+    four.
 
-    `DIGITS_OF_TWO_OVER_PI` are 24 bits each. A product of one with half of the digits of x is exact.
+    `DIGITS_OF_TWO_OVER_PI` have 24 bits each. A product of one with half of the digits of x is exact.
     """
     size = o.where(o.abs(x) < math.inf, o.abs(x), 1.0)
     exponent = o.upper(o.bits(size), 52) - 1023
@@ -220,12 +222,12 @@ def _reduced_from_afar(o: Any, x: Number) -> tuple[Number, Number, Number]:
     low = o.fma(total, c.HALF_PI_LOW, o.fma(rest, c.HALF_PI_HIGH, low))
     negative = x < 0.0
     bits = o.where(negative, 0 - (bits & 3), bits & 3)
-    nothing = x - x  # infinity has no angle
+    nothing = x - x  # NaN for infinity
     return bits, o.where(negative, -high, high) + nothing, o.where(negative, -low, low)
 
 
 def _sine(o: Any, high: Number, low: Number) -> Number:
-    """Of high + low, between -pi / 4 and pi / 4, without its first term, which is `high`."""
+    """The sine of high + low, between -pi / 4 and pi / 4, without its first term, which is `high`."""
     z = high * high
     return o.fma(high * z, polynomial(o, c.SIN, z), low)
 
@@ -263,13 +265,13 @@ def tan(o: Any, x: Number) -> Number:
 
 
 def _erf_near(o: Any, x: Number) -> Number:
-    """erf(x) for at most 1 in magnitude."""
+    """erf(x) for magnitudes up to 1."""
     z = x * x
     return o.fma(x, c.ERF_SLOPE, x * o.fma(z, polynomial(o, c.ERF, z), c.ERF_SLOPE_LOW))
 
 
 def _erfc_far(o: Any, x: Number) -> Number:
-    """erfc(x) for at least 0.5: exp(-x * x) times a polynomial in (x - k) / (x + k)."""
+    """erfc(x) for x from 0.5: exp(-x * x) times a polynomial in (x - k) / (x + k)."""
     square, low = two_product(o, x, x)
     y = (x - c.ERFC_CENTRE) / (x + c.ERFC_CENTRE)
     slow = polynomial(o, c.ERFC, y) / (x * 2.0 + 1.0)
@@ -292,7 +294,7 @@ def erf(o: Any, x: Number) -> Number:
 def rsqrt(o: Any, x: Number) -> Number:
     if not o.single:
         return 1.0 / o.sqrt(x)
-    near = o.widen(1.0 / o.sqrt(o.narrow(x)))  # good to 2**-22, so what follows is good to 2**-52
+    near = o.widen(1.0 / o.sqrt(o.narrow(x)))  # accurate to 2**-22, so the next step is accurate to 2**-52
     rest = o.fma(-(x * near), near, 1.0)
     y = o.fma(near * rest, o.fma(rest, 0.375, 0.5), near)
     return o.where((x > 0.0) & (x < math.inf), y, near)
@@ -303,7 +305,7 @@ Pair = tuple[Number, Number]
 
 
 def _ordered_sum(a: Number, b: Number) -> Pair:
-    """a + b, rounded, and what that leaves over, where b is not the larger."""
+    """a + b, rounded, and the rounding error, where b is not the larger."""
     total = a + b
     return total, (a - total) + b
 
@@ -364,8 +366,8 @@ def _power(o: Any, x: Number, y: Number) -> Number:
 def _power_of_singles(o: Any, x: Number, y: Number) -> Number:
     """x**y for a positive x, in pairs of numbers, within about 2**-90, rounded to odd.
 
-    Of numbers with 24 bits only powers by a multiple of 1 / 8 can lie halfway between two such numbers, or be
-    one; then what is that close to it is it.
+    For numbers with 24 bits, only powers by a multiple of 1 / 8 can be representable, or lie halfway between
+    two such numbers; a value as close as that to such a point is that point.
     """
     e, s = _quotient_of_logarithm(o, x)
     z = _pair_product(o, s, s)
@@ -386,7 +388,7 @@ def _power_of_singles(o: Any, x: Number, y: Number) -> Number:
 
 
 def _any_power(o: Any, x: Number, y: Number, compute: Callable[[Number, Number], Number]) -> Number:
-    """x**y with all that IEEE 754 says of special numbers; `compute` knows positive ones."""
+    """x**y with all of IEEE 754's special cases; `compute` handles positive x."""
     size, exponent = o.abs(x), o.abs(y)
     ordinary = (size > 0.0) & (size < math.inf) & (exponent < math.inf)
     magnitude = compute(o.where(ordinary, size, 1.0), o.where(ordinary, y, 1.0))
@@ -414,7 +416,7 @@ def _nearly_pow(o: Any, x: Number, y: Number) -> Number:
 
 
 def rounded(o: Any, name: str, *xs: Number) -> Number:
-    """A function of numbers of the tensors' own precision."""
+    """A function of numbers in the tensors' own precision."""
     wide = tuple(o.widen(x) for x in xs)
     if o.single and name in NEARLY:
         below = NEARLY[name](o, *wide)
@@ -465,7 +467,7 @@ HALFWAY: dict[str, tuple[tuple[str, str], ...]] = {
     "atan": (("0x1.1ad646p-4", "0x1.1a6386p-4"), ("-0x1.1ad646p-4", "-0x1.1a6386p-4")),
     "erfc": (("-0x1.d93ec4p-17", "0x1.00010ap+0"),),
 }
-"""Of float32, what float64 takes for halfway between two results, where nothing is; and what it gives."""
+"""Float32 arguments whose float64 values look halfway between two results, but are not, and their results."""
 
 
 def _nearly_erf(o: Any, x: Number) -> Number:
@@ -474,8 +476,8 @@ def _nearly_erf(o: Any, x: Number) -> Number:
 
 
 NEARLY: dict[str, Callable[..., Number]] = {"erf": _nearly_erf, "pow": _nearly_pow}
-"""Shorter programs for float32, whose value y is closer to zero than the true one, and y + 2 * c.NEARLY * y
-is not. Where both are rounded to the same float32, that is the value."""
+"""Shorter programs for float32, whose value y is closer to zero than the true one, while y + 2 * c.NEARLY * y
+is not. If both round to the same float32, that is the value."""
 
 PROGRAMS: dict[str, Callable[..., Number]] = {
     function.__name__: function

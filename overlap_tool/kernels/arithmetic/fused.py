@@ -1,4 +1,4 @@
-"""Programs made of others: what is computed number by number, one after another, becomes one program."""
+"""Programs made of others: consecutive pointwise operations become one program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from overlap_tool.kernels.arithmetic.functions import Number
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 
 Expression = Any
-"""The number of an input, a number as `float.hex` writes it, or a name and the expressions it is given."""
+"""The index of an input, a number in the notation of `float.hex`, or a name and its argument expressions."""
 
 
 def leaky_relu(o: Any, x: Number, slope: float = 0.01) -> Number:
@@ -28,10 +28,10 @@ OPERATIONS: dict[str, Callable[..., Number]] = {
     "abs": lambda o, x: o.abs(x),
     "leaky_relu": leaky_relu,
 }
-"""As PyTorch names them. Each rounds once, or not at all."""
+"""By PyTorch's names. Each rounds at most once."""
 
 BY_NUMBERS = frozenset(("softplus", "elu"))
-"""Programs that take numbers as they are written."""
+"""Programs that take numeric arguments as they are written."""
 
 
 def named(expression: Expression) -> str:
@@ -45,7 +45,7 @@ def named(expression: Expression) -> str:
 
 
 def _value(part: Expression, o: Any, known: dict[Expression, Number]) -> Number:
-    """What is there twice is computed once."""
+    """Evaluates common subexpressions once."""
     if isinstance(part, str):
         return float.fromhex(part)
     if part not in known:
@@ -55,7 +55,7 @@ def _value(part: Expression, o: Any, known: dict[Expression, Number]) -> Number:
 
 
 def with_inputs(part: Expression, inputs: dict[int, Expression]) -> Expression:
-    """The same, of other inputs."""
+    """The same expression on other inputs."""
     if isinstance(part, int):
         return inputs[part]
     return (part[0], *(with_inputs(each, inputs) for each in part[1:])) if isinstance(part, tuple) else part

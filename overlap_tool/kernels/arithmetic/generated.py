@@ -1,7 +1,7 @@
-"""Descriptions as LLVM IR: a loop over numbers that lie side by side, as many at a time as `lanes` says.
+"""Programs as LLVM IR: a loop over contiguous numbers, `lanes` of them at a time.
 
-No flag allows LLVM to reorder, contract or approximate: every operation rounds as IEEE 754 says, on every
-processor that LLVM knows. A fused multiply-add stands where one is written, and nowhere else.
+No flag permits LLVM to reorder, contract or approximate: every operation rounds as IEEE 754 defines, on every
+processor that LLVM supports. Fused multiply-adds occur exactly where they are written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 
 INPUTS, NUMBERS = 3, 4
-"""The most that a program reads: tensors of one size, and numbers."""
+"""The most inputs of a program: tensors of one size, and numbers."""
 
 FIELDS = (
     "next",
@@ -28,10 +28,10 @@ FIELDS = (
     *(f"x{i}" for i in range(INPUTS)),
     *(f"s{i}" for i in range(NUMBERS)),
 )
-"""What generated code is given: 64 bits each. A thread takes the next item until none is left."""
+"""The arguments of generated code, 64 bits each. A thread takes the next item until none is left."""
 
 ITEM = 8192
-"""Numbers that a thread takes at a time."""
+"""How many numbers a thread takes at a time."""
 
 ON_NUMBERS = {"+": "fadd", "-": "fsub", "*": "fmul", "/": "fdiv"}
 ON_INTEGERS = {"+": "add", "-": "sub", "*": "mul", "&": "and_", "|": "or_", "^": "xor", "<<": "shl"}
@@ -40,7 +40,7 @@ Program = Callable[..., Any]
 
 
 class Vector(Operators):
-    """Numbers, integers or truth values, one in each lane, with Python's operators."""
+    """Numbers, integers or truth values, one per lane, with Python's operators."""
 
     def __init__(self, o: Generator, value: ir.Value) -> None:
         self.o, self.value = o, value
@@ -74,7 +74,7 @@ class Vector(Operators):
 
 
 class Generator:
-    """Computes descriptions by writing the instructions that do."""
+    """Computes programs by writing the instructions that do so."""
 
     def __init__(self, module: ir.Module, single: bool, lanes: int) -> None:
         self.module, self.single, self.lanes = module, single, lanes
@@ -84,7 +84,7 @@ class Generator:
         return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
 
     def lifted(self, value: Any, kind: ir.Type) -> Vector:
-        """A number of Python's in every lane."""
+        """A Python number in every lane."""
         if isinstance(value, Vector):
             return value
         one = ir.Constant(kind, value)
@@ -144,7 +144,7 @@ class Generator:
         return Vector(self, self.b.fptrunc(x.value, self.of(SINGLE))) if self.single else x
 
     def table(self, values: Sequence[int], index: Vector) -> Vector:
-        """Lane by lane: who asks for it does so rarely."""
+        """Lane by lane, since it is used rarely."""
         kind = ir.ArrayType(DOUBLE, len(values))
         name = f"table_{abs(hash(tuple(values)))}"
         stored = self.module.globals.get(name)
@@ -163,7 +163,7 @@ class Generator:
         return Vector(self, found)
 
     def rarely(self, mask: Vector, compute: Callable[[], Any], otherwise: Any) -> Any:
-        """A branch that is taken if a lane needs it."""
+        """A branch that is taken if some lane needs it."""
         several = otherwise if isinstance(otherwise, tuple) else (otherwise,)
         any_lane = mask.value
         if self.lanes > 1:
@@ -187,7 +187,7 @@ class Generator:
 def loop_over(
     program: Program, single: bool, inputs: int, numbers: int, lanes: int, triple: str
 ) -> ir.Module:
-    """A module with `void run(Task *)`, that computes `program(o, *inputs, *numbers)` for every number."""
+    """A module with `void run(Task *)`, which computes `program(o, *inputs, *numbers)` for every number."""
     module = ir.Module("elementwise")
     module.triple = triple
     o = Generator(module, single, lanes)
@@ -204,7 +204,7 @@ def loop_over(
     for i in range(numbers):
         number = b.bitcast(task[f"s{i}"], DOUBLE)
         scalars.append(o.splat(b.fptrunc(number, SINGLE) if single else number))
-    # what fills no vector goes through memory that does
+    # a remainder goes through a buffer of a full vector
     rests = [b.alloca(o.of(kind)) for _ in range(inputs + 1)]
     take, work, done = (function.append_basic_block() for _ in range(3))
     b.branch(take)
@@ -252,8 +252,8 @@ def loop_over(
 def finish_by(program: Program, single: bool, others: int, lanes: int, triple: str) -> ir.Module:
     """A module with `void run(y, other, another, pixels, channels, y_pixel, other_pixel, another_pixel)`.
 
-    It puts `program(o, y, *others)` in the place of y, for so many neighbouring channels of each pixel, by
-    `lanes` of them at a time.
+    It replaces y by `program(o, y, *others)`, for `channels` adjacent channels of each pixel, `lanes` of them
+    at a time.
     """
     module = ir.Module("finish")
     module.triple = triple
@@ -294,7 +294,7 @@ def finish_by(program: Program, single: bool, others: int, lanes: int, triple: s
                 value.align = size
                 values.append(Vector(o, value))
             b.store(program(o, *values).value, at[0]).align = size
-        with b.if_then(b.icmp_signed("!=", rest, I64(0)), likely=False):  # masks take long on some processors
+        with b.if_then(b.icmp_signed("!=", rest, I64(0)), likely=False):  # masks are slow on some processors
             at = vectors(pixel, whole)
             values = [Vector(o, b.call(load, [pointer, I32(size), some, nothing])) for pointer in at]
             b.call(store, [program(o, *values).value, at[0], I32(size), some])

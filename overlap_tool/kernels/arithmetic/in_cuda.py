@@ -1,6 +1,6 @@
-"""Descriptions as CUDA C++: a kernel that computes a program for every number of a tensor.
+"""Programs as CUDA C++: a kernel that computes a program for every number of a tensor.
 
-Every operation is an intrinsic that rounds to nearest and that no compiler fuses, or rounds nothing.
+Every operation is an intrinsic that rounds to nearest and that no compiler fuses, or one that does not round.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Scalar(Operators):
 
 
 class Writer:
-    """Computes descriptions by writing the statements that do."""
+    """Computes programs by writing the statements that do so."""
 
     def __init__(self, single: bool) -> None:
         self.single = single
@@ -66,13 +66,13 @@ class Writer:
         self._names = 0
 
     def named(self, expression: str, kind: str) -> Scalar:
-        """The value of an expression, which gets a name."""
+        """An expression's value as a named variable."""
         self._names += 1
         self.statements.append(f"{kind} v{self._names} = {expression};")
         return Scalar(self, f"v{self._names}", kind)
 
     def lifted(self, value: Any, kind: str) -> str:
-        """A value, or a number of Python's of that kind."""
+        """A value, or a Python number as a constant of that kind."""
         if isinstance(value, Scalar):
             return value.text
         if kind == "i64":
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__({THREADS}) {name}(const Task task) {{
 
 
 def finished_by(name: str, program: Program, single: bool, others: int) -> str:
-    """What stands before `chain.cu` where a program takes its outputs, and so many tensors beside."""
+    """The code before `chain.cu` in a kernel whose outputs, with other tensors, a program finishes."""
     kind = "float" if single else "double"
     tables, body, found = _written(
         program, single, "value", *(f"(({kind} const*)others[{n}])[at[{n}]]" for n in range(others))

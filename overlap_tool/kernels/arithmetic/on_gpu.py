@@ -1,4 +1,4 @@
-"""Runs programs on a GPU. Each is tried once, and held to what a processor computes of the same numbers."""
+"""Runs programs on a GPU. Each is tried once, against a processor's results for the same numbers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from overlap_tool.kernels.driver import Launch, LoadedKernel, Structure
 from overlap_tool.kernels.work import Elementwise, noted
 
 REST = struct.Struct(f"q{NUMBERS}d")
-"""What `Task` holds behind the addresses."""
+"""The fields of `Task` after the addresses."""
 
 TRIED = 4096
-"""Numbers of a trial."""
+"""How many numbers a trial computes."""
 
 Compute = Callable[[str, Sequence[Tensor], Sequence[float], Tensor], None]
-"""By name, of tensors and numbers, into a tensor: all dense, and laid out alike."""
+"""By name, from tensors and numbers, into a tensor: all dense, with one memory layout."""
 
 
 class LoadedProgram(NamedTuple):
@@ -40,7 +40,7 @@ class LoadedProgram(NamedTuple):
 
 
 def run(name: str, xs: Sequence[Tensor], numbers: Sequence[float], y: Tensor, by_processor: Compute) -> bool:
-    """Whether there is a kernel; then `y` is filled."""
+    """Run a program into `y`; returns whether there is a kernel for it."""
     if y.numel() == 0:
         return True
     kernel = kernel_of(name, y.dtype, len(xs), len(numbers), y.device, by_processor)
@@ -69,7 +69,7 @@ def kernel_of(
         wrong = _difference(kernel, name, dtype, inputs, numbers, device, by_processor)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # as a compiler may raise
+    except Exception as error:  # compilers may raise anything
         wrong = f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not wrong:
         return kernel
@@ -92,7 +92,7 @@ def _difference(
     by_processor: Compute,
 ) -> str:
     bits = torch.arange(TRIED * inputs, dtype=torch.int64) * (2**32 // (TRIED * inputs) - 1)
-    values = bits.to(torch.int32).view(torch.float32).to(dtype).view(inputs, TRIED)  # of all sizes
+    values = bits.to(torch.int32).view(torch.float32).to(dtype).view(inputs, TRIED)  # of all magnitudes
     others = (1.0, 20.0, 1.0, 1.0)[:numbers]
     expected = torch.empty_like(values[0])
     by_processor(name, list(values), others, expected)

@@ -1,4 +1,4 @@
-"""Python's operators, for what writes operations down instead of doing them."""
+"""Python's operators for values that record operations instead of performing them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Operators:
-    """Of numbers, integers and truth values."""
+    """For numbers, integers and truth values."""
 
     def _binary(self, sign: str, other: Any, swap: bool = False) -> Any:
-        """What is written for `self sign other`, or for `other sign self`."""
+        """Write `self sign other`, or `other sign self` if `swap`."""
         raise NotImplementedError
 
     def _compared(self, sign: str, other: Any) -> Any:

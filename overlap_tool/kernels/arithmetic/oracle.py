@@ -1,7 +1,8 @@
-"""The functions in numpy, slow and plain: what generated code is held to.
+"""The functions in numpy, slow and simple: the reference for generated code.
 
-Numpy adds, multiplies, divides and takes roots as IEEE 754 says. It has no fused multiply-add: that is put
-together from operations whose error is known, or where they leave their range, from Python's integers.
+Numpy adds, multiplies, divides and takes roots as IEEE 754 defines. It has no fused multiply-add: that is
+composed of operations with known errors or, where they would leave their range, computed with Python's
+integers.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from overlap_tool.kernels.emulation import Array, fma_of_doubles, sum_and_rest, to_odd
 
 LARGEST, SMALLEST = 2.0**480, 2.0**-440
-"""Between them no product and no part of one leaves the range of float64, where it is not zero."""
+"""Between these magnitudes, no nonzero product and no part of one leaves the range of float64."""
 
 
 class Oracle:
-    """Computes descriptions on arrays of float64. `single` says that they were float32."""
+    """Computes programs on arrays of float64; `single` if they were float32."""
 
     def __init__(self, single: bool) -> None:
         self.single = single
@@ -48,12 +49,12 @@ class Oracle:
 
     @staticmethod
     def upper(bits: Array, count: int) -> Array:
-        """Shifted right, with zeros from the left."""
+        """A logical shift to the right."""
         return (bits.view(np.uint64) >> np.uint64(count)).view(np.int64)
 
     @staticmethod
     def table(values: Sequence[int], index: Array) -> Array:
-        """Integers as float64; beyond the ends, any."""
+        """Integers as float64; arbitrary values beyond the ends."""
         return np.asarray(values, np.float64)[np.clip(index, 0, len(values) - 1)]
 
     def rarely(self, mask: Array, compute: Callable[[], Any], otherwise: Any) -> Any:
@@ -66,7 +67,7 @@ class Oracle:
 
     @staticmethod
     def fma(a: Any, b: Any, c: Any) -> Array:
-        """a * b + c, rounded once: Boldo's and Melquiond's; with integers where that leaves its range."""
+        """a * b + c, rounded once: Boldo's and Melquiond's algorithm, or integers beyond its range."""
         a, b, c = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (a, b, c)))
         high, low = _product(a, b)
         upper, lower = sum_and_rest(c, low)

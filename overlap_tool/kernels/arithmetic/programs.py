@@ -1,7 +1,7 @@
 """What generated code computes for every number of a tensor: functions, and compositions of them.
 
-A composition is a program of operations of the tensor's own precision, each rounded: `o` has them as for
-`functions`. The order is part of the definition (docs/arithmetic.md).
+A composition is a program of operations in the tensor's own precision, each rounded: `o` has them as for
+`functions`. Their order is part of the definition (docs/arithmetic.md).
 """
 
 from __future__ import annotations
@@ -84,4 +84,4 @@ PROGRAMS: dict[str, Callable[..., Number]] = {
         )
     },
 }
-"""All that `tensors.compute` knows by name."""
+"""All programs that `tensors.compute` knows, by name."""

@@ -22,19 +22,19 @@ from overlap_tool.kernels.threads import ByRows, GeneratedCall
 from overlap_tool.kernels.work import AnyTensor, Elementwise, ProgramKernel, noted
 
 AT_ONCE = 4
-"""Vectors of float32 that go through a program together: enough to hide how long an operation takes."""
+"""Vectors of float32 that go through a program together: enough to hide the latency of an operation."""
 
 LONG = frozenset(("pow", "power", "power_of", "sin", "cos", "tan"))
-"""Programs so long that one vector is enough, and more would take seconds to compile."""
+"""Programs so long that one vector is enough, while more would take seconds to compile."""
 
 WORTH_THREADS = 4 * ITEM
-"""Numbers below which waking other threads takes longer than the work."""
+"""Below this many numbers, waking other threads takes longer than the work."""
 
 
 def compute(
     name: str, x: Tensor, *others: Tensor, numbers: Sequence[float] = (), out: Tensor | None = None
 ) -> Tensor:
-    """A program of `PROGRAMS`, number by number. `out` may be any of the tensors; all have the shape of x."""
+    """Run a program of `PROGRAMS` on every number. `out` may be an input; all have the shape of x."""
     if x.dtype not in (torch.float32, torch.float64):
         raise ExactnessError(
             f"torch.{name} of {str(x.dtype).removeprefix('torch.')}",
@@ -43,20 +43,20 @@ def compute(
         )
     dense = torch.empty_like(x) if out is None or not _alike(out, x) else out
     xs = [_laid_out(one, dense) for one in (x, *others)]
-    if isinstance(x, FakeTensor):  # it has no numbers
+    if isinstance(x, FakeTensor):  # a fake tensor has no numbers
         pass
     elif x.device.type == "cpu":
         by_processor(name, xs, numbers, dense, noted)
     elif not on_gpu.run(
         name, xs, numbers, dense, by_processor
-    ):  # the values are defined, so any processor's will do
+    ):  # the values are defined, so any device may compute them
         there = [one.cpu() for one in xs]
         dense.copy_(compute(name, *there, numbers=numbers))
     return dense if out is None or out is dense else out.copy_(dense)
 
 
 def _alike(x: Tensor, like: Tensor) -> bool:
-    """Whether two tensors lie in memory without gaps, and in the same order."""
+    """Whether two tensors are contiguous in memory, in the same order."""
     return x.stride() == like.stride() == torch.empty_like(like, device="meta").stride()
 
 
@@ -88,7 +88,7 @@ def by_processor(
 
 
 class Loop(NamedTuple):
-    """A program's machine code."""
+    """The machine code of a program."""
 
     code: int
 
@@ -104,7 +104,7 @@ class Loop(NamedTuple):
 
 
 def _rows(y: AnyTensor, places: Sequence[int]) -> ByRows | None:
-    """Of one map whose rows lie side by side."""
+    """How to cut a call into the rows of one map, if these are contiguous."""
     if len(y.shape) != 4 or y.shape[0] != 1 or y.stride(2) != y.shape[1] * y.shape[3]:
         return None
     numbers = y.stride(2)
@@ -119,7 +119,7 @@ PLACES = tuple(range(FIELDS.index("y"), FIELDS.index("y") + 1 + INPUTS))
 
 
 def program_kernel(name: str, dtype: torch.dtype, inputs: int, device: torch.device) -> ProgramKernel | None:
-    """Of a program of tensors alone."""
+    """The compiled kernel of a program of tensors alone."""
     if device.type == "cuda":
         return on_gpu.kernel_of(name, dtype, inputs, 0, device, by_processor)
     code = _machine_code(name, dtype == torch.float32, inputs, 0)
@@ -128,14 +128,14 @@ def program_kernel(name: str, dtype: torch.dtype, inputs: int, device: torch.dev
 
 @cache
 def finisher(name: str, dtype: torch.dtype, others: int) -> int:
-    """Code that makes of outputs of a convolution, and of so many other tensors, what is kept of them."""
+    """Code that finishes a convolution's outputs by a program of them and of other tensors."""
     lanes, single = codegen.processor().lanes(dtype.itemsize), dtype == torch.float32
     return codegen.compiled(finish_by(PROGRAMS[name], single, others, lanes, codegen.triple()))
 
 
 @cache
 def _machine_code(name: str, single: bool, inputs: int, numbers: int) -> int | None:
-    """Nothing where LLVM does not know the processor."""
+    """None if LLVM does not support the processor."""
     lanes = (1 if name in LONG else AT_ONCE) * codegen.processor().lanes(4)
     try:
         return codegen.compiled(loop_over(PROGRAMS[name], single, inputs, numbers, lanes, codegen.triple()))

@@ -1,6 +1,6 @@
-"""What a machine's arithmetic is held to: digests of what comes of fixed inputs.
+"""Published digests of results for fixed inputs, with which a machine's arithmetic is compared.
 
-All inputs are made of integers, so that no arithmetic, and no random numbers of a library, has a say in them.
+All inputs are made of integers, so that neither arithmetic nor a library's random numbers influence them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from torch import Tensor
 from overlap_tool.kernels.arithmetic import functions
 
 PUBLISHED = Path(__file__).parents[2] / "vectors"
-"""Files of digests, which are installed with the package."""
+"""The folder of digests, which is installed with the package."""
 
 FUNCTIONS = ("sqrt", *(name for name in functions.PROGRAMS if name != "pow"))
-"""All of one number."""
+"""All functions of one number."""
 
 SAMPLES, STEP = 1 << 20, 4099
 
 
 def sample() -> Tensor:
-    """A million float32 from all over: every 4099th, by their bits."""
+    """A million float32 across the whole range: every 4099th, by their bits."""
     return (torch.arange(SAMPLES, dtype=torch.int64) * STEP).to(torch.int32).view(torch.float32)
 
 
 def digest(*values: Tensor) -> str:
-    """Of the bits, least significant byte first. What is not a number counts as 0x7fc00000, or likewise."""
+    """A digest of the bits, least significant byte first. Every NaN counts as 0x7fc00000, or its
+    counterpart."""
     found = hashlib.sha256()
     for value in values:
         plain = torch.where(value.isnan(), torch.nan, value).contiguous()
@@ -41,12 +42,12 @@ def digest(*values: Tensor) -> str:
 
 
 def digest_of_maps(*values: Tensor) -> str:
-    """The same, but zero has no sign: where a map has a choice of zeros, either will do."""
+    """The same, with -0 as 0: where a map may have either zero, both are right."""
     return digest(*(value + 0.0 if value.is_floating_point() else value for value in values))
 
 
 def published_digests(what: str) -> dict[str, Any]:
-    """`functions`, `operations` or `models`."""
+    """The digests of `functions`, `operations` or `models`."""
     found: dict[str, Any] = json.loads((PUBLISHED / f"{what}.json").read_text())
     return found
 
