@@ -137,26 +137,50 @@ def _written_in_place(entries: list[Entry], seen: set[int]) -> list[Entry]:
 
 
 def _copied_together(entries: list[Entry]) -> list[Entry]:
-    """On a GPU, copies join the last ones before them, if they may run that early."""
+    """On a GPU, copies join the last ones before them, if they may run that early. Copies that could only run
+    right after these wait for the next ones."""
     found: list[Entry] = []
+    waiting: list[Entry] = []
     for entry in entries:
         copy = entry.work
         if not isinstance(copy, Copied) or copy.source is None or on_processor(copy.to.device):
+            if not all(_can_swap(entry, each.work) for each in waiting):
+                found.append(_boxes(waiting))
+                waiting = []
             found.append(entry)
             continue
-        at = max((n for n, each in enumerate(found) if isinstance(each.work, Boxes)), default=None)
-        copies = () if at is None else found[at].work.copies
-        if (
-            at is None
-            or len(copies) == MOST_BOXES
-            or not all(_keeps_off(each, copy.to) for each in found[at:])
-            or not all(_keeps_off(each, copy.source, only_writes=True) for each in found[at:])
-        ):
-            found.append(replace(entry, work=Boxes((copy,))))
+        at = max((n for n, each in enumerate(found) if isinstance(each.work, Boxes)), default=len(found))
+        behind, is_full = found[at:], at < len(found) and len(found[at].work.copies) == MOST_BOXES
+        apart = all(_can_swap(each, copy) for each in waiting)
+        if behind and apart and not is_full and all(_can_swap(each, copy) for each in behind):
+            found[at] = _boxes([found[at], entry])
+        elif len(behind) == 1 and apart and len(waiting) < MOST_BOXES - 1:
+            waiting.append(entry)
+        elif apart:
+            found.append(_boxes([*waiting, entry]))
+            waiting = []
         else:
-            reads, writes = found[at].reads + entry.reads, found[at].writes + entry.writes
-            found[at] = Entry(Boxes((*copies, copy)), reads, writes)
-    return found
+            found += [_boxes(waiting), _boxes([entry])]
+            waiting = []
+    return [*found, _boxes(waiting)] if waiting else found
+
+
+def _boxes(entries: list[Entry]) -> Entry:
+    """One entry for copies and entries of several copies."""
+    copies = chain.from_iterable(
+        each.work.copies if isinstance(each.work, Boxes) else (each.work,) for each in entries
+    )
+    reads, writes = (
+        [*chain.from_iterable(each)]
+        for each in zip(*((each.reads, each.writes) for each in entries), strict=True)
+    )
+    return Entry(Boxes(tuple(copies)), reads, writes)
+
+
+def _can_swap(entry: Entry, copy: Copied) -> bool:
+    """Whether the two may run in either order."""
+    assert copy.source is not None
+    return _keeps_off(entry, copy.to) and _keeps_off(entry, copy.source, only_writes=True)
 
 
 def _keeps_off(entry: Entry, part: Lying, only_writes: bool = False) -> bool:

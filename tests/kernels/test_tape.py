@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
+from hypothesis import strategies as st
 from support.cases import tries
 from support.emulated_gpu import EmulatedGpu, can_emulate, emulated_gpu
 from support.tapes import Code, check, gdn, normal, program, recorded, steps
@@ -228,3 +230,29 @@ def test_a_tape_that_gives_other_bits_is_not_played(gpu, monkeypatch) -> None:
 def test_any_code_gives_the_same(gpu, steps: list[tuple[str, int, int]]) -> None:
     """Ten thousand were drawn once, and held."""
     check(program(steps), normal(1, 4, 5, 6), normal(1, 4, 6, 5))
+
+
+which, first = st.integers(0, 3), st.integers(0, 2)
+moves = st.tuples(
+    st.booleans(), which, which, *[st.tuples(first, first)] * 2, st.tuples(*[st.integers(1, 3)] * 2)
+)
+
+
+@tries(200)
+@given(st.lists(moves, min_size=3, max_size=12))
+def test_copies_may_be_made_earlier_and_later(gpu, moves: list[tuple[Any, ...]]) -> None:
+    """Between parts of maps, of which two are given and changed, as what bands keep is."""
+    weight = normal(4, 4, 1, 1)
+
+    def code(*given: Tensor) -> list[Tensor]:
+        maps = [*given, *(each * 2 for each in given)]
+        for computes, one, other, (top, left), (to_top, to_left), (rows, columns) in moves:
+            source = maps[one][..., top : top + rows, left : left + columns]
+            to = maps[other][..., to_top : to_top + rows, to_left : to_left + columns]
+            if one != other and computes:
+                cuda.convolve(source, weight, None, Form(), to)
+            elif one != other:
+                to.copy_(source)
+        return maps[2:]
+
+    check(code, normal(1, 4, 5, 5), normal(1, 4, 5, 5))
