@@ -514,6 +514,9 @@ MUTATIONS: dict[str, Callable[[str], str]] = {
     "a bound": nth(r"setp\.lt\.u32(.*\s+and\.pred)", r"setp.le.u32\1", 4),
     "a stride": nth(r"shl\.b64 \t(%rd\d+), (%rd\d+), 2", r"shl.b64 \t\1, \2, 3", 2),
     "the end of the depth": nth(r"setp\.lt\.s32", "setp.le.s32", -1),
+    "samples where no vector begins": nth(r"(ld\.shared\.v4\.f32 \t.*\[%rd\d+)\+640\]", r"\1+644]", 0),
+    "outputs where no vector begins": nth(r"(st\.global\.v4\.f32 \t\[%rd\d+)\]", r"\1+4]", 0),
+    "a vector of less": nth(r"st\.global\.v4\.f32", "st.global.v2.f32", 0),
 }
 
 TO_FEW_OUTPUTS: dict[str, Callable[[str], str]] = {
@@ -590,3 +593,16 @@ def test_another_program_is_noticed(layer: str, what: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS_TO_BREAK)
 def test_the_same_program_is_not(layer: str) -> None:
     assert not mutated(unchanged, LAYERS_TO_BREAK[layer][0])
+
+
+@pytest.mark.parametrize("which", ["samples", "outputs"])
+def test_a_map_that_is_no_vectors_is_noticed_where_vectors_are_taken(monkeypatch, which: str) -> None:
+    """Every address lies in the map, and a GPU would end the program all the same."""
+    monkeypatch.setattr(cuda, "_by_vectors", lambda x, channels: True)
+    maps = torch.zeros(2, 1, 3, 5, 68).permute(0, 1, 4, 2, 3)
+    x, out = (
+        each[:, 1:65] if which == name else each[:, :64]
+        for name, each in zip(("samples", "outputs"), maps, strict=True)
+    )
+    with emulated_driver(), pytest.raises(PtxError, match="not aligned"):
+        cuda.convolve(x, torch.zeros(64, 64, 1, 1), None, Form(), out)

@@ -5,7 +5,8 @@ kernels of ours are made of, and refuses any other by name: so what it runs hold
 flushing of small numbers (`.ftz`) and no local memory. It is stricter than a GPU, and raises where a thread
 
 - reads a register that was not written, or a predicate's other side of one;
-- reads or writes outside of the buffers that it was given, or at an address that is not aligned;
+- reads or writes outside of the buffers that it was given, or where the number or the vector of numbers that
+  it takes may not begin;
 - reads a word of shared memory that was never written, or that another thread has written since the last
   barrier, or that a copy is still on its way to; or writes one that another has read or written since then;
 - waits at a barrier that not all threads of its block reach.
@@ -586,8 +587,8 @@ class _Run:
         return np.broadcast_to(self.block[active][:, None], words.shape), words
 
     def _ld(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
-        space, *_, kind = kinds
-        names, size = _names(operands[0]), int(kind[1:]) // 8
+        space, *how, kind = kinds
+        names, size = _names(operands[0], how), int(kind[1:]) // 8
         if space == "param":
             start, whole = self._address(operands[1], 64, active)[active].astype(np.int64), len(names) * size
             if (start % whole).any() or (start < 0).any() or (start + whole > len(self.parameters)).any():
@@ -609,8 +610,8 @@ class _Run:
             self._write(name, found, active)
 
     def _st(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
-        space, *_, kind = kinds
-        names, bits = _names(operands[1]), int(kind[1:])
+        space, *how, kind = kinds
+        names, bits = _names(operands[1], how), int(kind[1:])
         parts = [self._read(name, bits, active)[active][:, None].view(np.uint32) for name in names]
         values = np.concatenate(parts, 1)
         if space == "shared":
@@ -640,6 +641,9 @@ class _Run:
         self.shared.copy(at, np.broadcast_to(self.lanes[active][:, None], at[0].shape), values)
 
 
-def _names(registers: str) -> list[str]:
-    """Of a vector of registers."""
-    return [name.strip() for name in registers.strip("{} ").split(",")]
+def _names(registers: str, how: Sequence[str]) -> list[str]:
+    """Of a vector of registers, as many as the instruction says."""
+    names = [name.strip() for name in registers.strip("{} ").split(",")]
+    if [each for each in how if each != "nc"] != ([f"v{len(names)}"] if len(names) > 1 else []):
+        raise PtxError(f"{len(names)} registers for {how}")
+    return names
