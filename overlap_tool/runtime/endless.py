@@ -76,7 +76,7 @@ class ChunkByChunk:
         source, sink = {self.network.ops[0].id: self.given}, {self.network.output: self.made}
         self.row = rows.steps[0]
         values = evaluate_constants(self.network)
-        self.run = Execution(self.network, rows, columns, source, sink, values, first)
+        self.run = Execution(self.network, rows, columns, (), source, sink, values, first)
         self.run.repeats = None  # while the length is unknown, no step is known to be like another
 
     def follow(self, network: Network, n: int) -> None:

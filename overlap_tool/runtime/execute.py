@@ -55,16 +55,16 @@ def execute_pass(
     top, left = (max(0, plan.extents[network.index[given]].start) for plan in (rows, columns))
     corner = sources[given].read(Span(top, top + 1), Span(left, left + 1))
     endless = _endless(network, rows, columns, sources, sinks)
-    run = Execution(network, rows, columns, *endless, values, corner)
     groups = (
         [[step] for step in columns.steps] if batch == 1 else alike(network.columns, columns.steps, batch)
     )
+    run = Execution(network, rows, columns, groups, *endless, values, corner)
     tiles = [(row, group) for row in rows.steps for group in groups]
     for (row, group), following in zip(tiles, [*tiles[1:], None], strict=True):
         if group is groups[0]:
             run.lefts.clear()
         run.group = group
-        run.upcoming = None if following is None else (following[0], following[1][0])
+        run.upcoming = following
         run.tile(row, group[0])
         for _ in group:
             after_tile()
@@ -143,6 +143,7 @@ class Execution:
         network: Network,
         rows: AxisPlan,
         columns: AxisPlan,
+        groups: Sequence[Sequence[Step]],
         sources: Mapping[str, Source],
         sinks: Mapping[str, Sink],
         values: Mapping[str, Any],
@@ -156,8 +157,8 @@ class Execution:
         self.values = values
         self.group: Sequence[Step] = ()
         """The column steps of the tiles that are computed at once: they are consecutive among the images."""
-        self.upcoming: tuple[Step, Step] | None = None
-        """The steps of the next tile."""
+        self.upcoming: tuple[Step, Sequence[Step]] | None = None
+        """The steps of the next tiles."""
         self.corner = corner
         """One sample, which shows the number of images, their type and their device."""
         self.lefts: dict[int, Tensor] = {}
@@ -166,18 +167,18 @@ class Execution:
         """What the bands above kept: the rows still to be read, over all computed columns. A tile reads its
         columns before it writes them for the next band, so one buffer serves both."""
         conditions = Conditions(network, rows, columns, (*sources, "", *sinks), corner, values)
-        self.repeats = repeats(network, rows, columns, corner, conditions)
+        self.repeats = repeats(network, rows, groups, corner, conditions)
         self.script: Script | None = None
         """The script of the tile that is being recorded."""
         self.engine: AbstractContextManager[None] = nullcontext()
         """The engine that ops and third-party code run in; everything else here only moves numbers."""
 
     def tile(self, row: Step, column: Step) -> None:
-        if self.repeats is None or len(self.group) > 1:
+        if self.repeats is None:
             self.by_turns(row, column)
             return
         form = self.repeats.form(row, column)
-        if (script := self.repeats.script(self.network, row, column)) is not None:
+        if (script := self.repeats.script(self.network, row, self.group)) is not None:
             self.script = script
             try:
                 with script.recorder.on():
@@ -197,7 +198,7 @@ class Execution:
             for turn in walk(self.network.reads, row, column):
                 op = self.network.ops[turn.op]
                 if isinstance(op, Input):
-                    self.read(turn, self.sources[op.id], held)
+                    self.read(turn, held)
                 else:
                     self.take(turn, op, held)
 
@@ -206,9 +207,8 @@ class Execution:
         given = []
         for what, op in played.takes:
             if what == "read":
-                source = self.sources[self.network.ops[op].id]
-                given.append(source.read(row.hold[op], column.hold[op]))
-                self.expect(op, source)
+                given.append(self.piece(op, row.hold[op]))
+                self.expect(op)
             elif what == "left":
                 given.append(self.lefts[op])
             else:
@@ -226,41 +226,52 @@ class Execution:
             if where == "left":
                 self.lefts[op] = values
             else:
-                sink = self.sinks[self.network.ops[op].id]
-                sink.write(row.compute[op], column.compute[op], values)
+                self.write_pieces(op, row.compute[op], values)
         return True
 
     def unrecorded(self) -> AbstractContextManager[None]:
         return nullcontext() if self.script is None else self.script.recorder.paused()
 
-    def read(self, turn: Turn, source: Source, held: dict[int, _Held]) -> None:
+    def read(self, turn: Turn, held: dict[int, _Held]) -> None:
         if turn.held is not None:
             with self.engine, self.unrecorded():
-                pieces = [source.read(turn.held.rows, step.hold[turn.op]) for step in self.group]
-            held[turn.op] = _Held(pieces[0] if len(pieces) == 1 else torch.cat(pieces), *turn.held)
+                held[turn.op] = _Held(self.piece(turn.op, turn.held.rows), *turn.held)
             if self.script is not None:
                 self.script.take("read", turn.op, held[turn.op].values)
         with self.engine, self.unrecorded():
-            self.expect(turn.op, source)
+            self.expect(turn.op)
 
-    def expect(self, op: int, source: Source) -> None:
-        if self.upcoming is not None and len(self.group) == 1:
-            source.expect(self.upcoming[0].hold[op], self.upcoming[1].hold[op])
+    def piece(self, op: int, rows: Span) -> Tensor:
+        """What the tiles read of a map."""
+        source = self.sources[self.network.ops[op].id]
+        pieces = [source.read(rows, step.hold[op]) for step in self.group]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def expect(self, op: int) -> None:
+        if self.upcoming is not None:
+            row, group = self.upcoming
+            for step in group:
+                self.sources[self.network.ops[op].id].expect(row.hold[op], step.hold[op])
 
     def take(self, turn: Turn, op: Op, held: dict[int, _Held]) -> None:
         new = None if turn.patches is None else self.run(op, *turn.patches, held)
         for done in turn.dropped:
             held.pop(done, None)
         if new is not None and op.id in self.sinks:
-            self.write(turn, self.sinks[op.id], new)
+            self.write(turn, new)
         if turn.held is not None:
             held[turn.op] = _Held(self.put_together(turn, new), *turn.held)
             self.set_aside(turn, held[turn.op])
 
-    def write(self, turn: Turn, sink: Sink, new: Tensor) -> None:
+    def write_pieces(self, op: int, rows: Span, values: Tensor) -> None:
+        """What the tiles give of a map."""
+        sink = self.sinks[self.network.ops[op].id]
+        for step, part in zip(self.group, values.chunk(len(self.group)), strict=True):
+            sink.write(rows, step.compute[op], part)
+
+    def write(self, turn: Turn, new: Tensor) -> None:
         with self.engine, self.unrecorded():
-            for step, part in zip(self.group, new.chunk(len(self.group)), strict=True):
-                sink.write(turn.computed.rows, step.compute[turn.op], part)
+            self.write_pieces(turn.op, turn.computed.rows, new)
         if self.script is not None:
             self.script.leave("write", turn.op, new)
 

@@ -89,32 +89,35 @@ class Repeats:
         self._untried: dict[tuple[int, int], Played] = {}
         self.known: dict[tuple[int, int], Played] = {}
 
-    def begin(self, network: Network, rows: AxisPlan, columns: AxisPlan) -> None:
-        """Begin a pass."""
+    def begin(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> None:
+        """Begin a pass, in which these columns are computed together."""
         self._before.update(self._left)
         self._forms.clear()
-        axes = (network.rows, rows), (network.columns, columns)
+        axes = (network.rows, [[step] for step in rows.steps]), (network.columns, groups)
         down, across = (self._counted(*each, n) for each, n in zip(axes, self._numbers, strict=True))
         self._left = {(a, b): n * m for a, n in down.items() for b, m in across.items()}
 
-    def _counted(self, axis: Axis, plan: AxisPlan, numbers: dict[object, int]) -> Counter[int]:
-        for step in plan.steps:
-            self._forms[id(step)] = numbers.setdefault((form_of(axis, step), _kept(step)), len(numbers))
-        return Counter(self._forms[id(step)] for step in plan.steps)
+    def _counted(
+        self, axis: Axis, groups: Sequence[Sequence[Step]], numbers: dict[object, int]
+    ) -> Counter[int]:
+        for step, *others in groups:
+            form = form_of(axis, step), _kept(step), len(others)
+            self._forms[id(step)] = numbers.setdefault(form, len(numbers))
+        return Counter(self._forms[id(step)] for step, *_ in groups)
 
     def form(self, row: Step, column: Step) -> tuple[int, int]:
         return self._forms[id(row)], self._forms[id(column)]
 
-    def script(self, network: Network, row: Step, column: Step) -> Script | None:
-        """The script of a tile that is to be recorded; None for any other tile."""
-        form = self.form(row, column)
+    def script(self, network: Network, row: Step, group: Sequence[Step]) -> Script | None:
+        """The script of tiles that are to be recorded; None for any others."""
+        form = self.form(row, group[0])
         if form in self._untried:
             return Script(tries=True)
         self._left[form] -= 1
         first, self._started = not self._started, True
         if first or form in self._recorded:  # the first tile of all tries kernels and packs weights
             return None
-        macs, left = _macs(network, row, column), self._left[form]
+        macs, left = len(group) * _macs(network, row, group[0]), self._left[form]
         self.is_worth_keeping |= PASSES * macs >= self._worth
         expected = left + (PASSES if form in self._before else 0)
         if expected == 0 or expected * macs < self._worth:
@@ -151,7 +154,11 @@ def _macs(network: Network, row: Step, column: Step) -> int:
 
 
 def repeats(
-    network: Network, rows: AxisPlan, columns: AxisPlan, corner: Tensor, conditions: Conditions
+    network: Network,
+    rows: AxisPlan,
+    groups: Sequence[Sequence[Step]],
+    corner: Tensor,
+    conditions: Conditions,
 ) -> Repeats | None:
     """None where tiles are not recorded. The corner of a map shows its device."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
@@ -161,7 +168,7 @@ def repeats(
     found: Repeats | None = network.passes.pop(LAST, None)
     if found is None or not found.conditions.hold_for(conditions):
         found = Repeats(conditions, worth)
-    found.begin(network, rows, columns)
+    found.begin(network, rows, groups)
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import deque
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.settings import Size, Store
+
+UNDER_WAY = 64 << 20
+"""Bytes that a sink has on their way from a device before it waits for the first of them."""
 
 
 class Source(Protocol):
@@ -91,17 +95,16 @@ class TensorSource:
         self.whole = whole
         self.device = device
         self.copies = _copy_stream(device) if whole.device.type == "cpu" else None
-        self.ahead: tuple[Span, Span, Tensor] | None = None
+        self.ahead: dict[tuple[Span, Span], Tensor] = {}
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        if self.copies is not None and self.ahead is not None and self.ahead[:2] == (rows, columns):
-            piece = self.ahead[2]
+        piece = self.ahead.pop((rows, columns), None)
+        if self.copies is not None and piece is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.copies)
             piece.record_stream(current)
         else:
             piece = self._piece(rows, columns).to(self.device)
-        self.ahead = None
         # channels last, which oneDNN and cuDNN convolve without reordering
         return piece.contiguous(memory_format=torch.channels_last) if piece.ndim == 4 else piece
 
@@ -111,7 +114,7 @@ class TensorSource:
         piece = self._piece(rows, columns)
         pinned = _pinned(piece).copy_(piece)
         with torch.cuda.stream(self.copies):
-            self.ahead = rows, columns, pinned.to(self.device, non_blocking=True)
+            self.ahead[rows, columns] = pinned.to(self.device, non_blocking=True)
 
     def _piece(self, rows: Span, columns: Span) -> Tensor:
         return self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
@@ -124,7 +127,7 @@ class TensorSink:
     more than half of what is free there; then host memory, and where that is short, too, a file.
 
     From a CUDA device, a piece is copied to pinned memory on a separate stream, and moved to its place once
-    the next one has been requested from the device. Copied directly, PyTorch would wait, and noncontiguous
+    enough others have been requested from the device. Copied directly, PyTorch would wait, and noncontiguous
     places would go through memory that is not pinned.
     """
 
@@ -133,8 +136,8 @@ class TensorSink:
         self.store = store
         self.whole: Tensor | None = None
         self.copies: torch.cuda.Stream | None = None
-        self.coming: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-        """A place, the piece for it, and the event of its copy."""
+        self.coming: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
+        """Places, the pieces for them, and the events of their copies."""
 
     @staticmethod
     def of(size: Size, store: Store = "device") -> TensorSink:
@@ -148,12 +151,12 @@ class TensorSink:
         if self.copies is None:
             place.copy_(values)
             return
-        self._land()
+        self._land(UNDER_WAY - values.nbytes)
         values, piece = values.contiguous(), _pinned(values)
         self.copies.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(self.copies):
             piece.copy_(values, non_blocking=True)
-            self.coming = place, piece, self.copies.record_event()
+            self.coming.append((place, piece, self.copies.record_event()))
         values.record_stream(self.copies)
 
     def result(self) -> Tensor:
@@ -161,12 +164,12 @@ class TensorSink:
         self._land()
         return self.whole
 
-    def _land(self) -> None:
-        if self.coming is not None:
-            place, piece, copied = self.coming
+    def _land(self, left: int = 0) -> None:
+        """Until no more bytes than these are under way."""
+        while self.coming and sum(piece.nbytes for _, piece, _ in self.coming) > left:
+            place, piece, copied = self.coming.popleft()
             copied.synchronize()
             place.copy_(piece)
-            self.coming = None
 
     def source(self, device: torch.device) -> Source:
         return TensorSource(self.result(), device)

@@ -45,6 +45,17 @@ def test_a_played_tile_has_the_bits_of_the_full_image(architecture: str, schedul
             assert any(played)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_tiles_that_are_computed_together_are_played(images: int, played) -> None:
+    tiled = overlap_tool.wrap(small_model("mbt2018"), tile=32, schedule="tiles", batch=3)
+    with torch.no_grad():
+        image = torch.rand(images, 3, 64, 640, generator=torch.Generator().manual_seed(1))
+        found = tiled.g_a(image)
+        with overlap_tool.exact_kernels():
+            assert torch.equal(found, small_model("mbt2018").g_a(image))
+    assert any(played)
+
+
 def test_weights_that_change_between_calls_are_seen(played) -> None:
     model = small_model("mbt2018")
     tiled = overlap_tool.wrap(model, tile=32, schedule="stream")

@@ -73,26 +73,43 @@ class _Late(Tensor):
 
 class _LateStream(Stream):
     under_way: ClassVar[list[tuple[Tensor, Tensor]]] = []
+    last: Tensor
+    """Of an event: the piece before it."""
+
+    def record_event(self) -> _LateStream:
+        event = _LateStream()
+        event.last = self.under_way[-1][0]
+        return event
 
     def synchronize(self) -> None:
-        for piece, values in self.under_way:
+        arrived = any(piece is self.last for piece, _ in self.under_way)
+        while arrived:
+            piece, values = self.under_way.pop(0)
             piece.as_subclass(Tensor).copy_(values)
-        self.under_way.clear()
+            arrived = piece is not self.last
 
 
-def test_a_piece_from_a_device_is_put_in_its_place_when_it_has_arrived(monkeypatch) -> None:
-    """The order of things, without a GPU; `tests/test_cuda.py` runs it on one."""
+@pytest.mark.parametrize("pieces", [1, 4, 9])
+def test_a_piece_from_a_device_is_put_in_its_place_when_it_has_arrived(monkeypatch, pieces: int) -> None:
+    """The order of things, without a GPU; `tests/test_cuda.py` runs it on one. If one piece alone were under
+    way, the host would wait for each of those that are computed together."""
     stand_in_for_streams(monkeypatch)
     monkeypatch.setattr(stores, "_copy_stream", lambda device: _LateStream())
     monkeypatch.setattr(
         stores, "_pinned", lambda like: torch.full(like.shape, float("nan")).as_subclass(_Late)
     )
     whole = torch.rand(2, 3, 7, 9).contiguous(memory_format=torch.channels_last)
-    sink = TensorSink(7, 9, "host")
+    monkeypatch.setattr(stores, "UNDER_WAY", pieces * whole[..., :3, :4].nbytes)
+    sink, written = TensorSink(7, 9, "host"), 0
     for rows in cut(7, 3):
         for columns in cut(9, 4):
             sink.write(rows, columns, whole[..., slice(*rows), slice(*columns)])
-            assert len(_LateStream.under_way) == 1, "the device is not waited for before it has more to do"
+            written += 1
+            least = min(pieces, written)
+            assert len(_LateStream.under_way) >= least, (
+                "the device is not waited for before it has more to do"
+            )
+            assert sum(each.nbytes for each, _ in _LateStream.under_way) <= stores.UNDER_WAY
     assert torch.equal(sink.result(), whole)
 
 
