@@ -1,7 +1,6 @@
 """Checkpoints: safe loading, architecture detection from keys and shapes, seeded models.
 
-To add an architecture, see `architectures/`: one file each, with a condition, its arguments and its
-constructor.
+To add an architecture, see `architectures/`, one file per family: a condition, arguments, a constructor.
 """
 
 from overlap_tool.checkpoint import architectures as _architectures  # noqa: F401  (registers them)

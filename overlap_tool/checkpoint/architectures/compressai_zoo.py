@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,21 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from overlap_tool.checkpoint.conditions import Condition, StateDict
+from overlap_tool.checkpoint.registry import Architecture, unchanged
 from overlap_tool.errors import MissingExtraError
 from overlap_tool.plugins import importing
 
 
-def builder(name: str) -> Callable[..., nn.Module]:
-    """The constructor of the class registered under this name.
+def of_compressai(
+    name: str,
+    detect: Condition,
+    arguments: Callable[[StateDict], dict[str, Any]],
+    small: Mapping[str, Any],
+    default: Mapping[str, Any],
+    *,
+    rename: Callable[[StateDict], StateDict] = unchanged,
+    published: bool = True,
+) -> Architecture:
+    """An architecture whose class CompressAI registers under this name, and whose weights may be `published`.
 
-    It is the class, not the zoo function: `compressai.zoo.bmshj2018_factorized_relu()` returns the GDN model.
+    The class, not the zoo function: `compressai.zoo.bmshj2018_factorized_relu()` returns the GDN model.
     """
-    return partial(_build, name)
-
-
-def published(name: str) -> Callable[[int], nn.Module]:
-    """A loader of CompressAI's pretrained models, optimised for MSE, by quality."""
-    return partial(_download, name)
+    pretrained = partial(_download, name) if published else None
+    return Architecture(name, detect, arguments, partial(_build, name), small, default, rename, pretrained)
 
 
 def _build(name: str, **arguments: Any) -> nn.Module:
