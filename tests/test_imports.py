@@ -175,7 +175,6 @@ SHARED = {
         "elu gelu log_sigmoid power relu softplus"
     ),
     "any model": "Model",
-    "every file of this kind has one": "ARCHITECTURE",
 }
 """Names that several modules have for one meaning."""
 
