@@ -64,9 +64,9 @@ def main() -> None:
     console = Console(width=140)
     console.print(measured_on)
     for name in options.names or known:
-        module, _, case = name.replace("-", "_").partition(":")
+        module, _, case = name.partition(":")
         of_case, on_device = [case] if case else [], {"device": "cuda"} if gpu else {}
-        tables = importlib.import_module(f"benchmarks.{module}").main(*of_case, **on_device)
+        tables = importlib.import_module(f"benchmarks.{module.replace('-', '_')}").main(*of_case, **on_device)
         for table in tables:
             console.print(table)
         if options.save:

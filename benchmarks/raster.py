@@ -23,7 +23,7 @@ import overlap_tool
 from benchmarks.machine import spread
 from overlap_tool import checkpoint, exact_kernels
 
-ROUNDS = 3
+ROUNDS = 5
 TRANSFORMS = ("g_a", "h_a", "h_s", "g_s")
 HEADINGS = ("model", "image", "call", "untouched: coding", "wrapped: coding", "ratio", "whole call", "same")
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from overlap_tool.graph.randomness import OwnRandomness
+from overlap_tool.kernels.dispatching import DispatchMode
 from overlap_tool.kernels.work import tensors_among
 from overlap_tool.plugins import importing
 
@@ -25,6 +25,11 @@ _SMALL = 1 << 20
 """Up to this many numbers are allocated without counting them first."""
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.eye)
+
+
+def _like_eye(n: int, m: int | None = None, **kwargs: Any) -> Tensor:
+    """As large: of `eye` on the meta device, PyTorch imports its compiler."""
+    return torch.empty(n, n if m is None else m, **kwargs)
 
 
 class OverBudgetError(Exception):
@@ -46,14 +51,14 @@ class _Blank(TorchFunctionMode):
             return (args[0] if args else kwargs["tensor"]).detach().zero_()
         if self.budget is not None and func in _FACTORIES:
             # on the meta device a tensor has a size but takes no memory
-            request = func(*args, **{**kwargs, "device": "meta"})
+            request = (_like_eye if func is torch.eye else func)(*args, **{**kwargs, "device": "meta"})
             self.asked += request.numel() * request.element_size()
             if self.asked > self.budget:
                 raise OverBudgetError
         return func(*args, **kwargs)
 
 
-class _Counted(TorchDispatchMode):
+class _Counted(DispatchMode):
     """Counts live tensors, whoever made them. Those over `most` bytes, and all that is made of them, are on
     the meta device, where they have a size and no memory."""
 
@@ -64,11 +69,6 @@ class _Counted(TorchDispatchMode):
         self.most = most
         self.made: list[tuple[StorageWeakRef, int]] = []
         self.bytes = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keeps PyTorch from importing its compiler, which takes more time and memory than most models."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

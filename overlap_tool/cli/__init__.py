@@ -75,5 +75,6 @@ def main() -> None:
     except MistypedError as error:
         say(as_one_line(error), "error")
     finally:
+        gc.freeze()  # or Python looks for garbage in all that there is once more, as it ends
         gc.enable()
     sys.exit(2)

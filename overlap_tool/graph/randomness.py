@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from overlap_tool.kernels.dispatching import DispatchMode
 
 
-class OwnRandomness(TorchDispatchMode):
+class OwnRandomness(DispatchMode):
     """Inside, this thread draws from its own generators, which start at `seed`.
 
     For an op that takes no generator, the global state is swapped while the op runs.
@@ -23,11 +24,6 @@ class OwnRandomness(TorchDispatchMode):
         self.drawn = False
         """Whether numbers were drawn, and not only shapes."""
         self.generators: dict[torch.device, torch.Generator] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keeps PyTorch from importing its compiler just to build a model."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

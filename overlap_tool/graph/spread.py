@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlap_tool.graph.copying import copied
+from overlap_tool.kernels.dispatching import DispatchMode
 
 LENGTH = 256
 """Samples along the probed axis."""
@@ -37,7 +37,7 @@ class OutOfTime(BaseException):
     """The time for a probe is over. Probed code must not take this for its own failure."""
 
 
-class Deadline(TorchDispatchMode):
+class Deadline(DispatchMode):
     """Checks the time before every op."""
 
     def __init__(self, until: float) -> None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import chain, compositions, scores, whole
+from overlap_tool.kernels.dispatching import DispatchMode
 from overlap_tool.kernels.exactness import OPS, Exactness
 from overlap_tool.kernels.scores import Scores
 from overlap_tool.kernels.work import tensors_among
@@ -47,7 +48,7 @@ class _Op(NamedTuple):
         return cls(overload, name, func._schema.is_mutable)
 
 
-class _ExactKernels(TorchDispatchMode):
+class _ExactKernels(DispatchMode):
     """Fake tensors, which have no numbers, are computed by functions that give their shapes or, in a
     rehearsal, by all the steps that real ones would take, so that their memory can be counted."""
 

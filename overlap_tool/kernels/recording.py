@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._python_dispatch import _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from overlap_tool.kernels.arithmetic import fused
+from overlap_tool.kernels.dispatching import DispatchMode
 from overlap_tool.kernels.work import Convolution, Elementwise, noting, tensors_among
 
 VECTOR = 16
@@ -180,7 +181,7 @@ class _Watch(TorchFunctionMode):
 HANDS_OVER = frozenset(("numpy", "tolist", "__array__", "__dlpack__"))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Records what is computed below the exact engine: what that makes of a model's ops."""
 
     def __init__(self) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from overlap_tool.kernels.dispatching import DispatchMode
 
 _aten = torch.ops.aten
 ROUND = frozenset(
@@ -25,7 +26,7 @@ ROUND = frozenset(
 """A straight-through estimator uses one of these, too: in an autograd function, or in a detached sum."""
 
 
-class RoundingWatch(TorchDispatchMode):
+class RoundingWatch(DispatchMode):
     """Inside, `note` is called with every tensor of real numbers that an op made by rounding."""
 
     def __init__(self, note: Callable[[Tensor], None]) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from overlap_tool.kernels.dispatching import DispatchMode
 
-class LiveBytes(TorchDispatchMode):
+
+class LiveBytes(DispatchMode):
     """`peak` is the most bytes that tensors made inside took at once; `now` is what they still take."""
 
     def __init__(self, *ignored: Tensor) -> None:

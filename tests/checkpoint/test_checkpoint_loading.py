@@ -230,6 +230,22 @@ def test_importing_does_not_pay_for_compressai():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_model_is_loaded_and_run_exactly_without_pytorch_s_compiler(weights, tmp_path):
+    torch.save(weights, tmp_path / "model.pth")
+    code = """
+import sys, torch
+from overlap_tool import checkpoint, exact_kernels
+from overlap_tool.cli.deferred import defer
+defer()
+model = checkpoint.load_checkpoint(sys.argv[1]).model
+with torch.no_grad(), exact_kernels():
+    model(torch.rand(1, 3, 64, 64))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model.pth")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
 class TestWriting:
     def test_a_failure_leaves_the_old_file_and_nothing_else(self, weights, tmp_path):
         path = tmp_path / "model.pth"
