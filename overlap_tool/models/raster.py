@@ -6,25 +6,28 @@ once.
 
 Under the exact engine the bits do not depend on how they are computed; under any other engine, and for models
 that differ from CompressAI's, the models' own loops run. All others are tried first, on a corner of their
-map.
+map, and again when a part of theirs has changed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import inspect
+import operator
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, SlowKernelWarning
+from overlap_tool.graph.snapshot import Snapshot
 from overlap_tool.kernels import is_exact
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.raster import MOST_HIDDEN, CodedRow, PositionLayer, coder, panel
@@ -35,6 +38,11 @@ from overlap_tool.models.range_coding import MOST, altered, encoded
 
 ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
 """Of both loops, the string aside; those of a variable-rate model follow."""
+
+PARTS = ("gaussian_conditional", "context_prediction", "entropy_parameters")
+
+_held: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Snapshot]] = WeakKeyDictionary()
+"""Parts of models whose loops gave the same when they were tried, as they were then."""
 
 CORNER = (3, 3)
 """Rows and columns that the model's own loop codes first, to compare with."""
@@ -257,6 +265,8 @@ def _quick(
     if loops is None or not _are_for(loops, y_hat, params, height, width, kernel, padding):
         return None
     refuse_broken(tables_of(loops.gaussian), f"{type(model).__name__}, gaussian_conditional")
+    if not more and _held_before(model):
+        return loops
     corner = params[:, :, :rows, :columns]
     try:
         held = _holds(loops, model, corner, kernel, padding, more)
@@ -270,7 +280,21 @@ def _quick(
             stacklevel=3,
         )
         return None
+    if not more:
+        parts = _parts(model)
+        _held[model] = parts, Snapshot(nn.ModuleList(parts))
     return loops
+
+
+def _held_before(model: nn.Module) -> bool:
+    """Whether the loops gave the same as the model's own when they were tried, and would now."""
+    parts, then = _held.get(model, ([], None))
+    return then is not None and all(map(operator.is_, parts, _parts(model))) and then.holds()
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """What it computes with at every position."""
+    return [model.get_submodule(part) for part in PARTS]
 
 
 def _loops(model: Any, more: tuple[Any, ...] = ()) -> Loops | None:

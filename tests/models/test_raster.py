@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,39 @@ class _OwnLoop(type(small_model("mbt2018"))):  # type: ignore[misc]
 class _OwnScales(GaussianConditional):
     def build_indexes(self, scales: Tensor) -> Tensor:
         return super().build_indexes(scales * 2)
+
+
+def _with_other_weights(model: Any) -> None:
+    with torch.no_grad():
+        model.entropy_parameters[0].weight.mul_(1.5)
+
+
+def _with_a_hook(model: Any) -> None:
+    model.context_prediction.register_forward_hook(lambda *_: None)
+
+
+def _with_another_part(model: Any) -> None:
+    model.entropy_parameters = copy.deepcopy(model.entropy_parameters)
+
+
+@pytest.mark.parametrize("change", [_with_other_weights, _with_a_hook, _with_another_part])
+def test_loops_are_tried_once_and_again_after_a_change(
+    change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries_made: list[Any] = []
+    holds = raster._holds
+    monkeypatch.setattr(raster, "_holds", lambda *args: tries_made.append(args) or holds(*args))
+    model: Any = copy.deepcopy(small_model("mbt2018"))
+    y_hat, params = _maps(model, 6, 7)
+    counts = []
+    with torch.no_grad(), exact_kernels():
+        for changed in (False, False, True, False):
+            if changed:
+                change(model)
+            own = model._compress_ar(y_hat.clone(), params, 6, 7, 5, 2)
+            assert raster.compress(model, y_hat.clone(), params, 6, 7, 5, 2) == own
+            counts.append(len(tries_made))
+    assert counts == [1, 1, 2, 2]
 
 
 def _of_another_class(model: Any) -> Any:
