@@ -1,4 +1,4 @@
-"""`map_tiles`: a network over a Dask array, lazily, with the overlap that it needs and no other."""
+"""`map_tiles`: a network on a Dask array, lazily, with exactly the overlap that it needs."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ from overlap_tool.wrapping.retrofit import TiledForward, settings_of, tiled_stag
 
 
 def map_tiles(model: nn.Module, array: Any) -> Any:
-    """What a network makes of a Dask array, as a Dask array: the bits of `model(whole)`, chunk by chunk.
+    """Return the output of a network on a Dask array as a Dask array: the bits of `model(whole)`, chunk by
+    chunk.
 
-    The array's last three axes are channels, rows and columns, of the type of the network's weights; the
-    network is one stage, wrapped or not (then in tiles of 256). Nothing is computed before Dask is asked to.
-    Every chunk of rows and columns gives one of the result. It takes two tasks: one cuts off the edges that
-    those around it read, and no more of it goes there, and one computes. The model goes to each worker once.
+    The array's last three axes are channels, rows and columns, with the type of the network's weights. The
+    network is a single stage, wrapped or not (then in tiles of 256). Nothing is computed before Dask is asked
+    to. Every chunk of rows and columns gives one chunk of the result, in two tasks: one copies the edges that
+    neighbours read, which is all of the chunk that is sent elsewhere, and one computes. The model is sent to
+    each worker once.
 
-    Of a Zarr array itself, each task reads what it needs, edges too, and there is no other for a chunk of the
-    result, which is as many whole ones of Zarr's as come to about 4096 rows and columns.
+    A Zarr array itself is read by the tasks, edges included: a chunk of the result then takes one task, and
+    has as many whole chunks of the Zarr array as make up about 4096 rows and columns.
 
     >>> import dask.array, overlap_tool
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
@@ -94,16 +96,16 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
 
 
 ChunkPlace = tuple[int, int]
-"""Of a chunk, in the rows and columns of them."""
+"""The row and column of a chunk among the chunks."""
 
 
 @dataclass(frozen=True)
 class SentNetwork:
-    """A wrapped network, as it is pickled. Dask takes a module itself apart, and puts together another."""
+    """A wrapped network in pickled form. Dask would take a module itself apart and rebuild it as another."""
 
     model: nn.Module
     array: Any = None
-    """What workers read themselves."""
+    """An array that workers read themselves."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class PieceOfArray:
 
 @dataclass(frozen=True)
 class ChunkEdges:
-    """The areas of a chunk that pieces around it read."""
+    """The areas of a chunk that neighbouring pieces read."""
 
     chunk: Area
     wanted: list[Area] = field(default_factory=list)
@@ -135,7 +137,7 @@ def _tasks(
     pieces: Mapping[ChunkPlace, PieceOfArray],
     model: str,
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """What Dask is to do: a piece takes one chunk whole, that of which it reads most."""
+    """Dask's task graph: a piece takes one chunk whole, the one of which it reads most."""
     edges = {place: ChunkEdges(chunk) for place, chunk in chunks.items()}
     tasks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for place, piece in pieces.items():
@@ -163,7 +165,7 @@ def _key(name: str, array: Any, place: ChunkPlace) -> tuple[Any, ...]:
 
 
 def edges_of(chunk: NDArray[Any], edges: ChunkEdges) -> list[tuple[Area, NDArray[Any]]]:
-    """On a worker: copies, which do not keep the chunk in memory."""
+    """On a worker: the edges as copies, which do not keep the chunk in memory."""
     return [(area, part_of(chunk, edges.chunk, area).copy()) for area in edges.wanted]
 
 
@@ -174,7 +176,7 @@ def compute_piece_of_array(
     chunk: NDArray[Any],
     edges: Sequence[Sequence[tuple[Area, NDArray[Any]]]],
 ) -> NDArray[Any]:
-    """On a worker: an area of the output, from a chunk of the input and edges of those around it."""
+    """On a worker: an area of the output, from a chunk of the input and the edges of its neighbours."""
 
     def as_given(values: NDArray[Any]) -> Tensor:
         writable = np.require(values, requirements="W")
@@ -187,13 +189,13 @@ def compute_piece_of_array(
 
 
 def read_and_compute(sent: SentNetwork, piece: PieceOfArray) -> NDArray[Any]:
-    """On a worker: an area of the output, from what it reads of an array."""
+    """On a worker: an area of the output, from an array that the task reads."""
     rows, columns = piece.read
     return compute_piece_of_array(sent, piece, piece.read, sent.array[..., slice(*rows), slice(*columns)], ())
 
 
 def only_stage(model: nn.Module) -> TiledForward:
-    """Of a wrapped model that is one network."""
+    """The stage of a wrapped model that is a single network."""
     stages = list(tiled_stages(model).values())
     if len(stages) != 1 or stages[0].module is not model:
         raise OptionError(
@@ -206,7 +208,7 @@ def only_stage(model: nn.Module) -> TiledForward:
 
 
 def _shape_of(stage: TiledForward, array: Any) -> Shape:
-    """Of the network's input, of an array that it takes."""
+    """The shape of the network's input for an array; raises unless the network takes the array."""
     where = f"array of shape {tuple(array.shape)}"
     if getattr(array, "chunks", None) is None:
         raise OptionError(where, "it is in no chunks", "Use dask.array.from_array, or give a Zarr array")

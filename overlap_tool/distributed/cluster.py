@@ -1,4 +1,4 @@
-"""Dask's workers: a few of this machine, or those behind a scheduler."""
+"""Dask's workers: some processes of this machine, or those of a scheduler."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ T = TypeVar("T")
 SECONDS_TO_ANSWER = 5
 
 SECONDS_TO_JOIN = 30
-"""A scheduler has to have a worker by then: nothing would ever be computed."""
+"""A scheduler has to have a worker by then; without one, nothing would ever be computed."""
 
 SECONDS_TO_END = 60
-"""Dask cannot stop a task that runs: an error that ends a run is raised after its tasks, or after so long."""
+"""Dask cannot stop a running task: an error that ends a run is raised after its tasks, or after this time."""
 
 OF_OUR_OWN = {
     "distributed.scheduler.no-workers-timeout": "3m",
     "distributed.deploy.lost-worker-timeout": "1000h",
 }
-"""Processes of this machine come again when they die, unless they cannot start. Left alone, Dask's cluster
-gives up for good one that is not there 15 seconds after a death: it may be coming, or have died once more."""
+"""Local processes restart when they die, unless they cannot start. By default, Dask's cluster gives up for
+good on one that is not back 15 seconds after a death, though it may be starting, or have died once more."""
 
 WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
-"""What a task reads is sent as part of it: Dask scatters data to a worker, and loses them with it."""
+"""A task's input is sent as part of it: data that Dask scatters to a worker are lost with it."""
 
 OF_PYTHON = 1 << 30
-"""What a process takes before it computes anything, for a band of symbols, and what is left free."""
+"""The memory of a process before it computes anything, of a band of symbols, and a reserve."""
 
 AHEAD = 2
-"""Tasks that are sent at once, per worker, where results come in order."""
+"""Tasks sent at once, per worker, where results are returned in order."""
 
 ATTEMPTS = 6
-"""How often a task is sent: Dask gives one up when some workers, four by its defaults, have died while they
-had it, whatever killed them."""
+"""How often a task is sent: Dask gives it up once some workers (four by default) have died while running it,
+whatever killed them."""
 
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
 
 def dask_library(name: str) -> Any:
-    """A part of Dask, which only this needs."""
+    """A part of Dask, which nothing outside this folder needs."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -62,7 +62,7 @@ def dask_library(name: str) -> Any:
 
 @contextmanager
 def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
-    """A client of as many worker processes of this machine, or of the scheduler at an address."""
+    """A client of `workers` processes of this machine, or of the scheduler at an address."""
     if (workers is None) == (dask is None):
         raise OptionError("`workers`, `dask`", "give one of the two", "Write `workers=4`")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
@@ -70,7 +70,9 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
     distributed, library = dask_library("distributed"), dask_library("dask")
     if dask is not None:
         try:
-            with ThreadPoolExecutor(1) as beside:  # this thread may have a loop already, as notebooks have
+            with ThreadPoolExecutor(
+                1
+            ) as beside:  # this thread may have an event loop already, as in notebooks
                 beside.submit(asyncio.run, _answered(dask)).result()
             client = distributed.Client(dask, timeout=SECONDS_TO_ANSWER, set_as_default=False)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
@@ -93,7 +95,7 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
 
 
 def _processes(workers: int) -> Any:
-    """A cluster of this machine."""
+    """A cluster of processes of this machine."""
     try:
         return dask_library("distributed").LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
@@ -105,7 +107,7 @@ def _processes(workers: int) -> Any:
 
 
 async def _answered(dask: str) -> None:
-    """Try an address: a client would wait for ever for one that is open, and not a scheduler's."""
+    """Try an address: a client would wait for ever for one that is open but no scheduler's."""
     comm, security = dask_library("distributed.comm"), dask_library("distributed").Security()
     how = security.get_connection_args("client")
     await (
@@ -125,7 +127,7 @@ def _wait_for_a_worker(client: Any, dask: str) -> None:
 
 
 def memory_of_a_worker(client: Any) -> int:
-    """The bytes that a task may take where there are fewest, beside Python and PyTorch."""
+    """The least memory among the workers for a task, in bytes, after Python and PyTorch."""
 
     def limits(dask_scheduler: Any) -> list[int]:
         workers = dask_scheduler.workers.values()
@@ -136,7 +138,7 @@ def memory_of_a_worker(client: Any) -> int:
 
 
 def this_worker() -> str:
-    """Who a task runs on, for refusals."""
+    """The worker that runs the current task, for error messages."""
     with suppress(ValueError):  # outside of tasks
         return f"a worker on {dask_library('distributed').get_worker().address}"
     return "a worker"
@@ -144,15 +146,18 @@ def this_worker() -> str:
 
 @dataclass(frozen=True)
 class OnWorkers(Generic[G, T]):
-    """A function on workers, once for each of what is given. What one call takes is made when it is sent, and
-    is part of its task, so that the scheduler can send it again."""
+    """A function that workers run once for each of some arguments.
+
+    The input of a call is made when it is sent, and is part of its task, so that the scheduler can send it
+    again.
+    """
 
     client: Any
     function: Callable[..., T]
     arguments: Callable[[G], Sequence[Any]]
 
     def as_they_come(self, given: Iterable[G]) -> Iterator[tuple[G, T]]:
-        """What was given, and what came of it, whichever is finished first."""
+        """Arguments and their results, in order of completion."""
         ended = dask_library("distributed").as_completed(loop=self.client.loop)
         tasks = dict[Any, _Task[G, T]]()
 
@@ -174,7 +179,7 @@ class OnWorkers(Generic[G, T]):
             _forget(self.client, list(tasks))
 
     def in_order(self, given: Iterable[G]) -> Iterator[T]:
-        """What came of each, sent a few at a time, so that what is sent does not pile up."""
+        """Results in order, of calls that are sent a few at a time, so that inputs do not pile up."""
         waiting = deque[_Task[G, T]]()
         try:
             for one in given:
@@ -189,7 +194,7 @@ class OnWorkers(Generic[G, T]):
 
 
 class _Task(Generic[G, T]):
-    """A call on a worker, sent again where Dask gives it up because workers died."""
+    """A call on a worker, sent again if Dask gives it up because workers died."""
 
     def __init__(self, work: OnWorkers[G, T], given: G) -> None:
         self.work = work
@@ -203,7 +208,7 @@ class _Task(Generic[G, T]):
         self.future = work.client.submit(work.function, *work.arguments(self.given), pure=False)
 
     def sent_again(self) -> bool:
-        """Wait for its end; true if it has to be waited for once more."""
+        """Wait until it ends; true if it was sent again and has to be awaited once more."""
         killed = isinstance(self.future.exception(), dask_library("distributed").KilledWorker)
         if again := killed and self.left > 0:
             self._send()
@@ -217,7 +222,7 @@ def _threads(client: Any) -> int:
 
 @contextmanager
 def in_touch() -> Iterator[None]:
-    """A question to the scheduler, whose failure is none of a file's."""
+    """Inside, the scheduler is queried; errors are not those of a file."""
     try:
         yield
     except OSError as error:
@@ -254,7 +259,7 @@ def _result(task: _Task[G, T]) -> T:
 
 @contextmanager
 def as_refusals() -> Iterator[None]:
-    """What ends tasks by no fault of their code, as a refusal."""
+    """Inside, whatever ends tasks through no fault of their code is raised as an error of this package."""
     distributed = dask_library("distributed")
     try:
         yield
@@ -268,7 +273,7 @@ def as_refusals() -> Iterator[None]:
         raise ClusterError("the scheduler", "its connection was lost", RESUME) from error
     except (distributed.scheduler.NoWorkerError, distributed.scheduler.NoValidWorkerError) as error:
         raise ClusterError("the scheduler", "it has no workers any more", RESUME) from error
-    except (ImportError, AttributeError) as error:  # our own refusals are others
+    except (ImportError, AttributeError) as error:  # our own errors are of other types
         raise ClusterError(
             "a worker", f"it cannot import what the run needs ({error})", "Install the same versions there"
         ) from error

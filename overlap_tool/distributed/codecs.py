@@ -23,12 +23,12 @@ def compress(
     trust: bool = False,
     **how: Any,
 ) -> RunSummary:
-    """What `overlap_tool.files.compress` does, its stages by several worker processes: the same file.
+    """`overlap_tool.files.compress` with the stages computed by several worker processes: the same file.
 
-    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. They read the
-    image themselves, so it has to be where all of them find it; the model goes to each once, and so do parts
-    of the maps between stages, which are about `piece` pixels of the image a side. What they compute comes
-    back here, where entropy models code it. A piece of a worker that dies is done again. `trust` lets workers
+    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. Workers read the
+    image themselves, so its path must be valid for all of them; the model is sent to each once, as are parts
+    of the maps between stages, about `piece` pixels of the image a side. Results come back to this process,
+    where entropy models code them. A piece is computed again if its worker dies. `trust` permits workers to
     import the class that a file names.
 
     For example, `compress(Codec.load("codec.tiled.pt"), "scene.zarr", "scene.lic", workers=4)`.
@@ -48,9 +48,9 @@ def decompress(
     trust: bool = False,
     **how: Any,
 ) -> RunSummary:
-    """What `overlap_tool.files.decompress` does, its stages by several worker processes: the same samples.
+    """`overlap_tool.files.decompress` with the stages computed by several worker processes: the same samples.
 
-    This process decodes, and sends workers parts of the maps that they read; the rest is as for `compress`.
+    This process decodes, and sends workers the parts of maps that they read; the rest is as for `compress`.
     """
     if how.get("region") is not None:
         raise OptionError(

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PieceWork:
-    """A piece of a stage: what a worker computes."""
+    """The piece of a stage that a worker computes."""
 
     model: Wanted
     stage: str
@@ -103,14 +103,14 @@ class Workers:
                 yield piece, torch.from_numpy(values)
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
-        """Of workers that would compute the same bits."""
+        """On workers that would compute the same bits."""
         made: OnWorkers[Sequence[Any], T] = OnWorkers(
             self.client, compute_with, lambda these: (self.model, self.wanted, function, *these)
         )
         return made.in_order(given)
 
     def _given(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> tuple[Any, ...]:
-        """What a worker is given to compute a piece."""
+        """What a worker needs to compute a piece."""
         read = area_read(stage, shape, area)
         work = PieceWork(self.wanted, stage.name, shape, read, area)
         numbers = source.numbers if isinstance(source, LazyMap) else None
@@ -120,7 +120,7 @@ class Workers:
 
 
 def compute_with(model: bytes, wanted: Wanted, function: Callable[..., T], *arguments: Any) -> T:
-    """On a worker: a function of arguments that were sent with it."""
+    """On a worker: run a function on arguments that were sent with the task."""
     loaded(model, wanted)
     return function(*arguments)
 

@@ -1,4 +1,4 @@
-"""The model of a run on a worker: its file is sent there once, and loaded once in each process."""
+"""The model of a run on a worker: its file is sent there once, and loaded once per process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from overlap_tool.files.codec import Codec
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the model has to be on every worker, and whether the class that its file names may be imported."""
+    """What the model must be on every worker, and whether the class that its file names may be imported."""
 
     identity: dict[str, Any]
     trust: bool
 
 
 def send_model(client: Any, codec: Codec) -> Any:
-    """The model's file, as a task: if who has it dies, the scheduler makes it again."""
+    """The model's file as a task: if the worker that holds it dies, the scheduler makes it again."""
     model = Path(codec.where).read_bytes()
     return client.submit(_itself, model, key=f"overlap-tool-model-{hashlib.sha256(model).hexdigest()}")
 
@@ -39,7 +39,7 @@ _LOADING = Lock()
 
 
 def loaded(model: bytes, wanted: Wanted) -> Codec:
-    """The model of a file, loaded once in this process, and the same here as where the run began."""
+    """The model of a file, loaded once in this process, and checked to be the one that the run began with."""
     key = hashlib.sha256(model).hexdigest()
     with _LOADING:
         if key not in _LOADED:

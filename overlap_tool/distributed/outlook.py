@@ -1,4 +1,4 @@
-"""What workers would do of a scene: pieces, memory, recomputation and traffic, by the planner's integers."""
+"""The cost of a scene on workers: pieces, memory, recomputation and traffic, by the planner's integers."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ SIDES = (SIDE, SIDE // 2, SIDE // 4, SIDE // 8, SIDE // 16)
 
 @dataclass(frozen=True)
 class Outlook:
-    """A pass of a stage on workers."""
+    """One pass of a stage on workers."""
 
     stage: str
     side: int
-    """Of a piece, in pixels of the image."""
+    """The side of a piece, in pixels of the image."""
     pieces: int
-    """Each is one task."""
+    """The number of pieces, each of which is one task."""
     added: float
     """The share of its arithmetic that halos add."""
     busiest: float
-    """The arithmetic of the worker that has most, in even shares of it."""
+    """The arithmetic of the busiest worker, relative to an even share."""
     memory: int
     """The most bytes that a worker holds for a piece, beside Python and PyTorch."""
     read: int
-    """Numbers that workers read, in bytes."""
+    """The bytes of numbers that workers read."""
     made: int
-    """Numbers that they give or write, in bytes."""
+    """The bytes of numbers that they return or write."""
 
 
 def outlook(
@@ -58,7 +58,7 @@ def outlook(
     only: str | None = None,
     piece: int | None = None,
 ) -> list[Outlook]:
-    """Stage by stage, pass by pass: pieces of this side, or the largest that fit this memory of a worker."""
+    """Stage by stage, pass by pass, for pieces of this side, or the largest that fit a worker's memory."""
     if workers < 1:
         raise OptionError(f"workers={workers}", "is no number of workers", "Write `workers=4`")
     stages = [stage for stage in codec.stages if only in (None, stage.name)]
@@ -107,8 +107,11 @@ def fitting_side(
     to_files: bool,
     sides: Sequence[int] = SIDES,
 ) -> tuple[int, int]:
-    """The side of the largest piece of a pass that fits a worker's memory, and what it takes; else of the
-    smallest. Pieces of a codec are sent, those of a network go `to_files`."""
+    """The side and memory of the largest piece of a pass that fits a worker's memory, or else of the
+    smallest.
+
+    Pieces of a codec are sent, those of a network are written `to_files`.
+    """
     plan = plan_of(stage, shape)
     for side in sides:
         largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
@@ -159,8 +162,10 @@ def _read(part: SegmentPlan) -> int:
 
 
 def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
-    """What a worker holds: what the executor has at once, and what it is given and gives, twice: in the bands
-    that tiles make up, and joined, or in the order of a file. To and from files that is a band at a time."""
+    """The memory of a worker: the executor's, its input, and its output twice: in bands of tiles, and joined.
+
+    Written to files, the output counts as two bands.
+    """
     network = part.segment.network
     working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
     if to_files:
@@ -173,6 +178,6 @@ def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
 
 
 def _band(part: SegmentPlan, place: int) -> int:
-    """The numbers of a map in the rows of one tile, and all columns of the piece."""
+    """The numbers of a map in the rows of one tile, over all columns of the piece."""
     rows = max(run.first.compute[place].length for run in part.rows.runs)
     return part.segment.network.ops[place].channels * rows * part.columns.extents[place].length

@@ -1,8 +1,8 @@
-"""A network on workers, pass by pass: maps between passes lie in pieces, and barriers add up on the workers.
+"""A network on workers, pass by pass: maps between passes are stored in pieces, and workers sum up barriers.
 
-A barrier takes the sum of every row first, as a tree of neighbours, and then that of the rows. What a piece
-has of a row is a few whole nodes of that tree, wherever the piece begins: workers make these, and what is
-left, a number for every row, is added up where the run began. So no bit follows from the pieces.
+A barrier sums every row first, as a tree of neighbours, and then the rows. The part of a row in a piece
+consists of a few whole nodes of that tree, wherever the piece begins: workers compute these, and the process
+that started the run sums up the rest, a number for every row. So no bit depends on the pieces.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ from overlap_tool.runtime.stores import Sink, Source, Within
 from overlap_tool.settings import Engine, SampleType
 
 Nodes = list[list[tuple[int, Tensor]]]
-"""Of each span of columns, nodes of the trees over its rows: how many columns one sums up, and its values."""
+"""For each span of columns, nodes of the trees over its rows: the columns that each sums up, and its
+values."""
 
 
 @dataclass(frozen=True)
 class SceneInFiles:
-    """What workers have to know of a run: paths that all of them find, and what the model has to be."""
+    """What workers need to know of a run: paths that are valid for all of them, and the model's identity."""
 
     source: str
     target: str
@@ -64,11 +65,11 @@ class SceneInFiles:
 
 @dataclass(frozen=True)
 class PassWork:
-    """A pass, as workers compute it: what they read beside the image, and what they leave."""
+    """A pass, as workers compute it: what they read beside the image, and what they store."""
 
     number: int
     values: Mapping[str, Any]
-    """Summaries."""
+    """The summaries."""
     read: Mapping[str, MapInPieces]
     made: Mapping[str, MapInPieces]
 
@@ -106,7 +107,7 @@ class PassesOnWorkers:
             ),
             cut_scene(work.size, chunk, piece, most),
         ]
-        """The pieces of every pass; of the last, whole chunks of the output."""
+        """The pieces of every pass; for the last one, whole chunks of the output."""
         self.number = -1
 
     def run(self) -> None:
@@ -118,7 +119,7 @@ class PassesOnWorkers:
                 self.number += 1
 
     def _compute(self, each: Pass) -> dict[str, Source]:
-        """Compute a pass; the maps that it leaves. Of a resumed run, those that nobody reads may be gone."""
+        """Compute a pass, and return the maps that it stores. In a resumed run, unread ones may be gone."""
         number, part = self.number, each.plan
         for map in self.plan.segments[number - 1].segment.dropped if number else ():
             shutil.rmtree(self._folder(map), ignore_errors=True)
@@ -157,7 +158,7 @@ class PassesOnWorkers:
     def _reduce(
         self, barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands
     ) -> Tensor:
-        """The value of a barrier; kept, for its map may be gone when the run is resumed."""
+        """The value of a barrier, stored, since its map may be gone when the run is resumed."""
         name = f"value-{barrier.id}"
         if name not in self.job.done:
             assert isinstance(source, MapInPieces | PictureNumbers)
@@ -175,7 +176,7 @@ class PassesOnWorkers:
 
 
 def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
-    """What stands in a map of a pass where an area of its last map is."""
+    """The part of a pass's map at the place of an area of its last map."""
     network = part.segment.network
 
     def on_axis(axis: Axis, plan: AxisPlan, span: Span) -> Span:
@@ -187,12 +188,12 @@ def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
 
 
 def write_piece(model: bytes, scene: SceneInFiles, work: PassWork, index: int, area: Area) -> None:
-    """On a worker: compute a piece of a pass, and write it. Doing it again writes the same."""
+    """On a worker: compute a piece of a pass, and write it. A repetition writes the same."""
     codec = loaded(model, scene.model)
     if not located(scene.target).exists():
         reason = f"the folder of the output, {scene.target}, is not there"
         raise ClusterError(this_worker(), reason, "Name an output that all workers find")
-    with bounds.lifted():  # the process that began has looked at it
+    with bounds.lifted():  # checked by the process that started the run
         image = NetworkOnImage.opened(codec, located(scene.source), scene.dtype)
     plan, network = plan_of(image.stage, image.shape), image.network
     part = plan_pass(image.stage.input_scale, plan, plan.segments[work.number], area)
@@ -218,7 +219,7 @@ def write_piece(model: bytes, scene: SceneInFiles, work: PassWork, index: int, a
 
 @dataclass(frozen=True)
 class SummedByWorkers(Banded):
-    """A map as a barrier reads it, whose rows are added up where its pieces are."""
+    """A map as a barrier reads it, with rows summed up where its pieces are."""
 
     client: Any
     window: MapInPieces | PictureWindow
@@ -247,7 +248,7 @@ class SummedByWorkers(Banded):
 
 @dataclass(frozen=True)
 class RowSums:
-    """What workers make of the rows of a map."""
+    """The sums that workers compute of a map's rows."""
 
     window: MapInPieces | PictureWindow
     step: str
@@ -257,7 +258,7 @@ class RowSums:
     engine: Engine
 
     def of(self, area: Area) -> Nodes:
-        """On a worker: in each of the spans of columns, the nodes that an area has of every row."""
+        """On a worker: for each span of columns, the nodes of every row that lie in an area."""
         source: Source = self.window.opened(area) if isinstance(self.window, PictureWindow) else self.window
         bands = [
             span.shift(area.rows.start)
@@ -274,7 +275,7 @@ class RowSums:
         ]
 
     def _nodes(self, area: Area, span: Span) -> list[Span]:
-        """Of the tree over a span of columns, those that an area has, by their places in the span."""
+        """The nodes of the tree over a span of columns that lie in an area, by their places in the span."""
         inside = area.columns.within(span)
         return [] if inside.empty else whole_nodes(inside.shift(-span.start))
 

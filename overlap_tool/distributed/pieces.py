@@ -1,4 +1,4 @@
-"""How an output is cut into pieces that workers compute alone, how one is computed, and what halos cost."""
+"""Cuts an output into pieces that workers compute independently, and counts what their halos cost."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from overlap_tool.runtime.stores import Source, TensorSink
 from overlap_tool.wrapping.retrofit import TiledForward
 
 SIDE = 4096
-"""Rows and columns of a piece: a halo of 30 pixels around it is recomputed at 3 % of its cost."""
+"""Rows and columns of a piece: recomputing a halo of 30 pixels around it adds 3 %."""
 
 LEAST = 512
-"""Of a stage's output, pieces are not cut smaller by themselves: halos would cost more than they gain."""
+"""The smallest default side of a piece of a stage's output: below, halos would cost more than they gain."""
 
 PIECES = 8
-"""A scene of fewer is cut into smaller ones, so that there is work for several workers."""
+"""A scene of fewer pieces is cut into smaller ones, so that several workers have work."""
 
 
 def refuse_whole_maps(stage: TiledForward, summaries: bool = True) -> None:
-    """A network of which no piece can be computed without all of the map; one with `summaries` of it alone
-    runs pass by pass where there is a place for what lies between."""
+    """Raise for a network whose pieces need whole maps.
+
+    If they need only `summaries` of whole maps, the network runs pass by pass where maps between passes can
+    be stored.
+    """
     if needs := stage.network.need_whole_maps if summaries else stage.network.wholes:
         raise OptionError(
             f"{needs[0].name} ({needs[0].kind})",
@@ -42,7 +45,7 @@ def refuse_whole_maps(stage: TiledForward, summaries: bool = True) -> None:
 
 
 def refuse_other_networks(stage: TiledForward, shape: Shape) -> None:
-    """A network whose ops follow the size of the image, which a piece does not show."""
+    """Raise for a network whose ops follow the size of the image, which a piece does not show."""
     if stage.fitted(shape.images, shape.rows, shape.columns) is not stage.network:
         raise OptionError(
             stage.name, "its ops follow the size of the image", "Run the network in one process"
@@ -50,7 +53,7 @@ def refuse_other_networks(stage: TiledForward, shape: Shape) -> None:
 
 
 def refuse_other_bits(stage: TiledForward) -> None:
-    """The library's kernels, whose last bits would follow the pieces."""
+    """Raise for the library's kernels, whose last bits would depend on the pieces."""
     if stage.settings.engine != "exact":
         raise OptionError(
             f"engine={stage.settings.engine!r}",
@@ -67,7 +70,7 @@ def compute_area(stage: TiledForward, source: Source, shape: Shape, area: Area) 
 
 
 def grid(rows: Sequence[int], columns: Sequence[int]) -> list[Area]:
-    """The rectangles between these edges, from left to right and from the top down."""
+    """The rectangles between these edges, left to right and top to bottom."""
     return [Area(Span(*down), Span(*across)) for down in pairwise(rows) for across in pairwise(columns)]
 
 
@@ -78,7 +81,7 @@ def edges(span: Span, side: int) -> list[int]:
 def cut_scene(
     size: tuple[int, int], chunk: tuple[int, int], side: int | None, most: int = SIDE
 ) -> list[Area]:
-    """The pieces of an output: whole chunks of its file, so that no two workers write one."""
+    """The pieces of an output: whole chunks of its file, so that no two workers write the same one."""
 
     def pieces(side: int) -> list[Area]:
         steps = (max(1, round(side / of)) * of for of in chunk)
@@ -116,7 +119,7 @@ def _enough(pieces: Callable[[int], list[Area]], least: int, side: int) -> list[
 def plans_of(
     stage: TiledForward, plan: StagePlan, each: SegmentPlan, areas: Iterable[Area]
 ) -> dict[Area, SegmentPlan]:
-    """How the pieces of a pass are computed: they stand in rows and columns, and each is planned once."""
+    """The plans of a pass's pieces: these form a grid, so each row and column is planned once."""
     asked, network = list(areas), each.segment.network
     alike = (network.rows, each.rows.sizes) == (network.columns, each.columns.sizes)
 
@@ -136,13 +139,13 @@ def arithmetic(each: SegmentPlan, plans: Iterable[SegmentPlan]) -> list[int]:
 
 
 def all_of(areas: Sequence[Area]) -> Area:
-    """What pieces in their order make up."""
+    """The area that consecutive pieces cover together."""
     ends = zip(areas[0], areas[-1], strict=True)
     return Area(*(Span(first.start, last.stop) for first, last in ends))
 
 
 def recomputed(stage: TiledForward, shape: Shape, pieces: Sequence[Sequence[Area]]) -> float:
-    """The share of the arithmetic of one process that the pieces of each pass, in order, add by halos."""
+    """The share of arithmetic that halos add to each pass, relative to a single process."""
     plan = plan_of(stage, shape)
     apart = together = 0
     for each, areas in zip(plan.segments, pieces, strict=True):

@@ -1,4 +1,4 @@
-"""What a worker reads: a window that was sent with its piece, the image's file, or a map in pieces."""
+"""The inputs of a worker: a window that was sent with its piece, the image's file, or a map in pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def part_of(values: T, lies: Area, area: Area) -> T:
-    """An area of a map, of values that lie in it somewhere."""
+    """An area of a map, from values whose place in it is `lies`."""
     down, across = area.rows.shift(-lies.rows.start), area.columns.shift(-lies.columns.start)
     part: T = values[..., slice(*down), slice(*across)]  # type: ignore[index]
     return part
@@ -36,7 +36,7 @@ def part_of(values: T, lies: Area, area: Area) -> T:
 def joined_parts(
     wanted: Area, found: Tensor, areas: Sequence[Area], part: Callable[[int, Area], Tensor]
 ) -> Tensor:
-    """What is wanted of a map in parts that lie in these areas; `part` gives some of one, by its number."""
+    """An area of a map that is stored in parts; `part` reads from one of them, by its number."""
     for number, area in enumerate(areas):
         if wanted.meets(area):
             both = wanted.within(area)
@@ -45,7 +45,7 @@ def joined_parts(
 
 
 class SentWindow:
-    """A part of an input, that knows where it lies, and what else was sent of what is around it."""
+    """A window of an input with its position, and other windows around it that were sent."""
 
     def __init__(self, values: Tensor, area: Area, around: Sequence[tuple[Area, Tensor]] = ()) -> None:
         self.values = values
@@ -64,12 +64,12 @@ class SentWindow:
         )
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """Nothing is fetched ahead."""
+        """Nothing is prefetched."""
 
 
 @dataclass(frozen=True)
 class PictureWindow:
-    """An image file that workers read themselves, as the map that it is."""
+    """An image file, read by the workers themselves, as a map."""
 
     path: str
     frame: Frame
@@ -80,7 +80,7 @@ class PictureWindow:
         return PictureWindow(str(located(numbers.where).absolute()), numbers.frame, numbers.channels)
 
     def opened(self, area: Area) -> PictureNumbers:
-        with bounds.lifted():  # the process that began has looked at it
+        with bounds.lifted():  # checked by the process that started the run
             picture = open_picture(located(self.path))
         here = torch.device("cpu")
         return PictureNumbers(self.path, picture, self.frame, here, area.columns, self.channels)
@@ -88,8 +88,8 @@ class PictureWindow:
 
 @dataclass(frozen=True)
 class MapInPieces:
-    """A map between passes, in a folder that all workers find: a file for each of its areas, whole or not
-    there."""
+    """A map between passes, in a folder that all workers can access: one file per area, complete or
+    absent."""
 
     folder: str
     areas: tuple[Area, ...]
@@ -107,11 +107,11 @@ class MapInPieces:
         return joined_parts(Area(rows, columns), found, self.areas, part)
 
     def expect(self, rows: Span, columns: Span) -> None:
-        """Nothing is fetched ahead."""
+        """Nothing is prefetched."""
 
     @contextmanager
     def writing(self, number: int) -> Iterator[Within]:
-        """A sink for one of the areas, which is there when all of it was written."""
+        """A sink for one of the areas, whose file appears once all of it was written."""
         area, whole = self.areas[number], self._file(number)
         made = self._file(number, f".{uuid4().hex}")
         if not area.size:

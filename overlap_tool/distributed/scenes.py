@@ -1,4 +1,4 @@
-"""`run` on workers: a scene in pieces, each read, computed and written by one of them."""
+"""`run` on workers: a scene in pieces, each read, computed and written by one worker."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def run(
     quiet: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> RunSummary:
-    """What `overlap_tool.files.run` does, by several worker processes: the same samples, as a Zarr array.
+    """`overlap_tool.files.run` by several worker processes: the same samples, as a Zarr array.
 
-    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. They read the
-    image and write the output themselves, so both have to be where all of them find them. The model goes to
-    each once. The scene is cut into pieces of about `piece` pixels a side, 4096 if left out and fewer for a
-    small scene; each recomputes what it needs of its neighbours. A piece of a worker that dies is done again.
-    With `resume`, finished pieces are kept. `trust` lets workers import the class that a file names.
+    `workers` starts as many processes of this machine, `dask` is the address of a scheduler. Workers read the
+    image and write the output themselves, so both paths must be valid for all of them; the model is sent to
+    each once. The scene is cut into pieces of about `piece` pixels a side, by default 4096, or less for a
+    small scene; each recomputes its halo. A piece is computed again if its worker dies. `resume` keeps
+    finished pieces. `trust` permits workers to import the class that a file names.
 
     For example, `run(Codec.load("net.tiled.pt"), "scene.zarr", "out.zarr", workers=4)`.
     """
