@@ -299,10 +299,10 @@ def main() -> int:
             except Exception:
                 say(f"  FAILED: {traceback.format_exc(limit=-3)}")
 
-        tell(compiled)
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as error:
+            tell(compiled)
             say(f"{NO_GPU} ({str(error).splitlines()[0]})")
             return 2
         tell(device)
