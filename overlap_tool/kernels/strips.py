@@ -216,14 +216,20 @@ def _is_row_for_row(work: Convolution | Pointwise) -> bool:
 
 
 def _pace(written: Lying, read: Lying) -> int:
-    """How many rows are read per row written of the same map, from the first on; None if that varies."""
-    if read.strides[2] == 0:  # one row is broadcast
+    """How many rows are read per row written of the same map, from the first on; 0 if that varies."""
+    if read.strides[2] == 0 or not _same_images(written, read):  # one row is broadcast, or of other images
         return 0
     line = read.strides[2] * read.dtype.itemsize
     times, rest = divmod(written.strides[2], read.strides[2])
     whole = all(_within_lines(each, line) for each in (written, read))
     ahead = written.offset // line - read.offset // line
     return times if whole and not rest and 0 <= ahead < times else 0
+
+
+def _same_images(written: Lying, read: Lying) -> bool:
+    """Whether an image of one lies where it lies of the other."""
+    number = written.shape[0]
+    return number == read.shape[0] and (number == 1 or written.strides[0] == read.strides[0])
 
 
 def _within_lines(part: Lying, line: int) -> bool:
