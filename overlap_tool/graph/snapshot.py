@@ -61,6 +61,18 @@ class Snapshot:
                 self._held.append((thing, reader, now))
                 to_do.extend(now)
 
+    @property
+    def attributes(self) -> list[Tensor]:
+        """The tensors that are neither parameters nor buffers."""
+        registered = {
+            id(each) for part in self.parts for each in (*part._parameters.values(), *part._buffers.values())
+        }
+        return [
+            thing
+            for thing, reader, _ in self._numbers
+            if reader is _of_tensor and id(thing) not in registered
+        ]
+
     def holds(self) -> bool:
         """Whether nothing has changed."""
         return all(same_items(reader(thing), before) for thing, reader, before in self._held) and all(

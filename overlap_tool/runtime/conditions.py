@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.geometry.plan import AxisPlan
-from overlap_tool.graph.network import Network, Op
+from overlap_tool.graph.network import Network, Op, operands
 from overlap_tool.graph.snapshot import Snapshot
 from overlap_tool.rules import Rule
 
@@ -32,49 +32,63 @@ class Conditions:
         values: Mapping[str, Any],
     ) -> None:
         plans = tuple((plan.sizes, plan.extents, plan.kept) for plan in (rows, columns))
-        self._form = plans, maps, corner.shape[:-2], corner.stride(), corner.dtype, corner.device
+        autocast = torch.is_autocast_enabled("cpu")
+        self._form = plans, maps, corner.shape[:-2], corner.stride(), corner.dtype, autocast, corner.device
         self._network = network
         self._ops = [op for op in network.ops if isinstance(op, Op)]
-        self._values = dict(values)
+        read = {operand.id for op in self._ops for operand in operands((op.args, op.kwargs))}
+        self._values = {name: value for name, value in values.items() if name in read}
         self._snapshot: Snapshot | None = None
         self._digest = b""
 
-    def are_kept(self) -> bool:
-        """After the pass: whether a later one can be compared with all of them."""
-        if self._snapshot is not None:
-            return True
+    def note(self) -> None:
+        """Record them in full as the pass begins, if a later pass can be compared with all of them."""
         if self._form[-1].type != "cpu" or not all(is_ours(op.rule) for op in self._ops):
-            return False
-        self._digest = self._numbers()
-        self._snapshot = Snapshot(self._network.root)
+            return
+        snapshot = Snapshot(self._network.root)
+        parts = set(map(id, snapshot.parts))
+        if all(op.module is None or id(op.module) in parts for op in self._ops):
+            self._snapshot, self._digest = snapshot, self._numbers(snapshot)
         self._values.clear()
-        parts = set(map(id, self._snapshot.parts))
-        return bool(self._digest) and all(op.module is None or id(op.module) in parts for op in self._ops)
+
+    @property
+    def are_noted(self) -> bool:
+        return bool(self._digest)
 
     def hold_for(self, other: Conditions) -> bool:
         return (
             self._form == other._form
             and self._snapshot is not None
             and self._snapshot.holds()
-            and self._digest == other._numbers()
+            and self._digest == other._numbers(self._snapshot)
         )
 
-    def _numbers(self) -> bytes:
-        """A digest of all numbers that are read beside those of maps: weights, which may be written to
-        unobserved, and what was computed from them. Empty if a tensor is of a class of its own."""
+    def _numbers(self, snapshot: Snapshot) -> bytes:
+        """A digest of all numbers that are read beside those of maps: weights and other tensors, which may be
+        written to unobserved, and what was computed from them. Empty if the numbers of one are not plain."""
         digest = sha256()
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
-        for value in (*self._values.values(), *held):
-            if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+        for value in (*self._values.values(), *held, *snapshot.attributes):
+            if isinstance(value, Tensor) and not _is_plain(value):
                 return b""
             if isinstance(value, Tensor):
                 digest.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
                 if not value.is_meta:
-                    digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+                    resolved = value.detach().resolve_conj().resolve_neg()
+                    digest.update(resolved.reshape(-1).view(torch.uint8).numpy().data)
             else:
                 digest.update(repr(value).encode())
         return digest.digest()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type in ("cpu", "meta")
+    )
 
 
 def is_ours(rule: Rule) -> bool:

@@ -83,7 +83,6 @@ class Repeats:
         self._before: set[tuple[int, int]] = set()
         """Forms of earlier passes."""
         self._started = False
-        self.is_worth_keeping = False
         self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
         self._untried: dict[tuple[int, int], Played] = {}
@@ -105,6 +104,16 @@ class Repeats:
             self._forms[id(step)] = numbers.setdefault(form, len(numbers))
         return Counter(self._forms[id(step)] for step, *_ in groups)
 
+    def is_worth_keeping(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> bool:
+        """Whether another pass would record any of these tiles."""
+        down = {self._forms[id(row)]: row for row in rows.steps}
+        across = {self._forms[id(group[0])]: group for group in groups}
+        return any(
+            PASSES * len(group) * _macs(network, row, group[0]) >= self._worth
+            for row in down.values()
+            for group in across.values()
+        )
+
     def form(self, row: Step, column: Step) -> tuple[int, int]:
         return self._forms[id(row)], self._forms[id(column)]
 
@@ -117,9 +126,9 @@ class Repeats:
         first, self._started = not self._started, True
         if first or form in self._recorded:  # the first tile of all tries kernels and packs weights
             return None
-        macs, left = len(group) * _macs(network, row, group[0]), self._left[form]
-        self.is_worth_keeping |= PASSES * macs >= self._worth
-        expected = left + (PASSES if form in self._before else 0)
+        macs, expected = len(group) * _macs(network, row, group[0]), self._left[form]
+        if form in self._before:
+            expected += PASSES
         if expected == 0 or expected * macs < self._worth:
             return None
         self._recorded.add(form)
@@ -127,9 +136,8 @@ class Repeats:
 
     def keep(self, form: tuple[int, int], script: Script) -> None:
         played = self._untried.pop(form, None)
-        if (
-            played is not None
-        ):  # the tape is tried on another tile, which reveals any dependence on the first one's numbers
+        if played is not None:
+            # the tape is tried on another tile, which reveals any dependence on the first one's numbers
             if (script.takes, script.leaves) == (played.takes, played.leaves) and is_right(
                 played.tape, script.before, script.given, script.found
             ):
@@ -166,15 +174,19 @@ def repeats(
         return None
     # a pass takes the recordings with it, so that no two passes play a tape at the same time
     found: Repeats | None = network.passes.pop(LAST, None)
-    if found is None or not found.conditions.hold_for(conditions):
-        found = Repeats(conditions, worth)
+    if found is not None and found.conditions.hold_for(conditions):
+        found.begin(network, rows, groups)
+        return found
+    found = Repeats(conditions, worth)
     found.begin(network, rows, groups)
+    if found.is_worth_keeping(network, rows, groups):
+        conditions.note()
     return found
 
 
 def keep_for_another_pass(network: Network, found: Repeats) -> None:
     found.rooms.release()
-    if found.is_worth_keeping and found.conditions.are_kept():
+    if found.conditions.are_noted:
         network.passes[LAST] = found
 
 

@@ -58,30 +58,44 @@ def test_in_the_end_every_tile_is_played(architecture: str, schedule: str, turns
     assert turns == []
 
 
-class Small(nn.Module):
-    """With what a pass may hang on: a mean over the map, a number made of weights, a slope, a buffer."""
+class Alike(nn.Module):
+    """With what a pass may depend on: a number made of weights, a slope, a buffer, tensors that are neither
+    parameters nor buffers."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Conv2d(3, 8, 5, 2, 2), nn.Conv2d(8, 8, 3, 1, 1)
         self.scale, self.act = nn.Parameter(torch.rand(8, 1, 1)), nn.LeakyReLU(0.1)
+        self.plain = torch.rand(8, 1, 1)
+        del self.last._parameters["bias"]
+        self.last.bias = torch.rand(8)
         self.register_buffer("shift", torch.rand(8, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.first(x)) * torch.exp(self.scale) + self.shift
-        return self.last(x) * torch.sigmoid(x.mean((2, 3), keepdim=True))
+        x = self.act(self.first(x)) * torch.exp(self.scale) * self.plain + self.shift
+        return self.last(x)
+
+
+class Small(Alike):
+    """And a mean over the map, which is another one for every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
 
 
 def other_numbers(tensor: Tensor) -> None:
     tensor.data.copy_(tensor.data.flip(0))
 
 
-CHANGES: dict[str, Callable[[Small], None]] = {
+CHANGES: dict[str, Callable[[Alike], None]] = {
     "unseen by PyTorch's count": lambda model: other_numbers(model.first.weight),
     "a weight of its own": lambda model: other_numbers(model.scale),
     "a buffer": lambda model: other_numbers(model.shift),
-    "a bias": lambda model: other_numbers(model.last.bias),
+    "a bias": lambda model: other_numbers(model.first.bias),
+    "a plain tensor": lambda model: other_numbers(model.plain),
+    "a plain tensor of a layer": lambda model: other_numbers(model.last.bias),
     "loaded": lambda model: model.load_state_dict({k: v.roll(1, 0) for k, v in model.state_dict().items()}),
     "another parameter": lambda model: setattr(model.last, "weight", nn.Parameter(model.last.weight * 2)),
     "an attribute": lambda model: setattr(model.act, "negative_slope", 0.3),
@@ -90,20 +104,90 @@ CHANGES: dict[str, Callable[[Small], None]] = {
 }
 
 
+@pytest.mark.parametrize("kind", [Alike, Small])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_between_passes_is_seen(change: str, turns) -> None:
-    tiled = overlap_tool.wrap(Small().eval(), tile=32)
-    for seed in range(4):
-        held_to_its_own(tiled, image(seed))
+def test_what_changes_between_passes_is_seen(kind: type[Alike], change: str, turns) -> None:
+    tiled = overlap_tool.wrap(kind().eval(), tile=32)
+
+    def tiles_by_turns(seeds: range) -> list[int]:
+        found = []
+        for seed in seeds:
+            turns.clear()
+            held_to_its_own(tiled, image(seed))
+            found.append(len(turns))
+        return found
+
+    before = tiles_by_turns(range(4))
     with torch.no_grad():
         CHANGES[change](tiled)
-    for seed in range(4, 7):
+    after = tiles_by_turns(range(4, 8))
+    if kind is Alike:
+        assert before[0] > 0 == before[-1]
+        assert bool(after[0]) == (change != "nothing")
+        assert after[-1] == 0
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 5, 8, 12])
+def test_what_changes_within_the_first_pass_is_seen(tile: int, turns, monkeypatch) -> None:
+    """What had been recorded before was taken for that of the numbers that were there in the end."""
+    tiled = overlap_tool.wrap(Alike().eval(), tile=32)
+    ended: list[int] = []
+    compute = execute.Execution.tile
+
+    def changed_after_some(*args) -> None:
+        compute(*args)
+        ended.append(1)
+        if len(ended) == tile:
+            other_numbers(tiled.first.weight)
+
+    monkeypatch.setattr(execute.Execution, "tile", changed_after_some)
+    with torch.no_grad():
+        tiled(image(0))
+    assert len(ended) > tile
+    for seed in range(1, 5):
+        held_to_its_own(tiled, image(seed))
+
+
+def test_a_pass_of_one_tile_is_played_by_a_later_one(turns) -> None:
+    tiled = overlap_tool.wrap(Alike().eval(), tile=512)
+    found = []
+    for seed in range(5):
         turns.clear()
         held_to_its_own(tiled, image(seed))
+        found.append(len(turns))
+    assert found[0] == 1
+    assert found[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.rand(4).to_sparse(),
+        torch.quantize_per_tensor(torch.rand(4), 0.1, 0, torch.quint8),
+        torch.rand(4, dtype=torch.complex64).conj(),
+        torch.rand(0),
+        torch.rand(4).bool(),
+    ],
+)
+def test_any_tensor_may_be_held_beside(held: Tensor, turns) -> None:
+    model = Alike().eval()
+    model.beside = held
+    tiled = overlap_tool.wrap(model, tile=32)
+    for seed in range(3):
+        held_to_its_own(tiled, image(seed))
+
+
+def test_what_is_refused_stays_refused(turns) -> None:
+    """Once all tiles were played, nothing asked any more whether PyTorch casts."""
+    tiled = overlap_tool.wrap(Alike().eval(), tile=32)
+    for seed in range(4):
+        held_to_its_own(tiled, image(seed))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(overlap_tool.ExactnessError):
+        tiled(image(4))
 
 
 def test_images_of_other_sizes_types_and_places_in_memory_are_seen(turns) -> None:
-    tiled = overlap_tool.wrap(Small().eval(), tile=32)
+    tiled = overlap_tool.wrap(Alike().eval(), tile=32)
     wide = image(9, 320)
     for x in [
         image(1),
@@ -114,9 +198,13 @@ def test_images_of_other_sizes_types_and_places_in_memory_are_seen(turns) -> Non
         image(1)[:, :, :64],
         image(1).expand(2, -1, -1, -1),
     ]:
-        for _ in range(3):
+        for _ in range(4):
+            turns.clear()
             held_to_its_own(tiled, x)
-    held_to_its_own(tiled.double(), image(1).double())
+        assert turns == [], "all are played in the end"
+    tiled.double()
+    tiled.plain, tiled.last.bias = tiled.plain.double(), tiled.last.bias.double()
+    held_to_its_own(tiled, image(1).double())
 
 
 def test_threads_that_share_a_model_do_not_share_what_is_played(turns) -> None:
@@ -154,9 +242,11 @@ def test_a_pass_that_ends_in_an_error_leaves_nothing_wrong(turns, monkeypatch) -
 
 
 def test_what_is_kept_goes_with_the_model(turns) -> None:
-    tiled = overlap_tool.wrap(Small().eval(), tile=32)
-    for seed in range(3):
+    tiled = overlap_tool.wrap(Alike().eval(), tile=32)
+    for seed in range(4):
+        turns.clear()
         held_to_its_own(tiled, image(seed))
+    assert turns == [], "something is kept"
     gone = weakref.ref(tiled.first.weight)
     del tiled
     gc.collect()
@@ -189,4 +279,4 @@ def test_a_rule_of_others_is_asked_in_every_pass(turns) -> None:
         with torch.no_grad():
             tiled(image(seed))
         counts.append(len(asked))
-    assert min(counts) > 0
+    assert counts[1] == counts[2] == counts[3] > 0, "as many as without what earlier passes recorded"
