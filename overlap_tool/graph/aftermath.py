@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 Holder = dict[Any, Any] | list[Any] | set[Any]
@@ -140,5 +141,13 @@ def _restore(collection: Holder, before: Holder) -> None:
 def same_values(first: Tensor, second: Tensor) -> bool:
     if first.shape != second.shape:
         return False
+    first, second = (_as_numbers(each) for each in (first, second))
     differ = (first != second) & ~(first.isnan() & second.isnan())
     return not bool(differ.any())
+
+
+def _as_numbers(tensor: Tensor) -> Tensor:
+    """A tensor that can be compared: sparse and quantized ones cannot."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
