@@ -122,7 +122,8 @@ def _is_ours(kind: type) -> bool:
 def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Where its numbers are and how often they were written; their values may have become constants."""
     version = 0 if tensor.is_inference() else tensor._version
-    return version, tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device
+    place = tensor.data_ptr() if tensor.layout is torch.strided else None
+    return version, place, tensor.shape, tensor.dtype, tensor.device
 
 
 def _of_module(module: nn.Module, but: frozenset[str] = frozenset()) -> tuple[Any, ...]:
