@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
@@ -102,7 +104,10 @@ def _processes(workers: int) -> Any:
         )
     except RuntimeError as error:
         raise ClusterError(
-            f"workers={workers}", f"a worker process could not start ({error})", "Try it again, or with fewer"
+            f"workers={workers}",
+            f"a worker process could not start ({error})",
+            "Try it with fewer. A script that starts workers has to call this tool under "
+            '`if __name__ == "__main__":`',
         ) from error
 
 
@@ -239,14 +244,20 @@ def _forget(client: Any, futures: Sequence[Any]) -> None:
     keys = {future.key for future in futures}
 
     async def ended(dask_worker: Any) -> None:
-        for _ in range(SECONDS_TO_END * 10):
+        until = time.monotonic() + SECONDS_TO_END
+        while time.monotonic() < until:
             await asyncio.sleep(0.1)  # first of all: what is cancelled may be told after this is asked
             if keys.isdisjoint(dask_worker.state.tasks):
                 return
 
-    with suppress(OSError, RuntimeError, asyncio.TimeoutError):
-        client.cancel(futures)
-        client.run(ended, on_error="ignore")
+    def wait() -> None:
+        with suppress(Exception, asyncio.CancelledError):  # the error that ends the run is another
+            client.cancel(futures)
+            client.run(ended, on_error="ignore")
+
+    beside = Thread(target=wait, daemon=True)  # a worker that hangs would never answer
+    beside.start()
+    beside.join(SECONDS_TO_END)
 
 
 def _result(task: _Task[G, T]) -> T:
@@ -274,6 +285,8 @@ def as_refusals() -> Iterator[None]:
     except (distributed.scheduler.NoWorkerError, distributed.scheduler.NoValidWorkerError) as error:
         raise ClusterError("the scheduler", "it has no workers any more", RESUME) from error
     except (ImportError, AttributeError) as error:  # our own errors are of other types
+        if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
+            raise  # an error in a network's own code
         raise ClusterError(
             "a worker", f"it cannot import what the run needs ({error})", "Install the same versions there"
         ) from error

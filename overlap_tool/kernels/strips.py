@@ -55,6 +55,7 @@ class Strips:
             assert rows is not None
             strips = max(strips, -(-rows.number // height))
             values = struct.unpack(f"{len(call.argument) // 8}q", call.argument)
+            assert len(values) <= LONGEST
             first = start + len(words)
             heads += call.function, rows.number, height, len(values), first
             places += (first + len(WORD) * place for place in call.places)

@@ -345,6 +345,9 @@ def copied_alike(tensor: Tensor) -> Tensor:
 
 _tried: dict[Any, bool] = {}
 
+MOST_TRIED = 4096
+"""Some kilobytes each. The oldest are forgotten, and tried again."""
+
 
 def tape_of(recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> Tape | None:
     """None if there can be no tape."""
@@ -384,7 +387,9 @@ def is_right(
         _tried[tape.fingerprint] = len(played) == len(found) and all(_same_bits(*pair) for pair in pairs)
         if not _tried[tape.fingerprint]:
             _warn(wrong)
-    return _tried[tape.fingerprint]
+        if len(_tried) > MOST_TRIED:
+            _tried.pop(next(iter(_tried)), None)
+    return _tried.get(tape.fingerprint, False)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

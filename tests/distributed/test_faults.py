@@ -204,6 +204,25 @@ def test_an_error_is_raised_when_no_task_runs_any_more(tmp_path, address) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"begun", "ended"}
 
 
+def test_a_worker_that_hangs_does_not_keep_an_error_back(address, monkeypatch) -> None:
+    """It would have been waited for without end."""
+    monkeypatch.setattr(cluster, "SECONDS_TO_END", 1)
+
+    def run(*_: object, **how: object) -> None:
+        time.sleep(3600)
+
+    with cluster.connected(None, address) as client:
+        monkeypatch.setattr(client, "run", run)
+        work = OnWorkers(client, hangs_or_fails, lambda n: (n,))
+        with pytest.raises(ZeroDivisionError):
+            list(work.as_they_come([1, 0]))
+
+
+def hangs_or_fails(number: int) -> float:
+    time.sleep(number / 2)
+    return 1 / number
+
+
 def test_a_process_that_does_not_start_is_told(tmp_path, given, monkeypatch) -> None:
     monkeypatch.setattr(distributed.Nanny, "instantiate", lambda _: 1 / 0)
     with pytest.raises(ClusterError, match=r"^workers=1: a worker process could not start"):
@@ -347,6 +366,17 @@ def test_a_worker_without_what_the_run_needs(tmp_path, given, address, monkeypat
     with pytest.raises(ClusterError, match=r"cannot import what the run needs .*Install the same versions"):
         by_network(given, tmp_path, dask=address)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_a_network_is_not_blamed_on_what_is_installed(
+    tmp_path, given, address, monkeypatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise AttributeError("'Tensor' object has no attribute 'heigth'")
+
+    monkeypatch.setattr("overlap_tool.distributed.passes.loaded", faulty)
+    with pytest.raises(AttributeError, match="heigth"):
+        by_network(given, tmp_path, dask=address)
 
 
 def test_a_worker_that_does_not_find_the_output(tmp_path, given, address, monkeypatch) -> None:
