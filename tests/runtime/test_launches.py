@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from support import host_time
+from support.emulated_driver import Stream
 from support.emulated_gpu import can_emulate, emulated_gpu
 from support.small_models import small_model
 
@@ -77,6 +79,29 @@ def test_a_tile_waits_for_nothing_and_its_launches_are_known(
     assert further - others == Counter(expected)
     played = sum(OURS[stage, schedule].values()) + sum(OTHERS[stage, schedule].values())
     assert stage != "g_a" or played <= 12
+
+
+@pytest.mark.parametrize(
+    ("schedule", "how"), [("stream", {}), ("tiles", {"batch": 4}), ("tiles", {"uniform": True})]
+)
+def test_tiles_of_maps_in_host_memory_are_not_waited_for(
+    monkeypatch, schedule: str, how: dict[str, Any]
+) -> None:
+    """The host waits for what the first tile reads, and when all is launched. Other pieces are copied ahead,
+    from pinned memory, and results are put in their places at the end."""
+    with emulated_gpu(monkeypatch) as gpu, torch.no_grad():
+        monkeypatch.setattr(Stream, "synchronize", lambda self: gpu.waits.append("synchronize"))
+        model = copy.deepcopy(small_model("mbt2018")).cuda()
+        run = tiled_stages(overlap_tool.wrap(model, tile=64, schedule=schedule, store="host", **how))["g_a"]
+        image = torch.rand(1, 3, 64 * 2, 64 * 7)
+        run(image)  # kernels are tried, and what was recorded
+        gpu.waits.clear()
+        found, waits = run(image), tuple(gpu.waits)
+        with overlap_tool.exact_kernels():
+            expected = model.g_a(image.cuda()).cpu()
+    assert torch.equal(found, expected)
+    tiles = run.plan(Shape(1, *image.shape[2:])).tiles
+    assert waits == ("aten::_to_copy",) * 2 + ("synchronize",) * tiles
 
 
 def test_weights_that_change_between_calls_are_seen(monkeypatch) -> None:

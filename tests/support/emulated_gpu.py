@@ -124,7 +124,8 @@ class EmulatedGpu(TorchDispatchMode):
             kwargs = {**kwargs, **({"device": really} if "device" in kwargs else {})}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
-        if name in WAITING or (here and name in BETWEEN_DEVICES and not on_gpu):
+        moves = name in BETWEEN_DEVICES and on_gpu != isinstance(args[name == "aten::copy_"], GpuTensor)
+        if name in WAITING or (moves and not (kwargs.get("non_blocking") or args[2:3] == (True,))):
             self.waits.append(name)
         elif on_gpu and not func.is_view and not name.startswith(ALLOCATING):
             self.launched.append(name)
