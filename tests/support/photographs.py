@@ -19,6 +19,9 @@ from overlap_tool.files.formats import container
 from overlap_tool.files.formats.pictures import Picture
 from overlap_tool.geometry import Span
 from overlap_tool.planning.live_bytes import LiveBytes
+from overlap_tool.settings import Settings
+from overlap_tool.wrapping.retrofit import rewrap, settings_of
+from support.exactness import tiled_model
 from support.small_models import small_model
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -44,11 +47,17 @@ def rows_of(picture: Picture, start: int, stop: int) -> Pixels:
 
 
 @cache
-def codec(architecture: str, tile: int = 64) -> Codec:
-    """A small codec in tiles; treat it as read-only."""
-    model = small_model(architecture)
-    tiled = overlap_tool.wrap(model, tile=tile)
-    return Codec(tiled, architecture, checkpoint.hash_weights(model.state_dict()), architecture)
+def _codec(architecture: str) -> Codec:
+    weights = small_model(architecture).state_dict()
+    return Codec(tiled_model(architecture), architecture, checkpoint.hash_weights(weights), architecture)
+
+
+def codec(architecture: str) -> Codec:
+    """A small codec in tiles of 64, until another test asks for others; treat it as read-only."""
+    found, settings = _codec(architecture), Settings(tile=(64, 64))
+    if settings_of(found.model) != settings:
+        rewrap(found.model, settings)
+    return found
 
 
 def untouched(architecture: str, pixels: Pixels) -> tuple[list[Any], Any, Pixels]:

@@ -11,7 +11,8 @@ import torch
 from overlap_tool_stf import slices
 from overlap_tool_stf.attention import WindowAttention
 from overlap_tool_stf.swin import SwinBlock
-from support.small_models import small_model, small_survey
+from support.exactness import tiled_model
+from support.small_models import small_model
 from support.textures import textured
 from torch import nn
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from overlap_tool import analyze, checkpoint, exact_kernels, plugins, wrap
 from overlap_tool.cli import app
 from overlap_tool.models import range_coding
 from overlap_tool.settings import Settings
-from overlap_tool.wrapping.retrofit import load, rewrap, save
+from overlap_tool.wrapping.retrofit import load, rewrap, save, tiled_stages
 
 both = pytest.mark.parametrize("name", ["stf", "wacnn"])
 
@@ -97,7 +98,7 @@ def test_in_tiles_it_gives_the_same_bits_bytes_and_image(name: str, tmp_path) ->
         forward, coded = model(image), model.compress(image)
         decoded = model.decompress(coded["strings"], coded["shape"])["x_hat"]
     assert torch.equal(decoded, forward["x_hat"].clamp(0, 1))
-    tiled = wrap(model)
+    tiled = tiled_model(name)
     for schedule in ("stream", "tiles"):
         rewrap(tiled, Settings(tile=(48, 40), schedule=schedule))
         assert torch.equal(tiled(image)["x_hat"], forward["x_hat"]), schedule
@@ -152,18 +153,17 @@ def test_the_phase_is_the_larger_window_at_its_scale() -> None:
 @both
 @torch.no_grad()
 def test_analysis_is_exact_for_images_of_any_size_or_left_to_the_model(name: str) -> None:
-    stage = small_survey(name).stages[0]
-    assert stage.name == "g_a"
-    odd = textured(75, 101)
+    tiled, odd = tiled_model(name), textured(75, 101)
+    assert "g_a" in tiled_stages(tiled)
     if name == "wacnn":
         with pytest.raises(ValueError, match="26 rows and 19 columns are not whole windows of 8"):
-            wrap(small_model(name), tile=64).g_a(odd)
+            tiled.g_a(odd)
         return
     with exact_kernels():
-        expected = stage.module(odd)
+        expected = small_model(name).g_a(odd)
     for schedule in ("stream", "tiles"):
-        found = wrap(small_model(name), tile=48, schedule=schedule).g_a(odd)
-        assert torch.equal(found, expected)
+        rewrap(tiled, Settings(tile=(48, 48), schedule=schedule))
+        assert torch.equal(tiled.g_a(odd), expected)
 
 
 @torch.no_grad()
@@ -220,12 +220,14 @@ def run(*arguments: object) -> str:
 
 @both
 def test_the_commands(name: str, tmp_path) -> None:
-    saved, wrapped = tmp_path / "small.pth.tar", tmp_path / "tiled.pt"
+    saved, made = tmp_path / "small.pth.tar", tmp_path / "tiled.pt"
     torch.save({"state_dict": small_model(name).state_dict()}, saved)
-    told = json.loads(run("analyze", saved, "--stage", "g_a", "--format", "json"))
+    told = json.loads(run("analyze", saved, "--size", "256x192", "--stage", "g_a", "--format", "json"))
     assert (told["architecture"], told["stages"][0]["period"]) == (name, 64)
-    run("wrap", saved, "--tile", 128, "--output", wrapped)
-    assert torch.equal(load(wrapped).state_dict()["h_a.0.bias"], small_model(name).h_a[0].bias)
+    run("wrap", saved, "--size", "256x192", "--tile", 128, "--output", made)
+    found = checkpoint.load_checkpoint(made)
+    assert found.architecture == name
+    assert torch.equal(found.model.h_a[0].bias, small_model(name).h_a[0].bias)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import overlap_tool_tcm
 import pytest
 import torch
 from overlap_tool_tcm.layers import MixedBlock, TwoSwinBlocks
-from support.exactness import whole_models
+from support.exactness import tiled_model, whole_models
 from support.probes import COLUMNS, ROWS, perturbation_dependence
 from support.small_models import small_model, small_survey
 from support.textures import textured
@@ -25,6 +25,8 @@ from overlap_tool.errors import GlobalOpError
 from overlap_tool.geometry import Span
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import TrialError
+from overlap_tool.settings import Settings
+from overlap_tool.wrapping.retrofit import rewrap
 
 NAME = overlap_tool_tcm.ARCHITECTURE.name
 WINDOW = 4
@@ -133,7 +135,8 @@ def test_overlaps_of_whole_stages_are_tight(dim: int) -> None:
 def test_bitstreams() -> None:
     """The strings are those of the model that was given, and each decodes what the other encodes."""
     model, image = small_model(NAME), textured(128, 128)
-    tiled = overlap_tool.wrap(model, tile=64)
+    tiled = tiled_model(NAME)
+    rewrap(tiled, Settings(tile=(64, 64)))
     with exact_kernels():
         expected = model.compress(image)
         decoded = model.decompress(expected["strings"], expected["shape"])["x_hat"]
