@@ -71,7 +71,7 @@ def analyze(
         typer.Option(
             "--workers",
             metavar="16x32GiB",
-            help="Show what so many workers with so much memory each would take for it, instead.",
+            help="Show instead what this many workers, with this much memory each, would need.",
         ),
     ] = None,
     *,

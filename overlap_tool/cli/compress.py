@@ -42,7 +42,7 @@ def compress(
         typer.Option(
             "--blocks",
             metavar="1024",
-            help="Code squares of so many pixels alone, for decompress --region to read.",
+            help="Code squares of this many pixels separately, so that decompress --region reads few.",
             show_default=False,
         ),
     ] = None,

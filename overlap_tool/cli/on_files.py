@@ -42,7 +42,7 @@ RegionOption = Annotated[
     typer.Option(
         "--region",
         metavar="X,Y,WIDTH,HEIGHT",
-        help="Only this rectangle of the output: the same pixels, computed from what they depend on.",
+        help="Only this rectangle of the output: the same pixels, and nothing else is computed.",
         show_default=False,
     ),
 ]
@@ -69,7 +69,7 @@ class WorkerOptions:
     ] = None
     piece: Annotated[
         int | None,
-        typer.Option("--piece", metavar="4096", help="Pixels a side that a worker computes at once."),
+        typer.Option("--piece", metavar="4096", help="Side in pixels of what a worker computes at once."),
     ] = None
 
     @property

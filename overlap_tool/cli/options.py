@@ -32,14 +32,14 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the code that the file brings or names: a pickled module, the class of a wrapped model.",
+        help="Allow code that the file contains or names to run: a pickled module, a wrapped model's class.",
     ),
 ]
 Large = Annotated[
     bool,
     typer.Option(
         "--large",
-        help="Take inputs beyond the usual bounds: huge files, models, images.",
+        help="Accept inputs beyond the usual bounds: huge files, models, images.",
         callback=bounds.lift,
     ),
 ]
@@ -106,12 +106,12 @@ class CallOptions:
         typer.Option(
             "--example",
             metavar="JSON",
-            help='Arguments by name that follow the image, such as {"qp": 21}; {"map": 3} is a map of 3 '
-            "channels, and with one all arguments are named.",
+            help='Named arguments that follow the image, such as {"qp": 21}; {"map": 3} is a map of 3 '
+            "channels; if there is one, all arguments are named.",
         ),
     ] = None
     method: Annotated[
-        str | None, typer.Option("--method", metavar="NAME", help="What is called in place of its forward.")
+        str | None, typer.Option("--method", metavar="NAME", help="The method to call in place of forward.")
     ] = None
 
     def arguments(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ SizeOption = Annotated[
     typer.Option(
         "--size",
         metavar="WxH",
-        help="The image for which memory is counted; 3840x2160 if left out. Of sound, the width counts.",
+        help="The image size that memory is computed for; 3840x2160 if left out. For sound, the width.",
         show_default=False,
     ),
 ]

@@ -48,7 +48,7 @@ def run(
         SampleType | None,
         typer.Option(
             "--dtype",
-            help="Of the output; the input's if left out. Integers span 0 to 1; int16, of sound, -1 to 1.",
+            help="Type of the output; the input's if left out. Integers span 0 to 1; int16 sound -1 to 1.",
         ),
     ] = None,
     region: RegionOption = None,

@@ -31,8 +31,8 @@ def selftest(
         bool,
         typer.Option(
             "--models",
-            help="Models, too: tables, outputs, strings and decoded images of every architecture. It takes a "
-            "minute, and CompressAI.",
+            help="Models, too: tables, outputs, strings and decoded images of all architectures. Takes a "
+            "minute, and needs CompressAI.",
         ),
     ] = False,
     device: Device = "cpu",

@@ -33,7 +33,9 @@ def update(
     region: Annotated[
         str,
         typer.Option(
-            "--region", metavar="X,Y,WIDTH,HEIGHT", help="Outside of this rectangle it is as it was."
+            "--region",
+            metavar="X,Y,WIDTH,HEIGHT",
+            help="The rectangle that has changed; nothing outside of it has.",
         ),
     ],
     output: Annotated[

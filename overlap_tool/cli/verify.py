@@ -67,7 +67,9 @@ def verify(
     size: Annotated[
         str | None,
         typer.Option(
-            "--size", metavar="WxH", help="The made-up image; large enough for the tiles if left out."
+            "--size",
+            metavar="WxH",
+            help="Size of the generated image; large enough for the tiles if left out.",
         ),
     ] = None,
     images: Annotated[
@@ -85,7 +87,7 @@ def verify(
         typer.Option(
             "--against",
             metavar="FILE.json",
-            help="Another machine's certificate of the same model and images: were its bits the same?",
+            help="Compare with another machine's certificate of the same model and images.",
         ),
     ] = None,
     report: Annotated[
