@@ -31,6 +31,7 @@ NAMES = (
     "functions",
     "cuda-static",
     "peak",
+    "photograph",
     "processes",
     "raster",
     "reach",

@@ -154,10 +154,9 @@ class _Coder:
         return self.decompress(strings, indexes, medians.dtype, medians)
 
     def build_indexes(self, scales: Tensor) -> Tensor:
-        original = type(self.model).build_indexes
         if not isinstance(scales, LazyMap):
-            return original(self.model, scales)
-        return scales.each(lambda piece: original(self.model, piece), torch.int32)
+            return table_numbers(self.model, scales)
+        return scales.each(lambda piece: table_numbers(self.model, piece), torch.int32)
 
     def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[CodedString]:
         self.model._check_cdf_size()
@@ -285,6 +284,16 @@ class _Coder:
         form = (1, -1, *[1] * (len(shape) - 2))
         numbers = torch.arange(shape[1], dtype=torch.int32, device=medians.device)
         return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
+
+
+def table_numbers(model: Any, scales: Tensor) -> Tensor:
+    """What `GaussianConditional.build_indexes` gives: of each scale, the first table of no smaller one.
+    It compares all scales with one table after another; where the tables rise, each is looked up."""
+    limits = model.scale_table[:-1]
+    if scales.dtype != limits.dtype or not (limits[1:] >= limits[:-1]).all():
+        indexes: Tensor = type(model).build_indexes(model, scales)
+        return indexes
+    return torch.bucketize(model.lower_bound_scale(scales), limits, out_int32=True)
 
 
 def band_to_string(
