@@ -18,7 +18,7 @@ from overlap_tool.planning.wholes import run_whole
 from overlap_tool.rules import Operand, WholeMap
 from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
-from overlap_tool.runtime.stores import Kept, Sink, Source, TensorSink, TensorSource
+from overlap_tool.runtime.stores import Kept, MapBetween, Sink, Source, TensorSink, TensorSource
 from overlap_tool.settings import Store
 
 Keep = Callable[[int, int], Kept]
@@ -102,7 +102,7 @@ def run(
     parts: Sequence[SegmentPlan],
     source: Source,
     sinks: Mapping[str, Sink],
-    keep: Keep = TensorSink,
+    keep: Keep = MapBetween,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Any]:
@@ -122,7 +122,7 @@ def one_by_one(
     parts: Sequence[SegmentPlan],
     source: Source,
     sinks: Mapping[str, Sink],
-    keep: Keep = TensorSink,
+    keep: Keep = MapBetween,
     batch: int = 1,
     after_tile: Callable[[], None] = lambda: None,
 ) -> Iterator[Pass]:

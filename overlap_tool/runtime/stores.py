@@ -145,7 +145,7 @@ class TensorSink:
 
     def write(self, rows: Span, columns: Span, values: Tensor) -> None:
         if self.whole is None:
-            self.whole = _allocate((*values.shape[:-2], *self.size), values, self.store)
+            self.whole = self._made((*values.shape[:-2], *self.size), values)
             self.copies = _copy_stream(values.device) if self.whole.device.type == "cpu" else None
         place = self.whole[..., rows.start : rows.stop, columns.start : columns.stop]
         if self.copies is None:
@@ -158,6 +158,9 @@ class TensorSink:
             piece.copy_(values, non_blocking=True)
             self.coming.append((place, piece, self.copies.record_event()))
         values.record_stream(self.copies)
+
+    def _made(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return _allocate(shape, like, self.store)
 
     def result(self) -> Tensor:
         assert self.whole is not None
@@ -173,6 +176,17 @@ class TensorSink:
 
     def source(self, device: torch.device) -> Source:
         return TensorSource(self.result(), device)
+
+
+class MapBetween(TensorSink):
+    """A tensor that nobody sees but the next pass. On the device, it lies as its pieces do, channels last."""
+
+    def _made(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        whole = super()._made(shape, like)
+        if whole.device != like.device or len(shape) != 4:
+            return whole
+        images, channels, *sides = shape
+        return whole.view(images, *sides, channels).permute(0, 3, 1, 2)
 
 
 def _pinned(like: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ from overlap_tool.planning.usual import as_taken, usual_size, usual_tile
 from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress
-from overlap_tool.runtime.stores import TensorSink, TensorSource
+from overlap_tool.runtime.stores import MapBetween, TensorSource
 from overlap_tool.settings import Engine, Order, Schedule, Settings, Size, Store, inside, parse_bytes
 from overlap_tool.wrapping.loops import LoopTiling
 from overlap_tool.wrapping.tiling import Tiling, show_settings
@@ -240,7 +240,7 @@ class TiledForward(StandIn):
                 plan.segments,
                 TensorSource(map, device),
                 results.sinks,
-                partial(TensorSink, store=self.settings.store),
+                partial(MapBetween, store=self.settings.store),
                 self.settings.batch,
                 progress.advance,
             )
