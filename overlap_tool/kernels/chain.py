@@ -26,10 +26,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import unnumbered
 from overlap_tool.kernels.form import NOTHING, Form, Sides
+from overlap_tool.kernels.transposing import channels_first, channels_last, is_quick
 from overlap_tool.kernels.trial import OWN, Kernel, Layer, kernel_for
 from overlap_tool.kernels.volumes import by_planes
 
 DTYPES = (torch.float32, torch.float64)
+
+BAND_BYTES, FEWEST_ROWS = 4 << 20, 8
+"""So much of a whole map and its result at once, but not fewer rows: neighbouring bands share some."""
 
 
 class _Made(NamedTuple):
@@ -128,13 +132,16 @@ def convolution(
         )  # fmt: skip
     form = Form(_pair(stride), _pair(dilation), groups)
     if transposed:
-        y = _transposed(x, weight, bias, form, _pair(padding), output_padding, prepared)
+        read = x if _channels_last(x) else channels_last(x)  # once for all phases
+        y = _transposed(read, weight, bias, form, _pair(padding), output_padding, prepared)
     else:
         packed = prepared.packed(weight, groups, (), lambda w: w)
         down, across = padding
         form = Form(form.stride, form.dilation, groups, ((down, down), (across, across)))
+        if not _channels_last(x) and is_quick(x) and down <= dilation[0] * (weight.shape[2] - 1):
+            return _by_bands(x, weight.shape, packed, bias, form)
         y = _convolve(x, weight.shape, packed, bias, form)
-    return y if _channels_last(x) else y.contiguous()
+    return y if _channels_last(x) else channels_first(y)
 
 
 @lru_cache(1024)
@@ -374,6 +381,29 @@ def _convolve(
     """Convolve with weights of this shape, packed for the kernel that is chosen for the layer."""
     kernel = unnumbered if isinstance(x, FakeTensor) else kernel_for(Layer.of(x, shape, form))
     return kernel.convolve(x, packed(kernel), bias, form, out)
+
+
+def _by_bands(
+    x: Tensor, shape: Sequence[int], packed: Callable[[Kernel], Any], bias: Tensor | None, form: Form
+) -> Tensor:
+    """Of a whole map, channels first: band by band of rows, laid out as the kernel wants them, so that what
+    lies in between stays in the cache."""
+    (top, _), across = form.padding
+    step, reach = form.stride[0], form.dilation[0] * (shape[2] - 1)
+    images, channels, rows, columns = x.shape
+    y = x.new_empty(form.shape(x, shape))
+    row = images * x.element_size() * (step * channels * columns + y.shape[1] * y.shape[3])
+    band = max(FEWEST_ROWS, BAND_BYTES // row)
+    kernel = kernel_for(Layer.of(x, shape, form))
+    weights = packed(kernel)
+    for start in range(0, y.shape[2], band):
+        stop = min(start + band, y.shape[2])
+        first, end = start * step - top, (stop - 1) * step + reach + 1 - top
+        missing = max(0, -first), max(0, end - rows)
+        read = channels_last(x[:, :, max(0, first) : min(end, rows)])
+        made = kernel.convolve(read, weights, bias, form._replace(padding=(missing, across)))
+        channels_first(made, y[:, :, start:stop])
+    return y
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> bool:

@@ -14,6 +14,7 @@ from overlap_tool.kernels.arithmetic.tensors import finisher
 from overlap_tool.kernels.codegen import BLOCK, FIELDS, kernel, processor
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.threads import ByRows, GeneratedCall
+from overlap_tool.kernels.transposing import channels_last
 from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
 
 CACHED_BYTES = 256 * 1024
@@ -86,11 +87,13 @@ def convolve(
     x: Tensor, weight: Tensor | Packed, bias: Tensor | None, form: Form, out: Tensor | None = None
 ) -> Tensor:
     """`x` may be any view, and so may `out` if its channels are adjacent."""
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        x = channels_last(x)
     x, form = form.padded(x)
+    if x.shape[1] > 1 and x.stride(1) != 1:  # PyTorch's own padding may lay it out anew
+        x = channels_last(x)
     packed = weight if isinstance(weight, Packed) else pack(weight, form.groups)
     channels = packed.shape[0]
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        x = x.contiguous(memory_format=torch.channels_last)
     out = form.result(x, packed.shape, out)
     assert channels == 1 or out.stride(1) == 1, out.stride()
     if out.numel():

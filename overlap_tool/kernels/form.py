@@ -29,14 +29,17 @@ class Form(NamedTuple):
         )
         return down, across
 
-    def result(self, x: Tensor, weight: Sequence[int], out: Tensor | None) -> Tensor:
-        """Where outputs of weights (out, in / groups, height, width) go: `out`, or a new tensor, channels
-        last."""
+    def shape(self, x: Tensor, weight: Sequence[int]) -> tuple[int, int, int, int]:
+        """The shape of the outputs, for weights of the shape (out, in / groups, height, width)."""
         images, _, rows, columns = x.shape
         (top, bottom), (left, right) = self.padding
         height = top + rows + bottom - self.dilation[0] * (weight[2] - 1)
         width = left + columns + right - self.dilation[1] * (weight[3] - 1)
-        shape = images, weight[0], (height - 1) // self.stride[0] + 1, (width - 1) // self.stride[1] + 1
+        return images, weight[0], (height - 1) // self.stride[0] + 1, (width - 1) // self.stride[1] + 1
+
+    def result(self, x: Tensor, weight: Sequence[int], out: Tensor | None) -> Tensor:
+        """What outputs go into: `out`, or a new tensor, channels last."""
+        shape = self.shape(x, weight)
         if out is None:
             return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         assert out.shape == shape, f"out is {tuple(out.shape)}, the result {shape}"

@@ -112,6 +112,11 @@ def noted(work: Convolution | Elementwise) -> None:
         note(work)
 
 
+def are_noted() -> bool:
+    """Whether somebody records this thread's work."""
+    return getattr(_of_thread, "note", None) is not None
+
+
 @contextmanager
 def noting(note: Callable[[Any], None] | None) -> Iterator[None]:
     before = getattr(_of_thread, "note", None)
