@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
@@ -37,11 +38,12 @@ good on one that is not back 15 seconds after a death, though it may be starting
 WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
 """A task's input is sent as part of it: data that Dask scatters to a worker are lost with it."""
 
-OF_PYTHON = 1 << 30
-"""The memory of a process before it computes anything, of a band of symbols, and a reserve."""
+OF_PYTHON = 3 << 29
+"""The memory of a process before it computes anything (some 1000 MiB with CompressAI), of a band of symbols,
+and a reserve."""
 
 AHEAD = 2
-"""Tasks sent at once, per worker, where results are returned in order."""
+"""Tasks sent at once, per worker."""
 
 ATTEMPTS = 6
 """How often a task is sent: Dask gives it up once some workers (four by default) have died while running it,
@@ -162,24 +164,31 @@ class OnWorkers(Generic[G, T]):
     arguments: Callable[[G], Sequence[Any]]
 
     def as_they_come(self, given: Iterable[G]) -> Iterator[tuple[G, T]]:
-        """Arguments and their results, in order of completion."""
+        """Arguments and their results, in order of completion. Few calls are sent at a time, so that neither
+        inputs nor results pile up on workers."""
         ended = dask_library("distributed").as_completed(loop=self.client.loop)
-        tasks = dict[Any, _Task[G, T]]()
+        tasks, left = dict[Any, _Task[G, T]](), iter(given)
 
         def expect(task: _Task[G, T]) -> None:
             tasks[task.future] = task
             ended.add(task.future)
 
+        def send() -> None:
+            for one in islice(left, max(0, AHEAD * _threads(self.client) - len(tasks))):
+                expect(_Task(self, one))
+
         try:
             with as_refusals():
-                for one in given:
-                    expect(_Task(self, one))
+                send()
                 for future in ended:
                     task = tasks.pop(future)
                     if task.sent_again():
                         expect(task)
-                    else:
-                        yield task.given, future.result()
+                        continue
+                    made = future.result()
+                    future.release()  # its worker need not keep it
+                    send()
+                    yield task.given, made
         finally:
             _forget(self.client, list(tasks))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
-from overlap_tool.distributed.models import Wanted, loaded, send_model
+from overlap_tool.distributed.models import Wanted, file_bytes, loaded, send_model
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import (
     compute_area,
@@ -90,15 +90,15 @@ class Workers:
     ) -> Iterator[tuple[Area, Tensor]]:
         refuse_other_networks(stage, shape)
         last = plan_of(stage, shape).segments[-1]
-        most, _ = fitting_side(stage, shape, last, memory_of_a_worker(self.client), to_files=False)
+        memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model)
+        most, _ = fitting_side(stage, shape, last, memory, to_files=False)
         areas = cut_stage(stage, area, self.piece, most)
         if len(areas) > 1:
             added = recomputed(stage, shape, [areas])
             note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
         given = partial(self._given, stage, shape, source)
-        made = OnWorkers(self.client, compute_window, given).in_order(areas)
         with TileProgress(stage.name, len(areas), quiet) as progress:
-            for piece, values in zip(areas, made, strict=True):
+            for piece, values in OnWorkers(self.client, compute_window, given).as_they_come(areas):
                 progress.advance()
                 yield piece, torch.from_numpy(values)
 

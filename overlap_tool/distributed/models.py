@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from contextlib import suppress
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from torch import nn
 
 from overlap_tool import plugins
 from overlap_tool.distributed.cluster import this_worker
@@ -34,12 +38,22 @@ def _itself(model: bytes) -> bytes:
     return model
 
 
+def file_bytes(model: nn.Module) -> int:
+    """What a model's file takes, which a worker keeps beside the model that it loads of it."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
 _LOADED: dict[str, Codec] = {}
 _LOADING = Lock()
 
 
 def loaded(model: bytes, wanted: Wanted) -> Codec:
-    """The model of a file, loaded once in this process, and checked to be the one that the run began with."""
+    """The model of a file, loaded once in this process, and checked to be the one that the run began with.
+
+    Every task begins with this, and with memory that earlier ones freed given back to the system.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # not glibc's
+        CDLL(None).malloc_trim(0)
     key = hashlib.sha256(model).hexdigest()
     with _LOADING:
         if key not in _LOADED:

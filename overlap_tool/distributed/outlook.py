@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overlap_tool.distributed.models import file_bytes
 from overlap_tool.distributed.pieces import (
     SIDE,
     all_of,
@@ -42,7 +43,8 @@ class Outlook:
     busiest: float
     """The arithmetic of the busiest worker, relative to an even share."""
     memory: int
-    """The most bytes that a worker holds for a piece, beside Python and PyTorch."""
+    """The most bytes that a worker holds for a piece, and the model's file; beside Python, PyTorch and the
+    model."""
     read: int
     """The bytes of numbers that workers read."""
     made: int
@@ -65,7 +67,7 @@ def outlook(
     if not stages:
         known = ", ".join(stage.name for stage in codec.stages) or "it has none"
         raise OptionError(f"stage={only!r}", f"is no stage of {codec.where}", f"Choose from: {known}")
-    found = []
+    found, model = [], file_bytes(codec.model)
     sent = hasattr(codec.model, "compress")
     for stage in stages:
         stage.network.require_image(codec.where)
@@ -73,12 +75,18 @@ def outlook(
         height, width = (side + -side % codec.multiple for side in size[::-1])
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         refuse_other_networks(stage, shape)
-        found += _of_stage(stage, shape, workers, memory, piece, not sent)
+        found += _of_stage(stage, shape, workers, memory, piece, not sent, model)
     return found
 
 
 def _of_stage(
-    stage: TiledForward, shape: Shape, workers: int, memory: int, piece: int | None, to_files: bool
+    stage: TiledForward,
+    shape: Shape,
+    workers: int,
+    memory: int,
+    piece: int | None,
+    to_files: bool,
+    model: int,
 ) -> list[Outlook]:
     plan = plan_of(stage, shape)
     several = len(plan.segments) > 1
@@ -87,15 +95,17 @@ def _of_stage(
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
-        side, least = fitting_side(stage, shape, each, memory, to_files, (piece,) if piece else SIDES)
-        if least > memory:
+        sides = (piece,) if piece else SIDES
+        side, least = fitting_side(stage, shape, each, memory - model, to_files, sides)
+        takes = model + least
+        if takes > memory:
             raise OptionError(
                 f"memory={memory}",
-                f"a piece of {side} pixels a side of {name} takes {least} bytes of a worker",
+                f"a piece of {side} pixels a side of {name} takes {takes} bytes of a worker",
                 "Give workers more, or wrap the model with a smaller tile",
             )
         areas = cut_pass(stage, each, side)
-        made.append(_of_pass(name, stage, shape, each, side, areas, workers, least))
+        made.append(_of_pass(name, stage, shape, each, side, areas, workers, takes))
     return made
 
 

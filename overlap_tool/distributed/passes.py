@@ -21,7 +21,7 @@ from torch import Tensor
 
 from overlap_tool import bounds
 from overlap_tool.distributed.cluster import OnWorkers, memory_of_a_worker, this_worker
-from overlap_tool.distributed.models import Wanted, loaded
+from overlap_tool.distributed.models import Wanted, file_bytes, loaded
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import SIDE, cut_pass, cut_scene, edges, grid
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow
@@ -95,7 +95,7 @@ class PassesOnWorkers:
         self.job = job
         self.quiet = quiet
         self.plan = plan_of(work.stage, work.shape)
-        memory = memory_of_a_worker(client)
+        memory = memory_of_a_worker(client) - file_bytes(work.stage.module)
         *before, most = (
             fitting_side(work.stage, work.shape, each, memory, to_files=True)[0]
             for each in self.plan.segments

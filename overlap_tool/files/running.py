@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from functools import partial
-from itertools import groupby
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -88,7 +88,8 @@ class Crew(AbstractContextManager["Crew"], Protocol):
         quiet: bool,
         note: Callable[[str], None],
     ) -> Iterator[tuple[Area, Tensor]]:
-        """The pieces of an area of a stage's output, left to right and top to bottom."""
+        """The pieces of an area of a stage's output, in order of completion. Those side by side have the same
+        rows."""
         ...
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
@@ -319,18 +320,28 @@ class Others:
     def compute(
         self, stage: TiledForward, shape: Shape, source: Source, area: Area, sink: Sink, quiet: bool
     ) -> None:
-        made = self.crew.pieces(stage, shape, source, area, quiet, self.note)
-        for down, beside in groupby(made, lambda piece: piece[0].rows):
-            with tempfile.TemporaryDirectory(prefix="pieces-", dir=self.folder) as folder:
-                parts = []
-                for piece, values in beside:
-                    part = MapFile(Path(folder) / str(piece.columns.start), values.shape[1:], values.dtype)
-                    part.file.create()
-                    part.write(0, values, durable=False)
-                    parts.append((part, Span(0, piece.columns.length)))
-                for rows in cut(down.length, ROWS_AT_ONCE):
-                    band = torch.cat([part.read(rows, columns) for part, columns in parts], -1)
-                    sink.write(rows.shift(down.start), area.columns, band)
+        begun, top = defaultdict[int, dict[Area, MapFile]](dict), area.rows.start
+        with tempfile.TemporaryDirectory(prefix="pieces-", dir=self.folder) as folder:
+            for piece, values in self.crew.pieces(stage, shape, source, area, quiet, self.note):
+                name = f"{piece.rows.start}-{piece.columns.start}"
+                part = MapFile(Path(folder) / name, values.shape[1:], values.dtype)
+                part.file.create()
+                part.write(0, values, durable=False)
+                begun[piece.rows.start][piece] = part
+                while sum(lies.columns.length for lies in begun[top]) == area.columns.length:
+                    top = self._hand_on(begun.pop(top), sink, area.columns)
+
+    @staticmethod
+    def _hand_on(beside: dict[Area, MapFile], sink: Sink, columns: Span) -> int:
+        """A row of pieces, in bands; the row after it."""
+        parts = [(part, Span(0, lies.columns.length)) for lies, part in sorted(beside.items())]
+        down = next(iter(beside)).rows
+        for rows in cut(down.length, ROWS_AT_ONCE):
+            band = torch.cat([part.read(rows, across) for part, across in parts], -1)
+            sink.write(rows.shift(down.start), columns, band)
+        for part, _ in parts:
+            part.file.path.unlink()
+        return down.stop
 
 
 class Stored:
