@@ -252,7 +252,7 @@ class StageNumbers:
         self.cuts = [step.compute[-1] for step in steps if not step.compute[-1].empty]
         band_bytes = self.channels * self.width * shape.itemsize * max(cut.length for cut in self.cuts)
         self.at_once = len(self.cuts) if self.barriers else max(1, block_bytes // band_bytes)
-        self.block: tuple[int, Tensor] | None = None
+        self.block: tuple[Area, Tensor] | None = None
 
     @property
     def area(self) -> Area:
@@ -264,23 +264,26 @@ class StageNumbers:
     def read(self, rows: Span, columns: Span) -> Tensor:
         if self.on_demand:
             return self._area(Area(rows, columns))
+        if 2 * columns.length <= self.width and not self.barriers:  # those beside it would ask for all again
+            return self._block(Area(rows, columns))
         parts = []
         start = rows.start
         for number in range(0, len(self.cuts), self.at_once):
             cuts = self.cuts[number : number + self.at_once]
-            inside = Span(max(start, cuts[0].start), min(rows.stop, cuts[-1].stop))
+            down = Span(cuts[0].start, cuts[-1].stop)
+            inside = Span(max(start, down.start), min(rows.stop, down.stop))
             if not inside.empty:
-                block = self._block(number, cuts)
-                first, start = cuts[0].start, inside.stop
+                block = self._block(Area(down, self.area.columns))
+                first, start = down.start, inside.stop
                 parts.append(
                     block[..., inside.start - first : inside.stop - first, columns.start : columns.stop]
                 )
         return torch.cat(parts, -2)
 
-    def _block(self, number: int, cuts: list[Span]) -> Tensor:
-        if self.block is None or self.block[0] != number:
+    def _block(self, area: Area) -> Tensor:
+        if self.block is None or self.block[0] != area:
             self.block = None  # freed before the next block is computed
-            self.block = number, self._area(Area(Span(cuts[0].start, cuts[-1].stop), self.area.columns))
+            self.block = area, self._area(area)
         return self.block[1]
 
     def _area(self, area: Area) -> Tensor:

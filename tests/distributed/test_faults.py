@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support import zarrs
 from support.disks import no_file_larger_than
 from support.dying import dies_until
 from support.networks import TwoBarriers
@@ -55,10 +56,7 @@ def given(tmp_path_factory) -> Path:
     network = overlap_tool.wrap(TwoBarriers().eval(), tile=64)
     overlap_tool.save(network, folder / "net.tiled.pt", "support.networks:TwoBarriers", {})
     pixels = photograph("astronaut", 300, 400, at=(0, 0))
-    array = zarr.open_array(
-        store=str(folder / "in.zarr"), mode="w", shape=pixels.shape, chunks=(100, 100, 3), dtype="u1"
-    )
-    array[:] = pixels
+    zarrs.written(folder / "in.zarr", pixels, (100, 100, 3))
     compress_in_one_process(codec(folder), folder / "in.zarr", folder / "whole.lic", in_memory=SMALL)
     run_in_one_process(network_in(folder), folder / "in.zarr", folder / "whole.zarr", dtype="float32")
     return folder
@@ -86,10 +84,7 @@ def same_file(given: Path, output: Path) -> bool:
 
 
 def same_samples(given: Path, output: Path) -> bool:
-    first, second = (
-        zarr.open_array(store=str(path), mode="r")[:] for path in (output / "out.zarr", given / "whole.zarr")
-    )
-    return np.array_equal(first, second)
+    return np.array_equal(zarrs.values_of(output / "out.zarr"), zarrs.values_of(given / "whole.zarr"))
 
 
 # --- workers that are killed ------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from support import zarrs
 from support.photographs import photograph
 
 import overlap_tool
@@ -50,10 +50,7 @@ def scene(request, tmp_path_factory) -> tuple[Codec, Path, np.ndarray]:
     torch.manual_seed(5)
     network = getattr(networks, request.param)().eval()
     pixels = photograph("astronaut", 236, 301)
-    array = zarr.open_array(
-        store=str(folder / "in.zarr"), mode="w", shape=pixels.shape, chunks=(50, 70, 3), dtype="u1"
-    )
-    array[:] = pixels
+    zarrs.written(folder / "in.zarr", pixels, (50, 70, 3))
     with torch.no_grad(), overlap_tool.exact_kernels():
         whole = network(torch.from_numpy(pixels).float().div(255).permute(2, 0, 1)[None])
     tiled = overlap_tool.wrap(network, tile=32)
@@ -64,10 +61,6 @@ def scene(request, tmp_path_factory) -> tuple[Codec, Path, np.ndarray]:
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch) -> None:
     monkeypatch.setattr("overlap_tool.distributed.passes.SIDE", 100)
-
-
-def _samples(path: Path) -> np.ndarray:
-    return zarr.open_array(store=str(path), mode="r")[:]
 
 
 @pytest.mark.parametrize("piece", [100, 128, 1000])
@@ -84,7 +77,7 @@ def test_the_bits_are_those_of_the_whole(tmp_path, scene, address, piece, monkey
         piece=piece,
         trust=True,
     )
-    assert np.array_equal(_samples(tmp_path / "out.zarr"), whole)
+    assert np.array_equal(zarrs.values_of(tmp_path / "out.zarr"), whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
@@ -101,4 +94,4 @@ def test_a_run_that_stopped_goes_on(tmp_path, scene, address, disk, room) -> Non
     assert run(codec, folder / "in.zarr", tmp_path / "out.zarr", resume=True, **how).resumed
     pieces = [name for name, _ in disk.marked if name != "image"]
     assert len(set(pieces)) == len(pieces), "nothing is done twice"
-    assert np.array_equal(_samples(tmp_path / "out.zarr"), whole)
+    assert np.array_equal(zarrs.values_of(tmp_path / "out.zarr"), whole)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support import zarrs
 from support.networks import Doubles, PlainCnn, two_barriers
 from support.photographs import codec, photograph
 from torch import nn
@@ -116,11 +117,7 @@ def test_a_zarr_array_is_read_by_those_who_need_it(tmp_path, monkeypatch) -> Non
     """As many whole chunks of it as come near a side make one of the result; each task reads its window."""
     monkeypatch.setattr("overlap_tool.distributed.arrays.SIDE", 24)
     values = np.random.default_rng(1).random((3, 61, 47), np.float32)
-    array = zarr.open_array(
-        store=str(tmp_path / "in.zarr"), mode="w", shape=values.shape, chunks=(1, 10, 30), dtype="f4"
-    )
-    array[:] = values
-    lazily = map_tiles(_seeded(Doubles), array)
+    lazily = map_tiles(_seeded(Doubles), zarrs.written(tmp_path / "in.zarr", values, (1, 10, 30)))
     assert len(lazily.dask) == 4 * 2 + 1
     assert lazily.chunks == ((3,), (40, 40, 40, 2), (60, 34))
     found = distributed.protocol.deserialize(*distributed.protocol.serialize(lazily)).compute()
@@ -180,18 +177,15 @@ def scene(tmp_path_factory) -> tuple[Codec, Path]:
     tiled = overlap_tool.wrap(PlainCnn().eval(), tile=64)
     overlap_tool.save(tiled, folder / "net.tiled.pt", "support.networks:PlainCnn", {})
     grey = np.resize(photograph("camera", 300, 256), (600, 512))
-    array = zarr.open_array(
-        store=str(folder / "in.zarr"), mode="w", shape=(600, 512), chunks=(100, 100), dtype="u1"
-    )
-    array[:] = grey
+    zarrs.written(folder / "in.zarr", grey, (100, 100))
     model = Codec.load(folder / "net.tiled.pt", trust=True)
     run_in_one_process(model, folder / "in.zarr", folder / "whole.zarr", dtype="float32")
     return model, folder
 
 
 def _same(found: Path, folder: Path) -> bool:
-    first, second = (zarr.open_array(store=str(path), mode="r") for path in (found, folder / "whole.zarr"))
-    return first.dtype == second.dtype and np.array_equal(first[:], second[:])
+    first, second = zarrs.values_of(found), zarrs.values_of(folder / "whole.zarr")
+    return first.dtype == second.dtype and np.array_equal(first, second)
 
 
 def _run(scene, output: Path, **how):

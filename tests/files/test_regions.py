@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from overlap_tool.errors import ContainerError, OptionError
 from overlap_tool.files import Codec, compress, decompress, run
 from overlap_tool.files.formats import arrays, container
 from overlap_tool.files.formats.container import StringInFile
+from overlap_tool.files.running import StageNumbers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,6 +242,25 @@ def test_no_other_blocks_are_read(tmp_path, in_blocks, monkeypatch) -> None:
     starts = first + np.cumsum([0, *(band.length for band in head.bands[0])])
     assert sorted(one for one in read if one < starts[-1]) == [starts[i] for i in sorted(of)]
     assert 1 < len(of) < 12
+
+
+def test_blocks_side_by_side_do_not_compute_all_of_a_map_again(tmp_path, monkeypatch) -> None:
+    """Their scales and means are computed where they are read. What is computed at once was full rows, and of
+    blocks that lay in two of these, each asked for both: a wide scene took forty times as long."""
+    computed = Counter[str]()
+    compute = StageNumbers._compute
+
+    def counting(self, area, sink, quiet) -> None:
+        computed[self.stage.name] += area.size
+        compute(self, area, sink, quiet)
+
+    monkeypatch.setattr(StageNumbers, "_compute", counting)
+    np.save(tmp_path / "in.npy", photograph("chelsea", 256, 448))
+    size = (256 // 16) * (448 // 16)
+    compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic", in_memory=4000, blocks=96)
+    assert computed.pop("h_s") == size
+    decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / "out.npy", in_memory=4000)
+    assert computed.pop("h_s") == size
 
 
 def test_an_altered_block_is_refused_where_it_is_read(tmp_path, in_blocks) -> None:
