@@ -346,6 +346,7 @@ def test_every_option_exists() -> None:
     for script in ("benchmarks/__main__.py", "scripts/on_a_gpu.py"):
         known |= set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / script).read_text()))
     known |= {
+        "--no-build-isolation",
         "--no-deps",
         "--no-index",
         "--only-binary",

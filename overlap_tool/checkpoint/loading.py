@@ -18,7 +18,7 @@ from overlap_tool.checkpoint.fitting import assemble, refuse_nonfinite
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.origin import Origin, origin_of, remember
 from overlap_tool.checkpoint.reading import read_payload, strip_prefixes, weights_of
-from overlap_tool.errors import CheckpointError, OptionError, UntrustedClassError
+from overlap_tool.errors import CheckpointError, OptionError, PluginError, UntrustedClassError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,13 @@ def rebuild(
                 "If you trust whoever made the file, and that code, pass `trust=True`",
             )
         third_party.require_class(architecture)
-        model = third_party.construct(architecture, arguments)
-        third_party.fill(model, state, f"{where} as {architecture}")
+        try:
+            model = third_party.construct(architecture, arguments)
+            third_party.fill(model, state, f"{where} as {architecture}")
+        except (PluginError, WeightsError) as error:
+            told = f"{architecture}, called with {dict(arguments)}, does not make its model: {error.reason}"
+            way_out = "Use the code of the model that was saved, or save it again with its `arguments`"
+            raise type(error)(where, told, way_out) from error
     elif architecture in registry.names():
         model, _ = assemble(registry.find(architecture), state, where)
     else:

@@ -18,7 +18,9 @@ def area_of(region: Rectangle | None, height: int, width: int) -> Area:
     if len(region) != 4 or not all(isinstance(side, int) for side in region):
         raise OptionError(where, "is not four whole numbers", "Give x, y, width and height in pixels")
     x, y, wide, high = region
-    if min(x, y) < 0 or min(wide, high) < 1 or x + wide > width or y + high > height:
+    if min(wide, high) < 1:
+        raise OptionError(where, "has no pixels", "Give x, y, and a width and a height of 1 or more")
+    if min(x, y) < 0 or x + wide > width or y + high > height:
         raise OptionError(
             where,
             f"is not inside of an image of {width}x{height}",

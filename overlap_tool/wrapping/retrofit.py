@@ -28,9 +28,11 @@ from overlap_tool.errors import (
     CheckpointError,
     OptionError,
     OverlapToolError,
+    PluginError,
     SizeDependenceError,
     TraceError,
     TrainingModeError,
+    WeightsError,
 )
 from overlap_tool.geometry.layout import Layout, MapSize
 from overlap_tool.graph.aftermath import set_attributes
@@ -541,6 +543,8 @@ def save(
     origin = _buildable(origin, type(model))
     overlaps = _tiling(model).overlaps()
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+    if architecture is not None:
+        _refuse_another_model(origin, state)
     # plain numbers: a file that loads without this package holds none of its classes
     plain = asdict(settings) | {"tile": settings.tile and tuple(settings.tile)}
     Artefact(origin.architecture, dict(origin.arguments), state, plain, overlaps, example).write(path)
@@ -559,6 +563,16 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
     else:
         checkpoint.find(origin.architecture, written=origin.architecture)
     return origin
+
+
+def _refuse_another_model(origin: checkpoint.Origin, state: dict[str, Tensor]) -> None:
+    """Raise unless what the user says of a model builds it."""
+    where = f"arguments={dict(origin.arguments)}"
+    try:
+        checkpoint.rebuild(origin.architecture, origin.arguments, state, where, trust=True)
+    except (PluginError, WeightsError) as error:
+        way_out = f"Give the arguments with which this {origin.architecture} was constructed"
+        raise OptionError(where, error.reason, way_out) from error
 
 
 def _wrapped(

@@ -17,7 +17,7 @@ from support.small_models import small_model
 from torch import nn
 
 import overlap_tool
-from overlap_tool.errors import ContainerError, OptionError
+from overlap_tool.errors import ContainerError, ImageFileError, OptionError
 from overlap_tool.files import Codec, compress, decompress, run
 from overlap_tool.files.formats import arrays, container
 from overlap_tool.files.formats.container import StringInFile
@@ -153,13 +153,20 @@ def test_a_region_of_what_is_coded_position_by_position(tmp_path) -> None:
     assert np.array_equal(np.load(tmp_path / "part.npy"), np.load(tmp_path / "whole.npy")[4:10, 3:8])
 
 
+def test_an_array_with_its_channels_first_is_told_of_their_order(tmp_path) -> None:
+    np.save(tmp_path / "in.npy", np.moveaxis(PIXELS[:60, :90], 2, 0))
+    told = "90 channels, and the model takes 3: arrays are taken as rows, columns and channels.*channels last"
+    with pytest.raises(ImageFileError, match=told):
+        run(_wrapped(Doubles()), tmp_path / "in.npy", tmp_path / "out.npy")
+
+
 @pytest.mark.parametrize(
     ("region", "reason"),
     [
+        ((0, 0, 0, 10), r"^region=\[0, 0, 0, 10\]: has no pixels"),
         ((0, 0, 181, 10), r"^region=\[0, 0, 181, 10\]: is not inside of an image of 180x120"),
         ((0, 119, 10, 2), "is not inside"),
         ((-1, 0, 10, 10), "is not inside"),
-        ((0, 0, 0, 10), "is not inside"),
         ((0, 0, 10), "four whole numbers"),
         ((0, 0, 1.5, 10), "four whole numbers"),
     ],

@@ -18,7 +18,7 @@ from support.small_models import small_model
 
 import overlap_tool
 from overlap_tool import checkpoint
-from overlap_tool.errors import CheckpointError, OptionError, UntrustedClassError
+from overlap_tool.errors import CheckpointError, OptionError, PluginError, UntrustedClassError
 from overlap_tool.files import Codec
 from overlap_tool.files.formats import container
 from overlap_tool.wrapping.retrofit import tiled_stages
@@ -155,6 +155,23 @@ def test_a_checkpoint_that_was_not_wrapped_is_refused(tmp_path) -> None:
 def test_saving_what_is_not_wrapped_is_refused(tmp_path) -> None:
     with pytest.raises(OptionError, match="wrap"):
         overlap_tool.save(PlainCnn(), tmp_path / "x.pt", "support.networks:PlainCnn", {})
+
+
+@pytest.mark.parametrize("arguments", [None, {}, {"width": 7}, {"depth": 6}])
+def test_saving_with_other_arguments_than_those_of_the_model_is_refused(tmp_path, arguments) -> None:
+    """The file was written, and no `load` could read it."""
+    tiled = overlap_tool.wrap(PlainCnn(6).eval(), tile=16)
+    with pytest.raises(OptionError, match=r"^arguments=.*support\.networks:PlainCnn was constructed$"):
+        overlap_tool.save(tiled, tmp_path / "x.pt", "support.networks:PlainCnn", arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_class_has_changed_says_so(tmp_path) -> None:
+    tiled = overlap_tool.wrap(PlainCnn(6).eval(), tile=16)
+    overlap_tool.save(tiled, tmp_path / "x.pt", "support.networks:PlainCnn", {"width": 6})
+    _change(tmp_path / "x.pt", arguments={"depth": 6})
+    with pytest.raises(PluginError, match="Use the code of the model that was saved, or save it again"):
+        overlap_tool.load(tmp_path / "x.pt", trust=True)
 
 
 def test_a_class_of_ones_own_comes_back_by_its_path(run, tmp_path) -> None:

@@ -23,6 +23,9 @@ def refuse_channels(where: str, picture: Picture, wanted: int) -> None:
     reason = f"it has {found} channels, and the model takes {wanted}"
     if is_image and found in (2, 4):
         raise ImageFileError(where, f"{reason}; the last may be an alpha channel", FLATTEN)
+    if is_image and picture.form.shape[0] == wanted:
+        reason += ": arrays are taken as rows, columns and channels"
+        raise ImageFileError(where, reason, "Save it with its channels last")
     raise ImageFileError(where, reason, "Convert it, or use a model of as many channels")
 
 
