@@ -47,6 +47,11 @@ class Example:
         """The layout of all maps as one, side by side in its channels."""
         return Layout.of_map(sum(self.channels)) if self.channels else None
 
+    @property
+    def has_tensors(self) -> bool:
+        """Whether any parameter is a tensor."""
+        return any(isinstance(value, Tensor) for value in tree_leaves(self.arguments))
+
     @staticmethod
     def of(example: Given, method: str | None = None) -> Example | None:
         """From positional arguments, or keyword arguments, which follow an image if none of them is a map.

@@ -26,7 +26,7 @@ from overlap_tool.graph.example import FORWARD, Example
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.standing_in import put_back
 from overlap_tool.graph.trace import input_channels, trace
-from overlap_tool.graph.tracer import tensors
+from overlap_tool.graph.tracer import TrialError, tensors
 from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop
@@ -211,6 +211,13 @@ def _rounding_or_plain(model: nn.Module, example: Example | None) -> _Observed |
             seen = _observed(model, example)
             if seen.rounding:
                 return seen
+        if isinstance(refusal, TrialError) and example is not None and example.has_tensors:
+            raise TrialError(
+                refusal.where,
+                f"{refusal.reason}. The maps are of two images, and the example's other tensors as given",
+                "Let the model's code take these for any number of images, or pass them as maps, with the "
+                "rows and columns of the image",
+            ) from refusal
         raise
 
 

@@ -15,7 +15,13 @@ from support import networks
 from torch import Tensor, nn
 
 import overlap_tool
-from overlap_tool.errors import CheckpointError, OptionError, OverlapToolError, UntrustedClassError
+from overlap_tool.errors import (
+    CheckpointError,
+    OptionError,
+    OverlapToolError,
+    TraceError,
+    UntrustedClassError,
+)
 from overlap_tool.graph.standing_in import stands_in
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.wrapping.retrofit import tiled_stages
@@ -379,3 +385,27 @@ def test_a_codec_that_is_called_with_a_rate_in_reports_and_files(tmp_path: Path)
     image = torch.rand(1, 3, 44, 52)
     assert loaded.compress(image, 2) == tiled.compress(image, 2)
     assert overlap_tool.analyze(loaded).call == analysis.call == "reconstruct(map, qp=1)"
+
+
+class NoiseLevel(nn.Module):
+    """As FFDNet: a level for each image is repeated to a map beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        level = level.expand(-1, -1, x.size(-2), x.size(-1))
+        return self.conv(torch.cat((x, level), 1))
+
+
+def test_a_tensor_for_each_image_is_told_of_two_images() -> None:
+    """The error said that the module was given one map, and that it was at fault."""
+    model, image = NoiseLevel().eval(), torch.rand(1, 3, 64, 80)
+    level = torch.full((1, 1, 1, 1), 0.1)
+    with pytest.raises(TraceError, match=r"other tensors as given. Let .* pass them as maps, with the rows"):
+        overlap_tool.wrap(model, tile=32, example=(image, level))
+    as_a_map = level.expand(1, 1, 64, 80)
+    tiled = overlap_tool.wrap(model, tile=32, example=(image, as_a_map))
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(tiled(image, as_a_map), model(image, as_a_map))
