@@ -23,7 +23,7 @@ T = TypeVar("T")
 SECONDS_TO_ANSWER = 5
 
 SECONDS_TO_JOIN = 30
-"""A scheduler has to have a worker by then; without one, nothing would ever be computed."""
+"""How long to wait for a scheduler's first worker, without which nothing would ever be computed."""
 
 SECONDS_TO_END = 60
 """Dask cannot stop a running task: an error that ends a run is raised after its tasks, or after this time."""
@@ -32,22 +32,22 @@ OF_OUR_OWN = {
     "distributed.scheduler.no-workers-timeout": "3m",
     "distributed.deploy.lost-worker-timeout": "1000h",
 }
-"""Local processes restart when they die, unless they cannot start. By default, Dask's cluster gives up for
-good on one that is not back 15 seconds after a death, though it may be starting, or have died once more."""
+"""Local processes restart after they die. By default, Dask's cluster gives up a process that is not back
+within 15 seconds, even if it is still starting or has died again."""
 
 WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
-"""A task's input is sent as part of it: data that Dask scatters to a worker are lost with it."""
+"""A task contains its input, since data that Dask scatters to a worker are lost if that worker dies."""
 
 OF_PYTHON = 3 << 29
-"""The memory of a process before it computes anything (some 1000 MiB with CompressAI), of a band of symbols,
-and a reserve."""
+"""The memory of a process before it computes anything (about 1000 MiB with CompressAI), and for a band of
+symbols, and a reserve."""
 
 AHEAD = 2
 """Tasks sent at once, per worker."""
 
 ATTEMPTS = 6
-"""How often a task is sent: Dask gives it up once some workers (four by default) have died while running it,
-whatever killed them."""
+"""How often a task is sent: Dask gives a task up once a number of workers (four by default) have died while
+running it, for whatever reason."""
 
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
@@ -114,7 +114,7 @@ def _processes(workers: int) -> Any:
 
 
 async def _answered(dask: str) -> None:
-    """Try an address: a client would wait for ever for one that is open but no scheduler's."""
+    """Test an address: a client would wait forever at an open port that is not a scheduler's."""
     comm, security = dask_library("distributed.comm"), dask_library("distributed").Security()
     how = security.get_connection_args("client")
     await (
@@ -222,7 +222,7 @@ class _Task(Generic[G, T]):
         self.future = work.client.submit(work.function, *work.arguments(self.given), pure=False)
 
     def sent_again(self) -> bool:
-        """Wait until it ends; true if it was sent again and has to be awaited once more."""
+        """Wait until the task ends; return whether it was sent again and has to be awaited once more."""
         killed = isinstance(self.future.exception(), dask_library("distributed").KilledWorker)
         if again := killed and self.left > 0:
             self._send()
@@ -236,7 +236,7 @@ def _threads(client: Any) -> int:
 
 @contextmanager
 def in_touch() -> Iterator[None]:
-    """Inside, the scheduler is queried; errors are not those of a file."""
+    """Inside, the scheduler is queried: an OSError is a lost connection, not an error of a file."""
     try:
         yield
     except OSError as error:
@@ -244,9 +244,9 @@ def in_touch() -> Iterator[None]:
 
 
 def _forget(client: Any, futures: Sequence[Any]) -> None:
-    """Cancel tasks, and return when no worker runs one: it would write to a folder that is about to go.
+    """Cancel tasks, and return when no worker runs one, since it could write to a folder about to be deleted.
 
-    Nothing computes them where the scheduler is gone, or the client closed.
+    If the scheduler is gone or the client is closed, no worker runs them.
     """
     if not futures or client.status != "running":
         return
@@ -255,12 +255,12 @@ def _forget(client: Any, futures: Sequence[Any]) -> None:
     async def ended(dask_worker: Any) -> None:
         until = time.monotonic() + SECONDS_TO_END
         while time.monotonic() < until:
-            await asyncio.sleep(0.1)  # first of all: what is cancelled may be told after this is asked
+            await asyncio.sleep(0.1)  # first, since this query may arrive before the cancellation
             if keys.isdisjoint(dask_worker.state.tasks):
                 return
 
     def wait() -> None:
-        with suppress(Exception, asyncio.CancelledError):  # the error that ends the run is another
+        with suppress(Exception, asyncio.CancelledError):  # another error already ends the run
             client.cancel(futures)
             client.run(ended, on_error="ignore")
 
@@ -279,7 +279,7 @@ def _result(task: _Task[G, T]) -> T:
 
 @contextmanager
 def as_refusals() -> Iterator[None]:
-    """Inside, whatever ends tasks through no fault of their code is raised as an error of this package."""
+    """Inside, failures of tasks that their own code did not cause are raised as errors of this package."""
     distributed = dask_library("distributed")
     try:
         yield

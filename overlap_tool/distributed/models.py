@@ -39,7 +39,7 @@ def _itself(model: bytes) -> bytes:
 
 
 def file_bytes(model: nn.Module) -> int:
-    """What a model's file takes, which a worker keeps beside the model that it loads of it."""
+    """The size of a model's file, which a worker keeps in addition to the model loaded from it."""
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
@@ -48,9 +48,9 @@ _LOADING = Lock()
 
 
 def loaded(model: bytes, wanted: Wanted) -> Codec:
-    """The model of a file, loaded once in this process, and checked to be the one that the run began with.
+    """The model of a file, loaded once in this process, and checked to be the one that the run started with.
 
-    Every task begins with this, and with memory that earlier ones freed given back to the system.
+    Every task calls this first, which also returns memory freed by earlier tasks to the system.
     """
     with suppress(AttributeError, OSError, TypeError):  # not glibc's
         CDLL(None).malloc_trim(0)

@@ -43,7 +43,7 @@ class Outlook:
     busiest: float
     """The arithmetic of the busiest worker, relative to an even share."""
     memory: int
-    """The most bytes that a worker holds for a piece, and the model's file; beside Python, PyTorch and the
+    """The most bytes that a worker holds for a piece, plus the model's file; without Python, PyTorch and the
     model."""
     read: int
     """The bytes of numbers that workers read."""

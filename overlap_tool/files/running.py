@@ -336,7 +336,7 @@ class Others:
 
     @staticmethod
     def _hand_on(beside: dict[Area, MapFile], sink: Sink, columns: Span) -> int:
-        """A row of pieces, in bands; the row after it."""
+        """Write a row of pieces, band by band; return the row after it."""
         parts = [(part, Span(0, lies.columns.length)) for lies, part in sorted(beside.items())]
         down = next(iter(beside)).rows
         for rows in cut(down.length, ROWS_AT_ONCE):

@@ -147,7 +147,7 @@ def same_values(first: Tensor, second: Tensor) -> bool:
 
 
 def _as_numbers(tensor: Tensor) -> Tensor:
-    """A tensor that can be compared: sparse and quantized ones cannot."""
+    """A dense tensor of the same values: sparse and quantized ones cannot be compared."""
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()

@@ -33,7 +33,7 @@ from overlap_tool.kernels.volumes import by_planes
 DTYPES = (torch.float32, torch.float64)
 
 BAND_BYTES, FEWEST_ROWS = 4 << 20, 8
-"""So much of a whole map and its result at once, but not fewer rows: neighbouring bands share some."""
+"""The bytes of a band's input and output, and its fewest rows: neighbouring bands read some rows twice."""
 
 
 class _Made(NamedTuple):
@@ -386,8 +386,8 @@ def _convolve(
 def _by_bands(
     x: Tensor, shape: Sequence[int], packed: Callable[[Kernel], Any], bias: Tensor | None, form: Form
 ) -> Tensor:
-    """Of a whole map, channels first: band by band of rows, laid out as the kernel wants them, so that what
-    lies in between stays in the cache."""
+    """Convolve a whole channels-first map in bands of rows, each converted to the kernel's layout, so that
+    intermediate results stay in the cache."""
     (top, _), across = form.padding
     step, reach = form.stride[0], form.dilation[0] * (shape[2] - 1)
     images, channels, rows, columns = x.shape

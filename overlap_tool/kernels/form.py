@@ -38,7 +38,7 @@ class Form(NamedTuple):
         return images, weight[0], (height - 1) // self.stride[0] + 1, (width - 1) // self.stride[1] + 1
 
     def result(self, x: Tensor, weight: Sequence[int], out: Tensor | None) -> Tensor:
-        """What outputs go into: `out`, or a new tensor, channels last."""
+        """The tensor for the outputs: `out`, or a new one, channels last."""
         shape = self.shape(x, weight)
         if out is None:
             return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -29,11 +29,11 @@ FIELDS = "next", "strips", "members"
 """The arguments of generated code, 64 bits each, before the fields of each member."""
 
 MEMBER = "function", "rows", "height", "words", "start"
-"""Its code, its rows and those of a strip; and its argument: some words, from `start` on."""
+"""A member: its code, its rows, its rows per strip, and the number and start of its argument's words."""
 
 WORD = "value", "step", "each", "item"
-"""A word of an argument: it advances by a step per row before a strip; or it counts the items of a strip, of
-which every row makes `each`, with `item` units per item."""
+"""A word of an argument. Either it advances by `step` per row before the strip; or it is the strip's number
+of items, where a row has `each` units and an item has `item`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ LONGEST = 64
 
 @cache
 def _code() -> int:
-    """Takes strip after strip, from a counter that all threads share; of each, member after member."""
+    """Code that takes strips from a counter shared by all threads, and runs each strip's members in order."""
     module = ir.Module("strips")
     module.triple = codegen.triple()
     pointer = I64.as_pointer()
@@ -115,7 +115,7 @@ def _code() -> int:
 
 
 CACHED_BYTES = 384 * 1024
-"""What a strip reads and writes, most of which stays in a core's own cache."""
+"""The bytes that a strip reads and writes, most of which stay in a core's own cache."""
 
 WORTH_IT = 2 * 1024 * 1024
 """Bytes that all strips together read and write; below this, the caches hold them anyway."""
@@ -192,7 +192,7 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
     if any(_meet(own.written, read) for each in parts for read in each.read):
         return None
     if isinstance(work, Convolution) and not any(_meet(x, each.written) for x in own.read for each in parts):
-        # or a work that reads what was there before, such as phases of a transposed convolution
+        # or it reads only maps from before the strip, as the phases of a transposed convolution do
         alike = not any(paces) and all(own.written.strides == each.written.strides for each in parts)
         return [*found, 0] if alike and not any(_meet(own.written, each.written) for each in parts) else None
     if not _is_row_for_row(work) or any(_meet(own.written, each.written) for each in parts):
@@ -228,7 +228,7 @@ def _pace(written: Lying, read: Lying) -> int:
 
 
 def _same_images(written: Lying, read: Lying) -> bool:
-    """Whether an image of one lies where it lies of the other."""
+    """Whether both have the same number of images, at the same distance."""
     number = written.shape[0]
     return number == read.shape[0] and (number == 1 or written.strides[0] == read.strides[0])
 

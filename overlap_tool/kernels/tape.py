@@ -346,7 +346,7 @@ def copied_alike(tensor: Tensor) -> Tensor:
 _tried: dict[Any, bool] = {}
 
 MOST_TRIED = 4096
-"""Some kilobytes each. The oldest are forgotten, and tried again."""
+"""The most results of trials that are kept. Older ones are dropped; their tapes are tried again."""
 
 
 def tape_of(recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> Tape | None:

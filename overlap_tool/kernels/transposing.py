@@ -1,6 +1,6 @@
-"""Maps laid out anew on the CPU, from channels first to channels last and back, on torch's own threads.
+"""Converts maps on the CPU from channels first to channels last and back, on PyTorch's own threads.
 
-PyTorch's own copy takes longer than a convolution of 1x1 does in between.
+PyTorch's own copy takes longer than a 1x1 convolution between the two conversions.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ FIELDS = (
     *("x", "x_image", "x_row", "x_channel", "x_pixel"),
     *("y", "y_image", "y_row", "y_channel", "y_pixel"),
 )
-"""What generated code is given, 64 bits each; strides count numbers."""
+"""The arguments of generated code, 64 bits each; strides are in elements."""
 
 TASK = struct.Struct(f"{len(FIELDS)}q")
 PLACES = FIELDS.index("x"), FIELDS.index("y")
 
 PIXELS = 256
-"""Of a row, that are an item: with all channels they stay in a core's own cache."""
+"""The pixels of a row that form one work item: with all channels, they fit in a core's own cache."""
 
 WORTH = 1 << 16
-"""Numbers from which on generated code is called for them."""
+"""The fewest elements for which generated code is used."""
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same map, contiguous so."""
+    """The same map, contiguous in channels-last order."""
     if not is_quick(x) or x.stride(3) != 1:
         return x.contiguous(memory_format=torch.channels_last)
     return _moved(x, torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last))
 
 
 def channels_first(x: Tensor, to: Tensor | None = None) -> Tensor:
-    """The same map, contiguous so, or as `to`, where neighbouring pixels of a row lie side by side."""
+    """The same map, contiguous; or copied to `to`, in which neighbouring pixels of a row are adjacent."""
     if not is_quick(x) or x.stride(1) != 1:
         return x.contiguous() if to is None else to.copy_(x)
     return _moved(x, torch.empty(x.shape, dtype=x.dtype) if to is None else to)
 
 
 def is_quick(x: Tensor) -> bool:
-    """Whether generated code does it. Whoever records this thread's work sees PyTorch's own copies alone."""
+    """Whether generated code converts it: not while work is recorded, since recorders see PyTorch's ops only."""
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
@@ -78,7 +78,7 @@ def _moved(x: Tensor, y: Tensor) -> Tensor:
 
 @cache
 def _code(itemsize: int, to_last: bool) -> int:
-    """Squares of as many channels and pixels as a vector has lanes, and what is left number by number."""
+    """Transposes squares of as many channels and pixels as a vector has lanes; the rest one by one."""
     lanes = codegen.processor().lanes(itemsize)
     number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
     vector = ir.VectorType(number, lanes)
@@ -140,7 +140,7 @@ def _code(itemsize: int, to_last: bool) -> int:
 
 
 def _transposed(b: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
-    """Of a square of numbers, line by line: halves change places, then quarters, down to single numbers."""
+    """Transpose a square, given as its rows: exchange halves, then quarters, down to single elements."""
     lanes = len(lines)
     step = lanes // 2
     while step:

@@ -113,7 +113,7 @@ def noted(work: Convolution | Elementwise) -> None:
 
 
 def are_noted() -> bool:
-    """Whether somebody records this thread's work."""
+    """Whether this thread's work is being recorded."""
     return getattr(_of_thread, "note", None) is not None
 
 

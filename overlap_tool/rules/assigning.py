@@ -45,7 +45,7 @@ def assigned(call: Call, whole: Operand, key: Any, value: Any) -> Rule:
         if value.spatial and value.shape[-2:] != whole.shape[-2:]:
             call.refuse("repeats a map over the rows or columns that it writes")
         if not value.spatial and any(n != 1 for n in value.shape[-2:]):
-            call.refuse("writes what is no map to some rows or columns of one")
+            call.refuse("writes a value that is not a map to some rows or columns of a map")
 
     def run(patches: Patches, whole: Tensor, key: Any, value: Any) -> Tensor:
         made = whole.clone()

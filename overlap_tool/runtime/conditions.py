@@ -1,6 +1,6 @@
 """The conditions under which recordings of one pass are valid for the next.
 
-They are everything that a pass depends on beside the numbers of its maps: sizes and memory layouts of maps,
+They are everything that a pass depends on except the values in its maps: sizes and memory layouts of maps,
 weights and everything else that modules hold, and tensors computed from weights.
 """
 
@@ -42,7 +42,7 @@ class Conditions:
         self._digest = b""
 
     def note(self) -> None:
-        """Record them in full as the pass begins, if a later pass can be compared with all of them."""
+        """Record them all at the start of the pass, if a later pass can be compared with them."""
         if self._form[-1].type != "cpu" or not all(is_ours(op.rule) for op in self._ops):
             return
         snapshot = Snapshot(self._network.root)
@@ -64,8 +64,8 @@ class Conditions:
         )
 
     def _numbers(self, snapshot: Snapshot) -> bytes:
-        """A digest of all numbers that are read beside those of maps: weights and other tensors, which may be
-        written to unobserved, and what was computed from them. Empty if the numbers of one are not plain."""
+        """A digest of all values that are read except those of maps: weights and other tensors, which may be
+        written unobserved, and values computed from them. Empty if a tensor is not plain."""
         digest = sha256()
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
@@ -92,7 +92,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def is_ours(rule: Rule) -> bool:
-    """Whether a rule's `run` is defined in this package. That of a `Rule.windowed` is not: it calls
-    another."""
+    """Whether a rule's `run` is defined in this package. That of a `Rule.windowed` does not count, since it
+    calls a function that may not be."""
     module = getattr(rule.run, "__module__", None) or ""
     return module.startswith("overlap_tool.rules.") and module != Rule.__module__

@@ -23,11 +23,11 @@ WORTH = {"cpu": 10_000_000_000, "cuda": 0}
 """Multiply-accumulates of all such tiles together below which recording costs more than it saves."""
 
 PASSES = 40
-"""How many more passes are expected once something is done a second time."""
+"""How many more passes are expected once tiles of some form occur in a second pass."""
 
 
 Strided = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
-"""Of a tensor: its shape, strides, type and device."""
+"""A tensor's shape, strides, type and device."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Repeats:
         self.known: dict[tuple[int, int], Played] = {}
 
     def begin(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> None:
-        """Begin a pass, in which these columns are computed together."""
+        """Begin a pass, in which each group of columns is computed together."""
         self._before.update(self._left)
         self._forms.clear()
         axes = (network.rows, [[step] for step in rows.steps]), (network.columns, groups)
@@ -105,7 +105,7 @@ class Repeats:
         return Counter(self._forms[id(step)] for step, *_ in groups)
 
     def is_worth_keeping(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> bool:
-        """Whether another pass would record any of these tiles."""
+        """Whether a later pass would record any of these tiles."""
         down = {self._forms[id(row)]: row for row in rows.steps}
         across = {self._forms[id(group[0])]: group for group in groups}
         return any(
@@ -168,7 +168,7 @@ def repeats(
     corner: Tensor,
     conditions: Conditions,
 ) -> Repeats | None:
-    """None where tiles are not recorded. The corner of a map shows its device."""
+    """The recordings for a pass; None if tiles are not recorded. `corner` is a piece of a map on its device."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None

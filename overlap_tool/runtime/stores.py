@@ -179,7 +179,7 @@ class TensorSink:
 
 
 class MapBetween(TensorSink):
-    """A tensor that nobody sees but the next pass. On the device, it lies as its pieces do, channels last."""
+    """A tensor that only the next pass reads. On the device it is channels last, as its pieces are."""
 
     def _made(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         whole = super()._made(shape, like)

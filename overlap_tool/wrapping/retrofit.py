@@ -566,7 +566,7 @@ def _buildable(origin: checkpoint.Origin | None, kind: type[nn.Module]) -> check
 
 
 def _refuse_another_model(origin: checkpoint.Origin, state: dict[str, Tensor]) -> None:
-    """Raise unless what the user says of a model builds it."""
+    """Raise unless the architecture and arguments that were given build the model of this state dict."""
     where = f"arguments={dict(origin.arguments)}"
     try:
         checkpoint.rebuild(origin.architecture, origin.arguments, state, where, trust=True)

@@ -186,7 +186,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     ),
     "values of a row": (
         lambda m, x: _after(x, lambda: x.__setitem__((..., slice(3), slice(3)), m.first.weight[0, 0])),
-        "what is no map to some rows",
+        "that is not a map to some rows",
     ),
     "images by numbers": (
         lambda m, x: _after(x, lambda: x.__setitem__(x.argmax(1) * 0, 1.0)),

@@ -287,8 +287,8 @@ class _Coder:
 
 
 def table_numbers(model: Any, scales: Tensor) -> Tensor:
-    """What `GaussianConditional.build_indexes` gives: of each scale, the first table of no smaller one.
-    It compares all scales with one table after another; where the tables rise, each is looked up."""
+    """The result of `GaussianConditional.build_indexes`: for each scale, the first table whose scale is not
+    smaller. It compares all scales with each table; if the tables ascend, a lookup is quicker."""
     limits = model.scale_table[:-1]
     if scales.dtype != limits.dtype or not (limits[1:] >= limits[:-1]).all():
         indexes: Tensor = type(model).build_indexes(model, scales)
