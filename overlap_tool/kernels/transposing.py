@@ -49,7 +49,7 @@ def channels_first(x: Tensor, to: Tensor | None = None) -> Tensor:
 
 
 def is_quick(x: Tensor) -> bool:
-    """Whether generated code converts it: not while work is recorded, since recorders see PyTorch's ops only."""
+    """Whether generated code converts it: not while work is recorded, since recorders see PyTorch's ops."""
     return (
         type(x) is Tensor
         and x.device.type == "cpu"

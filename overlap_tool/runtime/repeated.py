@@ -168,7 +168,7 @@ def repeats(
     corner: Tensor,
     conditions: Conditions,
 ) -> Repeats | None:
-    """The recordings for a pass; None if tiles are not recorded. `corner` is a piece of a map on its device."""
+    """The recordings for a pass; None if tiles are not recorded. `corner` is a piece of a map."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None
