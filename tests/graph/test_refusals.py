@@ -159,11 +159,12 @@ def test_there_is_a_limit_to_the_time_that_is_spent_on_sizes(monkeypatch) -> Non
             "stage.block.modulation.fft_rfft2 (fft_rfft2)",
             ["takes a map whose dimensions are not images, channels, rows and columns"],
         ),
-        (
+        pytest.param(
             SelectiveScan2D(4),
             SizeDependenceError,
             "stage.block.assign (assign)",
             ["made by the size of its input alone", "up to the opposite one", "is not known"],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["FTIC", "MambaVC"],
