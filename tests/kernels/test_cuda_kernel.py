@@ -314,6 +314,14 @@ def test_random_layers_of_few_inputs(target, inputs, outputs, kernel, stride, si
     held_to_the_chain(target, x.contiguous(memory_format=torch.channels_last), weight, bias, form)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_row_of_few_inputs_with_gaps(target) -> None:
+    """The last vector of a row's samples reaches beyond all rows: what it brings along is not used."""
+    x, weight = torch.randn(1, 1, 1, 3), torch.randn(1, 1, 1, 3)
+    form = form_of((x, weight, None, {"stride": (4, 4), "dilation": (1, 1), "groups": 1}), ((0, 0), (0, 0)))
+    held_to_the_chain(target, x.contiguous(memory_format=torch.channels_last), weight, None, form)
+
+
 @tries(100)
 @drawn
 def test_what_is_launched_is_the_layer(target, layer, padding) -> None:

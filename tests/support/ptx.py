@@ -196,8 +196,6 @@ class _Shared:
         self.barriers = 0
 
     def load(self, at: tuple[Lanes, Lanes], lanes: Lanes) -> Lanes:
-        if not self.known[at].all():
-            raise PtxError("shared memory is read before it is written")
         if self.coming[at].any():
             raise PtxError("a race: shared memory is read while a copy to it is on its way")
         lately = self.written[at] == self.barriers
@@ -598,6 +596,7 @@ class _Run:
         elif space == "shared":
             at = self._in_shared(operands[1], active, len(names) * size)
             values = self.shared.load(at, np.broadcast_to(self.lanes[active][:, None], at[0].shape))
+            known = self.shared.known[at]
         elif space == "global":
             values = self.memory.load(self._address(operands[1], 64, active)[active], len(names) * size)
         else:
@@ -608,6 +607,11 @@ class _Run:
             if name.startswith("%rd") and size == 4:  # a register may be wider, and gets the sign
                 found = (found.view(np.int32) if kind[0] == "s" else found).astype(np.int64)
             self._write(name, found, active)
+        if space == "shared" and not known.all():
+            # a vector may bring along what nobody has written, as long as nobody reads it of the register
+            for name, part in zip(names, np.split(known, len(names), 1), strict=True):
+                unwritten = self.unknown.setdefault(name, np.zeros(self.size, bool))
+                unwritten[active] |= ~part.all(1)
 
     def _st(self, kinds: Sequence[str], operands: Sequence[str], active: Lanes) -> None:
         space, *how, kind = kinds
