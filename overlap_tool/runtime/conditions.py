@@ -36,8 +36,7 @@ class Conditions:
         self._form = plans, maps, corner.shape[:-2], corner.stride(), corner.dtype, autocast, corner.device
         self._network = network
         self._ops = [op for op in network.ops if isinstance(op, Op)]
-        read = {operand.id for op in self._ops for operand in operands((op.args, op.kwargs))}
-        self._values = {name: value for name, value in values.items() if name in read}
+        self._values = dict(values)
         self._snapshot: Snapshot | None = None
         self._digest = b""
 
@@ -67,9 +66,11 @@ class Conditions:
         """A digest of all values that are read except those of maps: weights and other tensors, which may be
         written unobserved, and values computed from them. Empty if a tensor is not plain."""
         digest = sha256()
+        read = {operand.id for op in self._ops for operand in operands((op.args, op.kwargs))}
+        values = (value for name, value in self._values.items() if name in read)
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
-        for value in (*self._values.values(), *held, *snapshot.attributes):
+        for value in (*values, *held, *snapshot.attributes):
             if isinstance(value, Tensor) and not _is_plain(value):
                 return b""
             if isinstance(value, Tensor):
