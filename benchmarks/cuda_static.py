@@ -76,10 +76,13 @@ KERNELS = {
         )
         for tile in MAIN
     },
-    f"tiles of {MAIN[0].rows}x{MAIN[0].columns}, by 128 bits, of squares": (
-        cuda.tiled_name(MAIN[0], torch.float32, True, squares=True),
-        MAIN[0].threads,
-    ),
+    **{
+        f"tiles of {tile.rows}x{tile.columns}, by 128 bits, of squares": (
+            cuda.tiled_name(tile, torch.float32, True, squares=True),
+            tile.threads,
+        )
+        for tile in MAIN
+    },
     **{
         f"few inputs: {inputs} to {outputs}, {side}x{side}, stride {stride}": (
             of_few_inputs(inputs, outputs, side, stride),

@@ -151,6 +151,13 @@ __device__ __forceinline__ void finish(const Shape& s, const T (&acc)[HIGH][WIDE
   }
 }
 
+// This thread's number, asked for anew where it is needed: what follows from it then takes no registers.
+__device__ __forceinline__ u32 thread_anew() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // What one launch computes: a block's place along y says which.
 template <int COUNT>
 struct Shapes {
@@ -171,7 +178,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   constexpr int SIZE = sizeof(V) / sizeof(T), DEPTH = 4 * SIZE, THREADS = ROWS / HIGH * (COLUMNS / WIDE);
   constexpr int ACROSS = COLUMNS / (LANES * WIDE), DOWN = 32 / LANES;  // warps of a block, threads of a warp
   constexpr int AT_ONCE = WHOLE ? SIZE : 1, FETCHES = DEPTH / AT_ONCE;  // of a pixel
-  constexpr int PIXELS = ROWS * FETCHES / THREADS;  // of a thread
+  constexpr int PIXELS = ROWS * FETCHES / THREADS, AWAY = THREADS / FETCHES;  // of a thread, and how far apart
   constexpr int VECTORS = DEPTH * COLUMNS / SIZE;   // of taps
   static_assert(PIXELS * THREADS == ROWS * FETCHES);
   __shared__ alignas(16) T samples[2][ROWS][DEPTH + SIZE];              // a row more hits no bank twice
@@ -179,7 +186,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   __shared__ Pixel pixels[ROWS];
 
   auto shape = [&]() -> const Shape& {
-    u32 which = 0;  // asked for anew where it is needed: what follows from it then takes no registers
+    u32 which = 0;  // asked for anew, as a thread's number is
     if (COUNT > 1) asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(which));
     return shapes.of[which];
   };
@@ -211,11 +218,10 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   next_tap();
   auto fetch = [&](int stage) {
     const Shape& s = shape();
-    u32 thread;  // asked for anew, too
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    const u32 thread = thread_anew();
     const u32 first = thread / FETCHES, place = thread % FETCHES * AT_ONCE;
     const u32 height = down < s.end_rows ? s.x_height : 0;
-    constexpr int AWAY = THREADS / FETCHES, SOME = 6;  // are looked up at once: taking turns with copies costs
+    constexpr int SOME = 6;  // are looked up at once: taking turns with copies costs
 #pragma unroll
     for (int i = 0; i < PIXELS; i += SOME) {
       Pixel some[SOME];
@@ -246,10 +252,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   // this thread's pixels are DOWN apart, and its channels come by vectors that are LANES vectors apart
   const int m0 = warp / ACROSS * (DOWN * HIGH) + lane / LANES;
   const int n0 = warp % ACROSS * (LANES * WIDE) + lane % LANES * SIZE;
-  auto multiply = [&](int stage, int k, T(&a)[HIGH]) {
-    if (SQUARED)
-#pragma unroll
-      for (int i = 0; i < HIGH; i++) a[i] = multiplied(a[i], a[i]);
+  auto multiply = [&](int stage, int k, const T(&a)[HIGH]) {
     T b[WIDE];
 #pragma unroll
     for (int j = 0; j < WIDE; j += SIZE) *(V*)&b[j] = *(const V*)&taps[stage][k][n0 + LANES * j];
@@ -259,15 +262,25 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
       for (int j = 0; j < WIDE; j++) acc[i][j] = fma(a[i], b[j], acc[i][j]);
   };
 
-  auto arrive = [&]() {
+  auto arrive = [&](int stage) {
     arrived();
+    if (SQUARED) {  // what this thread has copied: before others read it, and once for all outputs
+      const u32 thread = thread_anew();
+      T* const first = &samples[stage][thread / FETCHES][thread % FETCHES * AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < PIXELS; i++) {
+        T* const copied = first + i * AWAY * (DEPTH + SIZE);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) copied[k] = multiplied(copied[k], copied[k]);
+      }
+    }
     __syncthreads();  // all of this stage is there, and all threads have done with the other
   };
   fetch(0);
   const int whole = total / DEPTH;
   for (int step = 0; step < whole; step++) {
     const int stage = step & 1;
-    arrive();
+    arrive(stage);
     if (step + 1 < steps) fetch(stage ^ 1);
 #pragma unroll
     for (int k = 0; k < DEPTH; k += SIZE) {
@@ -283,7 +296,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
       }
     }
   }
-  if (whole < steps) arrive();
+  if (whole < steps) arrive(whole & 1);
 #pragma unroll 1
   for (int k = 0; k < total % DEPTH; k++) {
     T one[HIGH];

@@ -551,6 +551,14 @@ OF_FEW_INPUTS: dict[str, Callable[[str], str]] = {
     "no bias": nth(r"add\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"add.rn.f32 \t\1, \2, \2", 5),
 }
 
+OF_SQUARES: dict[str, Callable[[str], str]] = {
+    "the barrier of a step": MUTATIONS["the barrier of a step"],
+    "the wait for copies": MUTATIONS["the wait for copies"],
+    "a sample that is not squared": nth(r"mul\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"mov.b32 \t\1, \2", 5),
+    "one squared where another was": nth(r"(st\.shared\.v4\.f32 \t\[%rd\d+)\+2560\]", r"\1+5120]", 0),
+    "order": two_multiply_adds_the_other_way_round,
+}
+
 DEEP = Case(20, 64, (1, 2), images=4, x="channels last")
 """Its depth is whole chunks, and a rest."""
 
@@ -558,10 +566,11 @@ LAYERS_TO_BREAK = {
     "deep": (DEEP, MUTATIONS),
     "to few outputs": (DEEP._replace(outputs=12), TO_FEW_OUTPUTS),
     "of few inputs": (Case(3, 64, (2, 2), images=2, x="channels last"), OF_FEW_INPUTS),
+    "of squares": (DEEP._replace(outputs=128), OF_SQUARES),
 }
 
 
-def mutated(edit: Callable[[str], str], case: Case) -> bool:
+def mutated(edit: Callable[[str], str], case: Case, squares: bool = False) -> bool:
     """Whether it is noticed that the program is another. Where all is minus nothing, one step too many is
     seen."""
     x, weight, bias, form = operands(case)
@@ -572,16 +581,22 @@ def mutated(edit: Callable[[str], str], case: Case) -> bool:
         changed.append(edit(ptx) != ptx)
         return edit(ptx)
 
+    def convolved(x: Tensor, weight: Tensor, bias: Tensor, form: Form) -> Tensor:
+        packed = cuda.pack(weight, form.groups)
+        out = form.result(x, packed.shape, None)
+        cuda.Convolution(x, packed, bias, form, out, squares=squares).launch().run()
+        return out
+
     try:
         with emulated_driver(edit=counted):
-            found = cuda.convolve(x, weight, bias, form)
+            found = convolved(x, weight, bias, form)
             small = torch.full_like(x, -(2.0**-100)), torch.full_like(weight, 2.0**-100)
-            nothing = cuda.convolve(*small, torch.full_like(bias, -0.0), Form())
+            nothing = convolved(*small, torch.full_like(bias, -0.0), Form())
     except (PtxError, AssertionError):
         noticed = True
     else:
-        noticed = not torch.equal(bits(found), bits(chain(x, weight, bias, form)))
-        noticed |= not nothing.signbit().all()
+        noticed = not torch.equal(bits(found), bits(chain(x * x if squares else x, weight, bias, form)))
+        noticed |= not squares and not nothing.signbit().all()
     assert changed == [edit is not unchanged]
     return noticed
 
@@ -595,12 +610,13 @@ def unchanged(ptx: str) -> str:
 )
 def test_another_program_is_noticed(layer: str, what: str) -> None:
     case, edits = LAYERS_TO_BREAK[layer]
-    assert mutated(edits[what], case)
+    assert mutated(edits[what], case, squares=edits is OF_SQUARES)
 
 
 @pytest.mark.parametrize("layer", LAYERS_TO_BREAK)
 def test_the_same_program_is_not(layer: str) -> None:
-    assert not mutated(unchanged, LAYERS_TO_BREAK[layer][0])
+    case, edits = LAYERS_TO_BREAK[layer]
+    assert not mutated(unchanged, case, squares=edits is OF_SQUARES)
 
 
 @pytest.mark.parametrize("which", ["samples", "outputs"])
