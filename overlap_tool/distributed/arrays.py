@@ -59,7 +59,7 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     stage = only_stage(tiled)
     shape = _shape_of(stage, array)
     refuse_other_networks(stage, shape)
-    refuse_whole_maps(stage)
+    refuse_whole_maps(stage, in_passes=False)
     refuse_other_bits(stage)
     axes = stage.network.rows, stage.network.columns
     sizes = [axis.sizes(n)[-1] for axis, n in zip(axes, array.shape[-2:], strict=True)]

@@ -1,11 +1,14 @@
-"""The stages of a model on workers: pieces of their outputs, from windows of their inputs."""
+"""The stages of a model on workers: windows of their inputs there, pieces of their outputs back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from itertools import groupby
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,38 +18,29 @@ from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
 from overlap_tool.distributed.models import Wanted, file_bytes, loaded, send_model
-from overlap_tool.distributed.outlook import fitting_side
+from overlap_tool.distributed.passes import PassesOnWorkers, Sent, Written, cut_passes
 from overlap_tool.distributed.pieces import (
-    compute_area,
+    all_of,
     cut_stage,
     recomputed,
     refuse_other_bits,
     refuse_other_networks,
     refuse_whole_maps,
 )
-from overlap_tool.distributed.reading import PictureWindow, SentWindow
+from overlap_tool.distributed.reading import MapInPieces, PictureWindow, SentNumbers
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.pixels import PictureNumbers
-from overlap_tool.files.running import area_read, plan_of
+from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
-from overlap_tool.planning.choose import Shape
+from overlap_tool.graph.network import Barrier
+from overlap_tool.planning.choose import BarrierBands, Shape
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.deferred import ROWS_AT_ONCE
 from overlap_tool.runtime.lazy import LazyMap
-from overlap_tool.runtime.progress import TileProgress
-from overlap_tool.runtime.stores import Source
-from overlap_tool.wrapping.retrofit import TiledForward, tiled_stages
+from overlap_tool.runtime.stores import Sink, Source
+from overlap_tool.wrapping.retrofit import TiledForward
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PieceWork:
-    """The piece of a stage that a worker computes."""
-
-    model: Wanted
-    stage: str
-    shape: Shape
-    read: Area
-    area: Area
 
 
 class Workers:
@@ -79,28 +73,29 @@ class Workers:
     ) -> None:
         self.open.close()
 
-    def pieces(
+    def compute(
         self,
         stage: TiledForward,
         shape: Shape,
         source: Source,
-        area: Area,
-        quiet: bool,
+        folder: Path,
         note: Callable[[str], None],
-    ) -> Iterator[tuple[Area, Tensor]]:
+        area: Area,
+        sink: Sink,
+        quiet: bool,
+    ) -> None:
         refuse_other_networks(stage, shape)
-        last = plan_of(stage, shape).segments[-1]
         memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model)
-        most, _ = fitting_side(stage, shape, last, memory, to_files=False)
-        areas = cut_stage(stage, area, self.piece, most)
-        if len(areas) > 1:
-            added = recomputed(stage, shape, [areas])
-            note(f"{stage.name}: {len(areas)} pieces, whose halos add {added:.1%} to the arithmetic")
-        given = partial(self._given, stage, shape, source)
-        with TileProgress(stage.name, len(areas), quiet) as progress:
-            for piece, values in OnWorkers(self.client, compute_window, given).as_they_come(areas):
-                progress.advance()
-                yield piece, torch.from_numpy(values)
+        areas = cut_passes(
+            stage, shape, memory, self.piece, False, lambda most: cut_stage(stage, area, self.piece, most)
+        )
+        if (count := sum(map(len, areas))) > 1:
+            added = recomputed(stage, shape, areas)
+            note(f"{stage.name}: {count} pieces, whose halos add {added:.1%} to the arithmetic")
+        with tempfile.TemporaryDirectory(prefix="pieces-", dir=folder) as made:
+            StagePasses(
+                self.client, self.model, self.wanted, stage, shape, areas, Path(made), quiet, sink
+            ).run(source)
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
         """On workers that would compute the same bits."""
@@ -109,15 +104,6 @@ class Workers:
         )
         return made.in_order(given)
 
-    def _given(self, stage: TiledForward, shape: Shape, source: Source, area: Area) -> tuple[Any, ...]:
-        """What a worker needs to compute a piece."""
-        read = area_read(stage, shape, area)
-        work = PieceWork(self.wanted, stage.name, shape, read, area)
-        numbers = source.numbers if isinstance(source, LazyMap) else None
-        if isinstance(numbers, PictureNumbers):
-            return self.model, work, PictureWindow.of(numbers)
-        return self.model, work, source.read(*read).cpu().contiguous().numpy()
-
 
 def compute_with(model: bytes, wanted: Wanted, function: Callable[..., T], *arguments: Any) -> T:
     """On a worker: run a function on arguments that were sent with the task."""
@@ -125,12 +111,52 @@ def compute_with(model: bytes, wanted: Wanted, function: Callable[..., T], *argu
     return function(*arguments)
 
 
-def compute_window(model: bytes, work: PieceWork, window: PictureWindow | NDArray[Any]) -> NDArray[Any]:
-    """On a worker: a piece of a stage's output, from what it reads of the input."""
-    stage = tiled_stages(loaded(model, work.model).model)[work.stage]
-    source: Source = (
-        window.opened(work.read)
-        if isinstance(window, PictureWindow)
-        else SentWindow(torch.from_numpy(window), work.read)
-    )
-    return compute_area(stage, source, work.shape, work.area).numpy()
+@dataclass
+class StagePasses(PassesOnWorkers):
+    """The passes of a stage of a codec. Tasks contain what they read, and pieces come back, to lie in files
+    here: rows of whole pieces are too large for memory."""
+
+    sink: Sink
+
+    def __post_init__(self) -> None:
+        grid = self.areas[-1]
+        self.rows = deque(
+            [*beside] for _, beside in groupby(range(len(grid)), lambda index: grid[index].rows)
+        )
+        """The rows of pieces of the output that are not complete yet."""
+        self.came = set[int]()
+
+    def sent(self, source: Source, area: Area) -> Sent:
+        numbers = source.numbers if isinstance(source, LazyMap) else source
+        if isinstance(numbers, PictureNumbers):
+            return PictureWindow.of(numbers)
+        return SentNumbers(source.read(*area).cpu().contiguous().numpy(), area)
+
+    def written(self, maps: Mapping[str, MapInPieces]) -> Mapping[str, Written]:
+        return {}
+
+    def left(self, pieces: range) -> Sequence[int]:
+        return pieces
+
+    def take(self, maps: Mapping[str, MapInPieces], index: int, came: Mapping[str, NDArray[Any]]) -> None:
+        for map, values in came.items():
+            maps[map].put(index, torch.from_numpy(values))
+        if output := maps.get(self.plan.network.output):
+            self.came.add(index)
+            while self.rows and self.came.issuperset(self.rows[0]):
+                self._hand_on(output, self.rows.popleft())
+
+    def reduce(
+        self, barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands
+    ) -> Tensor:
+        """Here, where its map lies: to send that would take longer."""
+        return passes.reduced(barrier, values, source, bands)
+
+    def _hand_on(self, output: MapInPieces, beside: Sequence[int]) -> None:
+        """Write a row of pieces, band by band."""
+        down, across = all_of([output.areas[index] for index in beside])
+        for rows in cut(down.length, ROWS_AT_ONCE):
+            band = rows.shift(down.start)
+            self.sink.write(band, across, output.read(band, across))
+        for index in beside:
+            output.drop(index)

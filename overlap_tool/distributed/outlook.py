@@ -9,6 +9,7 @@ from overlap_tool.distributed.models import file_bytes
 from overlap_tool.distributed.pieces import (
     SIDE,
     all_of,
+    areas_read,
     arithmetic,
     cut_pass,
     plans_of,
@@ -18,9 +19,7 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.running import plan_of
-from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.geometry.walk import Area
-from overlap_tool.graph.network import Input
 from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
 from overlap_tool.planning.cost import op_costs, working_bytes
 from overlap_tool.settings import Size
@@ -71,7 +70,7 @@ def outlook(
     sent = hasattr(codec.model, "compress")
     for stage in stages:
         stage.network.require_image(codec.where)
-        refuse_whole_maps(stage, summaries=sent)
+        refuse_whole_maps(stage)
         height, width = (side + -side % codec.multiple for side in size[::-1])
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         refuse_other_networks(stage, shape)
@@ -145,9 +144,8 @@ def _of_pass(
     plans = plans_of(stage, plan, each, areas)
     costs = arithmetic(each, plans.values())
     together = sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
-    left = {*each.segment.stored, *({network.output} & {plan.network.output})}
     sizes = zip(network.ops, each.rows.sizes, each.columns.sizes, strict=True)
-    made = sum(op.channels * height * width for op, height, width in sizes if op.id in left)
+    made = sum(op.channels * height * width for op, height, width in sizes if op.id in network.wanted)
     turns = [sum(costs[worker::workers]) for worker in range(min(workers, len(costs)))]
     return Outlook(
         stage=name,
@@ -163,27 +161,24 @@ def _of_pass(
 
 def _read(part: SegmentPlan) -> int:
     """The numbers of all maps that a piece of a pass reads."""
-
-    def lengths(plan: AxisPlan) -> list[int]:
-        return [span.clip(size).length for span, size in zip(plan.extents, plan.sizes, strict=True)]
-
-    sizes = zip(part.segment.network.ops, lengths(part.rows), lengths(part.columns), strict=True)
-    return sum(op.channels * height * width for op, height, width in sizes if isinstance(op, Input))
+    network = part.segment.network
+    return sum(network.ops[network.index[map]].channels * area.size for map, area in areas_read(part).items())
 
 
 def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
-    """The memory of a worker: the executor's, its input, and its output twice: in bands of tiles, and joined.
-
-    Written to files, the output counts as two bands.
-    """
+    """The memory of a worker: the executor's, its input, and its output. Written to files, that is two bands
+    of tiles."""
     network = part.segment.network
     working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
+    places = [network.index[map] for map in network.wanted]
     if to_files:
-        places = [network.index[map] for map in part.segment.stored] or [len(network.ops) - 1]
         held = sum(2 * _band(part, place) for place in places)
     else:
-        output = network.ops[-1].channels * part.rows.extents[-1].length * part.columns.extents[-1].length
-        held = _read(part) + 2 * output
+        outputs = (
+            network.ops[at].channels * part.rows.extents[at].length * part.columns.extents[at].length
+            for at in places
+        )
+        held = _read(part) + sum(outputs)
     return shape.itemsize * held + working
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from overlap_tool.errors import OptionError
-from overlap_tool.files.running import StageNumbers, plan_of
+from overlap_tool.files.running import plan_of
 from overlap_tool.geometry import Span
-from overlap_tool.geometry.plan import AxisPlan
+from overlap_tool.geometry.axis import Axis
+from overlap_tool.geometry.plan import AxisPlan, places
 from overlap_tool.geometry.walk import Area
+from overlap_tool.graph.network import Input, Network
 from overlap_tool.kernels import engine
-from overlap_tool.planning.choose import SegmentPlan, Shape, StagePlan, plan_axis, plan_pass
+from overlap_tool.planning.choose import SegmentPlan, Shape, StagePlan, plan_axis, plan_part, plan_pass
 from overlap_tool.planning.cost import macs, op_costs
-from overlap_tool.runtime.stores import Source, TensorSink
+from overlap_tool.runtime.execute import evaluate_constants, execute_pass
+from overlap_tool.runtime.stores import Sink, Source, TensorSink, Within
 from overlap_tool.wrapping.retrofit import TiledForward
 
 SIDE = 4096
@@ -30,13 +34,9 @@ PIECES = 8
 """A scene of fewer pieces is cut into smaller ones, so that several workers have work."""
 
 
-def refuse_whole_maps(stage: TiledForward, summaries: bool = True) -> None:
-    """Raise for a network whose pieces need whole maps.
-
-    If they need only `summaries` of whole maps, the network runs pass by pass where maps between passes can
-    be stored.
-    """
-    if needs := stage.network.need_whole_maps if summaries else stage.network.wholes:
+def refuse_whole_maps(stage: TiledForward, in_passes: bool = True) -> None:
+    """Raise for a network whose pieces need whole maps. Those that need summaries of them run `in_passes`."""
+    if needs := stage.network.wholes if in_passes else stage.network.need_whole_maps:
         raise OptionError(
             f"{needs[0].name} ({needs[0].kind})",
             "needs the whole map, which no worker has",
@@ -62,11 +62,63 @@ def refuse_other_bits(stage: TiledForward) -> None:
         )
 
 
+class PieceSink:
+    """A sink for an area of a map, which becomes a tensor."""
+
+    def __init__(self, area: Area) -> None:
+        self.area = area
+        self.sink = TensorSink(area.rows.length, area.columns.length)
+
+    def write(self, rows: Span, columns: Span, values: Tensor) -> None:
+        area = self.area
+        inside = Within(self.sink, Area.whole(area.rows.length, area.columns.length))
+        inside.write(rows.shift(-area.rows.start), columns.shift(-area.columns.start), values)
+
+
+def compute_part(
+    stage: TiledForward,
+    network: Network,
+    part: SegmentPlan,
+    sources: Mapping[str, Source],
+    sinks: Mapping[str, Sink],
+    summaries: Mapping[str, Any],
+) -> None:
+    """Run a piece of a pass of a network, as a stream of its own."""
+    with torch.no_grad(), engine(stage.settings.engine), torch._C.DisableTorchFunction():
+        values = {**evaluate_constants(network), **summaries}
+        batch = stage.settings.batch
+        execute_pass(part.segment.network, part.rows, part.columns, sources, sinks, values, batch)
+
+
 def compute_area(stage: TiledForward, source: Source, shape: Shape, area: Area) -> Tensor:
-    """An area of a stage's output, as a stream of its own."""
-    numbers = StageNumbers(stage, source, shape, TensorSink, 0, True, on_demand=True)
-    with torch.no_grad(), engine(stage.settings.engine):
-        return numbers.read(*area)
+    """An area of the output of a stage that runs in one pass."""
+    plan = plan_of(stage, shape)
+    (part,) = plan_part(stage.input_scale, plan, area)
+    network, sink = plan.network, PieceSink(area)
+    compute_part(stage, network, part, {network.ops[0].id: source}, {network.output: sink}, {})
+    return sink.sink.result()
+
+
+def areas_read(part: SegmentPlan) -> dict[str, Area]:
+    """The areas of maps that a piece of a pass reads."""
+
+    def inside(plan: AxisPlan) -> list[Span]:
+        return [span.clip(size) for span, size in zip(plan.extents, plan.sizes, strict=True)]
+
+    lie = zip(part.segment.network.ops, inside(part.rows), inside(part.columns), strict=True)
+    return {op.id: Area(rows, columns) for op, rows, columns in lie if isinstance(op, Input)}
+
+
+def same_place(part: SegmentPlan, map: str, area: Area) -> Area:
+    """The part of a pass's map at the place of an area of its last map."""
+    network = part.segment.network
+
+    def on_axis(axis: Axis, plan: AxisPlan, span: Span) -> Span:
+        at, index = places(axis, plan.sizes), network.index[map]
+        return Span(at(span.start)[index], at(span.stop)[index])
+
+    rows, columns = area
+    return Area(on_axis(network.rows, part.rows, rows), on_axis(network.columns, part.columns, columns))
 
 
 def grid(rows: Sequence[int], columns: Sequence[int]) -> list[Area]:

@@ -1,4 +1,4 @@
-"""The inputs of a worker: a window that was sent with its piece, the image's file, or a map in pieces."""
+"""What a worker reads: a window that was sent, the image's file, or a map in pieces, which it may write."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overlap_tool import bounds
+from overlap_tool.distributed.cluster import this_worker
+from overlap_tool.errors import ClusterError
 from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.pictures import open_picture
@@ -24,6 +27,13 @@ from overlap_tool.geometry.walk import Area
 from overlap_tool.runtime.stores import Within
 
 T = TypeVar("T")
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """On a worker: raise unless it finds the folder of the output."""
+    if not folder.exists():
+        reason = f"the folder of the output, {folder}, is not there"
+        raise ClusterError(this_worker(), reason, "Name an output that all workers find")
 
 
 def part_of(values: T, lies: Area, area: Area) -> T:
@@ -68,6 +78,17 @@ class SentWindow:
 
 
 @dataclass(frozen=True)
+class SentNumbers:
+    """A window in a task."""
+
+    values: NDArray[Any]
+    area: Area
+
+    def opened(self, area: Area) -> SentWindow:
+        return SentWindow(torch.from_numpy(self.values), self.area)
+
+
+@dataclass(frozen=True)
 class PictureWindow:
     """An image file, read by the workers themselves, as a map."""
 
@@ -88,12 +109,14 @@ class PictureWindow:
 
 @dataclass(frozen=True)
 class MapInPieces:
-    """A map between passes, in a folder that all workers can access: one file per area, complete or
-    absent."""
+    """A map in a folder: one file per area, complete or absent."""
 
     folder: str
     areas: tuple[Area, ...]
     channels: tuple[int, ...]
+
+    def opened(self, area: Area) -> MapInPieces:
+        return self
 
     def read(self, rows: Span, columns: Span) -> Tensor:
         found = torch.empty((1, *self.channels, rows.length, columns.length))
@@ -110,13 +133,16 @@ class MapInPieces:
         """Nothing is prefetched."""
 
     @contextmanager
-    def writing(self, number: int) -> Iterator[Within]:
+    def writing(self, number: int, at: Area) -> Iterator[Within]:
         """A sink for one of the areas, whose file appears once all of it was written."""
         area, whole = self.areas[number], self._file(number)
         made = self._file(number, f".{uuid4().hex}")
         if not area.size:
             yield Within(Bands(area.columns, lambda start, band: None), area)
             return
+        folder = Path(self.folder)
+        refuse_other_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         try:
             made.file.create()
 
@@ -129,6 +155,17 @@ class MapInPieces:
             os.replace(made.file.path, whole.file.path)
         finally:
             made.file.path.unlink(missing_ok=True)
+
+    def put(self, number: int, values: Tensor) -> None:
+        """Write one of the areas, for readers in this process."""
+        Path(self.folder).mkdir(exist_ok=True)
+        file = self._file(number)
+        file.file.create()
+        file.write(0, values, durable=False)
+
+    def drop(self, number: int) -> None:
+        """Delete one of the areas."""
+        self._file(number).file.path.unlink()
 
     def _file(self, number: int, beside: str = "") -> MapFile:
         area = self.areas[number]

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from overlap_tool.distributed.cluster import connected
-from overlap_tool.distributed.models import Wanted, send_model
-from overlap_tool.distributed.passes import PassesOnWorkers, SceneInFiles
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from overlap_tool.distributed.cluster import connected, memory_of_a_worker
+from overlap_tool.distributed.models import Wanted, file_bytes, send_model
+from overlap_tool.distributed.passes import PassesOnWorkers, Sent, Written, cut_passes
 from overlap_tool.distributed.pieces import (
+    cut_scene,
     recomputed,
     refuse_other_bits,
     refuse_other_networks,
     refuse_whole_maps,
 )
+from overlap_tool.distributed.reading import MapInPieces, PictureWindow, refuse_other_folder
+from overlap_tool.distributed.sums import SummedByWorkers
 from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.addresses import located
 from overlap_tool.files.formats.frame import Frame
-from overlap_tool.files.formats.outputs import open_output, refuse_unwritable
+from overlap_tool.files.formats.outputs import WholeChunks, open_output, refuse_unwritable
 from overlap_tool.files.formats.pictures import library
-from overlap_tool.files.plain import NetworkOnImage
+from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.job import Job
+from overlap_tool.files.plain import NetworkOnImage, samples_to
 from overlap_tool.files.summary import RunNotes, RunSummary
 from overlap_tool.files.task import Task
+from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
+from overlap_tool.graph.network import Barrier
+from overlap_tool.planning.choose import BarrierBands
+from overlap_tool.runtime import passes
+from overlap_tool.runtime.stores import Sink, Source, Within
 from overlap_tool.settings import SampleType
 
 
@@ -55,7 +73,7 @@ def run(
     work = NetworkOnImage.opened(codec, source, dtype)
     work.network.require_image(codec.where)
     refuse_other_networks(work.stage, work.shape)
-    refuse_whole_maps(work.stage, summaries=False)
+    refuse_whole_maps(work.stage)
     refuse_other_bits(work.stage)
     if target.suffix.lower() != ".zarr":
         raise OptionError(
@@ -71,11 +89,79 @@ def run(
         array = open_output(target, job.folder, form, made.dtype, "image" in job.done).finish()
         job.mark("image", 0)
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
-        scene = SceneInFiles(str(source), str(array), dtype, Wanted(codec.identity, trust))
-        on_workers = PassesOnWorkers(client, send_model(client, codec), scene, work, job, chunk, piece, quiet)
-        added = recomputed(work.stage, work.shape, on_workers.areas)
-        count = sum(map(len, on_workers.areas))
-        notes.note(f"{count} pieces, whose halos add {added:.1%} to the arithmetic")
-        on_workers.run()
+        memory = memory_of_a_worker(client) - file_bytes(work.stage.module)
+        areas = cut_passes(
+            work.stage, work.shape, memory, piece, True, lambda most: cut_scene(work.size, chunk, piece, most)
+        )
+        added = recomputed(work.stage, work.shape, areas)
+        notes.note(f"{sum(map(len, areas))} pieces, whose halos add {added:.1%} to the arithmetic")
+        ScenePasses(
+            client,
+            send_model(client, codec),
+            Wanted(codec.identity, trust),
+            work.stage,
+            work.shape,
+            areas,
+            job.folder,
+            quiet,
+            job,
+            SceneInChunks(str(array), made, str(source)),
+        ).run(work.pixels(Span(0, work.shape.columns)))
         job.finish(array)
     return task.summary(job, made)
+
+
+@dataclass(frozen=True)
+class SceneInChunks:
+    """The output, a Zarr array at a path that is valid for all workers; `where` is the input, for errors."""
+
+    path: str
+    frame: Frame
+    where: str
+
+    @contextmanager
+    def writing(self, number: int, at: Area) -> Iterator[Sink]:
+        refuse_other_folder(located(self.path))
+        array = library("zarr").open_array(store=self.path, mode="r+")
+        yield Within(samples_to(WholeChunks(array, at).write, at, self.frame, self.where), at)
+
+
+@dataclass
+class ScenePasses(PassesOnWorkers):
+    """The passes of a network on an image. Workers read and write maps in the folder of the job, whose
+    journal has the pieces that are done."""
+
+    job: Job
+    scene: SceneInChunks
+
+    def sent(self, source: Source, area: Area) -> Sent:
+        assert isinstance(source, MapInPieces | PictureNumbers)
+        return PictureWindow.of(source) if isinstance(source, PictureNumbers) else source
+
+    def written(self, maps: Mapping[str, MapInPieces]) -> Mapping[str, Written]:
+        output = self.plan.network.output
+        return {**maps, output: self.scene} if output in maps else maps
+
+    def left(self, pieces: range) -> Sequence[int]:
+        return [index for index in pieces if self._named(index) not in self.job.done]
+
+    def take(self, maps: Mapping[str, MapInPieces], index: int, came: Mapping[str, NDArray[Any]]) -> None:
+        self.job.mark(self._named(index), 1)
+
+    def reduce(
+        self, barrier: Barrier, values: Mapping[str, Any], source: Source, bands: BarrierBands
+    ) -> Tensor:
+        """Added up by workers, and stored, since the map may be gone when the run is resumed."""
+        name = f"value-{barrier.id}"
+        if name not in self.job.done:
+            window = self.sent(source, Area.whole(bands.height, bands.width))
+            whole = SummedByWorkers(source, bands, self.client, window, self.stage.settings.engine)
+            made = io.BytesIO()
+            torch.save(passes.value_of(barrier, values, whole), made)
+            self.job.keep(name, made.getvalue())
+            self.job.mark(name, 1)
+        value: Tensor = torch.load(io.BytesIO(self.job.kept(name)), weights_only=True)
+        return value
+
+    def _named(self, index: int) -> str:
+        return f"piece-{self.number}-{index}"

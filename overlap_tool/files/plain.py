@@ -181,7 +181,8 @@ class NetworkOnImage:
         def turned_keep(height: int, width: int) -> Kept:
             return Turned(keep(width, height))
 
-        bands = self.samples_to(area, take)
+        made = Frame(*self.size, self.network.ops[-1].channels, self.dtype)
+        bands = samples_to(take, area, made, self.where)
         source: Source = Turned(pixels) if sound else pixels
         sink: Sink = Turned(bands) if sound else bands
         between: passes.Keep = turned_keep if sound else keep
@@ -195,14 +196,15 @@ class NetworkOnImage:
         frame = Frame(*picture.shape[:2], given.channels, picture.dtype.newbyteorder("="))
         return PictureNumbers(self.where, picture, frame, self.device, across, given.layout.channels)
 
-    def samples_to(self, area: Area, take: Callable[[int, NDArray[Any]], object]) -> Bands:
-        """A sink for an area of the output, which passes its samples to `take` in bands."""
-        made = Frame(*self.size, self.network.ops[-1].channels, self.dtype)
 
-        def take_samples(start: int, band: Tensor) -> None:
-            take(start, samples(band, made, self.where, AS_THEY_ARE))
+def samples_to(take: Callable[[int, NDArray[Any]], object], area: Area, made: Frame, where: str) -> Bands:
+    """A sink for an area of the output of an image from `where`, which passes its samples to `take` in
+    bands."""
 
-        return Bands(area.columns, take_samples)
+    def take_samples(start: int, band: Tensor) -> None:
+        take(start, samples(band, made, where, AS_THEY_ARE))
+
+    return Bands(area.columns, take_samples)
 
 
 def _shape_of(picture: Picture) -> Shape:

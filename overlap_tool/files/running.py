@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from fractions import Fraction
 from functools import partial
@@ -32,7 +31,7 @@ from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape, StagePlan, plan_part, plan_stage
 from overlap_tool.runtime import deferred, passes
-from overlap_tool.runtime.deferred import ROWS_AT_ONCE, InMemory, Numbers, OnDemand, sources
+from overlap_tool.runtime.deferred import InMemory, Numbers, OnDemand, sources
 from overlap_tool.runtime.lazy import LazyMap, LazyZeros
 from overlap_tool.runtime.progress import TileProgress
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, TensorSource, Within
@@ -79,17 +78,18 @@ def placement(
 class Crew(AbstractContextManager["Crew"], Protocol):
     """Computes stages piece by piece, and codes bands, in place of this process; used as `with crew`."""
 
-    def pieces(
+    def compute(
         self,
         stage: TiledForward,
         shape: Shape,
         source: Source,
-        area: Area,
-        quiet: bool,
+        folder: Path,
         note: Callable[[str], None],
-    ) -> Iterator[tuple[Area, Tensor]]:
-        """The pieces of an area of a stage's output, in order of completion. Those side by side have the same
-        rows."""
+        area: Area,
+        sink: Sink,
+        quiet: bool,
+    ) -> None:
+        """Compute an area of a stage's output, with intermediate results in a folder."""
         ...
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
@@ -158,7 +158,11 @@ class Workspace:
             if shape.images == 1 and (lazy or as_fine_as_the_image)
             else partial(TensorSink, store=stage.settings.store)
         )
-        others = Others(self.crew, self.job.folder, self.notify) if self.crew and shape.images == 1 else None
+        others = (
+            partial(self.crew.compute, stage, shape, source, self.job.folder, self.notify)
+            if self.crew and shape.images == 1
+            else None
+        )
         numbers = StageNumbers(
             stage, source, shape, keep, min(BLOCK_BYTES, self.limit), self.quiet, self.on_demand, others
         )
@@ -235,9 +239,10 @@ class StageNumbers:
         block_bytes: int,
         quiet: bool,
         on_demand: bool,
-        others: Others | None = None,
+        others: Callable[[Area, Sink, bool], None] | None = None,
     ) -> None:
         self.others = others
+        """Computes an area in place of this process."""
         self.stage = stage
         self.source = source
         self.shape = shape
@@ -295,7 +300,7 @@ class StageNumbers:
         if not area.size:
             return
         if self.others is not None:
-            return self.others.compute(self.stage, self.shape, self.source, area, sink, quiet)
+            return self.others(area, sink, quiet)
         segments = plan_part(self.stage.input_scale, self.plan, area)
         tiles = sum(part.tiles for part in segments)
         with TileProgress(self.stage.name, tiles, quiet) as progress, torch._C.DisableTorchFunction():
@@ -309,42 +314,6 @@ class StageNumbers:
                 self.stage.settings.batch,
                 progress.advance,
             )
-
-
-@dataclass(frozen=True)
-class Others:
-    """Stages computed by a crew. Its results are kept in files until a row of pieces is complete, since bands
-    of whole pieces are too large for memory."""
-
-    crew: Crew
-    folder: Path
-    note: Callable[[str], None]
-
-    def compute(
-        self, stage: TiledForward, shape: Shape, source: Source, area: Area, sink: Sink, quiet: bool
-    ) -> None:
-        begun, top = defaultdict[int, dict[Area, MapFile]](dict), area.rows.start
-        with tempfile.TemporaryDirectory(prefix="pieces-", dir=self.folder) as folder:
-            for piece, values in self.crew.pieces(stage, shape, source, area, quiet, self.note):
-                name = f"{piece.rows.start}-{piece.columns.start}"
-                part = MapFile(Path(folder) / name, values.shape[1:], values.dtype)
-                part.file.create()
-                part.write(0, values, durable=False)
-                begun[piece.rows.start][piece] = part
-                while sum(lies.columns.length for lies in begun[top]) == area.columns.length:
-                    top = self._hand_on(begun.pop(top), sink, area.columns)
-
-    @staticmethod
-    def _hand_on(beside: dict[Area, MapFile], sink: Sink, columns: Span) -> int:
-        """Write a row of pieces, band by band; return the row after it."""
-        parts = [(part, Span(0, lies.columns.length)) for lies, part in sorted(beside.items())]
-        down = next(iter(beside)).rows
-        for rows in cut(down.length, ROWS_AT_ONCE):
-            band = torch.cat([part.read(rows, across) for part, across in parts], -1)
-            sink.write(rows.shift(down.start), columns, band)
-        for part, _ in parts:
-            part.file.path.unlink()
-        return down.stop
 
 
 class Stored:

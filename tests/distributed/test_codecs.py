@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.photographs import photograph
+from support.networks import excited_codec
+from support.photographs import coded_whole, photograph, strings_in
+from torch import nn
 
 import overlap_tool
 from overlap_tool import checkpoint
@@ -17,6 +19,8 @@ from overlap_tool.files import compress as compress_in_one_process
 from overlap_tool.files import decompress as decompress_in_one_process
 from overlap_tool.files.coding import entropy
 from overlap_tool.files.formats import container
+from overlap_tool.files.running import plan_of
+from overlap_tool.planning.choose import Shape
 
 pytest.importorskip("distributed")
 
@@ -50,13 +54,14 @@ def codecs(tmp_path_factory):
 def _coded_twice(codec: Codec, folder: Path, address: str, height: int, width: int, **how) -> None:
     """By one process and by workers: the files, and what becomes of them."""
     np.save(folder / "in.npy", photograph("chelsea", height, width, at=(0, 0)))
+    trust = {"trust": how.pop("trust", False)}
     compress_in_one_process(codec, folder / "in.npy", folder / "one.lic", **how)
-    told = compress(codec, folder / "in.npy", folder / "many.lic", dask=address, piece=64, **how)
+    told = compress(codec, folder / "in.npy", folder / "many.lic", dask=address, piece=64, **how, **trust)
     assert (folder / "many.lic").read_bytes() == (folder / "one.lic").read_bytes()
     assert [note for note in told.notes if "g_a: " in note and "whose halos add" in note]
     how.pop("blocks", None)
     decompress_in_one_process(codec, folder / "one.lic", folder / "one.npy", **how)
-    told = decompress(codec, folder / "one.lic", folder / "many.npy", dask=address, piece=64, **how)
+    told = decompress(codec, folder / "one.lic", folder / "many.npy", dask=address, piece=64, **how, **trust)
     assert np.array_equal(np.load(folder / "many.npy"), np.load(folder / "one.npy"))
     assert [note for note in told.notes if "g_s: " in note and "whose halos add" in note]
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
@@ -68,6 +73,31 @@ def _coded_twice(codec: Codec, folder: Path, address: str, height: int, width: i
 )
 def test_workers_give_the_bytes_of_one_process(tmp_path, codecs, address, architecture, memory) -> None:
     _coded_twice(codecs(architecture), tmp_path, address, 120, 170, in_memory=memory)
+
+
+@pytest.fixture(scope="module")
+def excited(tmp_path_factory) -> tuple[nn.Module, Codec]:
+    """A codec with summaries of whole maps: the model itself, and in tiles, from a file."""
+    path = tmp_path_factory.mktemp("excited") / "it.tiled.pt"
+    model = excited_codec()
+    overlap_tool.save(overlap_tool.wrap(model, tile=64), path, "support.networks:ExcitedCodec", {})
+    return model, Codec.load(path, trust=True)
+
+
+@pytest.mark.parametrize("memory", [SMALL, 1 << 28])
+def test_a_codec_with_barriers(tmp_path, excited, address, memory) -> None:
+    model, codec = excited
+    assert {stage.name: len(plan_of(stage, Shape(1, 64, 64)).segments) for stage in codec.stages} == {
+        "g_a": 2,
+        "h_a": 1,
+        "h_s": 2,
+        "g_s": 2,
+    }
+    _coded_twice(codec, tmp_path, address, 120, 170, in_memory=memory, trust=True)
+    strings, _, pixels = coded_whole(model, photograph("chelsea", 120, 170, at=(0, 0)))
+    assert np.array_equal(np.load(tmp_path / "many.npy"), pixels)
+    if memory > SMALL:  # otherwise coded in bands
+        assert strings_in(tmp_path / "many.lic") == strings
 
 
 @pytest.mark.parametrize("architecture", ["elic2022-official", "mbt2018", "bmshj2018-factorized"])

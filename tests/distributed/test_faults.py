@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import zarr
 from support import zarrs
 from support.disks import no_file_larger_than
 from support.dying import dies_until
-from support.networks import TwoBarriers
+from support.networks import TwoBarriers, excited_codec
 from support.photographs import photograph
 
 import overlap_tool
@@ -112,7 +113,7 @@ class Killer:
 def killing(monkeypatch):
     def start(workers, at: list[int]) -> Killer:
         killer = Killer(workers, at)
-        mark, result_of = Job.mark, cluster._result
+        mark, result_of, take = Job.mark, cluster._result, crew.StagePasses.take
 
         def marking(self, name, rows) -> None:
             mark(self, name, rows)
@@ -123,8 +124,13 @@ def killing(monkeypatch):
             killer.count()
             return made
 
+        def taking(*args) -> None:
+            take(*args)
+            killer.count()
+
         monkeypatch.setattr(Job, "mark", marking)
         monkeypatch.setattr(cluster, "_result", having)
+        monkeypatch.setattr(crew.StagePasses, "take", taking)
         return killer
 
     return start
@@ -141,7 +147,8 @@ def two_processes() -> Iterator[distributed.LocalCluster]:
 
 
 def test_workers_that_are_killed(tmp_path, given, killing) -> None:
-    """One in the middle of a network's passes, one while a codec's maps are on their way to it."""
+    """One in the middle of a network's passes, one while a codec's maps are on their way to it, and one in
+    the first pass of a codec's transform."""
     with two_processes() as started:
         killer = killing(started.workers, [5])
         by_network(given, tmp_path, dask=started.scheduler_address, piece=200)
@@ -151,6 +158,15 @@ def test_workers_that_are_killed(tmp_path, given, killing) -> None:
         by_codec(given, tmp_path, dask=started.scheduler_address, piece=200)
         assert len(killer.killed) == 1
         assert same_file(given, tmp_path)
+        excited = overlap_tool.wrap(excited_codec(), tile=64)
+        overlap_tool.save(excited, tmp_path / "it.tiled.pt", "support.networks:ExcitedCodec", {})
+        opened = Codec.load(tmp_path / "it.tiled.pt", trust=True)
+        compress_in_one_process(opened, given / "in.zarr", tmp_path / "one.lic")
+        killer = killing(started.workers, [3])
+        how = {"dask": started.scheduler_address, "piece": 200, "trust": True}
+        compress(opened, given / "in.zarr", tmp_path / "it.lic", **how)
+        assert len(killer.killed) == 1
+        assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "one.lic").read_bytes()
 
 
 def test_a_task_whose_workers_die_is_sent_again(tmp_path, monkeypatch) -> None:
@@ -375,8 +391,8 @@ def test_an_error_of_a_network_is_not_blamed_on_what_is_installed(
 
 
 def test_a_worker_that_does_not_find_the_output(tmp_path, given, address, monkeypatch) -> None:
-    elsewhere, made = str(tmp_path / "elsewhere"), scenes.SceneInFiles
-    monkeypatch.setattr(scenes, "SceneInFiles", lambda source, _, *rest: made(source, elsewhere, *rest))
+    elsewhere, made = tmp_path / "elsewhere", scenes.ScenePasses
+    monkeypatch.setattr(scenes, "ScenePasses", lambda *given: replace(made(*given), folder=elsewhere))
     with pytest.raises(ClusterError, match=f"^a worker on .*the folder of the output, {elsewhere}, is not"):
         by_network(given, tmp_path, dask=address)
     assert list(tmp_path.iterdir()) == []

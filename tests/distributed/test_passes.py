@@ -60,7 +60,7 @@ def scene(request, tmp_path_factory) -> tuple[Codec, Path, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch) -> None:
-    monkeypatch.setattr("overlap_tool.distributed.passes.SIDE", 100)
+    monkeypatch.setattr("overlap_tool.distributed.sums.SIDE", 100)
 
 
 @pytest.mark.parametrize("piece", [100, 128, 1000])

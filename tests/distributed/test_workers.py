@@ -226,7 +226,7 @@ def test_what_is_finished_is_kept(tmp_path, scene, address, disk) -> None:
     disk.room = 1000
     told = _run(scene, tmp_path / "out.zarr", dask=address, piece=128, resume=True)
     assert told.resumed
-    pieces = [f"piece-{number}" for number in range(len(cut_scene((600, 512), (64, 128), 128)))]
+    pieces = [f"piece-0-{number}" for number in range(len(cut_scene((600, 512), (64, 128), 128)))]
     assert sorted(name for name, _ in disk.marked if name != "image") == sorted(pieces), "each once"
     assert _same(tmp_path / "out.zarr", scene[1])
 

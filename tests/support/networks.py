@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck
+from compressai.models import MeanScaleHyperprior
 from torch import Tensor, nn
 
 
@@ -126,6 +127,23 @@ class TwoBarriers(nn.Module):
 def two_barriers() -> TwoBarriers:
     torch.manual_seed(3)
     return TwoBarriers().eval()
+
+
+class ExcitedCodec(MeanScaleHyperprior):
+    """Each of its transforms but one needs summaries of whole maps: in the middle, first, and at the end."""
+
+    def __init__(self, N: int = 6, M: int = 8) -> None:
+        super().__init__(N, M)
+        self.g_a.insert(3, Excitation(N))
+        self.g_s.insert(0, Excitation(M))
+        self.h_s.append(Excitation(2 * M))
+
+
+def excited_codec() -> ExcitedCodec:
+    torch.manual_seed(2)
+    model = ExcitedCodec().eval()
+    model.update()
+    return model
 
 
 class Rated(nn.Module):

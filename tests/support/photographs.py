@@ -62,8 +62,11 @@ def codec(architecture: str) -> Codec:
 
 def untouched(architecture: str, pixels: Pixels) -> tuple[list[Any], Any, Pixels]:
     """Strings, shape and decoded pixels of the model that was never wrapped, on the whole image."""
-    model = small_model(architecture)
-    multiple = 16 if "factorized" in architecture else 64
+    return coded_whole(small_model(architecture), pixels, 16 if "factorized" in architecture else 64)
+
+
+def coded_whole(model: Any, pixels: Pixels, multiple: int = 64) -> tuple[list[Any], Any, Pixels]:
+    """The same of any model."""
     image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / np.iinfo(pixels.dtype).max
     pad, unpad = compute_padding(*pixels.shape[:2], min_div=multiple)
     with torch.no_grad(), overlap_tool.exact_kernels():
