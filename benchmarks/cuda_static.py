@@ -77,10 +77,11 @@ KERNELS = {
         for tile in MAIN
     },
     **{
-        f"tiles of {tile.rows}x{tile.columns}, by 128 bits, of squares": (
-            cuda.tiled_name(tile, torch.float32, True, squares=True),
+        f"tiles of {tile.rows}x{tile.columns}, by 128 bits, 1x1{of}": (
+            cuda.tiled_name(tile, torch.float32, True, squares=squares, point=True),
             tile.threads,
         )
+        for of, squares in (("", False), (", of squares", True))
         for tile in MAIN
     },
     **{
@@ -172,7 +173,7 @@ def layers(tool: str) -> Table:
         tile = cuda.tile_for(outputs, torch.float32, inputs)
         few = of_few_inputs(inputs, outputs, side, stride)
         how = "few inputs" if few else "by 128 bits" if inputs % 4 == 0 else "number by number"
-        name = few or cuda.tiled_name(tile, torch.float32, inputs % 4 == 0)
+        name = few or cuda.tiled_name(tile, torch.float32, inputs % 4 == 0, point=side == 1)
         used = outputs / (-(-outputs // tile.columns) * tile.columns)
         for gpu in GPUS:
             code = nvrtc.compile_kernel(cuda.source(), name, gpu.target).code

@@ -69,7 +69,8 @@ def compiled() -> Lines:
     """No GPU is needed for this."""
     tiles = *cuda.LARGE, *cuda.TILES.values()
     names = [cuda.tiled_name(tile, torch.float32, by) for tile in tiles for by in (True, False)]
-    names.append(cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True))
+    names += [cuda.tiled_name(tile, torch.float32, True, point=True) for tile in tiles]
+    names.append(cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True, point=True))
     names.append(cuda.few_inputs_name(cuda.LARGE[0], cuda.FewInputs(5, 15, 2, 6), torch.float32))
     for target in ("sm_80", "sm_90", "sm_100"):
         start = time.perf_counter()

@@ -167,11 +167,11 @@ struct Shapes {
 // An implicit matrix product: rows are pixels, columns output channels, the depth all taps in order. A block
 // has ROWS x COLUMNS outputs, a thread HIGH x WIDE; of a warp's threads, LANES have the same pixels. Of samples
 // and weights DEPTH at a time lie in shared memory, while the next ones are on their way. WHOLE: samples come by
-// 128 bits. SQUARED: each stands for its product with itself. COUNT such products go together, none of which reads
-// what another writes.
+// 128 bits. SQUARED: each stands for its product with itself. POINT: the kernel is a single tap, and there are no
+// zeros around x. COUNT such products go together, none of which reads what another writes.
 // The weights are packed as (panels, taps filled up to whole DEPTHs, COLUMNS).
 template <typename T, int ROWS, int COLUMNS, int HIGH, int WIDE, int LANES, int BLOCKS, bool WHOLE,
-          bool SQUARED, int COUNT>
+          bool SQUARED, bool POINT, int COUNT>
 __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
     tiled(const __grid_constant__ Shapes<COUNT> shapes) {
   using V = Vector<T>;
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
   const T* tap = (const T*)s.x + (i64)group * s.depth + channel;
   auto next_tap = [&]() {
     const Shape& s = shape();
-    while (channel >= s.depth) {
+    while (!POINT && channel >= s.depth) {
       channel -= s.depth, across_taps += s.dilation_columns, tap += s.next_column;
       if (across_taps == s.end_columns) across_taps = 0, down += s.dilation_rows, tap += s.next_row;
     }
@@ -230,7 +230,9 @@ __global__ void __launch_bounds__(ROWS / HIGH * (COLUMNS / WIDE), BLOCKS)
 #pragma unroll
       for (int j = i; j < i + SOME && j < PIXELS; j++) {
         const Pixel pixel = some[j - i];
-        const bool there = (u32)(pixel.z + down) < height & (u32)(pixel.w + across_taps) < s.x_width;
+        const bool there =
+            POINT ? channel < s.depth
+                  : (u32)(pixel.z + down) < height & (u32)(pixel.w + across_taps) < s.x_width;
         const char* from = (const char*)tap + offset(pixel);
         copy<AT_ONCE * sizeof(T)>(&samples[stage][first + j * AWAY][place], from, there);
       }

@@ -240,7 +240,8 @@ def _code(work: Convolution, count: int) -> tuple[str, str, int, int, int]:
         name, threads = few_inputs_name(packed.tile, window, x.dtype), packed.tile.threads
     elif packed.tile is not None:
         by_vectors = _by_vectors(x, packed.shape[1])
-        name = tiled_name(packed.tile, x.dtype, by_vectors, count, work.squares)
+        point = count == 1 and packed.shape[2:] == (1, 1) and max(map(max, form.padding)) <= 0
+        name = tiled_name(packed.tile, x.dtype, by_vectors, count, work.squares, point)
         threads = packed.tile.threads
     else:
         name = depthwise_name(*run_for(packed.shape[3], form.stride[1], form.dilation[1], x.dtype), x.dtype)
@@ -322,10 +323,15 @@ def source(program: str = "", single: bool = True, others: int = 0) -> str:
 
 
 def tiled_name(
-    tile: Tile, dtype: torch.dtype, by_vectors: bool, count: int = 1, squares: bool = False
+    tile: Tile,
+    dtype: torch.dtype,
+    by_vectors: bool,
+    count: int = 1,
+    squares: bool = False,
+    point: bool = False,
 ) -> str:
     numbers = ", ".join(map(str, tile))
-    flags = ", ".join("true" if flag else "false" for flag in (by_vectors, squares))
+    flags = ", ".join("true" if flag else "false" for flag in (by_vectors, squares, point))
     return f"tiled<{_name(dtype)}, {numbers}, {flags}, {count}>"
 
 

@@ -56,7 +56,7 @@ WINDOWS = [
 ]
 """Of the kernel for few inputs: tiles, and what is compiled in."""
 
-SQUARING = cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True)
+SQUARING = cuda.tiled_name(cuda.LARGE[0], torch.float32, True, squares=True, point=True)
 
 KERNELS = {
     **{
@@ -67,6 +67,10 @@ KERNELS = {
     **{
         cuda.tiled_name(tile, torch.float32, True, 4): tile.high * tile.wide
         for tile in (cuda.TILES[64], *cuda.LARGE)
+    },
+    **{
+        cuda.tiled_name(tile, torch.float32, True, point=True): tile.high * tile.wide
+        for tile in (cuda.TILES[32], cuda.TILES[64], *cuda.LARGE)
     },
     SQUARING: cuda.LARGE[0].high * cuda.LARGE[0].wide,
     cuda.tiled_name(cuda.DOUBLES, torch.float64, True): cuda.DOUBLES.high * cuda.DOUBLES.wide,
@@ -92,6 +96,9 @@ LAYERS = {
     "16 outputs": Case(8, 16, (2, 2), x="channels last", images=2),
     "64x64, two groups": Case(8, 100, (2, 2), groups=2, x="channels last"),
     "192x32, a channel in the way": Case(16, 24, (1, 1), x="some channels"),
+    "a point, 96x96, with a rest": Case(20, 96, (1, 1), images=2, x="channels last"),
+    "a point, 128x64, stride 2": Case(36, 128, (1, 1), (2, 2), x="channels last"),
+    "a point, two groups": Case(8, 100, (1, 1), groups=2, x="channels last", out="some channels"),
     "depthwise, 7 columns": Case(33, 33, (2, 7), groups=33, images=2, x="channels last"),
     "3 channels": Case(3, 48, (5, 5), (2, 2)),
     "3 channels, apart": Case(3, 48, (5, 5), (2, 2), x="some channels"),
@@ -551,6 +558,15 @@ OF_FEW_INPUTS: dict[str, Callable[[str], str]] = {
     "no bias": nth(r"add\.rn\.f32 \t(%f\d+), (%f\d+), (%f\d+)", r"add.rn.f32 \t\1, \2, \2", 5),
 }
 
+OF_A_POINT: dict[str, Callable[[str], str]] = {
+    "the barrier after the table of pixels": MUTATIONS["the barrier after the table of pixels"],
+    "the barrier of a step": MUTATIONS["the barrier of a step"],
+    "the wait for copies": MUTATIONS["the wait for copies"],
+    "order": two_multiply_adds_the_other_way_round,
+    "a copy that is not made": MUTATIONS["a copy that is not made"],
+    "a sample of another pixel": MUTATIONS["a sample of another pixel"],
+}
+
 OF_SQUARES: dict[str, Callable[[str], str]] = {
     "the barrier of a step": MUTATIONS["the barrier of a step"],
     "the wait for copies": MUTATIONS["the wait for copies"],
@@ -566,7 +582,8 @@ LAYERS_TO_BREAK = {
     "deep": (DEEP, MUTATIONS),
     "to few outputs": (DEEP._replace(outputs=12), TO_FEW_OUTPUTS),
     "of few inputs": (Case(3, 64, (2, 2), images=2, x="channels last"), OF_FEW_INPUTS),
-    "of squares": (DEEP._replace(outputs=128), OF_SQUARES),
+    "of a point": (Case(20, 64, (1, 1), images=4, x="channels last"), OF_A_POINT),
+    "of squares": (Case(20, 128, (1, 1), images=4, x="channels last"), OF_SQUARES),
 }
 
 
@@ -574,7 +591,8 @@ def mutated(edit: Callable[[str], str], case: Case, squares: bool = False) -> bo
     """Whether it is noticed that the program is another. Where all is minus nothing, one step too many is
     seen."""
     x, weight, bias, form = operands(case)
-    form = form._replace(padding=((1, 1), (1, 1)))
+    if case.kernel != (1, 1):
+        form = form._replace(padding=((1, 1), (1, 1)))
     changed = []
 
     def counted(ptx: str) -> str:

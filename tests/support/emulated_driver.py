@@ -140,7 +140,7 @@ class Launch(Named):
         found = re.fullmatch(r"(\w+)<(float|double), (.*)>(?: (\w+))?", name)
         assert found, name
         numbers = tuple(map(int, re.findall(r"\d+", found[3])))
-        squares = re.findall("true|false", found[3])[1:] == ["true"]
+        squares = re.findall("true|false", found[3])[1:2] == ["true"]
         shape = SimpleNamespace(**dict(zip(NAMES.split(), cls.SHAPE.unpack(argument), strict=True)))
         dtype = {"float": torch.float32, "double": torch.float64}[found[2]]
         return cls(found[1], numbers, dtype, grid, argument, shape, found[4], squares)
