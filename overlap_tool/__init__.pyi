@@ -38,8 +38,6 @@ from .errors import UntrustedPickleError as UntrustedPickleError
 from .errors import WeightsError as WeightsError
 from .geometry import Padding as Padding
 from .geometry import Window as Window
-from .kernels import exact_kernels as exact_kernels
-from .kernels import register_exact_op as register_exact_op
 from .models.inline import register_inline_stages as register_inline_stages
 from .planning.analysis import Analysis as Analysis
 from .planning.analysis import analyze as analyze
@@ -48,7 +46,9 @@ from .planning.choose import StagePlan as StagePlan
 from .rules import Call as Call
 from .rules import Operand as Operand
 from .rules import Rule as Rule
+from .rules import exact_kernels as exact_kernels
 from .rules import extend as extend
+from .rules import register_exact_op as register_exact_op
 from .rules import register_quantiser as register_quantiser
 from .rules import register_rule as register_rule
 from .settings import Engine as Engine

@@ -16,8 +16,8 @@ from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.layout import Layout
 from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.trace import trace
-from overlap_tool.kernels import engine, exact_kernels
 from overlap_tool.planning.choose import require_uniform
+from overlap_tool.rules import engine, exact_kernels
 from overlap_tool.settings import Engine
 from overlap_tool.wrapping.retrofit import wrap
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 
 _STAGE_ENDS = {
     # name of a stage: gain of its last layer, bias of its last layer

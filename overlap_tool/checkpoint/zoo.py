@@ -12,7 +12,7 @@ from overlap_tool.checkpoint.conditions import StateDict
 from overlap_tool.checkpoint.registry import Architecture, find
 from overlap_tool.checkpoint.seeded import Draw, seed_weights
 from overlap_tool.errors import CheckpointError, OptionError
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 
 PREFIX = "zoo:"
 _EXAMPLE = "Write for example zoo:mbt2018@3, or zoo:mbt2018 for a seeded model"

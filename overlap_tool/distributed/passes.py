@@ -34,8 +34,8 @@ from overlap_tool.distributed.reading import MapInPieces, PictureWindow, SentNum
 from overlap_tool.files.running import plan_of
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Barrier, Summary
-from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import BarrierBands, Shape, StagePlan, plan_pass
+from overlap_tool.rules import engine
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.passes import Pass
 from overlap_tool.runtime.progress import TileProgress

@@ -17,9 +17,9 @@ from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, places
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Input, Network
-from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import SegmentPlan, Shape, StagePlan, plan_axis, plan_part, plan_pass
 from overlap_tool.planning.cost import macs, op_costs
+from overlap_tool.rules import engine
 from overlap_tool.runtime.execute import evaluate_constants, execute_pass
 from overlap_tool.runtime.stores import Sink, Source, TensorSink, Within
 from overlap_tool.wrapping.retrofit import TiledForward

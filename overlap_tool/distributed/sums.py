@@ -22,7 +22,8 @@ from overlap_tool.distributed.reading import MapInPieces
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
-from overlap_tool.kernels import engine, pieces
+from overlap_tool.kernels import pieces
+from overlap_tool.rules import engine
 from overlap_tool.rules.barriers import Tree, whole_nodes
 from overlap_tool.runtime.passes import Banded
 from overlap_tool.runtime.stores import Source

@@ -23,11 +23,12 @@ from overlap_tool.files.coding.entropy import coded_in_pieces
 from overlap_tool.files.coding.raster import raster_in_bands
 from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.running import Workspace
-from overlap_tool.kernels import engine, pieces
+from overlap_tool.kernels import pieces
 from overlap_tool.kernels.arithmetic import VERSION
 from overlap_tool.models import range_coding
 from overlap_tool.models.coding_tables import complete_tables, entropy_models, refuse_broken_tables
 from overlap_tool.models.stages import fitting_multiple
+from overlap_tool.rules import engine
 from overlap_tool.verification import machine
 from overlap_tool.wrapping.retrofit import TiledForward, restore, tiled_stages
 

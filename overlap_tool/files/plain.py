@@ -31,8 +31,8 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Network
 from overlap_tool.graph.tracer import TrialError
-from overlap_tool.kernels import engine
 from overlap_tool.planning.choose import Shape
+from overlap_tool.rules import engine
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.stores import Kept, Sink, Source, Turned
 from overlap_tool.settings import SampleType

@@ -20,7 +20,7 @@ from overlap_tool.graph.network import Network, Op
 from overlap_tool.graph.returned import taken_apart
 from overlap_tool.graph.shifted import mixing
 from overlap_tool.graph.tracer import REGISTER, Tracer
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 
 SIDE = 16
 """The height of the first map to try, or of its output if that is larger; the width is twice that."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import CodingError, WeightsError
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 
 BUFFERS = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 """Of CompressAI's entropy models: empty before `update()`, and of any size after it."""

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, SlowKernelWarning
 from overlap_tool.graph.snapshot import Snapshot
-from overlap_tool.kernels import is_exact
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.raster import MOST_HIDDEN, CodedRow, PositionLayer, coder, panel
 from overlap_tool.kernels.threads import run_on_threads
 from overlap_tool.kernels.trial import Kernel, Layer, kernel_for
 from overlap_tool.models.coding_tables import refuse_broken, tables_of
 from overlap_tool.models.range_coding import MOST, altered, encoded
+from overlap_tool.rules import is_exact
 
 ARGUMENTS = ["y_hat", "params", "height", "width", "kernel_size", "padding"]
 """Of both loops, the string aside; those of a variable-rate model follow."""

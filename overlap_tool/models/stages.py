@@ -27,12 +27,11 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.standing_in import put_back
 from overlap_tool.graph.trace import input_channels, trace
 from overlap_tool.graph.tracer import TrialError, tensors
-from overlap_tool.kernels import engine
 from overlap_tool.models import inline
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.inline import InlineStage
 from overlap_tool.models.rounding import RoundingWatch
-from overlap_tool.rules import is_quantiser
+from overlap_tool.rules import engine, is_quantiser
 
 TRIAL_IMAGES = (64, 256)
 """Heights of the images on which a model is tried, the quicker first. The images are three times as wide, so

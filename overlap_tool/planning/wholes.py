@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from overlap_tool.graph.copying import twin
 from overlap_tool.graph.network import Network, Op, operands, substituted
-from overlap_tool.kernels import in_blocks, rehearsal, settled
+from overlap_tool.kernels import in_blocks, settled
 from overlap_tool.planning.live_bytes import LiveBytes
-from overlap_tool.rules import Operand
+from overlap_tool.rules import Operand, rehearsal
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.settings import Size
 

@@ -18,6 +18,8 @@ from overlap_tool.rules import (
     unfolding,
     whole_map,
 )
+from overlap_tool.rules.exactness import register_exact_op
+from overlap_tool.rules.mode import engine, exact_kernels, is_exact, rehearsal
 from overlap_tool.rules.pieces import Patches, cleared, extend, place
 from overlap_tool.rules.registry import (
     Call,
@@ -57,7 +59,10 @@ __all__ = [
     "compose",
     "composition_of",
     "convolution",
+    "engine",
+    "exact_kernels",
     "extend",
+    "is_exact",
     "is_quantiser",
     "layouts",
     "normalisation",
@@ -66,8 +71,10 @@ __all__ = [
     "pointwise",
     "pooling",
     "products",
+    "register_exact_op",
     "register_quantiser",
     "register_rule",
+    "rehearsal",
     "resampling",
     "rule_for_function",
     "rule_for_module",

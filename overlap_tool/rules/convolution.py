@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
-from overlap_tool.kernels.mode import conv2d, conv_transpose2d
+from overlap_tool.rules.mode import conv2d, conv_transpose2d
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import PADDING_MODES, of_depth, of_each_axis, pair, same_padding
 from overlap_tool.rules.pieces import Patches, cleared, extend

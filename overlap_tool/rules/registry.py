@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Everything, Geometry, Span, Window
 from overlap_tool.geometry.layout import Layout, MapSize
-from overlap_tool.kernels import register_exact_op
+from overlap_tool.rules.exactness import register_exact_op
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
 

@@ -22,8 +22,8 @@ from overlap_tool.geometry.plan import AxisPlan, Step, alike
 from overlap_tool.geometry.walk import Turn, walk
 from overlap_tool.graph.network import Constant, Input, Network, Op, operands, substituted
 from overlap_tool.kernels import pieces
-from overlap_tool.kernels.mode import SetAside
 from overlap_tool.rules import Operand, Patches
+from overlap_tool.rules.mode import SetAside
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.conditions import Conditions, is_ours
 from overlap_tool.runtime.repeated import Played, Script, keep_for_another_pass, repeats

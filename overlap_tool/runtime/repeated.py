@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step, form_of
 from overlap_tool.graph.network import Network, Op
-from overlap_tool.kernels.mode import computes_first
 from overlap_tool.kernels.recording import Recorder
 from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tried, tape_of
+from overlap_tool.rules.mode import computes_first
 from overlap_tool.runtime.conditions import Conditions
 
 WORTH = {"cpu": 10_000_000_000, "cuda": 0}

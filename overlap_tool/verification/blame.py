@@ -15,9 +15,8 @@ from overlap_tool.geometry import Patch, Span
 from overlap_tool.geometry.plan import AxisPlan, whole
 from overlap_tool.graph.lowering import OURS
 from overlap_tool.graph.network import Barrier, Op, Summary, leaves, maps_read, substituted
-from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import SegmentPlan, StagePlan
-from overlap_tool.rules import Operand, Patches, SizeArgument
+from overlap_tool.rules import Operand, Patches, SizeArgument, exact_kernels
 from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.execute import (

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from overlap_tool.errors import OverlapToolError, RuleError
 from overlap_tool.graph.example import Example
-from overlap_tool.kernels import engine
 from overlap_tool.models import coded
 from overlap_tool.models.stages import Stage
 from overlap_tool.planning.choose import StagePlan
+from overlap_tool.rules import engine
 from overlap_tool.settings import Engine
 from overlap_tool.verification.blame import find_fault
 from overlap_tool.verification.certificate import Check, DifferenceMap, Figure, Status

@@ -11,8 +11,8 @@ from overlap_tool.geometry import Span
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step
 from overlap_tool.graph.network import Input
-from overlap_tool.kernels import exact_kernels
 from overlap_tool.planning.choose import StagePlan
+from overlap_tool.rules import exact_kernels
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.passes import Pass
 from overlap_tool.runtime.stores import TensorSource

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from overlap_tool.kernels import exact_kernels
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, Hashed, digest_of_maps
+from overlap_tool.rules import exact_kernels
 
 KINDS = (torch.float32, torch.float64)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from overlap_tool.checkpoint.hashing import hash_weights
 from overlap_tool.checkpoint.registry import Architecture
 from overlap_tool.checkpoint.zoo import seeded_model
-from overlap_tool.kernels import exact_kernels
 from overlap_tool.kernels.arithmetic.vectors import Hashed, digest_of_maps
 from overlap_tool.models import coded
+from overlap_tool.rules import exact_kernels
 from overlap_tool.verification.observing import tensors_in
 
 ROWS, COLUMNS = 128, 128

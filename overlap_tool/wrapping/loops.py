@@ -12,10 +12,11 @@ from overlap_tool.errors import OptionError, TrainingModeError
 from overlap_tool.geometry.plan import whole
 from overlap_tool.graph.standing_in import StandIn
 from overlap_tool.graph.trace import trace
-from overlap_tool.kernels import engine, pieces
+from overlap_tool.kernels import pieces
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.planning.choose import Plan
 from overlap_tool.planning.cost import macs, op_costs
+from overlap_tool.rules import engine
 from overlap_tool.settings import ORDERS, Order, Settings, Size
 
 METHODS = ("forward", "compress", "decompress")

@@ -44,7 +44,6 @@ from overlap_tool.graph.snapshot import Snapshot, same_items
 from overlap_tool.graph.standing_in import StandIn, put_back, stands_in
 from overlap_tool.graph.trace import as_deep, fitted, trace
 from overlap_tool.graph.tracer import TrialError
-from overlap_tool.kernels import engine
 from overlap_tool.models import inline, raster
 from overlap_tool.models.closed_loop import ClosedLoop
 from overlap_tool.models.stages import Survey, Untiled, survey
@@ -58,6 +57,7 @@ from overlap_tool.planning.choose import (
     require_uniform,
 )
 from overlap_tool.planning.usual import as_taken, usual_size, usual_tile
+from overlap_tool.rules import engine
 from overlap_tool.rules.pieces import as_kept
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.progress import TileProgress

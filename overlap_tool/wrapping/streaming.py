@@ -13,7 +13,7 @@ from overlap_tool.graph.network import Network
 from overlap_tool.graph.returned import ALONE
 from overlap_tool.graph.trace import fitted, trace
 from overlap_tool.graph.tracer import FITTING
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.endless import ChunkByChunk, require_alike
 

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from support.threads import on_threads
 
 from overlap_tool.errors import ExactnessError
-from overlap_tool.kernels import codegen, exact_kernels, ops_of_the_library, pieces
+from overlap_tool.kernels import codegen, ops_of_the_library, pieces
 from overlap_tool.kernels.arithmetic import functions, tensors
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.arithmetic.tensors import compute
 from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS, digest, published_digests, sample
 from overlap_tool.kernels.emulation import fma_of_doubles
-from overlap_tool.kernels.exactness import OPS
+from overlap_tool.rules import exact_kernels
+from overlap_tool.rules.exactness import OPS
 
 ROOT = Path(__file__).parents[2]
 VECTORS = published_digests("functions")

@@ -12,7 +12,7 @@ from torch import nn
 from overlap_tool import exact_kernels
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import pieces
-from overlap_tool.kernels.exactness import COMPUTED
+from overlap_tool.rules.exactness import COMPUTED
 
 torch.manual_seed(0)
 

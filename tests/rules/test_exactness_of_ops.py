@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from overlap_tool.errors import ExactnessError, PluginError
-from overlap_tool.kernels import exact_kernels, pieces
-from overlap_tool.kernels.exactness import OPS
-from overlap_tool.rules import Call, Operand, Rule, register_rule, registry
+from overlap_tool.kernels import pieces
+from overlap_tool.rules import Call, Operand, Rule, exact_kernels, register_rule, registry
+from overlap_tool.rules.exactness import OPS
 
 X = torch.linspace(0.1, 2, 64).view(1, 4, 4, 4)
 BITS = X > 1

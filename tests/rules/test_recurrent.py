@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import overlap_tool
 from overlap_tool.errors import TraceError
-from overlap_tool.kernels import exact_kernels
+from overlap_tool.rules import exact_kernels
 from overlap_tool.rules.sequences import _next_steps, recurrent
 
 pytestmark = pytest.mark.usefixtures("one_thread")

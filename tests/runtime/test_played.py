@@ -10,8 +10,7 @@ import torch
 from support.small_models import small_model
 
 import overlap_tool
-from overlap_tool.kernels import register_exact_op
-from overlap_tool.rules import Call, Operand, Rule, register_rule
+from overlap_tool.rules import Call, Operand, Rule, register_exact_op, register_rule
 from overlap_tool.runtime import execute, repeated
 
 

@@ -18,7 +18,7 @@ from overlap_tool import checkpoint
 from overlap_tool.kernels import codegen, cpu
 from overlap_tool.kernels.arithmetic import tensors, vectors
 from overlap_tool.kernels.arithmetic.vectors import Hashed, digest_of_maps
-from overlap_tool.kernels.exactness import OPS
+from overlap_tool.rules.exactness import OPS
 from overlap_tool.verification import operations, published, witnesses
 
 MODELS = vectors.published_digests("models")

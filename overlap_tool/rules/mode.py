@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_map_only
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import chain, compositions, scores, whole
 from overlap_tool.kernels.dispatching import DispatchMode
-from overlap_tool.kernels.exactness import OPS, Exactness
 from overlap_tool.kernels.scores import Scores
 from overlap_tool.kernels.work import tensors_among
+from overlap_tool.rules.exactness import OPS, Exactness
 
 UNKNOWN = Exactness("unknown")
 
@@ -157,6 +157,11 @@ def exact_kernels() -> Iterator[None]:
     finally:
         _active.on = False
         mode.prepared.clear()
+
+
+def engine(name: str) -> AbstractContextManager[None]:
+    """The context in which the named engine computes."""
+    return exact_kernels() if name == "exact" else nullcontext()
 
 
 @contextmanager

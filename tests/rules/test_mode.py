@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import overlap_tool
-from overlap_tool import exact_kernels, kernels
+from overlap_tool import exact_kernels, kernels, rules
 from overlap_tool.errors import ExactnessError, OverlapToolError, PluginError
-from overlap_tool.kernels.mode import SetAside, computes_first, conv2d, conv_transpose2d
+from overlap_tool.rules.mode import SetAside, computes_first, conv2d, conv_transpose2d
 
 X = torch.randn(1, 8, 33, 35, generator=torch.Generator().manual_seed(0))
 MODEL = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.Sigmoid(), nn.ConvTranspose2d(24, 4, 5, 2, 2)).eval()
@@ -263,10 +263,10 @@ def test_an_op_of_ones_own_is_registered_by_name() -> None:
             pytest.raises(ExactnessError, match=r"overlap_tool_tests\.mixed.*register_exact_op"),
         ):
             mixed(X)
-        kernels.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
+        rules.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
         assert torch.equal(mixed(X), MODEL[0](X)), "and its own ops are exact"
     with pytest.raises(PluginError, match="already"):
-        kernels.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
+        rules.register_exact_op("overlap_tool_tests::mixed")(MODEL[0])
 
 
 def test_an_op_of_ones_own_that_gives_what_it_was_given_gives_a_copy() -> None:
@@ -274,7 +274,7 @@ def test_an_op_of_ones_own_that_gives_what_it_was_given_gives_a_copy() -> None:
     def idle(x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
-    kernels.register_exact_op("overlap_tool_tests::idle")(lambda x: x)
+    rules.register_exact_op("overlap_tool_tests::idle")(lambda x: x)
     x = torch.ones(3)
     with torch.no_grad(), exact_kernels():
         idle(x).zero_()
