@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from overlap_tool.geometry import AT_ITS_PLACE, POINTWISE, Geometry, Patch, Transposed
+from overlap_tool.kernels import compositions
 from overlap_tool.rules.borders import WHOLE, full_index
+from overlap_tool.rules.exactness import composed
 from overlap_tool.rules.pieces import Patches
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
@@ -19,7 +21,7 @@ def assign(whole: Tensor, key: Any, value: Any) -> Tensor:
     return whole
 
 
-@register_rule(assign)
+@register_rule(assign, exact=composed(index_put=compositions.index_put))
 def assigned(call: Call, whole: Operand, key: Any, value: Any) -> Rule:
     if not whole.spatial:
         call.refuse("writes a map into a tensor that is none")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Following, Layout
-from overlap_tool.kernels.compositions import bins
+from overlap_tool.kernels import compositions
 from overlap_tool.rules import pooling
+from overlap_tool.rules.exactness import compares, composed
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import as_laid_out
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap, register_rule
@@ -209,7 +210,7 @@ def whole_nodes(span: Span) -> list[Span]:
     return found
 
 
-@register_rule(F.adaptive_avg_pool2d)
+@register_rule(F.adaptive_avg_pool2d, exact=composed(_adaptive_avg_pool2d=compositions.adaptive_avg_pool2d))
 def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | Reduction:
     if _follows_the_map(call):
         return pooling.in_bins(call, lambda window: window.mean((-2, -1)))
@@ -217,7 +218,7 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | 
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
         height, width = whole.shape[-2:]
-        across = bins(width, columns)
+        across = compositions.bins(width, columns)
 
         profile = torch.cat([*whole.within_rows("sum", [Span(*bin) for bin in across])], -2)
         means = [
@@ -228,21 +229,21 @@ def adaptive_avg_pool2d(call: Call, input: Operand, output_size: Any) -> Rule | 
                 ],
                 -1,
             )
-            for top, bottom in bins(height, rows)
+            for top, bottom in compositions.bins(height, rows)
         ]
         return torch.stack(means, -2)
 
     return Reduction(run, profile=columns)
 
 
-@register_rule(F.adaptive_avg_pool3d)
+@register_rule(F.adaptive_avg_pool3d, exact=composed(_adaptive_avg_pool3d=compositions.adaptive_avg_pool3d))
 def adaptive_avg_pool3d(call: Call, input: Operand, output_size: Any) -> Reduction:
     if output_size not in (1, (1, 1, 1), [1, 1, 1]):
         call.refuse("pools volumes to several parts")
     return reduction(call, "mean", input.layout, (2, 3, 4), keepdim=True)
 
 
-@register_rule(F.adaptive_max_pool2d)
+@register_rule(F.adaptive_max_pool2d, exact=compares("adaptive_max_pool2d"))
 def adaptive_max_pool2d(
     call: Call, input: Operand, output_size: Any, return_indices: bool = False
 ) -> Rule | Reduction:
@@ -253,9 +254,9 @@ def adaptive_max_pool2d(
     rows, columns = _fixed_size(call, output_size)
 
     def run(whole: WholeMap, *_: Any, **__: Any) -> Tensor:
-        across = bins(whole.shape[-1], columns)
+        across = compositions.bins(whole.shape[-1], columns)
         profile = torch.cat([*whole.within_rows("amax", [Span(*bin) for bin in across])], -2)
-        down = bins(whole.shape[-2], rows)
+        down = compositions.bins(whole.shape[-2], rows)
         return torch.stack([profile[..., top:bottom, :].amax(-2) for top, bottom in down], -2)
 
     return Reduction(run, profile=columns)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Geometry, Pad, Padding, Window, roll
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Dimension, Following, Layout
+from overlap_tool.rules.exactness import moves
 from overlap_tool.rules.padding import PADDING_MODES
 from overlap_tool.rules.pieces import Patches, as_kept, as_laid_out, extend
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
@@ -20,7 +21,10 @@ from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 WHOLE = slice(None)
 
 
-@register_rule(F.pad, torch._C._nn.pad, any_layout=True)
+PADS = [f"{mode}_pad{axes}d" for mode in ("reflection", "replication") for axes in (1, 2, 3)]
+
+
+@register_rule(F.pad, torch._C._nn.pad, any_layout=True, exact=moves("constant_pad_nd", *PADS))
 def pad(
     call: Call, input: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Rule:
@@ -80,7 +84,7 @@ def pad_module(call: Call, module: Any, input: Operand) -> Rule:
     return replace(rule, run=lambda patches, module, input: rule.run(patches, input))
 
 
-@register_rule(torch.roll, "roll", any_layout=True)
+@register_rule(torch.roll, "roll", any_layout=True, exact=moves("roll"))
 def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
     if dims is None:
         call.refuse("rolls the flattened map")
@@ -97,7 +101,7 @@ def rolled(call: Call, input: Operand, shifts: Any, dims: Any = None) -> Rule:
     return Rule(lambda patches, *args, **kwargs: torch.roll(*args, **kwargs))
 
 
-@register_rule(getitem, any_layout=True)
+@register_rule(getitem, any_layout=True, exact=moves("index"))
 def crop(call: Call, input: Operand, index: Any) -> Rule:
     """`x[:, a:b, top:-bottom, left:-right]`, every s-th sample, constant channel numbers, and new dimensions
     as in `x[:, None]`."""

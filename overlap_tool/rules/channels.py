@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Layout, broadcast
+from overlap_tool.kernels import compositions
 from overlap_tool.rules import barriers, borders, pointwise
+from overlap_tool.rules.exactness import compares, composed, moves, register_exact_op
 from overlap_tool.rules.layers import ChannelLinear, ChannelNorm
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import Patches
@@ -52,7 +54,7 @@ def _no_images(call: Call, input: Operand, dims: Sequence[int], doing: str) -> N
         call.refuse(f"{doing} over the batch")
 
 
-@register_rule(torch.cat, torch.concat, torch.concatenate, any_layout=True)
+@register_rule(torch.cat, torch.concat, torch.concatenate, any_layout=True, exact=moves("cat"))
 def concatenate(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     if any(not tensor.spatial for tensor in tensors):
         call.refuse("joins a map and a value that is none")
@@ -85,7 +87,7 @@ def narrow(call: Call, input: Operand, dim: int, start: int, length: int) -> Rul
     )
 
 
-@register_rule(torch.select, "select", any_layout=True)
+@register_rule(torch.select, "select", any_layout=True, exact=moves("unbind"))
 def select(call: Call, input: Operand, dim: int, index: int) -> Rule:
     """One channel: `x.unbind(1)[2]` is `x.select(1, 2)`."""
     dims = _only_channels(call, input, dim, "picks one")
@@ -100,6 +102,12 @@ def select(call: Call, input: Operand, dim: int, index: int) -> Rule:
     torch.prod, torch.var, torch.std, torch.logsumexp, torch.cumsum, torch.cumprod, torch.logcumsumexp,
     "sum", "mean", "amax", "amin", "softmax", "log_softmax", "prod", "var", "std", "logsumexp",
     "cumsum", "cumprod", "logcumsumexp", torch.argmax, torch.argmin, "argmax", "argmin", any_layout=True,
+    exact=compares("amax amin argmax argmin")
+    | composed(
+        sum=compositions.sum, mean=compositions.mean, prod=compositions.prod, var=compositions.var,
+        std=compositions.std, logsumexp=compositions.logsumexp, _softmax=compositions.softmax,
+        _log_softmax=compositions.log_softmax,
+    ),
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:
     """A reduction over channels at every position; over all rows and columns of an image, a barrier."""
@@ -119,7 +127,7 @@ def _between_channels(call: Call, input: Operand, dims: Sequence[int], scratch: 
     )
 
 
-@register_rule(torch.max, torch.min, "max", "min", any_layout=True)
+@register_rule(torch.max, torch.min, "max", "min", any_layout=True, exact=compares("max min"))
 def extreme(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     """`torch.max(x, y)` at every position; `torch.max(x, 1)` over channels: values and their indexes."""
     other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
@@ -133,7 +141,7 @@ def _computed(call: Call, *args: Any, **kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
 
-@register_rule("repeat", torch.tile, "tile", any_layout=True)
+@register_rule("repeat", torch.tile, "tile", any_layout=True, exact=moves("repeat"))
 def repeat(call: Call, input: Operand, *repeats: Any, **named: Any) -> Rule:
     """Channels, repeated one after the other."""
     times = named.get("repeats", named.get("dims", repeats[0] if len(repeats) == 1 else repeats))
@@ -147,7 +155,7 @@ def repeat(call: Call, input: Operand, *repeats: Any, **named: Any) -> Rule:
     return Rule(lambda patches, input, *_, **__: input.repeat(times), layout=layout)
 
 
-@register_rule(torch.stack, any_layout=True)
+@register_rule(torch.stack, any_layout=True, exact=moves("stack"))
 def stack(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     """Maps along a new dimension."""
     if any(not tensor.spatial for tensor in tensors):
@@ -160,7 +168,10 @@ def stack(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Rule:
     return Rule(lambda patches, tensors, dim=0: torch.stack(tensors, place), layout=layout)
 
 
-@register_rule("new_zeros", "new_ones", "new_full", "new_empty", accepts_sizes=True)
+NEW = "new_zeros", "new_ones", "new_full", "new_empty"
+
+
+@register_rule(*NEW, accepts_sizes=True, exact=moves(*NEW))
 def new(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     """A map of one number, as large as another, for example to add channels to."""
     given, made = call.input_shapes, call.output_shapes
@@ -182,12 +193,17 @@ def new(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     return Rule(run)
 
 
-@register_rule(torch.zeros_like, torch.ones_like, torch.full_like, any_layout=True)
+@register_rule(
+    torch.zeros_like, torch.ones_like, torch.full_like, any_layout=True,
+    exact=moves("zeros_like ones_like full_like"),
+)  # fmt: skip
 def like(call: Call, input: Operand, *args: Any, **kwargs: Any) -> Rule:
     return Rule(lambda patches, *args, **kwargs: call.target(*args, **kwargs))
 
 
-@register_rule(torch.repeat_interleave, "repeat_interleave", any_layout=True)
+@register_rule(
+    torch.repeat_interleave, "repeat_interleave", any_layout=True, exact=moves("repeat_interleave")
+)
 def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None, **_: Any) -> Rule:
     if isinstance(repeats, Operand):
         call.refuse("repeats by numbers in a tensor")
@@ -196,7 +212,10 @@ def repeat_interleave(call: Call, input: Operand, repeats: Any, dim: Any = None,
     return Rule(lambda patches, *args, **kwargs: torch.repeat_interleave(*args, **kwargs), layout=layout)
 
 
-@register_rule(torch.norm, torch.linalg.vector_norm, "norm", any_layout=True)
+@register_rule(
+    torch.norm, torch.linalg.vector_norm, "norm", any_layout=True,
+    exact=composed(linalg_vector_norm=compositions.vector_norm),
+)  # fmt: skip
 def norm(
     call: Call, input: Operand, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Rule | Reduction:
@@ -208,14 +227,14 @@ def norm(
     return _between_channels(call, input, _only_channels(call, input, dim, "takes the norm"))
 
 
+@register_exact_op("aten::glu")
 @compose(F.glu, nn.GLU)
 def glu(input: Tensor, dim: int = -1) -> Tensor:
-    """As the exact engine computes it."""
     kept, gate = input.chunk(2, dim)
     return kept * gate.sigmoid()
 
 
-@register_rule(torch.flip, "flip", any_layout=True)
+@register_rule(torch.flip, "flip", any_layout=True, exact=moves("flip"))
 def flip(call: Call, input: Operand, *each: Any, dims: Sequence[int] = ()) -> Rule:
     """Channels in reverse order."""
     along = dims_of(dims or (each if isinstance(each[0], int) else each[0]), len(input.shape))
@@ -238,7 +257,7 @@ def layer_norm_module(call: Call, module: nn.LayerNorm, input: Operand) -> Rule:
     return Rule(lambda patches, module, input: module(input), scratch=1)
 
 
-@register_rule(F.layer_norm, any_layout=True)
+@register_rule(F.layer_norm, any_layout=True, exact=composed(native_layer_norm=compositions.layer_norm))
 def layer_norm(call: Call, input: Operand, normalized_shape: Sequence[int], *_: Any, **__: Any) -> Rule:
     _only_channels(call, input, _last(len(normalized_shape)), "normalises")
     return Rule(lambda patches, *args, **kwargs: F.layer_norm(*args, **kwargs), scratch=1)
@@ -261,7 +280,7 @@ def _last(dims: int) -> list[int]:
     return list(range(-dims, 0))
 
 
-@register_rule(nn.ChannelShuffle, F.channel_shuffle)
+@register_rule(nn.ChannelShuffle, F.channel_shuffle, exact=moves("channel_shuffle native_channel_shuffle"))
 def channel_shuffle(call: Call, *args: Any) -> Rule:
     return Rule(
         lambda patches, *args: (

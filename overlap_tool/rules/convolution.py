@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Transposed, Window
+from overlap_tool.kernels import chain
+from overlap_tool.rules.exactness import chained
 from overlap_tool.rules.mode import conv2d, conv_transpose2d
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import PADDING_MODES, of_depth, of_each_axis, pair, same_padding
@@ -40,7 +42,7 @@ TRANSPOSED: dict[int, Callable[..., Tensor]] = {4: conv_transpose2d, 5: F.conv_t
 """By the number of a map's dimensions."""
 
 
-@register_rule(F.conv2d, torch.conv2d, F.conv3d, torch.conv3d)
+@register_rule(F.conv2d, torch.conv2d, F.conv3d, torch.conv3d, exact=chained(convolution=chain.convolution))
 def conv(
     call: Call,
     input: Operand,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Expand, Geometry, Shrink
 from overlap_tool.geometry.layout import COLUMNS, ROWS, Following, Layout, LayoutError, Resized
+from overlap_tool.rules.exactness import moves
 from overlap_tool.rules.pieces import Patches, as_kept, as_laid_out, place
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, compose, register_rule
 
@@ -88,7 +89,8 @@ def image_by_image(
 
 
 @register_rule("view", "reshape", torch.reshape, "flatten", torch.flatten, nn.Flatten, "unflatten",
-               torch.unflatten, nn.Unflatten, accepts_sizes=True, any_layout=True)  # fmt: skip
+               torch.unflatten, nn.Unflatten, accepts_sizes=True, any_layout=True,
+               exact=moves("view _unsafe_view"))  # fmt: skip
 def reshape(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """Cuts and joins dimensions; numbers keep their order."""
     takes_module = isinstance(call.target, nn.Module)
@@ -119,6 +121,7 @@ def _blocks(size: int) -> Geometry:
 @register_rule(
     "permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim, "swapaxes",
     torch.swapaxes, "swapdims", torch.swapdims, "t", any_layout=True,
+    exact=moves("permute transpose"),
 )  # fmt: skip
 def permute(call: Call, input: Operand, *dims: Any, **named: Any) -> Rule:
     ndim = len(input.shape)
@@ -160,7 +163,9 @@ def squeeze(call: Call, input: Operand, dim: Any = None) -> Rule:
     return Rule(lambda patches, input, dim=None: input.squeeze(dropped), layout=layout)
 
 
-@register_rule("expand", "broadcast_to", torch.broadcast_to, accepts_sizes=True, any_layout=True)
+@register_rule(
+    "expand", "broadcast_to", torch.broadcast_to, accepts_sizes=True, any_layout=True, exact=moves("expand")
+)
 def expand(call: Call, input: Operand, *_: Any, **__: Any) -> Rule:
     """Repeats dimensions of length one, and adds new ones in front."""
     made = call.output_shapes

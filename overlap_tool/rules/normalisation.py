@@ -16,7 +16,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Layout
+from overlap_tool.kernels import compositions
 from overlap_tool.rules.barriers import reduction
+from overlap_tool.rules.exactness import composed
 from overlap_tool.rules.registry import Call, Operand, Reduction, WholeMap, compose, register_rule
 
 
@@ -70,7 +72,7 @@ def moments_of_a_map(call: Call, input: Operand, groups: int) -> Reduction:
     return replace(variance, run=run)
 
 
-@compose(F.group_norm, nn.GroupNorm)
+@compose(F.group_norm, nn.GroupNorm, exact=composed(native_group_norm=compositions.group_norm))
 def group_norm(
     input: Tensor,
     num_groups: int,

@@ -5,38 +5,73 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overlap_tool.kernels import compositions
+from overlap_tool.kernels.arithmetic.vectors import FUNCTIONS as ELEMENTARY
+from overlap_tool.rules.exactness import compares, composed, moves, number_by_number, rounds
 from overlap_tool.rules.pieces import Patches
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
-METHODS = """
-    abs absolute add addcdiv addcmul atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max
-    clamp_min clip clone contiguous copysign cos detach div divide double elu eq erf erfc exp expm1 float
-    floor floor_divide fmod frac ge gt half hardshrink hardtanh isfinite isinf isnan le leaky_relu lerp log
-    log10 log1p log2 logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mul
-    multiply nan_to_num ne neg negative pow reciprocal relu remainder round rsqrt sgn sigmoid sign sin sqrt
-    square sub subtract tanh to true_divide trunc type type_as where
+EXACT = {
+    **moves("_to_copy clone detach masked_fill where"),
+    **compares("""
+        bitwise_and bitwise_not bitwise_or bitwise_xor clamp clamp_max clamp_min eq ge gt hardshrink hardtanh
+        isfinite isinf isnan le logical_and logical_not logical_or logical_xor lt maximum minimum nan_to_num
+        ne threshold
+    """),
+    **rounds("""
+        abs ceil copysign div floor floor_divide frac leaky_relu mul neg reciprocal round sgn sign signbit
+        softshrink trunc
+    """),
+    **number_by_number(
+        **{name: partial(compositions.function, name) for name in (*ELEMENTARY, "sigmoid", "silu", "mish")},
+        relu=compositions.relu,
+        gelu=compositions.gelu,
+        elu=compositions.elu,
+        celu=compositions.celu,
+    ),
+    **composed(
+        add=compositions.add,
+        sub=compositions.subtract,
+        rsub=compositions.reverse_subtract,
+        addcmul=compositions.addcmul,
+        addcdiv=compositions.addcdiv,
+        lerp=compositions.lerp,
+        fmod=compositions.fmod,
+        remainder=compositions.remainder,
+        pow=compositions.power,
+        softplus=compositions.softplus,
+        log_sigmoid_forward=compositions.log_sigmoid,
+        hardsigmoid=compositions.hardsigmoid,
+        hardswish=compositions.hardswish,
+        _prelu_kernel=compositions.prelu,
+    ),
+}
+"""PyTorch's ops at every position: functions and methods of these names have the rule below, too."""
+
+OTHERS = """
+    absolute clip contiguous divide double float half logsigmoid multiply negative prelu relu6 selu softsign
+    square subtract tanhshrink to true_divide type type_as
 """.split()
+"""Functions and methods that consist of these."""
 
 OPERATORS = """
     abs add and_ eq floordiv ge gt inv invert le lt mod mul ne neg or_ pos pow sub truediv xor
 """.split()
 
-ACTIVATIONS = """
-    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 selu
-    sigmoid silu softplus softshrink softsign tanh tanhshrink threshold
-""".split()
+NAMES = [name for name in (*EXACT, *OTHERS) if not name.startswith("_")]
 
-FUNCTIONS = (
-    [getattr(torch, name) for name in METHODS + ACTIVATIONS if callable(getattr(torch, name, None))]
-    + [getattr(operator, name) for name in OPERATORS]
-    + [getattr(F, name) for name in ACTIVATIONS]
-)
+METHODS = [name for name in NAMES if hasattr(Tensor, name)]
+
+FUNCTIONS = [getattr(operator, name) for name in OPERATORS] + [
+    found for name in NAMES for place in (torch, F) if callable(found := getattr(place, name, None))
+]
 
 MODULES = (
     nn.CELU,
@@ -65,7 +100,7 @@ MODULES = (
 )
 
 
-@register_rule(*METHODS, *dict.fromkeys(FUNCTIONS), any_layout=True)
+@register_rule(*METHODS, *dict.fromkeys(FUNCTIONS), any_layout=True, exact=EXACT)
 def between_positions(call: Call, *args: Any, **kwargs: Any) -> Rule:
     """The rule of a function or method that is computed at every position, into a new tensor."""
     if kwargs.get("out") is not None:
@@ -151,7 +186,16 @@ def _refuse_no_channels(call: Call, input: Operand) -> None:
         call.refuse("normalises along rows, columns or images instead of channels")
 
 
-@register_rule(F.batch_norm, any_layout=True)
+@register_rule(
+    F.batch_norm,
+    any_layout=True,
+    exact=composed(
+        native_batch_norm=compositions.batch_norm,
+        _native_batch_norm_legit=compositions.batch_norm,
+        _native_batch_norm_legit_no_training=compositions.batch_norm,
+        cudnn_batch_norm=compositions.cudnn_batch_norm,
+    ),
+)
 def batch_norm_function(
     call: Call,
     input: Operand,

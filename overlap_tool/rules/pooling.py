@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Padding, Patch, Span, Window
 from overlap_tool.geometry.listed import Listed, ratio_between
-from overlap_tool.kernels.compositions import bins
+from overlap_tool.kernels.compositions import avg_pool, bins
+from overlap_tool.rules.exactness import compares, composed
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import of_depth, pair
 from overlap_tool.rules.pieces import Patches, extend
@@ -26,7 +28,10 @@ def _pool_windows(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: b
     return rows, columns
 
 
-@register_rule(F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d)
+@register_rule(
+    F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d,
+    exact=compares("max_pool2d_with_indices max_pool3d_with_indices"),
+)  # fmt: skip
 def max_pool(
     call: Call,
     input: Operand,
@@ -54,7 +59,7 @@ def max_pool(
 register_rule(nn.MaxPool2d, nn.MaxPool3d)(of_layer(max_pool))
 
 
-@register_rule(F.avg_pool2d)
+@register_rule(F.avg_pool2d, exact=composed(avg_pool2d=partial(avg_pool, 2)))
 def avg_pool2d(
     call: Call,
     input: Operand,
@@ -83,7 +88,7 @@ def avg_pool2d(
     return Rule(run, rows, columns, kernel=pair(kernel_size), stride=pair(strides), uniform=True)
 
 
-@register_rule(F.avg_pool3d)
+@register_rule(F.avg_pool3d, exact=composed(avg_pool3d=partial(avg_pool, 3)))
 def avg_pool3d(
     call: Call,
     input: Operand,

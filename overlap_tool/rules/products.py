@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import operator
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,13 +20,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Dimension, Following, Layout
+from overlap_tool.kernels import chain, scores
+from overlap_tool.rules.exactness import chained, register_exact_op
 from overlap_tool.rules.pieces import Patches, as_kept, as_laid_out
 from overlap_tool.rules.registry import Call, Operand, Reduction, Rule, WholeMap, register_rule
 
 MATRIX_PRODUCTS = (torch.matmul, "matmul", operator.matmul, torch.bmm, "bmm")
 
 
-@register_rule(*MATRIX_PRODUCTS, any_layout=True)
+def _added(
+    product: Callable[..., Tensor], c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """`beta * c + alpha * (a @ b)`"""
+    found = product(a, b)
+    if alpha != 1:
+        found.mul_(alpha)
+    return found if beta == 0 else found.add_(c if beta == 1 else c * beta)
+
+
+EXACT = chained(
+    mm=chain.matmul,
+    bmm=chain.batched_matmul,
+    addmm=partial(_added, chain.matmul),
+    baddbmm=partial(_added, chain.batched_matmul),
+)
+
+
+@register_rule(*MATRIX_PRODUCTS, any_layout=True, exact=EXACT)
 def matrix_product(call: Call, input: Operand, other: Operand) -> Rule:
     if min(len(input.shape), len(other.shape)) < 2:
         call.refuse("multiplies by a vector")
@@ -65,6 +86,37 @@ def attention_of_tokens(
     masks = [] if attn_mask is None else [(attn_mask, (batch + "QK")[-len(attn_mask.shape) :])]
     scores = [(query, batch + "QD"), (key, batch + "KD"), *masks]
     return _product(call, [*scores, (value, batch + "KE")], batch + "QE")
+
+
+@register_exact_op("aten::_safe_softmax")
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros where a mask excludes everything."""
+    nothing = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(x.masked_fill(nothing, 0), dim, dtype).masked_fill(nothing, 0)
+
+
+@register_exact_op("aten::_scaled_dot_product_flash_attention_for_cpu")
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PyTorch chooses this function or its plain one by shapes and strides, so both have to give the same
+    bits.
+
+    The second result serves only gradients.
+    """
+    groups = query.shape[-3] != key.shape[-3]
+    with scores.in_blocks():
+        found = torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=groups
+        )[0]  # the other result has all the scores
+        return scores.settled(found), query.new_empty(0)
 
 
 def beside(first: Tensor, second: Tensor, layouts: tuple[Layout, Layout]) -> Tensor:

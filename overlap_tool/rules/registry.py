@@ -8,7 +8,7 @@ signature, with `Patches` in place of `call` and real tensors in place of operan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
 from math import prod
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import GlobalOpError, PluginError, SizeDependenceError, UnknownOpError
 from overlap_tool.geometry import POINTWISE, Everything, Geometry, Span, Window
 from overlap_tool.geometry.layout import Layout, MapSize
-from overlap_tool.rules.exactness import register_exact_op
+from overlap_tool.rules.exactness import Exactness, declare
 from overlap_tool.rules.padding import PADDING_MODES, pair, same_padding
 from overlap_tool.rules.pieces import Patches, extend
 
@@ -257,7 +257,7 @@ def register_rule(
     accepts_sizes: bool = False,
     any_layout: bool = False,
     override: bool = False,
-    exact: Callable[..., Any] | None = None,
+    exact: Callable[..., Any] | Mapping[str, Exactness] | None = None,
 ) -> Callable[[AnyRuleBuilder], AnyRuleBuilder]:
     """Register the rule of modules, functions or tensor methods.
 
@@ -269,8 +269,9 @@ def register_rule(
     its result independent of it. So does a map whose dimensions are not images, channels, rows and columns,
     unless the rule takes `any_layout`: then its `run` receives and returns pieces as the model lays them out.
 
-    The exact engine knows PyTorch's own ops. For an op with a kernel of your own, `torch.ops.namespace.op`,
-    pass `exact`: a function of the op's arguments, whose own ops are computed exactly.
+    For an op with a kernel of your own, `torch.ops.namespace.op`, pass `exact`: a function of the op's
+    arguments, whose own ops are computed exactly. For PyTorch's own ops, which the targets call, `exact` is
+    what `exactly` of `rules/exactness.py` returns.
     """
 
     def add(builder: AnyRuleBuilder) -> AnyRuleBuilder:
@@ -282,9 +283,10 @@ def register_rule(
                 "a rule is already registered",
                 "Pass override=True to overlap_tool.register_rule to override it on purpose",
             )
-        if exact is not None:
-            for name in {*map(_dispatched, targets)}:
-                register_exact_op(name)(exact)
+        if isinstance(exact, Mapping):
+            declare(exact)
+        elif exact is not None:
+            declare({_dispatched(target): Exactness("of ops", exact) for target in targets})
         for key in taken:
             del _registered[key]
         _registered.update(dict.fromkeys(keys, Registered(builder, accepts_sizes, any_layout)))
@@ -293,12 +295,14 @@ def register_rule(
     return add
 
 
-def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
+def compose(
+    *targets: Any, exact: Mapping[str, Exactness] | None = None
+) -> Callable[[AnyFunction], AnyFunction]:
     """Register a function as a composition: it is traced as the ops of the decorated one.
 
     The decorated function takes the same arguments and gives the same result. Classes of `torch.nn` among the
     targets are those that call the function. The exact engine is not affected: under it, the function has to
-    give the bits that the ops give.
+    give the bits that the ops give. `exact` is as in `register_rule`.
     """
 
     def add(composition: AnyFunction) -> AnyFunction:
@@ -307,6 +311,7 @@ def compose(*targets: Any) -> Callable[[AnyFunction], AnyFunction]:
             raise PluginError(
                 ", ".join(map(str, taken)), "a rule is already registered", "Compose each function once"
             )
+        declare(exact or {})
         _compositions.update(dict.fromkeys(targets, composition))
         return composition
 
@@ -368,7 +373,8 @@ def _key(target: Any) -> Any:
 def _dispatched(target: Any) -> str:
     """The name by which PyTorch dispatches an op."""
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return str(getattr(target, "_qualified_op_name", None) or target._schema.name)
+        name = str(getattr(target, "_qualified_op_name", None) or target._schema.name)
+        return name.removeprefix("aten::")
     raise PluginError(
         repr(target),
         "`exact` is for ops in a kernel of your own, torch.ops.namespace.op; the engine sees into others",

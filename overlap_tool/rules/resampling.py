@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import Expand, Geometry, Linear, Listed, Padding, Shrink, Window, ratio_between
 from overlap_tool.geometry.layout import Layout
-from overlap_tool.kernels.compositions import between, linear_positions, nearest_positions
+from overlap_tool.kernels import compositions
+from overlap_tool.rules.exactness import composed, moves
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
-@register_rule(F.pixel_shuffle, torch.pixel_shuffle)
+@register_rule(F.pixel_shuffle, torch.pixel_shuffle, exact=moves("pixel_shuffle"))
 def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     geometry = Expand(upscale_factor)
 
@@ -28,7 +30,7 @@ def pixel_shuffle(call: Call, input: Operand, upscale_factor: int) -> Rule:
     return Rule(run, geometry, geometry, uniform=True)
 
 
-@register_rule(F.pixel_unshuffle, torch.pixel_unshuffle)
+@register_rule(F.pixel_unshuffle, torch.pixel_unshuffle, exact=moves("pixel_unshuffle"))
 def pixel_unshuffle(call: Call, input: Operand, downscale_factor: int) -> Rule:
     factor = downscale_factor
 
@@ -49,7 +51,19 @@ OF_IMAGES = {"linear": "bilinear", "trilinear": "bilinear"}
 """Modes by the corresponding mode on rows and columns."""
 
 
-@register_rule(F.interpolate, any_layout=True)
+EXACT: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), compositions.upsample_linear
+    ),
+    **{
+        name: partial(compositions.upsample_nearest, getattr(torch._C._nn, name), "exact" in name)
+        for axes in (1, 2, 3)
+        for name in (f"upsample_nearest{axes}d", f"_upsample_nearest_exact{axes}d")
+    },
+}
+
+
+@register_rule(F.interpolate, any_layout=True, exact=composed(**EXACT))
 def interpolate(
     call: Call,
     input: Operand,
@@ -81,14 +95,14 @@ def interpolate(
     old, new = input.shape[2], call.output_shapes[0][2]
     scale = None if by_size else factors[0]
     if mode == "bilinear":
-        low, high, part = linear_positions(old, new, bool(align_corners), scale)
+        low, high, part = compositions.linear_positions(old, new, bool(align_corners), scale)
     else:
-        places = nearest_positions(old, new, scale, centred=mode == "nearest-exact")
+        places = compositions.nearest_positions(old, new, scale, centred=mode == "nearest-exact")
 
     def run(patches: Patches, input: Tensor, *_: Any, **__: Any) -> Tensor:
         """First along the depth, all of which is at hand, and then plane by plane."""
         if mode == "bilinear":
-            deep = between(input, -3, low, high, part)
+            deep = compositions.between(input, -3, low, high, part)
         else:
             deep = input.index_select(2, places.to(input.device))
         made: Tensor = rule.run(patches, deep.flatten(1, 2))
@@ -132,7 +146,7 @@ def _ratio(factor: float, mode: str) -> tuple[int, int] | None:
         exact = exact and (up * down) & (up * down - 1) == 0
     elif exact:
         outputs = torch.arange(1 << 16)
-        exact = torch.equal(nearest_positions(down << 16, 1 << 16, factor), outputs * down // up)
+        exact = torch.equal(compositions.nearest_positions(down << 16, 1 << 16, factor), outputs * down // up)
     return (up, down) if exact else None
 
 
@@ -185,10 +199,12 @@ def _listed(call: Call, mode: str, align_corners: bool, scales: Sequence[float |
                 f"has more than {MOST_LISTED} sampling positions, which follow the size of its input"
             )
         if mode == "bilinear":
-            low, high, part = linear_positions(olds[0], news[0], align_corners, scale)
+            low, high, part = compositions.linear_positions(olds[0], news[0], align_corners, scale)
             high = torch.where(part == 0, low, high)
         else:
-            low = high = nearest_positions(olds[0], news[0], scale, centred=mode == "nearest-exact")
+            low = high = compositions.nearest_positions(
+                olds[0], news[0], scale, centred=mode == "nearest-exact"
+            )
             part = torch.zeros(len(low))
         tables.append((low, high, part))
         ratio = ratio_between(olds, news)
@@ -199,7 +215,7 @@ def _listed(call: Call, mode: str, align_corners: bool, scales: Sequence[float |
             wanted = slice(*patch.out)
             below, above = low[wanted] - patch.have.start, high[wanted] - patch.have.start
             if mode == "bilinear":
-                input = between(input, dim, below, above, part[wanted])
+                input = compositions.between(input, dim, below, above, part[wanted])
             else:
                 input = input.index_select(dim, below.to(input.device))
         return input

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from overlap_tool.errors import ExactnessError
 from overlap_tool.geometry import Everything
 from overlap_tool.geometry.layout import COLUMNS, IMAGES
+from overlap_tool.rules.exactness import register_exact_op
 from overlap_tool.rules.registry import Call, Operand, Rule, compose, register_rule
 
 One = int | Sequence[int]
@@ -123,6 +125,48 @@ def adaptive_max_pool1d(input: Tensor, output_size: One, return_indices: bool = 
     pool: Callable[..., Any] = F.adaptive_max_pool2d
     made = pool(input.unsqueeze(2), _behind(1, output_size), return_indices)
     return made if return_indices else made.squeeze(2)
+
+
+LSTM = 2
+"""The value by which oneDNN's function for recurrent layers is told that one is an LSTM."""
+
+
+@register_exact_op("aten::mkldnn_rnn_layer")
+def _recurrent_layer(
+    x: Tensor,
+    of_input: Tensor,
+    of_hidden: Tensor,
+    bias_of_input: Tensor | None,
+    bias_of_hidden: Tensor | None,
+    hidden: Tensor,
+    cell: Tensor,
+    reverse: bool,
+    batch_sizes: Sequence[int],
+    mode: int,
+    hidden_size: int,
+    num_layers: int,
+    has_biases: bool,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A layer of an LSTM, step by step, as in PyTorch's own function where it does not call oneDNN.
+
+    The last result serves only gradients.
+    """
+    if mode != LSTM or batch_sizes:
+        raise ExactnessError(
+            "a recurrent layer", "there is an exact one for an LSTM alone", f"Use {ExactnessError.STOCK}"
+        )
+    if not has_biases:
+        bias_of_input = bias_of_hidden = None
+    linear = torch.nn.functional.linear
+    gates = linear(x, of_input, bias_of_input)
+    outputs = []
+    for of_step in reversed(gates.unbind()) if reverse else gates.unbind():
+        taken, kept, new, shown = (linear(hidden, of_hidden, bias_of_hidden) + of_step).chunk(4, -1)
+        cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
+        hidden = shown.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell, x.new_empty(0)
 
 
 def recurrent(input: Tensor, weights: Sequence[Tensor], kind: str, *how: Any) -> Tensor:

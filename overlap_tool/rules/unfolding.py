@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from overlap_tool.geometry import POINTWISE, Padding, Transposed, Window
 from overlap_tool.geometry.layout import COLUMNS, IMAGES, ROWS, Layout
+from overlap_tool.kernels import compositions
+from overlap_tool.rules.exactness import composed, moves
 from overlap_tool.rules.options import of_layer
 from overlap_tool.rules.padding import pair
 from overlap_tool.rules.pieces import Patches, extend, place
 from overlap_tool.rules.registry import Call, Operand, Rule, register_rule
 
 
-@register_rule(F.unfold)
+@register_rule(F.unfold, exact=moves("im2col"))
 def unfolded(
     call: Call, input: Operand, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> Rule:
@@ -34,7 +36,7 @@ def unfolded(
 register_rule(nn.Unfold)(of_layer(unfolded))
 
 
-@register_rule("unfold", any_layout=True)
+@register_rule("unfold", any_layout=True, exact=moves("unfold"))
 def windows_along(call: Call, input: Operand, dimension: int, size: int, step: int) -> Rule:
     """`x.unfold(2, 8, 4)`: windows of rows, with their samples in a dimension of their own at the end."""
     dim = dimension % len(input.shape)
@@ -47,7 +49,7 @@ def windows_along(call: Call, input: Operand, dimension: int, size: int, step: i
     return Rule(lambda patches, input, *_: input.unfold(dim, size, step), rows, columns, layout=layout)
 
 
-@register_rule(F.fold, accepts_sizes=True, any_layout=True)
+@register_rule(F.fold, accepts_sizes=True, any_layout=True, exact=composed(col2im=compositions.fold))
 def folded(
     call: Call,
     input: Operand,

@@ -1,4 +1,4 @@
-"""No op has a rule without being exact: the exact engine knows whatever PyTorch dispatches for it."""
+"""No op has a rule without being exact: rules declare whatever PyTorch dispatches for it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import pieces
-from overlap_tool.rules import Call, Operand, Rule, exact_kernels, register_rule, registry
-from overlap_tool.rules.exactness import OPS
+from overlap_tool.rules import Call, Operand, Rule, exact_kernels, mode, register_rule, registry
+from overlap_tool.rules.assigning import assign
+from overlap_tool.rules.exactness import OPS, WITHOUT_A_RULE
 
 X = torch.linspace(0.1, 2, 64).view(1, 4, 4, 4)
 BITS = X > 1
@@ -30,6 +32,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "fold": (torch.rand(1, 36, 4), (4, 4), 3), "interpolate": (X, None, 2.0), "permute": (X, (0, 2, 3, 1)),
     "flip": (X, (2,)), "getitem": (X, (slice(None), [2, 1])), "t": (X[0, 0],), "type": (X, torch.float64),
     "scaled_dot_product_attention": (X, X, X), "narrow": (X, 1, 0, 2), "new_full": (X, (2, 2), 0.5),
+    "conv1d": (X[0], torch.rand(2, 4, 3)), "conv_transpose1d": (X[0], torch.rand(4, 2, 3)),
+    "avg_pool1d": (X[0], 2), "max_pool1d": (X[0], 2), "group_norm": (X, 2),
+    "adaptive_avg_pool1d": (X[0], 2), "adaptive_max_pool1d": (X[0], 2), "instance_norm": (X,),
 }  # fmt: skip
 """Those that are called in a way of their own."""
 
@@ -44,6 +49,27 @@ LAYERS = [
     *(nn.Threshold(0.5, 0.0), nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingNearest2d((8, 8))),
 ]
 
+ALSO: list[tuple[Any, ...]] = [
+    *((F.pad, X[0], (1, 1), mode) for mode in ("reflect", "replicate")),
+    *((F.pad, X, (1, 1, 1, 1), mode) for mode in ("reflect", "replicate")),
+    *((F.pad, X[None], (1,) * 6, mode) for mode in ("reflect", "replicate")),
+    *((F.interpolate, X[0], None, 2.0, mode) for mode in ("linear", "nearest", "nearest-exact")),
+    *((F.interpolate, X[None], None, 2.0, mode) for mode in ("trilinear", "nearest", "nearest-exact")),
+    *((F.interpolate, X, None, 2.0, mode) for mode in ("bilinear", "nearest-exact")),
+    (torch.baddbmm, X[0], X[0], X[0]), (nn.LSTM(4, 2), X[0]), (torch.native_channel_shuffle, X, 2),
+    (torch.repeat_interleave, torch.tensor([1, 2])), (assign, X.clone(), (slice(None), [0, 2]), 0.5),
+]  # fmt: skip
+"""Calls of these ops and layers that take another way in PyTorch."""
+
+NEVER_SEEN = {
+    "cudnn_batch_norm": "on a GPU only",
+    "_adaptive_avg_pool3d": "for several parts, which is refused",
+    "_native_batch_norm_legit": "in exported programs only",
+    "_native_batch_norm_legit_no_training": "in exported programs only",
+    "isfinite": "decomposes first",
+}
+"""Declared ops that no call above dispatches, and why."""
+
 UNKNOWN = {"cumsum", "cumprod", "logcumsumexp"}
 """The exact engine refuses these by name on pieces."""
 
@@ -51,7 +77,7 @@ UNKNOWN = {"cumsum", "cumprod", "logcumsumexp"}
 def ops_with_a_rule() -> dict[str, Any]:
     """Functions and methods of PyTorch's and Python's; what is of ours is made of these."""
     found = {}
-    for target in registry._registered:
+    for target in (*registry._registered, *registry._compositions):
         if isinstance(target, str) and hasattr(Tensor, target):
             found[f"Tensor.{target}"] = getattr(Tensor, target)
         elif not isinstance(target, str | type) and target.__module__.partition(".")[0] != "overlap_tool":
@@ -73,9 +99,35 @@ def accepted(op: Any) -> tuple[Any, ...]:
     pytest.fail(f"give {op.__name__} arguments of its own, in CALLS")
 
 
+@pytest.fixture
+def looked_up(monkeypatch) -> set[str]:
+    """The ops that PyTorch dispatches under the exact engine."""
+    names: set[str] = set()
+
+    class Noting(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            names.add(name)
+            return super().get(name, default)
+
+    monkeypatch.setattr(mode, "OPS", Noting(OPS))
+    return names
+
+
+def is_declared(name: str) -> bool:
+    """Views run as they are, and an op that decomposes is computed by others."""
+
+    def is_free(op: Any) -> bool:
+        return op.is_view or op._can_decompose()
+
+    packet = getattr(torch.ops.aten, name, None)
+    return name in OPS or any(
+        is_free(getattr(packet, each)) for each in packet.overloads() if each != "prim_Device"
+    )
+
+
 @pytest.mark.parametrize("name", OPS_WITH_A_RULE)
 @torch.no_grad()
-def test_an_op_that_has_a_rule_is_exact(name: str) -> None:
+def test_an_op_that_has_a_rule_is_exact(name: str, looked_up: set[str]) -> None:
     op = OPS_WITH_A_RULE[name]
     given = accepted(op)
     if op.__name__ in UNKNOWN:
@@ -87,15 +139,37 @@ def test_an_op_that_has_a_rule_is_exact(name: str) -> None:
         found = op(*given)
     if op.__name__ != "new_empty":
         torch.testing.assert_close(found, expected)
+    assert all(map(is_declared, looked_up)), looked_up
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @torch.no_grad()
-def test_a_layer_that_has_a_rule_is_exact(layer: nn.Module) -> None:
+def test_a_layer_that_has_a_rule_is_exact(layer: nn.Module, looked_up: set[str]) -> None:
     layer.eval()
     with exact_kernels(), pieces():
         found = layer(X)
     torch.testing.assert_close(found, layer(X))
+    assert all(map(is_declared, looked_up)), looked_up
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@torch.no_grad()
+def test_what_rules_declare_is_dispatched(looked_up: set[str]) -> None:
+    """No declaration is misspelt, or left behind by a rule that is gone."""
+    ops = [op for op in OPS_WITH_A_RULE.values() if op.__name__ not in UNKNOWN]
+    given = [accepted(op) for op in ops]
+    with exact_kernels():
+        for op, arguments in zip(ops, given, strict=True):
+            op(*arguments)
+        for op, *arguments in ALSO:
+            op(*arguments)
+    assert OPS.keys() - WITHOUT_A_RULE.keys() - looked_up == NEVER_SEEN.keys()
+
+
+def test_an_op_with_a_rule_is_declared_there() -> None:
+    """What an op reads and how it is exact are in one place."""
+    named = {name.rpartition(".")[2] for name in OPS_WITH_A_RULE}
+    assert WITHOUT_A_RULE.keys().isdisjoint(named)
 
 
 def test_all_kinds_of_layers_are_in_that_list() -> None:
