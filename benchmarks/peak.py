@@ -122,7 +122,7 @@ def main(only: str = "") -> list[Table]:
             side = int(SIDE * stage.input_scale)
             image = torch.rand(1, stage.network.ops[0].channels, side, side)
             count = products(stage.original, image)
-            for _ in range(WARM):  # what is found again is recorded, tried, and then played
+            for _ in range(WARM):  # what is found again is recorded, tried, and then replayed
                 stage(image)
             runs = []
             for _ in range(ROUNDS):

@@ -117,7 +117,7 @@ def _model(name: str) -> Lines:
     yield f"{same(found, expected)}, {text}, decoded across: {same(decoded, again)}: {name}"
     yield from (f"SLOW: {each.layer}: {each.reason}" for each in slow)
     there.cuda()
-    for schedule in ("tiles", "stream"):  # most tiles are played from what was recorded of others
+    for schedule in ("tiles", "stream"):  # most tiles are replayed from what was recorded of others
         with torch.no_grad(), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             tiled = overlap_tool.wrap(there, tile=32, schedule=schedule)(x.cuda())["x_hat"].cpu()

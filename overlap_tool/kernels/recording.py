@@ -212,7 +212,7 @@ class Recorder(DispatchMode):
             self._paused = False
 
     def gives(self, tensor: Tensor) -> None:
-        """Declare an input, which is another tensor when the tape is played."""
+        """Declare an input, which is another tensor when the tape is replayed."""
         if tensor.untyped_storage()._cdata in self._known:
             self.refuse("one tensor is given twice")
             return

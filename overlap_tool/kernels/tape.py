@@ -1,4 +1,4 @@
-"""Repeated work on other tensors of the same form: recorded once, then played.
+"""Repeated work on other tensors of the same form: recorded once, then replayed.
 
 A tape contains none of the recorded Python and PyTorch calls: it is a list of launches, whose arguments are
 prepared except for addresses. What depends on weights alone was computed during recording. Before a tape is
@@ -39,7 +39,7 @@ Memory = tuple[Tensor, int]
 
 
 class NotRepeatable(Exception):
-    """What was recorded cannot be played."""
+    """What was recorded cannot be replayed."""
 
 
 class Rooms:
@@ -66,10 +66,10 @@ class Rooms:
 
 
 class Tape:
-    """A recording that can be played."""
+    """A recording that can be replayed."""
 
     def __init__(self, recorder: Recorder, constants: dict[Any, Tensor], rooms: Rooms | None = None) -> None:
-        """Tapes that are not played at the same time share `constants`, made of weights alone, and rooms."""
+        """Tapes that are not replayed at the same time share `constants`, made of weights, and rooms."""
         self._rooms = Rooms() if rooms is None else rooms
         self.given, self.returned = recorder.given, recorder.returned
         self._roots = roots = recorder.roots
@@ -134,7 +134,7 @@ class Tape:
             work = replace(work, works=tuple(map(_with_kernel, work.works)))
         return _Launched(_with_kernel(work).launch(), fixed)
 
-    def play(self, given: Sequence[Tensor]) -> list[Tensor] | None:
+    def replay(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """Do the same work on other tensors; return its results, or None if their memory layout differs."""
         memory: dict[int, Memory] = dict(self._fixed)
         addresses: dict[int, int] = {}
@@ -376,15 +376,15 @@ def is_right(
     if not is_tried(tape):
         wrong = "it gives other bits"
         try:
-            played = tape.play(before)
+            replayed = tape.replay(before)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            played, wrong = [], _told(error)
-        if played is None:  # another memory layout shows nothing
+            replayed, wrong = [], _told(error)
+        if replayed is None:  # another memory layout shows nothing
             return False
-        pairs = list(zip((*before, *played), (*then, *found), strict=False))
-        _tried[tape.fingerprint] = len(played) == len(found) and all(_same_bits(*pair) for pair in pairs)
+        pairs = list(zip((*before, *replayed), (*then, *found), strict=False))
+        _tried[tape.fingerprint] = len(replayed) == len(found) and all(_same_bits(*pair) for pair in pairs)
         if not _tried[tape.fingerprint]:
             _warn(wrong)
         if len(_tried) > MOST_TRIED:
@@ -406,7 +406,7 @@ def _told(error: Exception) -> str:
 
 def _warn(wrong: str) -> None:
     warnings.warn(
-        f"tiles cannot be computed by what was recorded of one: {wrong}. They are computed one by one: with "
+        f"the recording of a tile cannot be replayed for others: {wrong}. They are computed one by one: with "
         "the same bits, and slowly",
         SlowKernelWarning,
         stacklevel=3,

@@ -26,7 +26,7 @@ from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.mode import SetAside
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.conditions import Conditions, is_ours
-from overlap_tool.runtime.repeated import Played, Script, keep_for_another_pass, repeats
+from overlap_tool.runtime.repeated import Replayed, Script, keep_for_another_pass, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
 
@@ -186,7 +186,7 @@ class Execution:
             finally:
                 self.script = None
             self.repeats.keep(form, script)
-        elif (played := self.repeats.known.get(form)) is None or not self.by_tape(played, row, column):
+        elif (replayed := self.repeats.known.get(form)) is None or not self.by_tape(replayed, row, column):
             self.by_turns(row, column)
 
     def by_turns(self, row: Step, column: Step) -> None:
@@ -202,10 +202,10 @@ class Execution:
                 else:
                     self.take(turn, op, held)
 
-    def by_tape(self, played: Played, row: Step, column: Step) -> bool:
-        """Play the tape of another tile for this one; if that fails, return False with nothing changed."""
+    def by_tape(self, replayed: Replayed, row: Step, column: Step) -> bool:
+        """Replay the tape of another tile for this one; if that fails, return False with nothing changed."""
         given = []
-        for what, op in played.takes:
+        for what, op in replayed.takes:
             if what == "read":
                 given.append(self.piece(op, row.hold[op]))
                 self.expect(op)
@@ -213,16 +213,16 @@ class Execution:
                 given.append(self.lefts[op])
             else:
                 if op not in self.aboves:
-                    size, strides, dtype, device = played.aboves[op]
+                    size, strides, dtype, device = replayed.aboves[op]
                     self.aboves[op] = torch.empty_strided(size, strides, dtype=dtype, device=device)
                 given.append(self.aboves[op][..., self.across(op, column.compute[op])])
-        found = played.tape.play(given)
+        found = replayed.tape.replay(given)
         if found is None:
             return False
-        for what, op in played.takes:
+        for what, op in replayed.takes:
             if what == "left":
                 del self.lefts[op]
-        for (where, op), values in zip(played.leaves, found, strict=True):
+        for (where, op), values in zip(replayed.leaves, found, strict=True):
             if where == "left":
                 self.lefts[op] = values
             else:

@@ -62,7 +62,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Played:
+class Replayed:
     """A tape, with its inputs and outputs."""
 
     tape: Tape
@@ -85,8 +85,8 @@ class Repeats:
         self._started = False
         self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
-        self._untried: dict[tuple[int, int], Played] = {}
-        self.known: dict[tuple[int, int], Played] = {}
+        self._untried: dict[tuple[int, int], Replayed] = {}
+        self.known: dict[tuple[int, int], Replayed] = {}
 
     def begin(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> None:
         """Begin a pass, in which each group of columns is computed together."""
@@ -135,22 +135,22 @@ class Repeats:
         return Script()
 
     def keep(self, form: tuple[int, int], script: Script) -> None:
-        played = self._untried.pop(form, None)
-        if played is not None:
+        replayed = self._untried.pop(form, None)
+        if replayed is not None:
             # the tape is tried on another tile, which reveals any dependence on the first one's numbers
-            if (script.takes, script.leaves) == (played.takes, played.leaves) and is_right(
-                played.tape, script.before, script.given, script.found
+            if (script.takes, script.leaves) == (replayed.takes, replayed.leaves) and is_right(
+                replayed.tape, script.before, script.given, script.found
             ):
-                self.known[form] = played
+                self.known[form] = replayed
             return
         tape = tape_of(script.recorder, self._constants, self.rooms)
         if tape is None:
             return
-        played = Played(tape, script.takes, script.aboves, script.leaves)
+        replayed = Replayed(tape, script.takes, script.aboves, script.leaves)
         if not is_tried(tape):
-            self._untried[form] = played
+            self._untried[form] = replayed
         elif is_right(tape):
-            self.known[form] = played
+            self.known[form] = replayed
 
 
 def _macs(network: Network, row: Step, column: Step) -> int:
@@ -172,7 +172,7 @@ def repeats(
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
     if worth is None or not computes_first():
         return None
-    # a pass takes the recordings with it, so that no two passes play a tape at the same time
+    # a pass takes the recordings with it, so that no two passes replay a tape at the same time
     found: Repeats | None = network.passes.pop(LAST, None)
     if found is not None and found.conditions.hold_for(conditions):
         found.begin(network, rows, groups)

@@ -88,7 +88,7 @@ def test_tiles_are_the_full_image_bit_for_bit_in_single_precision(case):
 
 @tries(25, derandomize=True)
 @given(cases())
-def test_tiles_that_are_played_are_the_full_image_bit_for_bit(case):
+def test_tiles_that_are_replayed_are_the_full_image_bit_for_bit(case):
     """However little work they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(repeated.WORTH, "cpu", 0)

@@ -1,4 +1,4 @@
-"""What is recorded on a GPU gives, played for other tensors, what the same code gives for them."""
+"""What is recorded on a GPU gives, replayed for other tensors, what the same code gives for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def gpu():
 def launches(gpu: EmulatedGpu, tape: Tape, *tensors: Tensor) -> list[str]:
     gpu.driver.launches.clear()
     gpu.launched.clear()
-    tape.play(tensors)
+    tape.replay(tensors)
     return [launch.told for launch in gpu.driver.launches] + gpu.launched
 
 
@@ -153,12 +153,14 @@ def test_what_is_done_in_place_to_what_is_given_is_seen(gpu) -> None:
     check(lambda x: [x.relu_() + x], normal(1, 4, 3, 3))
 
 
-def test_tensors_that_lie_otherwise_are_not_played(gpu) -> None:
+def test_tensors_that_lie_otherwise_are_not_replayed(gpu) -> None:
     weight = normal(4, 4, 1, 1)
     found = check(lambda x: [F.conv2d(x, weight)], normal(1, 4, 5, 6))
-    assert found.play([normal(1, 4, 6, 5)]) is None
-    assert found.play([torch.randn(1, 4, 5, 6, device="cuda")]) is None
-    assert found.play([normal(1, 4, 5, 7).flatten()[1:121].as_strided((1, 4, 5, 6), (120, 1, 24, 4))]) is None
+    assert found.replay([normal(1, 4, 6, 5)]) is None
+    assert found.replay([torch.randn(1, 4, 5, 6, device="cuda")]) is None
+    assert (
+        found.replay([normal(1, 4, 5, 7).flatten()[1:121].as_strided((1, 4, 5, 6), (120, 1, 24, 4))]) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_what_was_tried_is_not_tried_again_whatever_else_was_seen(gpu) -> None:
     assert is_tried(again)
 
 
-def test_a_tape_that_gives_other_bits_is_not_played(gpu, monkeypatch) -> None:
+def test_a_tape_that_gives_other_bits_is_not_replayed(gpu, monkeypatch) -> None:
     both = joining._both
 
     def negated(first: Entry, second: Entry) -> Entry:

@@ -1,4 +1,4 @@
-"""What is recorded on the processor gives, played for other tensors, what the same code gives for them."""
+"""What is recorded on the processor gives, replayed for other tensors, what the same code gives for them."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_boxes_that_share_no_number_are_told(data) -> None:
         assert not places(one).isdisjoint(places(other))
 
 
-def test_a_tape_that_gives_other_bits_is_not_played(monkeypatch) -> None:
+def test_a_tape_that_gives_other_bits_is_not_replayed(monkeypatch) -> None:
     monkeypatch.setattr(joining, "_keeps_off", lambda *_: True)
     weight = normal(4, 4, 1, 1)
 
@@ -344,24 +344,24 @@ def test_weights_made_by_convolutions_are_told_apart() -> None:
                 recorder.returns(result[0])
             found = tape_of(recorder, constants)
             assert found is not None
-            played = found.play([x])
-            assert played is not None
-            assert torch.equal(played[0], expected), shift
+            replayed = found.replay([x])
+            assert replayed is not None
+            assert torch.equal(replayed[0], expected), shift
 
 
 def test_the_default_device_does_not_matter() -> None:
     """Memory for intermediate results was asked for there."""
     weight, x = normal(4, 4, 3, 3), normal(1, 4, 9, 8)
     found = check(lambda x: [F.conv2d(F.conv2d(x, weight), weight)], x)
-    expected = found.play([x])
+    expected = found.replay([x])
     torch.set_default_device("meta")
     try:
-        played = found.play([x])
+        replayed = found.replay([x])
     finally:
         torch.set_default_device(None)
-    assert played is not None
+    assert replayed is not None
     assert expected is not None
-    assert torch.equal(played[0], expected[0])
+    assert torch.equal(replayed[0], expected[0])
 
 
 def test_memory_that_grows_is_refused() -> None:
@@ -398,9 +398,9 @@ def test_maps_of_other_axes_may_have_zeros_around(shape: tuple[int, ...]) -> Non
 
 def test_zeros_keep_their_sign() -> None:
     found = check(lambda x: [F.pad(x, (1, 1, 1, 1), value=-0.0)], normal(1, 4, 3, 3))
-    played = found.play([normal(1, 4, 3, 3)])
-    assert played is not None
-    assert played[0][..., 0, :].signbit().all()
+    replayed = found.replay([normal(1, 4, 3, 3)])
+    assert replayed is not None
+    assert replayed[0][..., 0, :].signbit().all()
 
 
 def test_a_negated_view_is_refused() -> None:
@@ -417,7 +417,7 @@ def test_a_view_that_has_to_copy_is_recorded() -> None:
     assert len(found.given) == 1
 
 
-def test_without_openmp_a_tape_is_played_by_python(monkeypatch) -> None:
+def test_without_openmp_a_tape_is_replayed_by_python(monkeypatch) -> None:
     monkeypatch.setattr(threads, "_fork", lambda: None)
     weight = normal(20, 20, 3, 3)
     check(lambda x: [F.conv2d(F.conv2d(x, weight).relu(), weight)], normal(1, 20, 90, 80))

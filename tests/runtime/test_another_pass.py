@@ -43,7 +43,7 @@ def held_to_its_own(tiled: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["stream", "tiles"])
-def test_in_the_end_every_tile_is_played(architecture: str, schedule: str, turns) -> None:
+def test_in_the_end_every_tile_is_replayed(architecture: str, schedule: str, turns) -> None:
     model = small_model(architecture)
     tiled = overlap_tool.wrap(model, tile=32, schedule=schedule)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_what_changes_within_the_first_pass_is_seen(tile: int, turns, monkeypatc
         held_to_its_own(tiled, image(seed))
 
 
-def test_a_pass_of_one_tile_is_played_by_a_later_one(turns) -> None:
+def test_a_pass_of_one_tile_is_replayed_by_a_later_one(turns) -> None:
     tiled = overlap_tool.wrap(Alike().eval(), tile=512)
     found = []
     for seed in range(5):
@@ -178,7 +178,7 @@ def test_any_tensor_may_be_held_beside(held: Tensor, turns) -> None:
 
 
 def test_what_is_refused_stays_refused(turns) -> None:
-    """Once all tiles were played, nothing asked any more whether PyTorch casts."""
+    """Once all tiles were replayed, nothing asked any more whether PyTorch casts."""
     tiled = overlap_tool.wrap(Alike().eval(), tile=32)
     for seed in range(4):
         held_to_its_own(tiled, image(seed))
@@ -201,13 +201,13 @@ def test_images_of_other_sizes_types_and_places_in_memory_are_seen(turns) -> Non
         for _ in range(4):
             turns.clear()
             held_to_its_own(tiled, x)
-        assert turns == [], "all are played in the end"
+        assert turns == [], "all are replayed in the end"
     tiled.double()
     tiled.plain, tiled.last.bias = tiled.plain.double(), tiled.last.bias.double()
     held_to_its_own(tiled, image(1).double())
 
 
-def test_threads_that_share_a_model_do_not_share_what_is_played(turns) -> None:
+def test_threads_that_share_a_model_do_not_share_what_is_replayed(turns) -> None:
     tiled = overlap_tool.wrap(Small().eval(), tile=32)
     images = [image(seed) for seed in range(4)]
     expected = []

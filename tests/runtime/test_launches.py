@@ -77,8 +77,8 @@ def test_a_tile_waits_for_nothing_and_its_launches_are_known(
         each += Counter(clone=batch - 1, cat=1, copy_=batch - 1)
     expected = {f"aten::{name}": 2 * bands * count for name, count in each.items()}
     assert further - others == Counter(expected)
-    played = sum(OURS[stage, schedule].values()) + sum(OTHERS[stage, schedule].values())
-    assert stage != "g_a" or played <= 12
+    replayed = sum(OURS[stage, schedule].values()) + sum(OTHERS[stage, schedule].values())
+    assert stage != "g_a" or replayed <= 12
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,6 @@ def test_weights_that_change_between_calls_are_seen(monkeypatch) -> None:
 def test_the_time_of_the_host_can_still_be_taken(monkeypatch) -> None:
     """It was not, for as long as what it reaches into had another name."""
     monkeypatch.setattr(host_time, "TILES", 6)
-    played, median = host_time.microseconds("g_a", "tiles")
-    assert played == 4  # all but the first and the last, by what the pass before has recorded
+    replayed, median = host_time.microseconds("g_a", "tiles")
+    assert replayed == 4  # all but the first and the last, by what the pass before has recorded
     assert median > 0

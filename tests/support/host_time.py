@@ -1,4 +1,4 @@
-"""What the host does for a tile that is played, in time: a driver stands in that does nothing.
+"""What the host does for a tile that is replayed, in time: a driver stands in that does nothing.
 
     PYTHONPATH=tests python -m support.host_time
 
@@ -46,15 +46,15 @@ def compute(name: str, x: Tensor, *others: Tensor, numbers: Any = (), out: Tenso
 
 
 def microseconds(stage: str, schedule: str) -> tuple[int, float]:
-    """How many tiles were played, and the median."""
+    """How many tiles were replayed, and the median."""
     taken: list[float] = []
     by_tape = execute.Execution.by_tape
 
     def timed(*args: Any) -> bool:
         start = time.perf_counter()
-        played = by_tape(*args)
+        replayed = by_tape(*args)
         taken.append(time.perf_counter() - start)
-        return played
+        return replayed
 
     model = small_model("mbt2018")
     run = tiled_stages(overlap_tool.wrap(model, tile=TILE, schedule=schedule))[stage]
@@ -92,7 +92,7 @@ def microseconds(stage: str, schedule: str) -> tuple[int, float]:
 if __name__ == "__main__":
     for which in ("g_a", "g_s"):
         for how in ("tiles", "stream"):
-            played, median = microseconds(which, how)
+            replayed, median = microseconds(which, how)
             print(
-                f"mbt2018 {which}, {how} of {TILE}: {median:.0f} microseconds, the median of {played} tiles"
+                f"mbt2018 {which}, {how} of {TILE}: {median:.0f} microseconds, the median of {replayed} tiles"
             )

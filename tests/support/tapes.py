@@ -1,4 +1,4 @@
-"""Code that is recorded, and played for other tensors: on a GPU, or on the processor."""
+"""Code that is recorded, and replayed for other tensors: on a GPU, or on the processor."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def check(code: Code, *tensors: Tensor) -> Tape:
     assert found is not None, recorder.refused
     others = [copied_alike(each).mul_(0.5).add_(0.1) for each in tensors]
     plain = list(map(copied_alike, others))
-    played = found.play(others)
-    assert played is not None
-    assert same(played, code(*plain))
+    replayed = found.replay(others)
+    assert replayed is not None
+    assert same(replayed, code(*plain))
     assert same(others, plain)
     return found
 

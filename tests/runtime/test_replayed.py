@@ -1,4 +1,4 @@
-"""Tiles that are played on the processor have the bits of the full image."""
+"""Tiles that are replayed on the processor have the bits of the full image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from overlap_tool.runtime import execute, repeated
 
 
 @pytest.fixture
-def played(monkeypatch) -> list[bool]:
+def replayed(monkeypatch) -> list[bool]:
     """Tiles that were, whatever it costs to record them."""
     found: list[bool] = []
     by_tape = execute.Execution.by_tape
@@ -30,32 +30,32 @@ def played(monkeypatch) -> list[bool]:
 
 
 @pytest.mark.parametrize("schedule", ["stream", "tiles"])
-def test_a_played_tile_has_the_bits_of_the_full_image(architecture: str, schedule: str, played) -> None:
+def test_a_replayed_tile_has_the_bits_of_the_full_image(architecture: str, schedule: str, replayed) -> None:
     model = small_model(architecture)
     tiled = overlap_tool.wrap(model, tile=32, schedule=schedule)
     image = torch.rand(1, 3, 64, 640, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for stage in ("g_a", "g_s"):
-            played.clear()
+            replayed.clear()
             found = getattr(tiled, stage)(image)
             with overlap_tool.exact_kernels():
                 image = getattr(model, stage)(image)
             assert torch.equal(found, image)
-            assert any(played)
+            assert any(replayed)
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_tiles_that_are_computed_together_are_played(images: int, played) -> None:
+def test_tiles_that_are_computed_together_are_replayed(images: int, replayed) -> None:
     tiled = overlap_tool.wrap(small_model("mbt2018"), tile=32, schedule="tiles", batch=3)
     with torch.no_grad():
         image = torch.rand(images, 3, 64, 640, generator=torch.Generator().manual_seed(1))
         found = tiled.g_a(image)
         with overlap_tool.exact_kernels():
             assert torch.equal(found, small_model("mbt2018").g_a(image))
-    assert any(played)
+    assert any(replayed)
 
 
-def test_weights_that_change_between_calls_are_seen(played) -> None:
+def test_weights_that_change_between_calls_are_seen(replayed) -> None:
     model = small_model("mbt2018")
     tiled = overlap_tool.wrap(model, tile=32, schedule="stream")
     image = torch.rand(1, 3, 64, 256)
@@ -66,10 +66,10 @@ def test_weights_that_change_between_calls_are_seen(played) -> None:
             found = tiled.g_a(image)
             with overlap_tool.exact_kernels():
                 assert torch.equal(found, type(model.g_a).forward(tiled.g_a, image))
-    assert any(played)
+    assert any(replayed)
 
 
-def test_little_work_is_not_recorded(played, monkeypatch) -> None:
+def test_little_work_is_not_recorded(replayed, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(repeated, "Script", None)
     tiled = overlap_tool.wrap(small_model("mbt2018"), tile=32, schedule="stream")
@@ -78,7 +78,7 @@ def test_little_work_is_not_recorded(played, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("unseen", ["numpy", "memory"])
-def test_what_an_op_of_ones_own_reads_unseen_is_not_played(unseen: str, played) -> None:
+def test_what_an_op_of_ones_own_reads_unseen_is_not_replayed(unseen: str, replayed) -> None:
     """It was right for the tile that was recorded, and so was its trial on that tile."""
     name = f"overlap_tool_tests::levels_by_{unseen}"
 
@@ -110,4 +110,4 @@ def test_what_an_op_of_ones_own_reads_unseen_is_not_played(unseen: str, played) 
         tiled = overlap_tool.wrap(model, tile=32, schedule="tiles")
         with pytest.warns(overlap_tool.SlowKernelWarning, match="other bits"):
             tiled(image)
-        assert not any(played)
+        assert not any(replayed)
