@@ -297,5 +297,5 @@ def as_refusals() -> Iterator[None]:
         if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
             raise  # an error in a network's own code
         raise ClusterError(
-            "a worker", f"it cannot import what the run needs ({error})", "Install the same versions there"
+            "a worker", f"it cannot import what the run needs ({error})", "Install the same versions on it"
         ) from error

@@ -63,12 +63,12 @@ def loaded(model: bytes, wanted: Wanted) -> Codec:
                 plugins.discover()
                 _LOADED[key] = _load(path, wanted.trust)
         codec = _LOADED[key]
-    here, there = (json.loads(json.dumps(identity)) for identity in (codec.identity, wanted.identity))
-    differs = sorted(key for key in there if here.get(key) != there[key])
+    own, expected = (json.loads(json.dumps(identity)) for identity in (codec.identity, wanted.identity))
+    differs = sorted(key for key in expected if own.get(key) != expected[key])
     if differs:
-        told = ", ".join(f"{key} {here.get(key)} there and {there[key]} here" for key in differs)
+        told = ", ".join(f"{key} {own.get(key)} on the worker, {expected[key]} needed" for key in differs)
         reason = f"it would compute other bits ({told})"
-        raise ClusterError(this_worker(), reason, "Install the same versions there")
+        raise ClusterError(this_worker(), reason, "Install the same versions on the worker")
     return codec
 
 

@@ -355,9 +355,11 @@ def test_a_worker_with_another_version_or_arithmetic(
 ) -> None:
     """It is named, with what it has and what is wanted, and writes nothing."""
     monkeypatch.setattr(asks, "Wanted", lambda identity, trust: Wanted({**identity, key: other}, trust))
-    there = opened(given).identity[key]
-    told = re.escape(f"it would compute other bits ({key} {there} there and {other} here). Install the same")
-    with pytest.raises(ClusterError, match=rf"^a worker on inproc://\S+: {told} versions there$"):
+    own = opened(given).identity[key]
+    told = re.escape(f"it would compute other bits ({key} {own} on the worker, {other} needed). Install the")
+    with pytest.raises(
+        ClusterError, match=rf"^a worker on inproc://\S+: {told} same versions on the worker$"
+    ):
         work(given, tmp_path, dask=address)
     assert list(tmp_path.iterdir()) == []
 
