@@ -142,6 +142,8 @@ def _meant(path: Path) -> str:
         return f"For seeded weights of that architecture, write zoo:{path}"
     if near := get_close_matches(path.name, _listed(path.parent), n=1, cutoff=0.8):
         return f"Did you mean {path.parent / near[0]}?"
+    if re.fullmatch(r"[\w.]+:\w+", str(path)):
+        return f'For a class, write `model_class="{path}"`'
     return "Check the path; a seeded model needs no file, such as zoo:mbt2018"
 
 

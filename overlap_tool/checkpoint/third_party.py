@@ -47,7 +47,7 @@ def construct(model_class: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise PluginError(
             model_class,
             f"its constructor refused {dict(kwargs)}: {type(error).__name__}: {error}",
-            _asking_for(factory),
+            f"{_asking_for(factory)}, or name a function that makes the model",
         ) from error
     if not isinstance(model, nn.Module):
         raise PluginError(

@@ -55,7 +55,7 @@ class ModelOptions:
         typer.Argument(
             help="A checkpoint (.pt, .pth, .pth.tar, .safetensors), zoo:NAME for a seeded model, or "
             "zoo:NAME@QUALITY for CompressAI's pretrained one.",
-            metavar="[SOURCE]",
+            metavar="SOURCE",
             show_default=False,
         ),
     ] = ""

@@ -541,6 +541,13 @@ class Tracer(fx.Tracer):
     def failure(self, error: Exception, path: str, kind: type) -> TraceError:
         """Translate an error during tracing: the module's own, or one of tracing alone."""
         where = f"{path} ({kind.__name__})"
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            shape = "x".join(map(str, self.trials[0].shape))
+            return TooLargeError(
+                where,
+                f"makes a tensor as large as a trial map of {shape} of other numbers, and runs out of memory",
+                "Make it from the map, as by `torch.ones_like(x[:, :1]) * sigma`, or pass it as a map",
+            )
         own = self.own_failure()
         if isinstance(own, VALUES_ARE_READ):
             return self.reads_values(where)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import llvmlite.ir as ir
 
 from overlap_tool.kernels import codegen
+from overlap_tool.kernels.arithmetic.tensors import has_contiguous_rows
 from overlap_tool.kernels.codegen import I64, counted
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.form import NOTHING
@@ -209,10 +210,8 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
 
 def _is_row_for_row(work: Convolution | Pointwise) -> bool:
     """Whether every row depends on the same row of all inputs."""
-    if isinstance(work, Pointwise):  # a single map with contiguous rows
-        shape, strides = work.out.shape, work.out.strides
-        one_by_one = len(shape) == 4 and shape[0] == 1 and strides[2] == shape[1] * shape[3]
-        return one_by_one and all(x.lies_as(work.out) for x in work.xs)
+    if isinstance(work, Pointwise):
+        return has_contiguous_rows(work.out) and all(x.lies_as(work.out) for x in work.xs)
     return work.packed.shape[2] == 1 and work.form.stride[0] == 1 and work.form.padding == NOTHING
 
 

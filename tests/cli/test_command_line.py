@@ -61,6 +61,7 @@ def test_every_command_has_an_example_in_its_help(run) -> None:
         code, out, _ = run(command.callback.__name__, "--help")
         assert code == 0
         assert f"overlap-tool {command.callback.__name__} " in out
+        assert "[[" not in out  # a name that was written with brackets got others
 
 
 def test_help_and_version_do_not_import_torch() -> None:

@@ -20,7 +20,7 @@ from overlap_tool.errors import ImageFileError, OptionError
 from overlap_tool.files import Codec, run
 from overlap_tool.files.formats import outputs
 from overlap_tool.files.formats.arrays import ArrayFile, ArrayForm
-from overlap_tool.files.formats.pictures import open_picture
+from overlap_tool.files.formats.pictures import glance, open_picture
 from overlap_tool.files.job import Job
 from overlap_tool.geometry import Span
 from overlap_tool.planning.choose import SegmentPlan, Shape
@@ -255,6 +255,20 @@ REFUSED = [
 def test_what_is_refused(tmp_path, axes, array, name, reason) -> None:
     with pytest.raises(ImageFileError, match=reason):
         run(_wrapped(Network(axes), tile=16), _saved(tmp_path / "in.npy", array), tmp_path / name)
+
+
+def test_numbers_are_no_image(tmp_path) -> None:
+    path = _saved(tmp_path / "in.npy", np.zeros((1, 8), np.float32))
+    with pytest.raises(ImageFileError, match=r"takes images, and its samples are float32.*8 or 16 bits"):
+        open_picture(path)
+
+
+def test_a_file_of_no_kind_leads_to_the_formats_of_all_kinds(tmp_path) -> None:
+    (tmp_path / "in.wav").write_bytes(b"RIFF")
+    with pytest.raises(
+        ImageFileError, match=r"PNG, .* image; volumes and sound are read from Zarr and \.npy"
+    ):
+        glance(tmp_path / "in.wav", ("image", "volume", "sound"))
 
 
 def test_files_of_images_are_refused_by_name(tmp_path) -> None:

@@ -409,3 +409,35 @@ def test_a_tensor_for_each_image_is_told_of_two_images() -> None:
     tiled = overlap_tool.wrap(model, tile=32, example=(image, as_a_map))
     with torch.no_grad(), overlap_tool.exact_kernels():
         assert torch.equal(tiled(image, as_a_map), model(image, as_a_map))
+
+
+def test_a_tensor_that_is_repeated_to_a_map_beyond_memory_is_refused() -> None:
+    """PyTorch's own message told of 1.4 TB, which nobody had asked for."""
+
+    class Repeated(NoiseLevel):
+        def forward(self, x: Tensor, level: Tensor) -> Tensor:
+            rows, columns = x.shape[-2:]
+            if (
+                rows * columns > 1 << 30
+            ):  # as `repeat` does, on machines that do not promise more than they have
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1398 GB"
+                )
+            return self.conv(torch.cat((x, level.repeat(len(x), 1, rows, columns)), 1))
+
+    model, image, level = Repeated().eval(), torch.rand(1, 3, 64, 80), torch.full((1, 1, 1, 1), 0.1)
+    with pytest.raises(TraceError, match=r"runs out of memory. Make it from the map, as by `torch.ones_like"):
+        overlap_tool.wrap(model, tile=32, example=(image, level))
+
+
+def test_a_level_may_be_made_a_map_by_the_map() -> None:
+    """As that refusal proposes."""
+
+    class FromTheMap(NoiseLevel):
+        def forward(self, x: Tensor, level: Tensor) -> Tensor:
+            return self.conv(torch.cat([x, torch.ones_like(x[:, :1]) * level], 1))
+
+    model, image, level = FromTheMap().eval(), torch.rand(1, 3, 64, 80), torch.full((1, 1, 1, 1), 0.1)
+    tiled = overlap_tool.wrap(model, tile=32, example=(image, level))
+    with torch.no_grad(), overlap_tool.exact_kernels():
+        assert torch.equal(tiled(image, level), model(image, level))

@@ -101,7 +101,7 @@ def refuse_unwritable(target: Path, form: ArrayForm, dtype: np.dtype[Any], resum
     if suffix in IN_BANDS:
         return
     if suffix in (".jpg", ".jpeg"):
-        raise ImageFileError(where, "JPEG would lose what was decoded", INSTEAD)
+        raise ImageFileError(where, "JPEG is lossy, and would change the result", INSTEAD)
     if suffix not in WHOLE:
         raise ImageFileError(where, f"no format is known by the ending {suffix or 'of this name'}", INSTEAD)
     if (shape[2], dtype.name) not in WHOLE[suffix]:

@@ -82,7 +82,7 @@ def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
     """Raise, as `open_picture` does for any of these kinds, as far as shows without decoding."""
     path = located(path)
     if _opener(path) is _pillow:
-        return _explained(path, _header).close()
+        return _explained(path, _header, *kinds).close()
     refusals = []
     for kind in kinds:
         try:
@@ -95,7 +95,7 @@ def glance(path: Path, kinds: Sequence[Kind] = ("image",)) -> None:
     raise next((each for each in refusals[::-1] if each.__cause__ is None), refusals[0])
 
 
-def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image") -> Opened:
+def _explained(path: Path, opener: Callable[[Path], Opened], *kinds: Kind) -> Opened:
     where = str(path)
     if not isinstance(path, Address) and (absent := why_absent(path)):
         raise ImageFileError(where, absent, "Check the path")
@@ -111,14 +111,17 @@ def _explained(path: Path, opener: Callable[[Path], Opened], kind: Kind = "image
         raise ImageFileError(
             where,
             f"it cannot be read ({first_line(error)})",
-            _way_out(path, kind),
+            _way_out(path, kinds),
         ) from error
 
 
-def _way_out(path: Path, kind: Kind) -> str:
+def _way_out(path: Path, kinds: Sequence[Kind]) -> str:
     if isinstance(path, Address):
         return "Give the address of a Zarr array; other files are read from this machine"
-    return "Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image" if kind == "image" else SAVED_SO
+    if "image" not in kinds:
+        return SAVED_SO
+    more = "" if len(kinds) == 1 else "; volumes and sound are read from Zarr and .npy"
+    return f"Give a PNG, JPEG, WebP, TIFF, Zarr or .npy image{more}"
 
 
 def read_window(where: str, picture: Picture, rows: Span, columns: Span) -> NDArray[Any]:
@@ -420,7 +423,8 @@ def _refuse_strange_samples(where: str, picture: Picture, kind: Kind) -> None:
     if picture.dtype.newbyteorder("=") not in READ[kind]:
         known = "8 or 16 bits a sample, unsigned" + (" or, of 16, signed" if kind == "sound" else "")
         known += "" if kind == "image" else ", or as float32 in the numbers that the model takes"
-        raise ImageFileError(where, f"its samples are {picture.dtype}", f"Save it with {known}")
+        told = "the model takes images, and " if kind == "image" else ""
+        raise ImageFileError(where, f"{told}its samples are {picture.dtype}", f"Save it with {known}")
     if min(picture.shape) < 1:
         raise ImageFileError(where, f"it is empty: {picture.shape}", "Give an image with pixels")
 

@@ -103,9 +103,14 @@ class Loop(NamedTuple):
         )
 
 
+def has_contiguous_rows(y: AnyTensor) -> bool:
+    """Whether it is a single map, each row of which lies in one part of memory."""
+    return len(y.shape) == 4 and y.shape[0] == 1 and y.stride(2) == y.shape[1] * y.shape[3]
+
+
 def _rows(y: AnyTensor, places: Sequence[int]) -> ByRows | None:
     """How to cut a call into the rows of one map, if these are contiguous."""
-    if len(y.shape) != 4 or y.shape[0] != 1 or y.stride(2) != y.shape[1] * y.shape[3]:
+    if not has_contiguous_rows(y):
         return None
     numbers = y.stride(2)
     steps = dict.fromkeys(places, numbers * y.element_size())
