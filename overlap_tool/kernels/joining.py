@@ -20,7 +20,7 @@ from overlap_tool.kernels.boxes import Boxes, can_copy
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.recording import Dispatched, Entry, Lying, Pointwise, on_processor
 from overlap_tool.kernels.strips import in_strips
-from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise
+from overlap_tool.kernels.work import OTHERS, Convolution, Elementwise, Normalisation
 
 
 def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
@@ -29,6 +29,7 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
     entries = [_with_zeros_of_its_own(_as_pointwise(_as_copy(entry)), entries, seen) for entry in entries]
     read = {root for entry in entries for root in entry.reads} | seen
     entries = [entry for entry in entries if not (entry.makes and read.isdisjoint(entry.makes))]
+    entries = [_without_figures(entry, read) for entry in entries]
     at = 0
     while at < len(entries):
         into = _before(entries, at, seen)
@@ -41,6 +42,19 @@ def fused_entries(entries: list[Entry], seen: set[int]) -> list[Entry]:
             entries[at] = replace(entry, work=entry.work.otherwise)
     entries = _written_in_place(_squared_while_read(entries, seen), seen)
     return in_strips(_side_by_side(_copied_together(entries)))
+
+
+def _without_figures(entry: Entry, read: set[int]) -> Entry:
+    """A layer norm that does not write means and factors that nothing reads."""
+    work = entry.work
+    if not isinstance(work, Normalisation):
+        return entry
+    unread: dict[str, Any] = {
+        name: None for name in ("centre", "scale") if getattr(work, name).root not in read
+    }
+    work = replace(work, **unread)
+    writes = [part.root for name in work.WRITTEN if (part := getattr(work, name)) is not None]
+    return replace(entry, work=work, writes=writes)
 
 
 def _side_by_side(entries: list[Entry]) -> list[Entry]:
@@ -195,6 +209,8 @@ def _keeps_off(entry: Entry, part: Lying, only_writes: bool = False) -> bool:
         reads, writes = tuple(each.source for each in copies), tuple(each.to for each in copies)
     elif isinstance(work, Convolution):
         reads, writes = (work.x, work.packed.values, work.bias, *work.others), (work.out,)
+    elif isinstance(work, Normalisation):
+        reads, writes = (work.x, work.weight, work.bias), (work.out, work.centre, work.scale)
     else:  # an op of PyTorch's, whose accesses are known less precisely
         return False
     parts = writes if only_writes else reads + writes
@@ -266,9 +282,14 @@ def _as_pointwise(entry: Entry) -> Entry:
         return entry
     parts = (xs.index(each) if isinstance(each, Lying) else float(each).hex() for each in work.args)
     expression = name, *parts
-    if all(x.lies_as(out) for x in xs):
-        return Entry(Pointwise(expression, xs, out), entry.reads, entry.writes)
+    own = Pointwise(expression, xs, out)
+    if own.is_flat or (on_processor(out.device) and out.shape[1] >= WIDE):
+        return Entry(own, entry.reads, entry.writes)
     return replace(entry, work=Pointwise(expression, xs, out, otherwise=work))
+
+
+WIDE = 16
+"""From this many channels on, the CPU's kernel for pieces of maps is faster than PyTorch's op."""
 
 
 def _with_zeros_of_its_own(entry: Entry, entries: list[Entry], seen: set[int]) -> Entry:

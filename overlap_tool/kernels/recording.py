@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from overlap_tool.kernels.arithmetic import fused
 from overlap_tool.kernels.dispatching import DispatchMode
-from overlap_tool.kernels.work import Convolution, Elementwise, noting, tensors_among
+from overlap_tool.kernels.work import Convolution, Normalisation, Work, noting, tensors_among
 
 VECTOR = 16
 """Bytes that a GPU kernel reads at once, if they are aligned."""
@@ -145,7 +145,12 @@ class Pointwise:
     xs: tuple[Lying, ...]
     out: Lying
     otherwise: Dispatched | None = None
-    """The original op, used if inputs have another memory layout than the output."""
+    """The original op, if inputs have another memory layout than the output, for which there is no kernel."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all numbers lie alike."""
+        return all(x.lies_as(self.out) for x in self.xs)
 
 
 @dataclass(eq=False)
@@ -295,7 +300,7 @@ class Recorder(DispatchMode):
     def given_on(self) -> torch.device:
         return self.given[0].device
 
-    def _launched(self, work: Convolution | Elementwise) -> None:
+    def _launched(self, work: Work) -> None:
         if self._paused or self.refused:
             return
         if isinstance(work, Convolution):
@@ -305,6 +310,11 @@ class Recorder(DispatchMode):
             noted: Any = replace(work, x=x, packed=packed, bias=bias, out=out)
             read = [each for each in (work.x, work.packed.values, work.bias) if each is not None]
             self._add(noted, read, [work.out])
+        elif isinstance(work, Normalisation):
+            parts = {name: each for name, each in vars(work).items() if isinstance(each, Tensor)}
+            places: dict[str, Any] = {name: self._place(each) for name, each in parts.items()}
+            written = [parts.pop(name) for name in work.WRITTEN if name in parts]
+            self._add(replace(work, **places), [*parts.values()], written)
         else:
             xs, y = tuple(map(self._place, work.xs)), self._place(work.y)
             self._add(replace(work, xs=xs, y=y), work.xs, [work.y])

@@ -24,7 +24,7 @@ from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.form import NOTHING
 from overlap_tool.kernels.recording import Entry, Lying, Pointwise, on_processor
 from overlap_tool.kernels.threads import GeneratedCall
-from overlap_tool.kernels.work import Convolution
+from overlap_tool.kernels.work import Convolution, Normalisation
 
 FIELDS = "next", "strips", "members"
 """The arguments of generated code, 64 bits each, before the fields of each member."""
@@ -118,6 +118,9 @@ def _code() -> int:
 CACHED_BYTES = 384 * 1024
 """The bytes that a strip reads and writes, most of which stay in a core's own cache."""
 
+WEIGHT_BYTES = 448 * 1024
+"""The most bytes of weights of all works after the first: every strip reads them again."""
+
 WORTH_IT = 2 * 1024 * 1024
 """Bytes that all strips together read and write; below this, the caches hold them anyway."""
 
@@ -142,6 +145,8 @@ def _parts(entry: Entry) -> Parts:
     work = entry.work
     if isinstance(work, Copied):
         return Parts(() if work.source is None else (work.source,), work.to)
+    if isinstance(work, Normalisation):
+        return Parts((work.x,), work.out)
     return Parts((work.x, *work.others) if isinstance(work, Convolution) else work.xs, work.out)
 
 
@@ -166,19 +171,28 @@ def _together(entries: list[Entry]) -> tuple[list[Entry], tuple[int, ...]]:
     """The first entry and those that can join it, with each one's rows per strip. Copies between them come
     after them."""
     first, *others = entries
-    members, paces, passed = [first], [0], []
-    if isinstance(first.work, Convolution) and on_processor(first.work.out.device):
+    members, paces, passed, taken = [first], [0], [], 0
+    if isinstance(first.work, Convolution | Normalisation) and on_processor(first.work.out.device):
         for entry in others[:FARTHEST]:
             if isinstance(entry.work, Copied):
                 passed.append(entry)
                 continue
-            found = _paces(entry, members, paces)
-            if found is None or len(members) == MOST or not all(_apart(entry, each) for each in passed):
+            found, taken = _paces(entry, members, paces), taken + _bytes_of_weights(entry)
+            if found is None or len(members) == MOST or taken > WEIGHT_BYTES:
+                break
+            if not all(_apart(entry, each) for each in passed):
                 break
             members.append(entry)
             paces = found
     heights = _heights(members, paces) if all(paces) else ()
     return (members, heights) if heights else ([first], ())
+
+
+def _bytes_of_weights(entry: Entry) -> int:
+    if not isinstance(entry.work, Convolution):
+        return 0
+    values = entry.work.packed.values
+    return int(values.numel() * values.element_size())
 
 
 def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list[int] | None:
@@ -187,7 +201,7 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
     None for a member that nothing reads yet; no result if the entry cannot join.
     """
     work, found = entry.work, list(paces)
-    if not isinstance(work, Convolution | Pointwise):
+    if not isinstance(work, Convolution | Pointwise | Normalisation):
         return None
     own, parts = _parts(entry), list(map(_parts, members))
     if any(_meet(own.written, read) for each in parts for read in each.read):
@@ -208,10 +222,12 @@ def _paces(entry: Entry, members: Sequence[Entry], paces: Sequence[int]) -> list
     return [*found, 1]
 
 
-def _is_row_for_row(work: Convolution | Pointwise) -> bool:
+def _is_row_for_row(work: Convolution | Pointwise | Normalisation) -> bool:
     """Whether every row depends on the same row of all inputs."""
-    if isinstance(work, Pointwise):
-        return has_contiguous_rows(work.out) and all(x.lies_as(work.out) for x in work.xs)
+    if isinstance(work, Normalisation):
+        return work.centre is None and work.scale is None
+    if isinstance(work, Pointwise):  # of pieces of maps, or of a single map
+        return has_contiguous_rows(work.out) or not work.is_flat
     return work.packed.shape[2] == 1 and work.form.stride[0] == 1 and work.form.padding == NOTHING
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from overlap_tool.errors import SlowKernelWarning
 from overlap_tool.kernels.arithmetic import fused
-from overlap_tool.kernels.arithmetic.tensors import program_kernel
+from overlap_tool.kernels.arithmetic.tensors import pixel_kernel, program_kernel
 from overlap_tool.kernels.driver import in_order
 from overlap_tool.kernels.joining import fused_entries
 from overlap_tool.kernels.recording import VECTOR, Dispatched, Entry, Lying, Pointwise, Recorder, on_processor
@@ -268,8 +268,8 @@ class _Dispatched:
 def _with_kernel(work: Any) -> Any:
     if not isinstance(work, Pointwise):
         return work
-    name, device = fused.named(work.expression), work.out.device
-    kernel = program_kernel(name, work.out.dtype, len(work.xs), device)
+    name, device, form = fused.named(work.expression), work.out.device, (work.out.dtype, len(work.xs))
+    kernel = program_kernel(name, *form, device) if work.is_flat else pixel_kernel(name, *form)
     if kernel is None:
         raise NotRepeatable(f"{name} has no kernel")
     return Elementwise(kernel, name, work.xs, (), work.out)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -100,13 +100,43 @@ class Elementwise:
         return kernel.over(self)
 
 
+class NormKernel(Protocol):
+    """A layer norm, compiled for a device."""
+
+    def over(self, work: Normalisation) -> AnyLaunch: ...
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A layer norm over the channels of a map, which are adjacent, and the kernel that computes it."""
+
+    kernel: Any
+    x: AnyTensor
+    weight: AnyTensor | None
+    bias: AnyTensor | None
+    eps: float
+    out: AnyTensor
+    centre: AnyTensor | None
+    """The means of all pixels, if they are wanted; and the factors."""
+    scale: AnyTensor | None
+
+    WRITTEN: ClassVar = ("out", "centre", "scale")
+
+    def launch(self) -> AnyLaunch:
+        kernel: NormKernel = self.kernel
+        return kernel.over(self)
+
+
+Work = Convolution | Elementwise | Normalisation
+"""What kernels report."""
+
 OTHERS = 2
 """The most other tensors of a program that finishes a convolution's outputs."""
 
 _of_thread = threading.local()
 
 
-def noted(work: Convolution | Elementwise) -> None:
+def noted(work: Work) -> None:
     """Report work that is about to be launched to this thread's recorder."""
     if (note := getattr(_of_thread, "note", None)) is not None:
         note(work)

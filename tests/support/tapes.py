@@ -75,6 +75,8 @@ OPS = (
     "weights",
     "clone",
     "scaled",
+    "norm",
+    "figures",
 )
 
 
@@ -87,6 +89,7 @@ def program(steps: Sequence[tuple[str, int, int]], device: str = "cuda", channel
         return (weight / (3 * depth**0.5)).to(device)
 
     weights, alone = [drawn(channels) for _ in range(2)], drawn(1)
+    gains = weights[0][:, 0, 0, 0], None
 
     def code(*maps: Tensor) -> list[Tensor]:
         known = list(maps)
@@ -131,6 +134,11 @@ def program(steps: Sequence[tuple[str, int, int]], device: str = "cuda", channel
                 known.append(a.clone())
             elif what == "scaled":
                 known.append(F.leaky_relu(a / 3 - 0.25, 0.1))
+            elif what in ("norm", "figures"):
+                tokens = a.permute(0, 2, 3, 1)
+                found = torch.native_layer_norm(tokens, (channels,), gains[second % 2], gains[0], 1e-5)
+                normal, centre, scale = (each.permute(0, 3, 1, 2) for each in found)
+                known.append(normal if what == "norm" else normal * scale + centre)
         return known[-2:] if len(known) > len(maps) + 1 else [known[-1].clone()]
 
     return code

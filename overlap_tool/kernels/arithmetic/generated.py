@@ -33,6 +33,14 @@ FIELDS = (
 ITEM = 8192
 """How many numbers a thread takes at a time."""
 
+MAPS = "y", *(f"x{i}" for i in range(INPUTS))
+
+PIXEL_FIELDS = (
+    *("next", "items", "rows", "columns", "channels"),
+    *(f"{name}{part}" for name in MAPS for part in ("", "_image", "_row", "_pixel")),
+)
+"""The same for pieces of maps whose channels are adjacent. An item is a row; strides are in elements."""
+
 ON_NUMBERS = {"+": "fadd", "-": "fsub", "*": "fmul", "/": "fdiv"}
 ON_INTEGERS = {"+": "add", "-": "sub", "*": "mul", "&": "and_", "|": "or_", "^": "xor", "<<": "shl"}
 
@@ -258,24 +266,67 @@ def finish_by(program: Program, single: bool, others: int, lanes: int, triple: s
     module = ir.Module("finish")
     module.triple = triple
     o = Generator(module, single, lanes)
-    kind, size = (SINGLE, 4) if single else (DOUBLE, 8)
-    place, vector, mask = kind.as_pointer(), ir.VectorType(kind, lanes), ir.VectorType(I1, lanes)
-    signature = ir.FunctionType(ir.VoidType(), [place] * 3 + [I64] * 5)
+    signature = ir.FunctionType(ir.VoidType(), [(SINGLE if single else DOUBLE).as_pointer()] * 3 + [I64] * 5)
     function = ir.Function(module, signature, "run")
     (*starts, pixels, channels), steps = function.args[:5], function.args[5:]
-    places = list(zip(starts, steps, strict=True))[: 1 + others]
+    o.b = ir.IRBuilder(function.append_basic_block())
+    y, *beside = zip(starts, steps, strict=True)
+    _of_pixels(o, program, [y, *beside[:others]], y, pixels, channels)
+    o.b.ret_void()
+    return module
+
+
+def over_pixels(program: Program, single: bool, inputs: int, lanes: int, triple: str) -> ir.Module:
+    """A module with `void run(Task *)`, which takes `PIXEL_FIELDS`, and computes `program(o, *inputs)` for
+    adjacent channels of every pixel."""
+    module = ir.Module("pixels")
+    module.triple = triple
+    o = Generator(module, single, lanes)
+    place = (SINGLE if single else DOUBLE).as_pointer()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
+    o.b = b = ir.IRBuilder(function.append_basic_block())
+    task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(PIXEL_FIELDS)}
+    take, work, done = (function.append_basic_block() for _ in range(3))
+    b.branch(take)
+    b.position_at_end(take)
+    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
+    b.position_at_end(work)
+    image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
+
+    def start(name: str) -> ir.Value:
+        steps = b.mul(image, task[f"{name}_image"]), b.mul(row, task[f"{name}_row"])
+        return b.gep(b.inttoptr(task[name], place), [b.add(*steps)])
+
+    y, *xs = ((start(name), task[f"{name}_pixel"]) for name in MAPS[: 1 + inputs])
+    _of_pixels(o, program, xs, y, task["columns"], task["channels"])
+    b.branch(take)
+    b.position_at_end(done)
+    b.ret_void()
+    return module
+
+
+Line = tuple[ir.Value, ir.Value]
+"""Pixels of a row: the first one's address, and the step to the next."""
+
+
+def _of_pixels(
+    o: Generator, program: Program, read: Sequence[Line], written: Line, pixels: ir.Value, channels: ir.Value
+) -> None:
+    b, lanes = o.b, o.lanes
+    kind, size = (SINGLE, 4) if o.single else (DOUBLE, 8)
+    vector, mask = ir.VectorType(kind, lanes), ir.VectorType(I1, lanes)
     width = f"v{lanes}f{8 * size}.p0"
     load = ir.Function(
-        module,
+        o.module,
         ir.FunctionType(vector, [vector.as_pointer(), I32, mask, vector]),
         f"llvm.masked.load.{width}",
     )
     store = ir.Function(
-        module,
+        o.module,
         ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask]),
         f"llvm.masked.store.{width}",
     )
-    o.b = b = ir.IRBuilder(function.append_basic_block())
     numbered = ir.Constant(ir.VectorType(I64, lanes), [I64(i) for i in range(lanes)])
     whole = b.and_(channels, I64(-lanes))
     rest = b.sub(channels, whole)
@@ -283,23 +334,23 @@ def finish_by(program: Program, single: bool, others: int, lanes: int, triple: s
     nothing = o.lifted(1.0, kind).value
 
     def vectors(pixel: ir.Value, channel: ir.Value) -> list[ir.Value]:
-        pointers = (b.gep(start, [b.add(b.mul(pixel, step), channel)]) for start, step in places)
+        lines = (*read, written)
+        pointers = (b.gep(start, [b.add(b.mul(pixel, step), channel)]) for start, step in lines)
         return [b.bitcast(pointer, vector.as_pointer()) for pointer in pointers]
 
     with _counted(b, I64(0), pixels, 1) as pixel:
         with _counted(b, I64(0), whole, lanes) as channel:
+            *xs, y = vectors(pixel, channel)
             values = []
-            for pointer in (at := vectors(pixel, channel)):
+            for pointer in xs:
                 value = b.load(pointer)
                 value.align = size
                 values.append(Vector(o, value))
-            b.store(program(o, *values).value, at[0]).align = size
+            b.store(program(o, *values).value, y).align = size
         with b.if_then(b.icmp_signed("!=", rest, I64(0)), likely=False):  # masks are slow on some processors
-            at = vectors(pixel, whole)
-            values = [Vector(o, b.call(load, [pointer, I32(size), some, nothing])) for pointer in at]
-            b.call(store, [program(o, *values).value, at[0], I32(size), some])
-    b.ret_void()
-    return module
+            *xs, y = vectors(pixel, whole)
+            values = [Vector(o, b.call(load, [pointer, I32(size), some, nothing])) for pointer in xs]
+            b.call(store, [program(o, *values).value, y, I32(size), some])
 
 
 @contextmanager

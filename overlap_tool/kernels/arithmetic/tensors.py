@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.errors import ExactnessError
 from overlap_tool.kernels import codegen
 from overlap_tool.kernels.arithmetic import on_gpu
-from overlap_tool.kernels.arithmetic.generated import FIELDS, INPUTS, ITEM, NUMBERS, finish_by, loop_over
+from overlap_tool.kernels.arithmetic.generated import (
+    FIELDS,
+    INPUTS,
+    ITEM,
+    MAPS,
+    NUMBERS,
+    PIXEL_FIELDS,
+    finish_by,
+    loop_over,
+    over_pixels,
+)
 from overlap_tool.kernels.arithmetic.oracle import Oracle
 from overlap_tool.kernels.arithmetic.programs import PROGRAMS
 from overlap_tool.kernels.threads import ByRows, GeneratedCall
@@ -117,6 +128,31 @@ def _rows(y: AnyTensor, places: Sequence[int]) -> ByRows | None:
     return ByRows(y.shape[2], steps, {COUNT: (numbers, 1), ITEMS: (numbers, ITEM)})
 
 
+class OverPixels(NamedTuple):
+    """The machine code of a program over pieces of maps whose channels are adjacent."""
+
+    code: int
+
+    def over(self, work: Elementwise) -> GeneratedCall:
+        tensors = work.y, *work.xs
+        images, channels, rows, columns = work.y.shape
+        strides = ((0, each.stride(0), each.stride(2), each.stride(3)) for each in tensors)
+        task = PIXEL_TASK.pack(
+            *(0, images * rows, rows, columns, channels, *chain.from_iterable(strides)),
+            *(0,) * (4 * (len(MAPS) - len(tensors))),
+        )
+        places = PIXEL_PLACES[: len(tensors)]
+        most = images * rows if work.y.numel() >= WORTH_THREADS else 1
+
+        def by_rows() -> ByRows:
+            lines = (each.stride(2) * each.element_size() for each in tensors)
+            return ByRows(rows, dict(zip(places, lines, strict=True)), {1: (images, 1), 2: (1, 1)})
+
+        return GeneratedCall(self.code, task, tensors, places, most, by_rows)
+
+
+PIXEL_TASK = struct.Struct(f"{len(PIXEL_FIELDS)}q")
+PIXEL_PLACES = tuple(map(PIXEL_FIELDS.index, MAPS))
 TASK = struct.Struct(f"{len(FIELDS) - NUMBERS}q{NUMBERS}d")
 ITEMS, COUNT = map(FIELDS.index, ("items", "count"))
 NO_ADDRESSES, NO_NUMBERS = (0,) * (1 + INPUTS), (0.0,) * NUMBERS
@@ -131,6 +167,12 @@ def program_kernel(name: str, dtype: torch.dtype, inputs: int, device: torch.dev
     return None if code is None else Loop(code)
 
 
+def pixel_kernel(name: str, dtype: torch.dtype, inputs: int) -> ProgramKernel | None:
+    """The same on the CPU, for pieces of maps whose channels are adjacent."""
+    code = _machine_code(name, dtype == torch.float32, inputs, None)
+    return None if code is None else OverPixels(code)
+
+
 @cache
 def finisher(name: str, dtype: torch.dtype, others: int) -> int:
     """Code that finishes a convolution's outputs by a program of them and of other tensors."""
@@ -139,10 +181,14 @@ def finisher(name: str, dtype: torch.dtype, others: int) -> int:
 
 
 @cache
-def _machine_code(name: str, single: bool, inputs: int, numbers: int) -> int | None:
-    """None if LLVM does not support the processor."""
-    lanes = (1 if name in LONG else AT_ONCE) * codegen.processor().lanes(4)
+def _machine_code(name: str, single: bool, inputs: int, numbers: int | None) -> int | None:
+    """For contiguous numbers, or for pieces of maps if no numbers are given; None if LLVM does not support
+    the processor."""
+    lanes, form = codegen.processor().lanes(4), (PROGRAMS[name], single, inputs)
     try:
-        return codegen.compiled(loop_over(PROGRAMS[name], single, inputs, numbers, lanes, codegen.triple()))
+        if numbers is None:
+            return codegen.compiled(over_pixels(*form, lanes, codegen.triple()))
+        at_once = lanes if name in LONG else AT_ONCE * lanes
+        return codegen.compiled(loop_over(*form, numbers, at_once, codegen.triple()))
     except RuntimeError:
         return None
