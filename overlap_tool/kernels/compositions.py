@@ -122,6 +122,24 @@ def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     return _reduced(_in_place("log", total).add_(most), dims, keepdim)
 
 
+def cumulative(
+    combine: Callable[[Tensor, Tensor], Tensor], x: Tensor, dim: int, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Along a dimension, every number combined with the result before it, from the first on."""
+    found = x.clone() if dtype is None else x.to(dtype, copy=True)
+    for i in range(1, x.shape[dim] if x.ndim else 0):
+        own = found.select(dim, i)
+        own.copy_(combine(found.select(dim, i - 1), own))
+    return found
+
+
+def log_add_exp(x: Tensor, y: Tensor) -> Tensor:
+    """log(exp(x) + exp(y))"""
+    less, more = torch.minimum(x, y), torch.maximum(x, y)
+    found = _in_place("log1p", _in_place("exp", less - more)).add_(more)
+    return torch.where((less == more) & more.isinf(), more, found)
+
+
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -106,7 +107,9 @@ def select(call: Call, input: Operand, dim: int, index: int) -> Rule:
     | composed(
         sum=compositions.sum, mean=compositions.mean, prod=compositions.prod, var=compositions.var,
         std=compositions.std, logsumexp=compositions.logsumexp, _softmax=compositions.softmax,
-        _log_softmax=compositions.log_softmax,
+        _log_softmax=compositions.log_softmax, cumsum=partial(compositions.cumulative, torch.add),
+        cumprod=partial(compositions.cumulative, torch.mul),
+        logcumsumexp=partial(compositions.cumulative, compositions.log_add_exp),
     ),
 )  # fmt: skip
 def reduce(call: Call, input: Operand, dim: Any = None, *args: Any, **kwargs: Any) -> Rule | Reduction:

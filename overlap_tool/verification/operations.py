@@ -89,6 +89,7 @@ def arguments(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
         "_softmax": [(x, 1, False), (wide.view(250, 200), 1, False)],
         "_log_softmax": [(x, 1, False), (wide.view(250, 200), 1, False)],
         "logsumexp": [(x, [1]), (x, [2, 3])],
+        **{name: [(x, 1), (x, -1)] for name in ("cumsum", "cumprod", "logcumsumexp")},
         "native_layer_norm": [(x, [13, 17], None, None, 1e-5)],
         "native_group_norm": [(x, scales, channels, 2, 7, 221, 7, 1e-6), (x, None, None, 2, 7, 221, 1, 1e-5)],
         **{

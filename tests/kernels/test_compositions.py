@@ -3,6 +3,7 @@ bits for any piece, layout and number of threads."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ POINTWISE = {
     "logsumexp": lambda x: torch.logsumexp(x, 1, keepdim=True), "sum": lambda x: x.sum(1, keepdim=True),
     "mean": lambda x: x.mean(1, keepdim=True), "prod": lambda x: x.prod(1, keepdim=True),
     "var": lambda x: x.var(1, keepdim=True), "std": lambda x: x.std(1, keepdim=True, unbiased=False),
+    "cumsum": lambda x: x.cumsum(1), "cumprod": lambda x: x.cumprod(1),
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
     "norm": lambda x: x.norm(dim=1, keepdim=True), "absolute norm": lambda x: x.norm(1, dim=1, keepdim=True),
 }  # fmt: skip
 """Of a map of seven channels: every position by itself."""
@@ -158,6 +161,42 @@ def test_a_softmax_has_no_weight_left_for_what_a_mask_takes_away(dtype: torch.dt
     torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-19)
 
 
+def plus(a: np.float32, b: np.float32) -> np.float32:
+    """log(exp(a) + exp(b)), rounded step by step."""
+    if a == b and np.isinf(a):
+        return b
+    power = np.float32(np.exp(np.float64(min(a, b) - max(a, b))))
+    return np.float32(np.log1p(np.float64(power))) + max(a, b)
+
+
+@pytest.mark.parametrize(
+    ("op", "step"), [(torch.cumsum, np.add), (torch.cumprod, np.multiply), (torch.logcumsumexp, plus)]
+)
+def test_cumulative_ops_go_from_the_first_number_to_the_last(op, step) -> None:
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 3
+    expected = x.numpy().copy()
+    for row in expected:
+        for i in range(1, len(row)):
+            row[i] = step(row[i - 1], row[i])
+    for found in (exactly(lambda x: op(x, 1), x), exactly(lambda x: op(x, -2), x.mT).mT):
+        assert torch.equal(found, torch.from_numpy(expected))
+
+
+def test_cumulative_ops_of_special_numbers_and_types() -> None:
+    inf = torch.inf
+    found = exactly(
+        lambda x: x.logcumsumexp(0), torch.tensor([-inf, -inf, 2.0, -inf, inf, inf, -inf, torch.nan, 1])
+    )
+    expected = torch.tensor([-inf, -inf, 2.0, 2.0, inf, inf, inf, torch.nan, torch.nan])
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(exactly(lambda x: x.cumsum(0), torch.tensor(2.5)), torch.tensor(2.5))
+    assert exactly(lambda x: x.cumprod(1), torch.zeros(2, 0)).shape == (2, 0)
+    whole = torch.arange(5)
+    assert torch.equal(exactly(lambda x: x.cumsum(0, dtype=torch.float64), whole), whole.cumsum(0).double())
+    x = torch.rand(3, 4)
+    assert torch.equal(exactly(lambda x: x.clone().cumsum_(1), x), exactly(lambda x: x.cumsum(1), x))
+
+
 def test_normalising_by_the_batch_is_refused() -> None:
     with pytest.raises(ExactnessError, match=r"model\.eval"), pieces():
         exactly(nn.BatchNorm2d(3).train(), torch.rand(2, 3, 4, 4))
@@ -195,6 +234,7 @@ NEUTRAL: dict[str, list[tuple]] = {
     "_softmax": [(1, False)],
     "_log_softmax": [(1, False)],
     "logsumexp": [([1],), ([1], True)],
+    **{name: [(1,), (-1,)] for name in ("cumsum", "cumprod", "logcumsumexp")},
     "native_layer_norm": [([1], None, None, 1e-5), ([1, 1], torch.ones(1, 1), torch.zeros(1, 1), 1e-5)],
     "native_group_norm": [(None, None, 2, 1, 1, 1, 1e-5), (ONE, NONE, 2, 1, 1, 1, 1e-5)],
     "native_batch_norm": [(ONE, NONE, *STATISTICS, False, 0.1, 1e-5)],

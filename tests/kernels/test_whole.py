@@ -20,11 +20,11 @@ GRID = torch.rand(2, 9, 7, 2, generator=torch.Generator().manual_seed(1)) * 2 - 
 UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "mse_loss": lambda x: F.mse_loss(x, x * 0.7),
     "igamma": lambda x: torch.igamma(x, x + 1),
-    "cumsum": lambda x: torch.cumsum(x, 1),
+    "asinh": lambda x: torch.asinh(x),
     "grid_sampler_2d": lambda x: F.grid_sample(x, GRID, align_corners=False),
     "upsample_bicubic2d": lambda x: F.interpolate(x, scale_factor=1.7, mode="bicubic"),
     "linalg_vector_norm": lambda x: torch.linalg.vector_norm(x, 3, (2, 3)),
-    "cumsum_": lambda x: (x * 1).cumsum_(1),
+    "asinh_": lambda x: (x * 1).asinh_(),
 }
 
 
@@ -55,13 +55,13 @@ def test_the_bits_do_not_depend_on_where_a_tensor_lies(name: str) -> None:
 def test_an_op_in_place_changes_its_tensor_wherever_that_lies() -> None:
     x = X.contiguous(memory_format=torch.channels_last).clone()
     with exact_kernels():
-        assert x.cumsum_(1) is x
-    assert torch.equal(x, torch.cumsum(X, 1))
+        assert x.asinh_() is x
+    assert torch.equal(x, torch.asinh(X))
 
 
 def test_what_is_given_to_write_into_is_refused() -> None:
     with pytest.raises(ExactnessError), exact_kernels():
-        torch.cumsum(X, 1, out=torch.empty_like(X))
+        torch.asinh(X, out=torch.empty_like(X))
 
 
 class Scored(nn.Module):
@@ -78,7 +78,7 @@ class Scored(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = self.g_a(x) * 400
-        y = torch.cumsum(y, 1) * 0.1
+        y = torch.asinh(y) * 9
         y_hat, likelihoods = self.entropy(F.interpolate(y, scale_factor=1, mode="bicubic"))
         x_hat = self.g_s(y_hat)
         return {"x_hat": x_hat, "likelihoods": likelihoods, "loss": F.mse_loss(x_hat, x)}
@@ -98,12 +98,12 @@ def test_a_tiled_codec_gives_the_untouched_ones_bits_with_such_ops_between_its_s
 def test_the_certificate_has_a_row_for_each() -> None:
     certificate = overlap_tool.verify(Scored().eval(), size=(128, 64), tiles=[32])
     assert certificate.holds
-    assert certificate.library_ops == ("aten::cumsum", "aten::upsample_bicubic2d", "aten::mse_loss")
+    assert certificate.library_ops == ("aten::asinh", "aten::upsample_bicubic2d", "aten::mse_loss")
     for form in (report.certificate_to_html, report.certificate_to_json, report.certificate_to_markdown):
         assert "aten::mse_loss" in form(certificate)
 
 
-class Accumulated(nn.Module):
+class Cubed(nn.Module):
     """A rule knows what it reads; there is no exact kernel."""
 
     def __init__(self) -> None:
@@ -111,11 +111,11 @@ class Accumulated(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cumsum(self.conv(x), 1)
+        return torch.linalg.vector_norm(self.conv(x), 3, 1, keepdim=True)
 
 
 @pytest.mark.parametrize("tile", [16, 512])
 def test_inside_tiles_it_stays_refused_however_many_there_are(tile: int) -> None:
-    tiled = overlap_tool.wrap(Accumulated().eval(), tile=tile)
-    with torch.no_grad(), pytest.raises(ExactnessError, match=r"cumsum.*no kernel"):
+    tiled = overlap_tool.wrap(Cubed().eval(), tile=tile)
+    with torch.no_grad(), pytest.raises(ExactnessError, match=r"order 3.*no exact kernel"):
         tiled(torch.rand(1, 3, 40, 40))
