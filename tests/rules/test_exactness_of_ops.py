@@ -155,7 +155,7 @@ def test_what_rules_declare_is_dispatched(looked_up: set[str]) -> None:
             op(*arguments)
         for op, *arguments in ALSO:
             op(*arguments)
-    of_pytorch = {name for name in OPS if "::" not in name}  # other tests may have registered ops of their own
+    of_pytorch = {name for name in OPS if "::" not in name}  # not what other tests registered
     assert of_pytorch - WITHOUT_A_RULE.keys() - looked_up == NEVER_SEEN.keys()
 
 
