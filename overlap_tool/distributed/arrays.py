@@ -26,7 +26,6 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.distributed.reading import SentWindow, part_of
 from overlap_tool.errors import OptionError
 from overlap_tool.files.running import area_read
-from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import Shape
 from overlap_tool.wrapping.retrofit import TiledForward, settings_of, tiled_stages, wrap
@@ -63,32 +62,17 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
     refuse_other_bits(stage)
     axes = stage.network.rows, stage.network.columns
     sizes = [axis.sizes(n)[-1] for axis, n in zip(axes, array.shape[-2:], strict=True)]
-    chunked = isinstance(array, dask_array.Array)
-    if chunked:
-        array = array.rechunk(dict.fromkeys(range(array.ndim - 2), -1))
-        chunks = array.chunks[-2:]
-    else:
-        steps = (max(1, round(SIDE / of)) * of for of in array.chunks[-2:])
-        chunks = [
-            [span.length for span in cut(n, step)] for n, step in zip(array.shape[-2:], steps, strict=True)
-        ]
-    borders = [[0, *accumulate(lengths)] for lengths in chunks]
+    given: InDask | InZarr = InDask(array) if isinstance(array, dask_array.Array) else InZarr(array)
     places = [
         sorted({0, size, *(min(size, round(border * axis.scale)) for border in known[:-1])})
-        for axis, size, known in zip(axes, sizes, borders, strict=True)
+        for axis, size, known in zip(axes, sizes, given.borders, strict=True)
     ]
     name = f"overlap-tool-{uuid4().hex}"
-    given = SentNetwork(tiled) if chunked else SentNetwork(tiled, array)
-    sent = dask.delayed(given, pure=False, name=f"{name}-model", traverse=False)
+    sent = dask.delayed(given.sent_with(tiled), pure=False, name=f"{name}-model", traverse=False)
     areas = _placed(places).items()
     pieces = {place: PieceOfArray(shape, area, area_read(stage, shape, area)) for place, area in areas}
-    tasks = (
-        _tasks(name, array, _placed(borders), pieces, sent.key)
-        if chunked
-        else {_key(name, array, at): (read_and_compute, sent.key, piece) for at, piece in pieces.items()}
-    )
     graph = dask_library("dask.highlevelgraph").HighLevelGraph.from_collections(
-        name, tasks, dependencies=[array, sent] if chunked else [sent]
+        name, given.tasks(name, pieces, sent.key), dependencies=[*given.collections, sent]
     )
     lengths = (tuple(stop - start for start, stop in pairwise(edges)) for edges in places)
     made = (*((n,) for n in array.shape[:-3]), (stage.network.ops[-1].channels,), *lengths)
@@ -97,6 +81,9 @@ def map_tiles(model: nn.Module, array: Any) -> Any:
 
 ChunkPlace = tuple[int, int]
 """The row and column of a chunk among the chunks."""
+
+Tasks = dict[tuple[Any, ...], tuple[Any, ...]]
+"""A part of Dask's graph."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +112,38 @@ class ChunkEdges:
     wanted: list[Area] = field(default_factory=list)
 
 
+class InDask:
+    """A Dask array: tasks are given its chunks."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array.rechunk(dict.fromkeys(range(array.ndim - 2), -1))
+        self.collections = [self.array]
+        self.borders = [[0, *accumulate(lengths)] for lengths in self.array.chunks[-2:]]
+
+    def sent_with(self, model: nn.Module) -> SentNetwork:
+        return SentNetwork(model)
+
+    def tasks(self, name: str, pieces: Mapping[ChunkPlace, PieceOfArray], model: str) -> Tasks:
+        return _tasks(name, self.array, _placed(self.borders), pieces, model)
+
+
+class InZarr:
+    """A Zarr array: tasks read it."""
+
+    collections = ()
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        steps = (max(1, round(SIDE / of)) * of for of in array.chunks[-2:])
+        self.borders = [[*range(0, n, step), n] for n, step in zip(array.shape[-2:], steps, strict=True)]
+
+    def sent_with(self, model: nn.Module) -> SentNetwork:
+        return SentNetwork(model, self.array)
+
+    def tasks(self, name: str, pieces: Mapping[ChunkPlace, PieceOfArray], model: str) -> Tasks:
+        return {_key(name, self.array, at): (read_and_compute, model, piece) for at, piece in pieces.items()}
+
+
 def _placed(edges: Sequence[Sequence[int]]) -> dict[ChunkPlace, Area]:
     across = len(edges[1]) - 1
     return {divmod(number, across): area for number, area in enumerate(grid(*edges))}
@@ -136,10 +155,10 @@ def _tasks(
     chunks: Mapping[ChunkPlace, Area],
     pieces: Mapping[ChunkPlace, PieceOfArray],
     model: str,
-) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+) -> Tasks:
     """Dask's task graph: a piece takes one chunk whole, the one of which it reads most."""
     edges = {place: ChunkEdges(chunk) for place, chunk in chunks.items()}
-    tasks: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    tasks: Tasks = {}
     for place, piece in pieces.items():
         parts = {near: chunk.within(piece.read) for near, chunk in chunks.items() if chunk.meets(piece.read)}
         home = max(parts, key=lambda near: parts[near].size, default=(0, 0))
@@ -210,8 +229,10 @@ def only_stage(model: nn.Module) -> TiledForward:
 def _shape_of(stage: TiledForward, array: Any) -> Shape:
     """The shape of the network's input for an array; raises unless the network takes the array."""
     where = f"array of shape {tuple(array.shape)}"
-    if getattr(array, "chunks", None) is None:
-        raise OptionError(where, "it is in no chunks", "Use dask.array.from_array, or give a Zarr array")
+    of, *others = (kind.__module__.partition(".")[0] for kind in type(array).mro())
+    if {"dask", "zarr"}.isdisjoint([of, *others]):
+        reason = f"it is of {of}, and neither Dask's nor Zarr's"
+        raise OptionError(where, reason, "Use dask.array.from_array, or give a Zarr array")
     channels = stage.network.ops[0].channels
     if array.ndim not in (3, 4) or array.shape[-3] != channels:
         raise OptionError(

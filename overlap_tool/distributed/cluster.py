@@ -74,9 +74,8 @@ def connected(workers: int | None, dask: str | None) -> Iterator[Any]:
     distributed, library = dask_library("distributed"), dask_library("dask")
     if dask is not None:
         try:
-            with ThreadPoolExecutor(
-                1
-            ) as beside:  # this thread may have an event loop already, as in notebooks
+            # this thread may have an event loop already, as in notebooks
+            with ThreadPoolExecutor(1) as beside:
                 beside.submit(asyncio.run, _answered(dask)).result()
             client = distributed.Client(dask, timeout=SECONDS_TO_ANSWER, set_as_default=False)
         except (OSError, ValueError, asyncio.TimeoutError) as error:

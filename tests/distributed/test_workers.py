@@ -151,8 +151,19 @@ def test_arrays_and_networks_that_do_not_go_are_refused(network, array, reason) 
 
 
 def test_an_array_without_chunks_is_refused() -> None:
-    with pytest.raises(OptionError, match="it is in no chunks"):
+    with pytest.raises(OptionError, match="it is of numpy, and neither Dask's nor Zarr's"):
         map_tiles(_seeded(Doubles), np.zeros((3, 20, 20), np.float32))
+
+
+def test_chunks_of_another_library_are_not_taken_for_zarrs() -> None:
+    """A data set of h5py has some, but none of a worker's tasks can read it: its file stays behind."""
+
+    class Dataset:
+        shape, ndim, dtype, chunks = (3, 20, 20), 3, np.dtype(np.float32), (3, 10, 10)
+
+    Dataset.__module__ = "h5py._hl.dataset"
+    with pytest.raises(OptionError, match="it is of h5py, and neither Dask's nor Zarr's"):
+        map_tiles(_seeded(Doubles), Dataset())
 
 
 def test_a_codec_is_no_network_from_map_to_map() -> None:
