@@ -3,7 +3,8 @@
 Every model runs in one process first. Then workers make the same file and the same image, to the byte and to
 the sample. `held` is what a worker had resident at most while it computed a piece of a stage, above what it
 had before its first piece of the scene, when the model was loaded there and had run on a small image;
-`foretold` is the planner's figure for these pieces. `coding` is the same while it coded a band of symbols.
+`foretold` is the planner's figure for these pieces. `coding` is the same while it coded a band of symbols;
+foretold of that is the figure for a string as long as the longest, and as many symbols as the latents.
 """
 
 from __future__ import annotations
@@ -32,15 +33,27 @@ import overlap_tool
 from benchmarks.files import make_image
 from overlap_tool import checkpoint, files
 from overlap_tool.distributed import compress, decompress, run
-from overlap_tool.distributed.outlook import outlook
+from overlap_tool.distributed.outlook import coding_outlook, outlook
 from overlap_tool.files import Codec
+from overlap_tool.files.formats import container
 from overlap_tool.settings import Size
 
 WIDTH, HEIGHT = 6000, 5000
 WORKERS = (1, 2, 4)
 LIMIT = 4 << 30
 """What a worker is given, Python and PyTorch included."""
-HEADINGS = ("model", "workers", "same file", "same image", "foretold", "held", "held / foretold", "coding")
+HEADINGS = (
+    "model",
+    "workers",
+    "same file",
+    "same image",
+    "foretold",
+    "held",
+    "held / foretold",
+    "coding foretold",
+    "coding held",
+    "held / foretold",
+)
 CODING = "compute_with"
 """The task that codes a band, or decodes one; all others are pieces."""
 
@@ -186,6 +199,12 @@ class Scene:
         passes = outlook(self.codec, Size(WIDTH, HEIGHT), workers, LIMIT, piece=self.case.piece)
         return max(each.memory for each in passes)
 
+    def coding_foretold(self) -> int:
+        _, strings = container.read(self.folder / "one.lic")
+        found = coding_outlook(self.codec, Size(WIDTH, HEIGHT), string=max(map(len, strings)))
+        assert found is not None
+        return found.memory
+
 
 def rows(case: Case, folder: Path) -> Iterator[tuple[str, ...]]:
     scene = Scene(case, folder)
@@ -201,14 +220,16 @@ def rows(case: Case, folder: Path) -> Iterator[tuple[str, ...]]:
         above = [(kind, mark - before[on]) for on, of in marks.items() for kind, mark in of.items()]
         held = max(bytes for kind, bytes in above if kind != CODING)
         coding = max((bytes for kind, bytes in above if kind == CODING), default=0)
-        foretold = scene.foretold(workers)
-        figures = (
-            f"{foretold / 2**20:.0f} MiB",
-            f"{held / 2**20:.0f} MiB",
-            f"{held / foretold:.2f}",
-            f"{coding / 2**20:.0f} MiB" if coding else "",
-        )
-        yield case.name, str(workers), scene.same_file(), scene.same_image(), *figures
+        figures = [(scene.foretold(workers), held)]
+        if coding:
+            figures.append((scene.coding_foretold(), coding))
+        told = [
+            text
+            for expected, found in figures
+            for text in (f"{expected / 2**20:.0f} MiB", f"{found / 2**20:.0f} MiB", f"{found / expected:.2f}")
+        ]
+        told += [""] * (6 - len(told))
+        yield case.name, str(workers), scene.same_file(), scene.same_image(), *told
 
 
 def main(only: str = "") -> list[Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,10 +22,10 @@ from overlap_tool.cli.options import (
 )
 from overlap_tool.cli.workers import parse_workers, refuse_other_formats, show_outlook
 from overlap_tool.errors import OptionError
-from overlap_tool.settings import USUAL_SIZE, ReportFormat
+from overlap_tool.settings import USUAL_SIZE, ReportFormat, Size
 
 if TYPE_CHECKING:
-    from overlap_tool.distributed.outlook import Outlook
+    from overlap_tool.distributed.outlook import CodingOutlook, Outlook
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -85,8 +85,8 @@ def analyze(
         of_workers = parse_workers(workers)
         with busy(f"Planning {model.name}"):
             load_plugins(model.plugin)
-            passes = _outlook(model, call, memory, stage, image or USUAL_SIZE, *of_workers)
-        show_outlook(passes, image or USUAL_SIZE, of_workers[0], format)
+            found = _outlook(model, call, memory, stage, image or USUAL_SIZE, *of_workers)
+        show_outlook(*found, image or USUAL_SIZE, of_workers[0], format)
         return
     refuse_unfit_target("--html", html, model.read)
     _refuse_no_folder("--svg", svg)
@@ -120,16 +120,18 @@ def analyze(
 
 
 def _outlook(
-    model: ModelOptions, call: CallOptions, memory: str | None, stage: str | None, *asked: Any
-) -> list[Outlook]:
+    model: ModelOptions, call: CallOptions, memory: str | None, stage: str | None, size: Size, *workers: int
+) -> tuple[list[Outlook], CodingOutlook | None]:
     from overlap_tool import checkpoint
-    from overlap_tool.distributed.outlook import outlook
+    from overlap_tool.distributed.outlook import coding_outlook, outlook
     from overlap_tool.files import Codec
     from overlap_tool.wrapping import retrofit
 
     loaded = checkpoint.load_checkpoint(model.source, **model.arguments())
     tiled = retrofit.wrap(loaded.model, memory=memory, inplace=True, **call.arguments())
-    return outlook(Codec(tiled, loaded.architecture, "", model.name), *asked, only=stage)
+    codec = Codec(tiled, loaded.architecture, "", model.name)
+    passes = outlook(codec, size, *workers, only=stage)
+    return passes, coding_outlook(codec, size) if stage is None else None
 
 
 def _inside(folder: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:

@@ -10,7 +10,7 @@ from overlap_tool.errors import OptionError
 from overlap_tool.settings import ReportFormat, Size, parse_bytes
 
 if TYPE_CHECKING:
-    from overlap_tool.distributed.outlook import Outlook
+    from overlap_tool.distributed.outlook import CodingOutlook, Outlook
 
 HEADINGS = ("stage", "piece", "pieces", "recomputed", "busiest worker", "memory of a worker", "read", "made")
 
@@ -40,12 +40,13 @@ def refuse_other_formats(format: ReportFormat, **files: Any) -> None:
             raise OptionError(f"--{name}", "has no pictures of workers", "Leave it out, or --workers")
 
 
-def show_outlook(passes: list[Outlook], size: Size, workers: int, format: ReportFormat) -> None:
+def show_outlook(
+    passes: list[Outlook], coding: CodingOutlook | None, size: Size, workers: int, format: ReportFormat
+) -> None:
     """Print the outlook."""
     if format == "json":
-        print(
-            json.dumps({"schema": 1, "workers": workers, "passes": [asdict(one) for one in passes]}, indent=2)
-        )
+        told = {"passes": [asdict(one) for one in passes], "coding": coding and asdict(coding)}
+        print(json.dumps({"schema": 1, "workers": workers, **told}, indent=2))
         return
     from rich.table import Table
     from rich.text import Text
@@ -61,5 +62,10 @@ def show_outlook(passes: list[Outlook], size: Size, workers: int, format: Report
             f"{one.added:.1%}",
             f"{one.busiest:.2f} shares",
             *(f"{number / 2**20:,.0f} MiB" for number in (one.memory, one.read, one.made)),
+        )
+    if coding is not None:
+        table.caption = (
+            f"To code up to {coding.symbols:,} symbols at once takes up to {coding.memory / 2**20:,.0f} MiB "
+            "of a worker, at a byte a symbol"
         )
     screen().print(table)

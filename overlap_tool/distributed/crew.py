@@ -18,6 +18,7 @@ from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
 from overlap_tool.distributed.models import Wanted, file_bytes, loaded, send_model
+from overlap_tool.distributed.outlook import OF_A_CODEC
 from overlap_tool.distributed.passes import PassesOnWorkers, Sent, Written, cut_passes
 from overlap_tool.distributed.pieces import (
     all_of,
@@ -85,7 +86,7 @@ class Workers:
         quiet: bool,
     ) -> None:
         refuse_other_networks(stage, shape)
-        memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model)
+        memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model) - OF_A_CODEC
         areas = cut_passes(
             stage, shape, memory, self.piece, False, lambda most: cut_stage(stage, area, self.piece, most)
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 
 from overlap_tool.distributed.models import file_bytes
 from overlap_tool.distributed.pieces import (
@@ -18,7 +20,10 @@ from overlap_tool.distributed.pieces import (
 )
 from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding.entropy import coding_bytes, symbols_at_once
+from overlap_tool.files.coding.waiting import codes_in_order
 from overlap_tool.files.running import plan_of
+from overlap_tool.files.task import IN_MEMORY
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
 from overlap_tool.planning.cost import op_costs, working_bytes
@@ -26,6 +31,15 @@ from overlap_tool.settings import Size
 from overlap_tool.wrapping.retrofit import TiledForward
 
 SIDES = (SIDE, SIDE // 2, SIDE // 4, SIDE // 8, SIDE // 16)
+
+
+OF_A_CODEC = 12 << 20
+"""What a codec's worker holds beside tensors and the model's file, as measured: plans, and freed memory that
+the allocators of C and of Python keep."""
+
+ON_ITS_WAY = Fraction(1, 2)
+"""The part of a result that is left when all of the next one is made, as measured: it is fetched
+meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +56,39 @@ class Outlook:
     busiest: float
     """The arithmetic of the busiest worker, relative to an even share."""
     memory: int
-    """The most bytes that a worker holds for a piece, plus the model's file; without Python, PyTorch and the
-    model."""
+    """The most bytes that a worker holds for a piece, plus the model's file, and of a codec `OF_A_CODEC`;
+    without Python, PyTorch and the model."""
     read: int
     """The bytes of numbers that workers read."""
     made: int
     """The bytes of numbers that they return or write."""
+
+
+@dataclass(frozen=True)
+class CodingOutlook:
+    """The largest band that a worker codes."""
+
+    symbols: int
+    """At most: the model's code may take latents in several parts."""
+    memory: int
+    """The most bytes that a worker holds meanwhile, as for a piece."""
+
+
+def coding_outlook(
+    codec: Codec, size: Size, in_memory: int = IN_MEMORY, string: int | None = None
+) -> CodingOutlook | None:
+    """For a model whose latents workers code; `string` is the length of the band's string in bytes, by
+    default a byte for each symbol."""
+    networks = [stage.network for stage in codec.stages if stage.input_scale == 1]
+    if not networks or not hasattr(codec.model, "compress") or codes_in_order(codec.model):
+        return None
+    network = networks[0]
+    sides = (side + -side % codec.multiple for side in size[::-1])
+    axes = network.rows, network.columns
+    height, width = (axis.sizes(side)[-1] for axis, side in zip(axes, sides, strict=True))
+    symbols = symbols_at_once(in_memory, network.ops[-1].channels, height, width)
+    takes = coding_bytes(symbols, symbols if string is None else string)
+    return CodingOutlook(symbols, file_bytes(codec.model) + OF_A_CODEC + takes)
 
 
 def outlook(
@@ -66,8 +107,8 @@ def outlook(
     if not stages:
         known = ", ".join(stage.name for stage in codec.stages) or "it has none"
         raise OptionError(f"stage={only!r}", f"is no stage of {codec.where}", f"Choose from: {known}")
-    found, model = [], file_bytes(codec.model)
     sent = hasattr(codec.model, "compress")
+    found, model = [], file_bytes(codec.model) + sent * OF_A_CODEC
     for stage in stages:
         stage.network.require_image(codec.where)
         refuse_whole_maps(stage)
@@ -166,8 +207,8 @@ def _read(part: SegmentPlan) -> int:
 
 
 def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
-    """The memory of a worker: the executor's, its input, and its output. Written to files, that is two bands
-    of tiles."""
+    """The memory of a worker: the executor's, its input, its output, and what is left of the one before.
+    Written to files, outputs are two bands of tiles."""
     network = part.segment.network
     working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
     places = [network.index[map] for map in network.wanted]
@@ -178,7 +219,7 @@ def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
             network.ops[at].channels * part.rows.extents[at].length * part.columns.extents[at].length
             for at in places
         )
-        held = _read(part) + sum(outputs)
+        held = _read(part) + ceil((1 + ON_ITS_WAY) * sum(outputs))
     return shape.itemsize * held + working
 
 

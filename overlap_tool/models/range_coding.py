@@ -52,7 +52,12 @@ def guarded(string: bytes, symbols: int) -> bytes:
     The decoder reads at most four bytes per symbol. For a symbol beyond its table it also reads a number
     whose length the string states: up to 15 * 4 bits for every 4 bits of length.
     """
-    return string + bytes(4 * symbols + 16 * len(string) + 64)
+    return string + bytes(guarded_bytes(len(string), symbols) - len(string))
+
+
+def guarded_bytes(string: int, symbols: int) -> int:
+    """The length of such a string, from its own length."""
+    return 4 * symbols + 17 * string + 64
 
 
 SYMBOLS_AT_ONCE = 1 << 18

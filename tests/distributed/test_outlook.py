@@ -16,12 +16,14 @@ import overlap_tool
 from overlap_tool import checkpoint
 from overlap_tool.distributed import compress, crew
 from overlap_tool.distributed.models import file_bytes
-from overlap_tool.distributed.outlook import outlook
+from overlap_tool.distributed.outlook import OF_A_CODEC, ON_ITS_WAY, coding_outlook, outlook
 from overlap_tool.distributed.pieces import compute_area, cut_pass
 from overlap_tool.distributed.reading import SentWindow
 from overlap_tool.errors import OptionError
 from overlap_tool.files import Codec
+from overlap_tool.files.coding import entropy
 from overlap_tool.files.running import area_read, plan_of
+from overlap_tool.models import range_coding
 from overlap_tool.planning.choose import Shape
 from overlap_tool.settings import Size
 
@@ -52,10 +54,10 @@ def test_pieces_and_traffic_are_those_of_the_run(architecture) -> None:
 
 def test_smaller_workers_get_smaller_pieces_and_recompute_more() -> None:
     model = codec("mbt2018-mean")
-    large, small = (outlook(model, SCENE, 4, memory, only="g_a")[0] for memory in (8 << 30, 20 << 20))
+    large, small = (outlook(model, SCENE, 4, memory, only="g_a")[0] for memory in (8 << 30, 40 << 20))
     assert (small.side < large.side, small.pieces > large.pieces) == (True, True)
     assert small.added > large.added
-    assert small.memory <= 20 << 20 < large.memory
+    assert small.memory <= 40 << 20 < large.memory
     with pytest.raises(OptionError, match=r"a piece of 256 pixels a side of g_a takes .* bytes of a worker"):
         outlook(model, SCENE, 4, 1000)
 
@@ -74,7 +76,7 @@ def test_a_worker_holds_what_is_foretold(name) -> None:
         area = cut_pass(stage, plan_of(stage, shape).segments[-1], size)[0]
         area = type(area).whole(size, size)
         compute_area(stage, SentWindow(window, area_read(stage, shape, area)), shape, area)
-    piece = one.memory - file_bytes(model.model)
+    piece = one.memory - file_bytes(model.model) - OF_A_CODEC - int(ON_ITS_WAY * one.made)
     assert 0.85 * piece <= live.peak <= 1.15 * piece
 
 
@@ -95,6 +97,30 @@ def test_on_the_command_line(run) -> None:
     code, out, _ = run(*how, "--format", "json", "--stage", "g_s")
     (told,) = json.loads(out)["passes"]
     assert (code, told["stage"], told["pieces"], told["side"]) == (0, "g_s", 15, 4096)
+    assert json.loads(out)["coding"] is None
+    coded = json.loads(run(*how, "--format", "json")[1])["coding"]
+    assert f"To code up to {coded['symbols']:,} symbols at once" in " ".join(run(*how)[1].split())
+
+
+def test_a_decoder_is_foretold_the_string_that_it_gets() -> None:
+    """Three times, as CompressAI copies it twice, beside the band's own string and its tables' numbers."""
+    symbols, string = 1000, bytes(700)
+    held = 3 * len(range_coding.guarded(string, symbols)) + len(string) + 4 * symbols
+    assert entropy.coding_bytes(symbols, len(string)) == held
+
+
+def test_the_largest_band() -> None:
+    """Latents whole, where they fit in memory, and otherwise as many rows as may be coded at once."""
+    model = codec("mbt2018-mean")
+    channels = next(stage for stage in model.stages if stage.name == "g_s").network.ops[0].channels
+    found = coding_outlook(model, Size(640, 500))
+    assert found is not None
+    assert found.symbols == channels * (640 // 16) * (512 // 16)
+    assert found.memory == file_bytes(model.model) + OF_A_CODEC + entropy.coding_bytes(*[found.symbols] * 2)
+    found = coding_outlook(model, Size(100_000, 100_000))
+    assert found is not None
+    assert entropy.SYMBOLS_IN_A_BAND - channels * 6252 < found.symbols <= entropy.SYMBOLS_IN_A_BAND
+    assert coding_outlook(codec("mbt2018"), SCENE) is None, "coded by the process that began"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,13 @@ from overlap_tool.files.running import Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
-from overlap_tool.models.range_coding import SYMBOLS_AT_ONCE, buffered_encoder, decoder_of, refuse_wild
+from overlap_tool.models.range_coding import (
+    SYMBOLS_AT_ONCE,
+    buffered_encoder,
+    decoder_of,
+    guarded_bytes,
+    refuse_wild,
+)
 from overlap_tool.runtime.deferred import OnDemand
 from overlap_tool.runtime.lazy import LazyMap
 
@@ -91,6 +97,24 @@ def rows_of_a_band(limit: int, channels: int, width: int) -> int:
     """The rows of a band of a map with so many channels and columns, within a memory limit in bytes."""
     symbols = min(SYMBOLS_IN_A_BAND, limit // BYTES_OF_A_SYMBOL)
     return max(1, symbols // max(1, channels * width))
+
+
+def symbols_at_once(limit: int, channels: int, height: int, width: int) -> int:
+    """The symbols of the largest band of a map: all, if the map fits the memory limit."""
+    fits = 4 * channels * height * width <= limit
+    rows = height if fits else min(height, rows_of_a_band(limit, channels, width))
+    return channels * rows * width
+
+
+def coding_bytes(symbols: int, string: int) -> int:
+    """The memory that coding a band takes: the number of its symbols, and of the bytes of its string.
+
+    To encode, the coder was measured to hold 18 bytes for each symbol and 5 for each byte; a symbol and its
+    table take 8. A decoder that begins holds its string three times, with the zeros that follow it.
+    """
+    encoding = 26 * symbols + 6 * string
+    decoding = 4 * symbols + string + 3 * guarded_bytes(string, symbols)
+    return max(encoding, decoding)
 
 
 def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> list[Area]:
