@@ -68,7 +68,7 @@ NEVER_SEEN = {
     "_native_batch_norm_legit_no_training": "in exported programs only",
     "isfinite": "decomposes first",
 }
-"""Declared ops that no call above dispatches, and why."""
+"""Declared ops that no call above need dispatch, and why: versions of PyTorch differ in these."""
 
 
 def ops_with_a_rule() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def test_what_rules_declare_is_dispatched(looked_up: set[str]) -> None:
         for op, *arguments in ALSO:
             op(*arguments)
     of_pytorch = {name for name in OPS if "::" not in name}  # not what other tests registered
-    assert of_pytorch - WITHOUT_A_RULE.keys() - looked_up == NEVER_SEEN.keys()
+    assert of_pytorch - WITHOUT_A_RULE.keys() - looked_up <= NEVER_SEEN.keys()
 
 
 def test_an_op_with_a_rule_is_declared_there() -> None:
