@@ -109,7 +109,7 @@ class PictureWindow:
 
 @dataclass(frozen=True)
 class MapInPieces:
-    """A map in a folder: one file per area, complete or absent."""
+    """A map in a folder: one file per area, complete or absent, in a folder named by the type of numbers."""
 
     folder: str
     areas: tuple[Area, ...]
@@ -119,11 +119,12 @@ class MapInPieces:
         return self
 
     def read(self, rows: Span, columns: Span) -> Tensor:
-        found = torch.empty((1, *self.channels, rows.length, columns.length))
+        dtype = getattr(torch, next(Path(self.folder).glob("torch.*")).suffix[1:])
+        found = torch.empty((1, *self.channels, rows.length, columns.length), dtype=dtype)
 
         def part(number: int, area: Area) -> Tensor:
             lies = self.areas[number]
-            return self._file(number).read(
+            return self._file(number, dtype).read(
                 area.rows.shift(-lies.rows.start), area.columns.shift(-lies.columns.start)
             )
 
@@ -135,39 +136,43 @@ class MapInPieces:
     @contextmanager
     def writing(self, number: int, at: Area) -> Iterator[Within]:
         """A sink for one of the areas, whose file appears once all of it was written."""
-        area, whole = self.areas[number], self._file(number)
-        made = self._file(number, f".{uuid4().hex}")
+        area, made = self.areas[number], list[MapFile]()
         if not area.size:
             yield Within(Bands(area.columns, lambda start, band: None), area)
             return
-        folder = Path(self.folder)
-        refuse_other_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        refuse_other_folder(Path(self.folder).parent)
+
+        def take(start: int, band: Tensor) -> None:
+            if not made:
+                made.append(self._created(number, band.dtype, f".{uuid4().hex}"))
+            made[0].write(start - area.rows.start, band, durable=False)
+
         try:
-            made.file.create()
-
-            def take(start: int, band: Tensor) -> None:
-                made.write(start - area.rows.start, band, durable=False)
-
             yield Within(Bands(area.columns, take), area)
-            with made.file.path.open("rb+") as file:
+            path = made[0].file.path
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(made.file.path, whole.file.path)
+            os.replace(path, path.with_name(str(number)))
         finally:
-            made.file.path.unlink(missing_ok=True)
+            for each in made:
+                each.file.path.unlink(missing_ok=True)
 
     def put(self, number: int, values: Tensor) -> None:
         """Write one of the areas, for readers in this process."""
-        Path(self.folder).mkdir(exist_ok=True)
-        file = self._file(number)
-        file.file.create()
-        file.write(0, values, durable=False)
+        self._created(number, values.dtype).write(0, values, durable=False)
 
     def drop(self, number: int) -> None:
         """Delete one of the areas."""
-        self._file(number).file.path.unlink()
+        for path in Path(self.folder).glob(f"torch.*/{number}"):
+            path.unlink()
 
-    def _file(self, number: int, beside: str = "") -> MapFile:
+    def _created(self, number: int, dtype: torch.dtype, beside: str = "") -> MapFile:
+        file = self._file(number, dtype, beside)
+        file.file.path.parent.mkdir(parents=True, exist_ok=True)
+        file.file.create()
+        return file
+
+    def _file(self, number: int, dtype: torch.dtype, beside: str = "") -> MapFile:
         area = self.areas[number]
         size = *self.channels, area.rows.length, area.columns.length
-        return MapFile(Path(self.folder) / f"{number}{beside}", size, torch.float32)
+        return MapFile(Path(self.folder) / str(dtype) / f"{number}{beside}", size, dtype)

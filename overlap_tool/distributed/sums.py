@@ -47,7 +47,7 @@ class SummedByWorkers(Banded):
     ) -> Iterator[Tensor]:
         height, width = self.cut.height, self.cut.width
         areas = (
-            self.window.areas
+            [area for area in self.window.areas if area.size]
             if isinstance(self.window, MapInPieces)
             else grid(edges(Span(0, height), SIDE), edges(Span(0, width), SIDE))
         )

@@ -202,9 +202,17 @@ def stream(axis: Axis, n: Lengths, cuts: Sequence[Span]) -> AxisPlan:
     sizes = axis.sizes(n)
     at = places(axis, sizes)
     begin, end = at(cuts[0].start), at(cuts[-1].stop)
-    needed = axis.needs({op: Span(begin[op], end[op]) for op in axis.ends}, sizes)
+    wanted = {op: span for op in axis.ends if not (span := Span(begin[op], end[op])).empty}
+    needed = axis.needs(wanted, sizes)
     stops = (cuts[0].start, *(cut.stop for cut in cuts))
-    progress = cache(lambda number: _come_to(axis, sizes, needed, at(stops[number]) if number else begin))
+
+    @cache
+    def progress(number: int) -> Progress:
+        if number == 0:  # nothing is done, even of a wanted op that others read before its place
+            return _come_to(axis, sizes, needed, {})
+        come = at(stops[number])
+        return _come_to(axis, sizes, needed, {op: come[op] for op in wanted})
+
     moves = _Moves(axis, needed) if axis.aligned else None
 
     def runs(low: int, high: int) -> Iterator[RunOfSteps]:

@@ -43,18 +43,21 @@ def test_nodes_add_up_to_the_tree_wherever_the_parts_end(length, ends) -> None:
 
 @pytest.fixture(scope="module", params=["TwoBarriers", "Normed"])
 def scene(request, tmp_path_factory) -> tuple[Codec, Path, np.ndarray]:
+    return _made(tmp_path_factory.mktemp("scene"), request.param, 236, 301)
+
+
+def _made(folder: Path, name: str, height: int, width: int) -> tuple[Codec, Path, np.ndarray]:
     """A network in a file, a scene, and what the untouched network makes of all of it at once."""
     from support import networks
 
-    folder = tmp_path_factory.mktemp("scene")
     torch.manual_seed(5)
-    network = getattr(networks, request.param)().eval()
-    pixels = photograph("astronaut", 236, 301)
+    network = getattr(networks, name)().eval()
+    pixels = photograph("astronaut", height, width)
     zarrs.written(folder / "in.zarr", pixels, (50, 70, 3))
     with torch.no_grad(), overlap_tool.exact_kernels():
         whole = network(torch.from_numpy(pixels).float().div(255).permute(2, 0, 1)[None])
     tiled = overlap_tool.wrap(network, tile=32)
-    overlap_tool.save(tiled, folder / "net.tiled.pt", f"support.networks:{request.param}", {})
+    overlap_tool.save(tiled, folder / "net.tiled.pt", f"support.networks:{name}", {})
     return Codec.load(folder / "net.tiled.pt", trust=True), folder, whole[0].permute(1, 2, 0).numpy()
 
 
@@ -79,6 +82,18 @@ def test_the_bits_are_those_of_the_whole(tmp_path, scene, address, piece, monkey
     )
     assert np.array_equal(zarrs.values_of(tmp_path / "out.zarr"), whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "piece"), [("ExcitedBlocks", 120, 40), ("OfOtherTypes", 90, 40), ("CoarseFirst", 16, 2)]
+)
+def test_what_is_kept_between_passes(tmp_path, address, name, size, piece) -> None:
+    """What others of its pass read around a piece was not computed; a float64 was rounded to a float32, and
+    True to one; and pieces so small that a coarse map has nothing at their place could not be summed up."""
+    codec, folder, whole = _made(tmp_path, name, size, size)
+    how = {"dtype": "float32", "dask": address, "piece": piece, "trust": True}
+    run(codec, folder / "in.zarr", folder / "out.zarr", **how)
+    assert np.array_equal(zarrs.values_of(folder / "out.zarr"), whole)
 
 
 @pytest.mark.parametrize("room", [2, 8, 11])

@@ -129,12 +129,61 @@ def two_barriers() -> TwoBarriers:
     return TwoBarriers().eval()
 
 
+class ExcitedBlock(nn.Module):
+    """Its input is read by a convolution, and kept for the sum, which waits for the whole map."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 5, padding=2)
+        self.excitation = Excitation(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.excitation(self.conv(x))
+
+
+class ExcitedBlocks(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 3, 1), ExcitedBlock(), nn.Conv2d(3, 3, 1), ExcitedBlock())
+
+
+class OfOtherTypes(nn.Module):
+    """Keeps a map of twice the precision, and one of answers."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, width, 3, padding=1).double()
+        self.side = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        head = self.head(x)
+        head = head * head.mean((2, 3), keepdim=True)
+        fine, above = self.fine(head.double()), self.side(head) > 0
+        middle = fine.mean((2, 3), keepdim=True) + above.double().mean((2, 3), keepdim=True)
+        return (1000 * torch.where(above, fine, fine * middle)).float()
+
+
+class CoarseFirst(nn.Module):
+    """Keeps a coarse map and a finer one of the same pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 3, 4, stride=4)
+        self.up = nn.ConvTranspose2d(3, 3, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = self.down(x)
+        fine = self.up(coarse)
+        middle = coarse.mean((2, 3), keepdim=True) + fine.mean((2, 3), keepdim=True)
+        return F.interpolate(coarse * middle, scale_factor=4.0) + F.interpolate(fine, scale_factor=2.0)
+
+
 class ExcitedCodec(MeanScaleHyperprior):
     """Each of its transforms but one needs summaries of whole maps: in the middle, first, and at the end."""
 
     def __init__(self, N: int = 6, M: int = 8) -> None:
         super().__init__(N, M)
-        self.g_a.insert(3, Excitation(N))
+        self.g_a.insert(3, ExcitedBlock(N))
         self.g_s.insert(0, Excitation(M))
         self.h_s.append(Excitation(2 * M))
 
