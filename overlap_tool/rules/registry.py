@@ -106,7 +106,9 @@ class Rule:
     it runs. `kernel` and `stride` are for display. A geometry that was only probed is not `proved`.
 
     A rule is `uniform` if its `run` accepts pieces that extend beyond the image, where they may hold
-    anything: `extend` and `cleared` take care of that, and a local rule always can. `layout` is that of the
+    anything: `extend` and `cleared` take care of that, and a local rule always can. It is `pure` if its `run`
+    reads nothing that changes except its arguments; what is recorded of one call of a model then serves later
+    ones. `layout` is that of the
     result, where it does not follow from the shape because dimensions differ from the operands'. An op on a
     map of one row that goes through it from the first column to the last has a `scan` beside its `run`:
     `scan(state, *args, **kwargs)` returns the outputs of the next columns and the new state.
@@ -121,6 +123,7 @@ class Rule:
     stride: tuple[int, int] | None = None
     proved: bool = True
     uniform: bool = False
+    pure: bool = False
     layout: Layout | None = None
     scan: Callable[..., tuple[Any, Any]] | None = None
 

@@ -42,7 +42,7 @@ class Conditions:
 
     def note(self) -> None:
         """Record them all at the start of the pass, if a later pass can be compared with them."""
-        if self._form[-1].type != "cpu" or not all(is_ours(op.rule) for op in self._ops):
+        if self._form[-1].type != "cpu" or not all(op.rule.pure or is_ours(op.rule) for op in self._ops):
             return
         snapshot = Snapshot(self._network.root)
         parts = set(map(id, snapshot.parts))

@@ -13,6 +13,7 @@ from support.small_models import small_model
 from torch import Tensor, nn
 
 import overlap_tool
+from overlap_tool.rules import Call, Operand, Rule, register_rule
 from overlap_tool.runtime import execute, repeated
 
 
@@ -280,3 +281,22 @@ def test_a_rule_of_others_is_asked_in_every_pass(turns) -> None:
             tiled(image(seed))
         counts.append(len(asked))
     assert counts[1] == counts[2] == counts[3] > 0, "as many as without what earlier passes recorded"
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_a_rule_from_elsewhere_says_whether_recordings_serve_later_calls(pure: bool, turns) -> None:
+    """Unless it does, every call records its own."""
+
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x
+
+    @register_rule(Doubled)
+    def doubled(call: Call, module: Doubled, x: Operand) -> Rule:
+        return Rule(lambda patches, module, x: module(x), pure=pure)
+
+    tiled = overlap_tool.wrap(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), Doubled()).eval(), tile=32)
+    for seed in range(4):
+        turns.clear()
+        held_to_its_own(tiled, image(seed))
+    assert (turns == []) == pure

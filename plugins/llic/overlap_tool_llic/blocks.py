@@ -69,7 +69,8 @@ def own_kernels(call: Call, module: OwnKernels, x: Operand, kernels: Operand) ->
 
     side = kernels.shape[-1]
     window = Window(side, before=side // 2, after=side // 2)
-    return Rule(run, window, window, macs=side * side * x.channels, kernel=(side, side), stride=(1, 1))
+    macs = side * side * x.channels
+    return Rule(run, window, window, macs=macs, kernel=(side, side), stride=(1, 1), pure=True)
 
 
 class Condition(nn.Module):
