@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,12 +88,13 @@ def run(
     task = Task("run", codec, source, target, notes, resume, quiet)
     with connected(workers, dask) as client, task.job(dtype=str(made.dtype), piece=piece) as job:
         array = open_output(target, job.folder, form, made.dtype, "image" in job.done).finish()
-        job.mark("image", 0)
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
         memory = memory_of_a_worker(client) - file_bytes(work.stage.module)
         areas = cut_passes(
             work.stage, work.shape, memory, piece, True, lambda most: cut_scene(work.size, chunk, piece, most)
         )
+        _refuse_other_pieces(job, areas)
+        job.mark("image", 0)
         added = recomputed(work.stage, work.shape, areas)
         notes.note(f"{sum(map(len, areas))} pieces, whose halos add {added:.1%} to the arithmetic")
         ScenePasses(
@@ -109,6 +111,19 @@ def run(
         ).run(work.pixels(Span(0, work.shape.columns)))
         job.finish(array)
     return task.summary(job, made)
+
+
+def _refuse_other_pieces(job: Job, areas: Sequence[Sequence[Area]]) -> None:
+    """Raise if a resumed run began with other pieces, which follow the memory of workers."""
+    pieces = json.dumps(areas).encode()
+    if not job.resumed:
+        job.keep("pieces", pieces)
+    elif job.kept("pieces") != pieces:
+        raise OptionError(
+            "resume=True",
+            "these workers have other memory, so the scene would be cut into other pieces",
+            "Start workers as before, or leave `resume` out to begin anew",
+        )
 
 
 @dataclass(frozen=True)
