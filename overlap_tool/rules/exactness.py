@@ -35,6 +35,8 @@ For the others something else runs instead: an op is
 An op that is not in the table is computed by PyTorch's own kernel, on whole tensors only.
 """
 
+AS_THEY_ARE = "moves", "compares", "rounds", "draws"
+
 
 class Exactness(NamedTuple):
     how: How
@@ -48,6 +50,10 @@ def exactly(how: How, *names: str, **computed: Callable[..., Any]) -> dict[str, 
     These are without namespace, and without the trailing underscore of in-place ops. An op that several rules
     call is declared once, at the rule of the function of its name.
     """
+    if computed if how in AS_THEY_ARE else names:
+        raise ValueError(
+            f"an op that is {how!r}: a name alone runs as it is, and a function computes the others"
+        )
     return {name: Exactness(how, computed.get(name)) for name in (*" ".join(names).split(), *computed)}
 
 

@@ -13,7 +13,7 @@ from overlap_tool.errors import ExactnessError, PluginError
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Call, Operand, Rule, exact_kernels, mode, register_rule, registry
 from overlap_tool.rules.assigning import assign
-from overlap_tool.rules.exactness import OPS, WITHOUT_A_RULE
+from overlap_tool.rules.exactness import OPS, WITHOUT_A_RULE, composed, moves
 
 X = torch.linspace(0.1, 2, 64).view(1, 4, 4, 4)
 BITS = X > 1
@@ -211,3 +211,11 @@ def test_what_the_engine_sees_into_has_no_exactness_of_its_own() -> None:
     with pytest.raises(PluginError, match=r"torch\.ops\.namespace\.op"):
         register_rule(nn.Transformer, exact=lambda x: x)(doubled_rule)
     assert nn.Transformer not in registry._registered
+
+
+def test_an_op_runs_as_it_is_or_by_a_function() -> None:
+    """A name alone would have made PyTorch's own kernel an exact one."""
+    with pytest.raises(ValueError, match="composed"):
+        composed("lgamma")
+    with pytest.raises(ValueError, match="moves"):
+        moves(clone=torch.clone)
