@@ -345,7 +345,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
     np.save(tmp_path / "in.npy", photograph("chelsea", 20, 20))
     compress(codec("mbt2018-mean"), tmp_path / "in.npy", tmp_path / "it.lic")
     monkeypatch.setattr(codec("mbt2018-mean").model, "decompress", None)
-    for name, reason in (("out.jpg", "lose"), ("out.gif", "no format"), ("no/out.png", "folder")):
+    for name, reason in (("out.jpg", "lossy"), ("out.gif", "no format"), ("no/out.png", "folder")):
         with pytest.raises(ImageFileError, match=reason):
             decompress(codec("mbt2018-mean"), tmp_path / "it.lic", tmp_path / name)
 
