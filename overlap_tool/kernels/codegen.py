@@ -269,82 +269,75 @@ class _Generator:
         counter = b.bitcast(function.args[0], I64.as_pointer())
         task = {name: b.load(b.gep(counter, [I64(i)])) for i, name in enumerate(FIELDS)}
         blocks = b.udiv(b.add(task["columns"], I64(BLOCK - 1)), I64(BLOCK))
-        take, work, done = (function.append_basic_block() for _ in range(3))
-        b.branch(take)
-        b.position_at_end(take)
-        item = b.atomic_rmw("add", counter, I64(1), "monotonic")
-        b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-        b.position_at_end(work)
+        with taken(b, counter, task["items"]) as item:
 
-        def split(number: ir.Value, name: ir.Value) -> tuple[ir.Value, ir.Value]:
-            return b.udiv(number, name), b.urem(number, name)
+            def split(number: ir.Value, name: ir.Value) -> tuple[ir.Value, ir.Value]:
+                return b.udiv(number, name), b.urem(number, name)
 
-        item, block = split(item, blocks)
-        item, row = split(item, task["rows"])
-        item, image = split(item, task["images"])
-        group, turn = split(item, b.udiv(task["panels"], task["at_once"]))
+            item, block = split(item, blocks)
+            item, row = split(item, task["rows"])
+            item, image = split(item, task["images"])
+            group, turn = split(item, b.udiv(task["panels"], task["at_once"]))
 
-        def at(name: str, offsets: Sequence[tuple[ir.Value, ir.Value]]) -> ir.Value:
-            start = b.inttoptr(task[name], self.number.as_pointer())
-            for index, stride in offsets:
-                start = b.gep(start, [b.mul(index, stride)])
-            return start
+            def at(name: str, offsets: Sequence[tuple[ir.Value, ir.Value]]) -> ir.Value:
+                start = b.inttoptr(task[name], self.number.as_pointer())
+                for index, stride in offsets:
+                    start = b.gep(start, [b.mul(index, stride)])
+                return start
 
-        column = b.mul(block, I64(BLOCK))
-        zeros = b.bitcast(self._zeros(), self.number.as_pointer())
-        with counted(b, task["at_once"]) as n:
-            panel = b.add(b.mul(turn, task["at_once"]), n)
-            channel = b.mul(panel, task["panel_channels"])
-            place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
-            x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
-            if self.depthwise:  # lanes are input channels, too
-                x = b.gep(x, [channel])
-            y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
-            w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
-            bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
-            bias = b.select(b.icmp_signed("==", task["bias"], I64(0)), zeros, bias)
-            left = b.sub(task["columns"], column)
-            count = b.select(b.icmp_signed("<", left, I64(BLOCK)), left, I64(BLOCK))
-            is_last = b.icmp_signed("==", panel, b.sub(task["panels"], I64(1)))
-            vectors = b.select(is_last, task["last_vectors"], I64(self.machine.vectors))
-            lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
-            channels = b.add(b.mul(b.sub(vectors, I64(1)), I64(self.lanes)), lanes)
-            others = []
-            for name in ("other", "another"):
-                strides = {key: task[f"{name}_{key}"] for key in ("image", "row", "pixel")}
-                strides["group"] = task["y_group"]
-                others.append(b.gep(at(name, [(index, strides[key]) for index, key in place]), [channel]))
-                with b.if_then(b.icmp_signed("!=", task[name], I64(0))):
-                    self._fetch(b, others[-1], count, task[f"{name}_pixel"], channels, False)
-            self._fetch(b, y, count, task["y_pixel"], channels, True)
-            w_outer = b.mul(task["w_outer"], vectors)
-            # weights in portions that fit the cache, with accumulators kept in the output meanwhile
-            with counted(b, task["outer"], step=task["outer_at_once"]) as o:
-                left = b.sub(task["outer"], o)
-                last = b.icmp_signed("<=", left, task["outer_at_once"])
-                outer = b.select(last, left, task["outer_at_once"])
-                x_here = b.gep(x, [b.mul(o, task["outer_stride"])])
-                w_here = b.gep(w, [b.mul(o, w_outer)])
-                first = b.zext(b.icmp_signed("==", o, I64(0)), I64)
-                taps = [outer, *(task[name] for name in ("outer_stride", "inner", "inner_stride", "run"))]
-                taps += [task["x_pixel"], task["y_pixel"], lanes, first, b.zext(last, I64)]
-                after = function.append_basic_block()
-                choice = b.switch(vectors, after)
-                for width, tiles in self.blocks.items():
-                    case = function.append_basic_block()
-                    choice.add_case(I64(width), case)
-                    b.position_at_end(case)
-                    b.call(tiles, [x_here, w_here, y, bias, count, *taps])
-                    b.branch(after)
-                b.position_at_end(after)
-            with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
-                numbers = self.number.as_pointer()
-                arguments = [numbers] * 3 + [I64] * 5
-                finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
-                steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
-                b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
-        b.branch(take)
-        b.position_at_end(done)
+            column = b.mul(block, I64(BLOCK))
+            zeros = b.bitcast(self._zeros(), self.number.as_pointer())
+            with counted(b, task["at_once"]) as n:
+                panel = b.add(b.mul(turn, task["at_once"]), n)
+                channel = b.mul(panel, task["panel_channels"])
+                place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
+                x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
+                if self.depthwise:  # lanes are input channels, too
+                    x = b.gep(x, [channel])
+                y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
+                w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
+                bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
+                bias = b.select(b.icmp_signed("==", task["bias"], I64(0)), zeros, bias)
+                left = b.sub(task["columns"], column)
+                count = b.select(b.icmp_signed("<", left, I64(BLOCK)), left, I64(BLOCK))
+                is_last = b.icmp_signed("==", panel, b.sub(task["panels"], I64(1)))
+                vectors = b.select(is_last, task["last_vectors"], I64(self.machine.vectors))
+                lanes = b.select(is_last, task["last_lanes"], I64(self.lanes))
+                channels = b.add(b.mul(b.sub(vectors, I64(1)), I64(self.lanes)), lanes)
+                others = []
+                for name in ("other", "another"):
+                    strides = {key: task[f"{name}_{key}"] for key in ("image", "row", "pixel")}
+                    strides["group"] = task["y_group"]
+                    others.append(b.gep(at(name, [(index, strides[key]) for index, key in place]), [channel]))
+                    with b.if_then(b.icmp_signed("!=", task[name], I64(0))):
+                        self._fetch(b, others[-1], count, task[f"{name}_pixel"], channels, False)
+                self._fetch(b, y, count, task["y_pixel"], channels, True)
+                w_outer = b.mul(task["w_outer"], vectors)
+                # weights in portions that fit the cache, with accumulators kept in the output meanwhile
+                with counted(b, task["outer"], step=task["outer_at_once"]) as o:
+                    left = b.sub(task["outer"], o)
+                    last = b.icmp_signed("<=", left, task["outer_at_once"])
+                    outer = b.select(last, left, task["outer_at_once"])
+                    x_here = b.gep(x, [b.mul(o, task["outer_stride"])])
+                    w_here = b.gep(w, [b.mul(o, w_outer)])
+                    first = b.zext(b.icmp_signed("==", o, I64(0)), I64)
+                    taps = [outer, *(task[name] for name in ("outer_stride", "inner", "inner_stride", "run"))]
+                    taps += [task["x_pixel"], task["y_pixel"], lanes, first, b.zext(last, I64)]
+                    after = function.append_basic_block()
+                    choice = b.switch(vectors, after)
+                    for width, tiles in self.blocks.items():
+                        case = function.append_basic_block()
+                        choice.add_case(I64(width), case)
+                        b.position_at_end(case)
+                        b.call(tiles, [x_here, w_here, y, bias, count, *taps])
+                        b.branch(after)
+                    b.position_at_end(after)
+                with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
+                    numbers = self.number.as_pointer()
+                    arguments = [numbers] * 3 + [I64] * 5
+                    finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
+                    steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
+                    b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
         b.ret_void()
 
     def _fetch(
@@ -372,6 +365,20 @@ class _Generator:
         vector = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [I32(0)] * self.lanes)
         return b.shuffle_vector(b.insert_element(vector, scalar, I32(0)), vector, zeros)
+
+
+@contextmanager
+def taken(b: ir.IRBuilder, counter: ir.Value, items: ir.Value) -> Iterator[ir.Value]:
+    """Go through the items that no other thread has taken: all threads count them together."""
+    take, work, done = (b.append_basic_block() for _ in range(3))
+    b.branch(take)
+    b.position_at_end(take)
+    item = b.atomic_rmw("add", counter, I64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", item, items), work, done)
+    b.position_at_end(work)
+    yield item
+    b.branch(take)
+    b.position_at_end(done)
 
 
 @contextmanager

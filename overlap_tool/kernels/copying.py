@@ -9,7 +9,7 @@ from functools import cache
 import llvmlite.ir as ir
 
 from overlap_tool.kernels import codegen
-from overlap_tool.kernels.codegen import I64, counted
+from overlap_tool.kernels.codegen import I64, counted, taken
 from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import AnyTensor
 
@@ -61,33 +61,28 @@ def _code() -> int:
     task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(FIELDS)}
     channels, columns, steps = task["channels"], task["columns"], (task["x_pixel"], task["y_pixel"])
     side_by_side = b.and_(*(b.icmp_signed("==", step, channels) for step in steps))
-    take, work, done = (function.append_basic_block() for _ in range(3))
-    b.branch(take)
-    b.position_at_end(take)
-    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-    b.position_at_end(work)
-    image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
+    with taken(b, function.args[0], task["items"]) as item:
+        image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
 
-    def start(map: str) -> ir.Value:
-        offset = b.add(b.mul(image, task[f"{map}_image"]), b.mul(row, task[f"{map}_row"]))
-        return b.inttoptr(b.add(task[map], offset), text)
+        def start(map: str) -> ir.Value:
+            offset = b.add(b.mul(image, task[f"{map}_image"]), b.mul(row, task[f"{map}_row"]))
+            return b.inttoptr(b.add(task[map], offset), text)
 
-    def written(y: ir.Value, x: ir.Value, size: ir.Value) -> None:
-        with b.if_else(b.icmp_signed("==", task["x"], I64(0))) as (nothing, something):
-            with nothing:
-                b.call(fill, [y, byte(0), size, flag(0)])
-            with something:
-                b.call(copy, [y, x, size, flag(0)])
+        def written(y: ir.Value, x: ir.Value, size: ir.Value) -> None:
+            with b.if_else(b.icmp_signed("==", task["x"], I64(0))) as (nothing, something):
+                with nothing:
+                    b.call(fill, [y, byte(0), size, flag(0)])
+                with something:
+                    b.call(copy, [y, x, size, flag(0)])
 
-    x, y = start("x"), start("y")
-    with b.if_else(side_by_side) as (whole, apart):
-        with whole:
-            written(y, x, b.mul(columns, channels))
-        with apart, counted(b, columns) as pixel:
-            read, write = (b.gep(at, [b.mul(pixel, step)]) for at, step in zip((x, y), steps, strict=True))
-            written(write, read, channels)
-    b.branch(take)
-    b.position_at_end(done)
+        x, y = start("x"), start("y")
+        with b.if_else(side_by_side) as (whole, apart):
+            with whole:
+                written(y, x, b.mul(columns, channels))
+            with apart, counted(b, columns) as pixel:
+                read, write = (
+                    b.gep(at, [b.mul(pixel, step)]) for at, step in zip((x, y), steps, strict=True)
+                )
+                written(write, read, channels)
     b.ret_void()
     return codegen.compiled(module)

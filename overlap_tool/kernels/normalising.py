@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.kernels import codegen
 from overlap_tool.kernels.arithmetic.functions import rounded
 from overlap_tool.kernels.arithmetic.generated import DOUBLE, I1, I32, I64, SINGLE, Generator, Vector
-from overlap_tool.kernels.codegen import counted
+from overlap_tool.kernels.codegen import counted, taken
 from overlap_tool.kernels.threads import ByRows, GeneratedCall
 from overlap_tool.kernels.transposing import channels_last
 from overlap_tool.kernels.work import Normalisation, noted
@@ -130,59 +130,52 @@ def _module(channels: int, single: bool, weighted: bool, biased: bool) -> ir.Mod
     centres, others = (b.alloca(o.of(number)) for _ in range(2))
     for each in (centres, others):  # lanes without a pixel
         b.store(o.lifted(1.0, number).value, each)
-    take, work, done = (function.append_basic_block() for _ in range(3))
     blocks = b.udiv(b.add(task["columns"], I64(ITEM - 1)), I64(ITEM))
-    b.branch(take)
-    b.position_at_end(take)
-    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-    b.position_at_end(work)
-    line, first = b.udiv(item, blocks), b.mul(b.urem(item, blocks), I64(ITEM))
-    image, row = b.udiv(line, task["rows"]), b.urem(line, task["rows"])
+    with taken(b, function.args[0], task["items"]) as item:
+        line, first = b.udiv(item, blocks), b.mul(b.urem(item, blocks), I64(ITEM))
+        image, row = b.udiv(line, task["rows"]), b.urem(line, task["rows"])
 
-    def least(one: ir.Value, other: ir.Value) -> ir.Value:
-        return b.select(b.icmp_signed("<", one, other), one, other)
+        def least(one: ir.Value, other: ir.Value) -> ir.Value:
+            return b.select(b.icmp_signed("<", one, other), one, other)
 
-    def of_pixel(map: str, pixel: ir.Value) -> ir.Value:
-        at = b.inttoptr(task[map], number.as_pointer())
-        for index, name in ((image, "image"), (row, "row"), (pixel, "pixel")):
-            at = b.gep(at, [b.mul(index, task[f"{map}_{name}"])])
-        return at
+        def of_pixel(map: str, pixel: ir.Value) -> ir.Value:
+            at = b.inttoptr(task[map], number.as_pointer())
+            for index, name in ((image, "image"), (row, "row"), (pixel, "pixel")):
+                at = b.gep(at, [b.mul(index, task[f"{map}_{name}"])])
+            return at
 
-    def lane(vector: ir.Value, at: ir.Value) -> ir.Value:
-        return b.gep(b.bitcast(vector, number.as_pointer()), [at])
+        def lane(vector: ir.Value, at: ir.Value) -> ir.Value:
+            return b.gep(b.bitcast(vector, number.as_pointer()), [at])
 
-    def mean_of(place: ir.Value) -> Vector:
-        return Vector(o, b.load(place)) / float(channels)
+        def mean_of(place: ir.Value) -> Vector:
+            return Vector(o, b.load(place)) / float(channels)
 
-    with counted(b, least(b.sub(task["columns"], first), I64(ITEM)), GROUP) as before:
-        start = b.add(first, before)
-        pixels = least(b.sub(task["columns"], start), I64(GROUP))
-        with counted(b, pixels) as pixel:
-            read = partial(c.read, of_pixel("x", b.add(start, pixel)))
-            b.store(c.sum(read), lane(centres, pixel))
-        b.store(mean_of(centres).value, centres)
-        with counted(b, pixels) as pixel:
-            centred = c.minus(of_pixel("x", b.add(start, pixel)), b.load(lane(centres, pixel)))
-            b.store(c.sum(c.squared(centred)), lane(others, pixel))
-        b.store(rounded(o, "rsqrt", mean_of(others) + eps).value, others)
-        with counted(b, pixels) as pixel:
-            centred = c.minus(of_pixel("x", b.add(start, pixel)), b.load(lane(centres, pixel)))
-            scale, y = c.splat(b.load(lane(others, pixel))), of_pixel("y", b.add(start, pixel))
-            for v in range(c.vectors):
-                value = b.fmul(centred(v), scale)
-                if weighted:
-                    value = b.fmul(value, c.read(b.inttoptr(task["weight"], number.as_pointer()), v))
-                if biased:
-                    value = b.fadd(value, c.read(b.inttoptr(task["bias"], number.as_pointer()), v))
-                c.write(value, y, v)
-        for name, values in (("centre", centres), ("scale", others)):
-            with b.if_then(b.icmp_signed("!=", task[name], I64(0))), counted(b, pixels) as pixel:
-                at = b.add(b.mul(line, task["columns"]), b.add(start, pixel))
-                written = b.gep(b.inttoptr(task[name], number.as_pointer()), [at])
-                b.store(b.load(lane(values, pixel)), written)
-    b.branch(take)
-    b.position_at_end(done)
+        with counted(b, least(b.sub(task["columns"], first), I64(ITEM)), GROUP) as before:
+            start = b.add(first, before)
+            pixels = least(b.sub(task["columns"], start), I64(GROUP))
+            with counted(b, pixels) as pixel:
+                read = partial(c.read, of_pixel("x", b.add(start, pixel)))
+                b.store(c.sum(read), lane(centres, pixel))
+            b.store(mean_of(centres).value, centres)
+            with counted(b, pixels) as pixel:
+                centred = c.minus(of_pixel("x", b.add(start, pixel)), b.load(lane(centres, pixel)))
+                b.store(c.sum(c.squared(centred)), lane(others, pixel))
+            b.store(rounded(o, "rsqrt", mean_of(others) + eps).value, others)
+            with counted(b, pixels) as pixel:
+                centred = c.minus(of_pixel("x", b.add(start, pixel)), b.load(lane(centres, pixel)))
+                scale, y = c.splat(b.load(lane(others, pixel))), of_pixel("y", b.add(start, pixel))
+                for v in range(c.vectors):
+                    value = b.fmul(centred(v), scale)
+                    if weighted:
+                        value = b.fmul(value, c.read(b.inttoptr(task["weight"], number.as_pointer()), v))
+                    if biased:
+                        value = b.fadd(value, c.read(b.inttoptr(task["bias"], number.as_pointer()), v))
+                    c.write(value, y, v)
+            for name, values in (("centre", centres), ("scale", others)):
+                with b.if_then(b.icmp_signed("!=", task[name], I64(0))), counted(b, pixels) as pixel:
+                    at = b.add(b.mul(line, task["columns"]), b.add(start, pixel))
+                    written = b.gep(b.inttoptr(task[name], number.as_pointer()), [at])
+                    b.store(b.load(lane(values, pixel)), written)
     b.ret_void()
     return module
 

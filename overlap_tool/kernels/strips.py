@@ -19,7 +19,7 @@ import llvmlite.ir as ir
 
 from overlap_tool.kernels import codegen
 from overlap_tool.kernels.arithmetic.tensors import has_contiguous_rows
-from overlap_tool.kernels.codegen import I64, counted
+from overlap_tool.kernels.codegen import I64, counted, taken
 from overlap_tool.kernels.copying import Copied
 from overlap_tool.kernels.form import NOTHING
 from overlap_tool.kernels.recording import Entry, Lying, Pointwise, on_processor
@@ -83,34 +83,27 @@ def _code() -> int:
     argument = b.gep(own, [I64(0), I64(0)])
     counter, strips, members = (b.gep(function.args[0], [I64(i)]) for i in range(len(FIELDS)))
     strips, members = b.load(strips), b.load(members)
-    take, work, done = (function.append_basic_block() for _ in range(3))
-    b.branch(take)
-    b.position_at_end(take)
-    strip = b.atomic_rmw("add", counter, I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", strip, strips), work, done)
-    b.position_at_end(work)
+    with taken(b, counter, strips) as strip:
 
-    def fields(names: Sequence[str], start: ir.Value) -> list[ir.Value]:
-        at = b.gep(function.args[0], [start])
-        return [b.load(b.gep(at, [I64(i)])) for i in range(len(names))]
+        def fields(names: Sequence[str], start: ir.Value) -> list[ir.Value]:
+            at = b.gep(function.args[0], [start])
+            return [b.load(b.gep(at, [I64(i)])) for i in range(len(names))]
 
-    with counted(b, members) as m:
-        head = b.add(I64(len(FIELDS)), b.mul(m, I64(len(MEMBER))))
-        code, rows, height, words, start = fields(MEMBER, head)
-        first = b.mul(strip, height)
-        left = b.sub(rows, first)
-        n = b.select(b.icmp_signed("<", left, height), left, height)
-        with b.if_then(b.icmp_signed(">", n, I64(0))):
-            with counted(b, words) as at:
-                value, step, each, item = fields(WORD, b.add(start, b.mul(at, I64(len(WORD)))))
-                moved = b.add(value, b.mul(step, first))
-                share = b.udiv(b.add(b.mul(n, each), b.sub(item, I64(1))), item)
-                counts = b.icmp_signed(">", each, I64(0))
-                b.store(b.select(counts, share, moved), b.gep(argument, [at]))
-            run = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
-            b.call(b.inttoptr(code, run), [argument])
-    b.branch(take)
-    b.position_at_end(done)
+        with counted(b, members) as m:
+            head = b.add(I64(len(FIELDS)), b.mul(m, I64(len(MEMBER))))
+            code, rows, height, words, start = fields(MEMBER, head)
+            first = b.mul(strip, height)
+            left = b.sub(rows, first)
+            n = b.select(b.icmp_signed("<", left, height), left, height)
+            with b.if_then(b.icmp_signed(">", n, I64(0))):
+                with counted(b, words) as at:
+                    value, step, each, item = fields(WORD, b.add(start, b.mul(at, I64(len(WORD)))))
+                    moved = b.add(value, b.mul(step, first))
+                    share = b.udiv(b.add(b.mul(n, each), b.sub(item, I64(1))), item)
+                    counts = b.icmp_signed(">", each, I64(0))
+                    b.store(b.select(counts, share, moved), b.gep(argument, [at]))
+                run = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
+                b.call(b.inttoptr(code, run), [argument])
     b.ret_void()
     return codegen.compiled(module)
 

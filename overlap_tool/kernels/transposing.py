@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.kernels import codegen
-from overlap_tool.kernels.codegen import I32, I64, counted
+from overlap_tool.kernels.codegen import I32, I64, counted, taken
 from overlap_tool.kernels.threads import GeneratedCall
 from overlap_tool.kernels.work import are_noted
 
@@ -87,54 +87,50 @@ def _code(itemsize: int, to_last: bool) -> int:
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
     b = ir.IRBuilder(function.append_basic_block())
     task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(FIELDS)}
-    take, work, done = (function.append_basic_block() for _ in range(3))
     blocks = b.udiv(b.add(task["columns"], I64(PIXELS - 1)), I64(PIXELS))
-    b.branch(take)
-    b.position_at_end(take)
-    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-    b.position_at_end(work)
-    first = b.mul(b.urem(item, blocks), I64(PIXELS))
-    line = b.udiv(item, blocks)
-    image, row = b.udiv(line, task["rows"]), b.urem(line, task["rows"])
-    left = b.sub(task["columns"], first)
-    pixels = b.select(b.icmp_signed("<", left, I64(PIXELS)), left, I64(PIXELS))
+    with taken(b, function.args[0], task["items"]) as item:
+        first = b.mul(b.urem(item, blocks), I64(PIXELS))
+        line = b.udiv(item, blocks)
+        image, row = b.udiv(line, task["rows"]), b.urem(line, task["rows"])
+        left = b.sub(task["columns"], first)
+        pixels = b.select(b.icmp_signed("<", left, I64(PIXELS)), left, I64(PIXELS))
 
-    def at(map: str, channel: ir.Value, pixel: ir.Value) -> ir.Value:
-        start = b.inttoptr(task[map], number.as_pointer())
-        steps = ((image, "image"), (row, "row"), (channel, "channel"), (b.add(first, pixel), "pixel"))
-        for index, name in steps:
-            start = b.gep(start, [b.mul(index, task[f"{map}_{name}"])])
-        return start
+        def at(map: str, channel: ir.Value, pixel: ir.Value) -> ir.Value:
+            start = b.inttoptr(task[map], number.as_pointer())
+            steps = ((image, "image"), (row, "row"), (channel, "channel"), (b.add(first, pixel), "pixel"))
+            for index, name in steps:
+                start = b.gep(start, [b.mul(index, task[f"{map}_{name}"])])
+            return start
 
-    def square(channel: ir.Value, pixel: ir.Value) -> None:
-        x, y = at("x", channel, pixel), at("y", channel, pixel)
-        names = ("x_channel", "y_pixel") if to_last else ("x_pixel", "y_channel")
-        reading, writing = (
-            [b.bitcast(b.gep(start, [b.mul(I64(i), task[name])]), vector.as_pointer()) for i in range(lanes)]
-            for start, name in zip((x, y), names, strict=True)
-        )
-        lines = []
-        for place in reading:
-            lines.append(b.load(place))
-            lines[-1].align = itemsize
-        for value, place in zip(_transposed(b, lines), writing, strict=True):
-            b.store(value, place).align = itemsize
+        def square(channel: ir.Value, pixel: ir.Value) -> None:
+            x, y = at("x", channel, pixel), at("y", channel, pixel)
+            names = ("x_channel", "y_pixel") if to_last else ("x_pixel", "y_channel")
+            reading, writing = (
+                [
+                    b.bitcast(b.gep(start, [b.mul(I64(i), task[name])]), vector.as_pointer())
+                    for i in range(lanes)
+                ]
+                for start, name in zip((x, y), names, strict=True)
+            )
+            lines = []
+            for place in reading:
+                lines.append(b.load(place))
+                lines[-1].align = itemsize
+            for value, place in zip(_transposed(b, lines), writing, strict=True):
+                b.store(value, place).align = itemsize
 
-    def one_by_one(channel: ir.Value, pixel: ir.Value) -> None:
-        b.store(b.load(at("x", channel, pixel)), at("y", channel, pixel))
+        def one_by_one(channel: ir.Value, pixel: ir.Value) -> None:
+            b.store(b.load(at("x", channel, pixel)), at("y", channel, pixel))
 
-    channels = task["channels"]
-    some_channels, some_pixels = (b.mul(b.udiv(n, I64(lanes)), I64(lanes)) for n in (channels, pixels))
-    with counted(b, some_channels, step=lanes) as channel:
-        with counted(b, some_pixels, step=lanes) as pixel:
-            square(channel, pixel)
-        with counted(b, I64(lanes)) as lane, counted(b, b.sub(pixels, some_pixels)) as rest:
-            one_by_one(b.add(channel, lane), b.add(some_pixels, rest))
-    with counted(b, b.sub(channels, some_channels)) as rest, counted(b, pixels) as pixel:
-        one_by_one(b.add(some_channels, rest), pixel)
-    b.branch(take)
-    b.position_at_end(done)
+        channels = task["channels"]
+        some_channels, some_pixels = (b.mul(b.udiv(n, I64(lanes)), I64(lanes)) for n in (channels, pixels))
+        with counted(b, some_channels, step=lanes) as channel:
+            with counted(b, some_pixels, step=lanes) as pixel:
+                square(channel, pixel)
+            with counted(b, I64(lanes)) as lane, counted(b, b.sub(pixels, some_pixels)) as rest:
+                one_by_one(b.add(channel, lane), b.add(some_pixels, rest))
+        with counted(b, b.sub(channels, some_channels)) as rest, counted(b, pixels) as pixel:
+            one_by_one(b.add(some_channels, rest), pixel)
     b.ret_void()
     return codegen.compiled(module)
 

@@ -7,12 +7,12 @@ processor that LLVM supports. Fused multiply-adds occur exactly where they are w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.ir as ir
 
 from overlap_tool.kernels.arithmetic.operators import Operators
+from overlap_tool.kernels.codegen import counted, taken
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -214,45 +214,38 @@ def loop_over(
         scalars.append(o.splat(b.fptrunc(number, SINGLE) if single else number))
     # a remainder goes through a buffer of a full vector
     rests = [b.alloca(o.of(kind)) for _ in range(inputs + 1)]
-    take, work, done = (function.append_basic_block() for _ in range(3))
-    b.branch(take)
-    b.position_at_end(take)
-    item = b.atomic_rmw("add", counter, I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-    b.position_at_end(work)
-    start = b.mul(item, I64(ITEM))
-    left = b.sub(task["count"], start)
-    count = b.select(b.icmp_signed("<", left, I64(ITEM)), left, I64(ITEM))
-    whole = b.and_(count, I64(-lanes))
+    with taken(b, counter, task["items"]) as item:
+        start = b.mul(item, I64(ITEM))
+        left = b.sub(task["count"], start)
+        count = b.select(b.icmp_signed("<", left, I64(ITEM)), left, I64(ITEM))
+        whole = b.and_(count, I64(-lanes))
 
-    def vector(pointer: ir.Value, at: ir.Value) -> ir.Value:
-        return b.bitcast(b.gep(pointer, [at]), o.of(kind).as_pointer())
+        def vector(pointer: ir.Value, at: ir.Value) -> ir.Value:
+            return b.bitcast(b.gep(pointer, [at]), o.of(kind).as_pointer())
 
-    def computed(read: Sequence[ir.Value]) -> ir.Value:
-        values = []
-        for pointer in read:
-            value = b.load(pointer)
-            value.align = kind_bytes
-            values.append(Vector(o, value))
-        return program(o, *values, *scalars).value
+        def computed(read: Sequence[ir.Value]) -> ir.Value:
+            values = []
+            for pointer in read:
+                value = b.load(pointer)
+                value.align = kind_bytes
+                values.append(Vector(o, value))
+            return program(o, *values, *scalars).value
 
-    kind_bytes = 4 if single else 8
-    with _counted(b, I64(0), whole, lanes) as i:
-        at = b.add(start, i)
-        stored = b.store(computed([vector(x, at) for x in xs]), vector(y, at))
-        stored.align = kind_bytes
-    if lanes > 1:
-        with b.if_then(b.icmp_signed("<", whole, count)):
-            first = b.add(start, whole)
-            for x, rest in zip(xs, rests, strict=False):
-                b.store(o.lifted(1.0, kind).value, rest)
-                with _counted(b, I64(0), b.sub(count, whole), 1) as i:
-                    b.store(b.load(b.gep(x, [b.add(first, i)])), b.gep(b.bitcast(rest, place), [i]))
-            b.store(computed(rests[:inputs]), rests[-1])
-            with _counted(b, I64(0), b.sub(count, whole), 1) as i:
-                b.store(b.load(b.gep(b.bitcast(rests[-1], place), [i])), b.gep(y, [b.add(first, i)]))
-    b.branch(take)
-    b.position_at_end(done)
+        kind_bytes = 4 if single else 8
+        with counted(b, whole, lanes) as i:
+            at = b.add(start, i)
+            stored = b.store(computed([vector(x, at) for x in xs]), vector(y, at))
+            stored.align = kind_bytes
+        if lanes > 1:
+            with b.if_then(b.icmp_signed("<", whole, count)):
+                first = b.add(start, whole)
+                for x, rest in zip(xs, rests, strict=False):
+                    b.store(o.lifted(1.0, kind).value, rest)
+                    with counted(b, b.sub(count, whole), 1) as i:
+                        b.store(b.load(b.gep(x, [b.add(first, i)])), b.gep(b.bitcast(rest, place), [i]))
+                b.store(computed(rests[:inputs]), rests[-1])
+                with counted(b, b.sub(count, whole), 1) as i:
+                    b.store(b.load(b.gep(b.bitcast(rests[-1], place), [i])), b.gep(y, [b.add(first, i)]))
     b.ret_void()
     return module
 
@@ -286,22 +279,15 @@ def over_pixels(program: Program, single: bool, inputs: int, lanes: int, triple:
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), "run")
     o.b = b = ir.IRBuilder(function.append_basic_block())
     task = {name: b.load(b.gep(function.args[0], [I64(i)])) for i, name in enumerate(PIXEL_FIELDS)}
-    take, work, done = (function.append_basic_block() for _ in range(3))
-    b.branch(take)
-    b.position_at_end(take)
-    item = b.atomic_rmw("add", function.args[0], I64(1), "monotonic")
-    b.cbranch(b.icmp_signed("<", item, task["items"]), work, done)
-    b.position_at_end(work)
-    image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
+    with taken(b, function.args[0], task["items"]) as item:
+        image, row = b.udiv(item, task["rows"]), b.urem(item, task["rows"])
 
-    def start(name: str) -> ir.Value:
-        steps = b.mul(image, task[f"{name}_image"]), b.mul(row, task[f"{name}_row"])
-        return b.gep(b.inttoptr(task[name], place), [b.add(*steps)])
+        def start(name: str) -> ir.Value:
+            steps = b.mul(image, task[f"{name}_image"]), b.mul(row, task[f"{name}_row"])
+            return b.gep(b.inttoptr(task[name], place), [b.add(*steps)])
 
-    y, *xs = ((start(name), task[f"{name}_pixel"]) for name in MAPS[: 1 + inputs])
-    _of_pixels(o, program, xs, y, task["columns"], task["channels"])
-    b.branch(take)
-    b.position_at_end(done)
+        y, *xs = ((start(name), task[f"{name}_pixel"]) for name in MAPS[: 1 + inputs])
+        _of_pixels(o, program, xs, y, task["columns"], task["channels"])
     b.ret_void()
     return module
 
@@ -338,8 +324,8 @@ def _of_pixels(
         pointers = (b.gep(start, [b.add(b.mul(pixel, step), channel)]) for start, step in lines)
         return [b.bitcast(pointer, vector.as_pointer()) for pointer in pointers]
 
-    with _counted(b, I64(0), pixels, 1) as pixel:
-        with _counted(b, I64(0), whole, lanes) as channel:
+    with counted(b, pixels, 1) as pixel:
+        with counted(b, whole, lanes) as channel:
             *xs, y = vectors(pixel, channel)
             values = []
             for pointer in xs:
@@ -351,20 +337,3 @@ def _of_pixels(
             *xs, y = vectors(pixel, whole)
             values = [Vector(o, b.call(load, [pointer, I32(size), some, nothing])) for pointer in xs]
             b.call(store, [program(o, *values).value, y, I32(size), some])
-
-
-@contextmanager
-def _counted(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Any:
-    """for i in range(start, stop, step)"""
-    head, body, end = (b.append_basic_block() for _ in range(3))
-    before = b.block
-    b.branch(head)
-    b.position_at_end(head)
-    i = b.phi(I64)
-    i.add_incoming(start, before)
-    b.cbranch(b.icmp_signed("<", i, stop), body, end)
-    b.position_at_end(body)
-    yield i
-    i.add_incoming(b.add(i, I64(step)), b.block)
-    b.branch(head)
-    b.position_at_end(end)
