@@ -59,6 +59,12 @@ class Lying:
     def numel(self) -> int:
         return self.shape.numel()
 
+    def has_strides(self, strides: tuple[int, ...]) -> bool:
+        """Whether they give the same addresses; those of dimensions of one number do not count."""
+        return strides == self.strides or all(
+            n == 1 or a == b for n, a, b in zip(self.shape, strides, self.strides, strict=True)
+        )
+
     def lies_as(self, other: Lying) -> bool:
         return (self.shape, self.strides, self.dtype) == (other.shape, other.strides, other.dtype)
 

@@ -142,15 +142,12 @@ class Tape:
             addresses[place.root] = address = tensor.data_ptr()
             if (
                 tensor.shape != place.shape
-                or any(
-                    n > 1 and a != b
-                    for n, a, b in zip(place.shape, tensor.stride(), place.strides, strict=True)
-                )
+                or not place.has_strides(tensor.stride())
                 or tensor.dtype != place.dtype
-                or (not on_processor(place.device) and address % VECTOR != place.beyond)
+                or (address % VECTOR != place.beyond and not on_processor(place.device))
             ):
                 return None
-            memory[place.root] = tensor, address - _address(tensor, 0)
+            memory[place.root] = tensor, tensor.storage_offset() * place.dtype.itemsize
         with _pop_mode_temporarily():
             device = self.given[0].device
             if self._room:

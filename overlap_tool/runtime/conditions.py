@@ -7,11 +7,11 @@ weights and everything else that modules hold, and tensors computed from weights
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from xxhash import xxh3_128
 
 from overlap_tool.geometry.plan import AxisPlan
 from overlap_tool.graph.network import Network, Op, operands
@@ -65,7 +65,7 @@ class Conditions:
     def _numbers(self, snapshot: Snapshot) -> bytes:
         """A digest of all values that are read except those of maps: weights and other tensors, which may be
         written unobserved, and values computed from them. Empty if a tensor is not plain."""
-        digest = sha256()
+        digest = xxh3_128()
         read = {operand.id for op in self._ops for operand in operands((op.args, op.kwargs))}
         values = (value for name, value in self._values.items() if name in read)
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)

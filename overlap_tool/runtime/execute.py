@@ -178,7 +178,7 @@ class Execution:
             self.by_turns(row, column)
             return
         form = self.repeats.form(row, column)
-        if (script := self.repeats.script(self.network, row, self.group)) is not None:
+        if (script := self.repeats.script(form)) is not None:
             self.script = script
             try:
                 with script.recorder.on():

@@ -13,17 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step, form_of
-from overlap_tool.graph.network import Network, Op
+from overlap_tool.graph.network import Network
 from overlap_tool.kernels.recording import Recorder
 from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tried, tape_of
 from overlap_tool.rules.mode import computes_first
 from overlap_tool.runtime.conditions import Conditions
 
-WORTH = {"cpu": 10_000_000_000, "cuda": 0}
-"""Multiply-accumulates of all such tiles together below which recording costs more than it saves."""
-
-PASSES = 40
-"""How many more passes are expected once tiles of some form occur in a second pass."""
+WORTH = {"cpu": 6, "cuda": 1}
+"""How many replays save more than recording costs. On the CPU, a recording and its trial take as long
+as five or six replays save, of tiles with much work and with little."""
 
 
 Strided = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
@@ -81,7 +79,7 @@ class Repeats:
         self._forms: dict[int, int] = {}
         self._left: dict[tuple[int, int], int] = {}
         self._before: set[tuple[int, int]] = set()
-        """Forms of earlier passes."""
+        """Forms of earlier passes. Those that occur again are expected in many more."""
         self._started = False
         self._recorded: set[tuple[int, int]] = set()
         self._constants: dict[Any, Tensor] = {}
@@ -104,32 +102,18 @@ class Repeats:
             self._forms[id(step)] = numbers.setdefault(form, len(numbers))
         return Counter(self._forms[id(step)] for step, *_ in groups)
 
-    def is_worth_keeping(self, network: Network, rows: AxisPlan, groups: Sequence[Sequence[Step]]) -> bool:
-        """Whether a later pass would record any of these tiles."""
-        down = {self._forms[id(row)]: row for row in rows.steps}
-        across = {self._forms[id(group[0])]: group for group in groups}
-        return any(
-            PASSES * len(group) * _macs(network, row, group[0]) >= self._worth
-            for row in down.values()
-            for group in across.values()
-        )
-
     def form(self, row: Step, column: Step) -> tuple[int, int]:
         return self._forms[id(row)], self._forms[id(column)]
 
-    def script(self, network: Network, row: Step, group: Sequence[Step]) -> Script | None:
+    def script(self, form: tuple[int, int]) -> Script | None:
         """The script of tiles that are to be recorded; None for any others."""
-        form = self.form(row, group[0])
         if form in self._untried:
             return Script(tries=True)
         self._left[form] -= 1
         first, self._started = not self._started, True
         if first or form in self._recorded:  # the first tile of all tries kernels and packs weights
             return None
-        macs, expected = len(group) * _macs(network, row, group[0]), self._left[form]
-        if form in self._before:
-            expected += PASSES
-        if expected == 0 or expected * macs < self._worth:
+        if form not in self._before and self._left[form] < self._worth:
             return None
         self._recorded.add(form)
         return Script()
@@ -153,14 +137,6 @@ class Repeats:
             self.known[form] = replayed
 
 
-def _macs(network: Network, row: Step, column: Step) -> int:
-    return sum(
-        op.rule.macs * down.length * across.length
-        for op, down, across in zip(network.ops, row.compute, column.compute, strict=True)
-        if isinstance(op, Op)
-    )
-
-
 def repeats(
     network: Network,
     rows: AxisPlan,
@@ -179,8 +155,7 @@ def repeats(
         return found
     found = Repeats(conditions, worth)
     found.begin(network, rows, groups)
-    if found.is_worth_keeping(network, rows, groups):
-        conditions.note()
+    conditions.note()
     return found
 
 

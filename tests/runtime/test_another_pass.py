@@ -28,7 +28,7 @@ def turns(monkeypatch) -> list[int]:
         by_turns(*args)
 
     monkeypatch.setattr(execute.Execution, "by_turns", seen)
-    monkeypatch.setitem(repeated.WORTH, "cpu", 0)
+    monkeypatch.setitem(repeated.WORTH, "cpu", 1)
     return found
 
 

@@ -65,7 +65,7 @@ def microseconds(stage: str, schedule: str) -> tuple[int, float]:
     ):
         patch.setattr(trial, "choose", lambda layer: (cuda, None))
         patch.setattr(compositions, "compute", compute)
-        patch.setitem(repeated.WORTH, "cpu", 0)
+        patch.setitem(repeated.WORTH, "cpu", 1)
         for each in joining, tape:
             patch.setattr(each, "on_processor", lambda device: False)
         patch.setattr(
