@@ -82,9 +82,9 @@ and `another`, and replaces them by the final values; it may be zero, and so may
 
 
 @cache
-def kernel(itemsize: int, depthwise: bool) -> int:
+def kernel(machine: Processor, itemsize: int) -> int:
     """The address of a compiled `void run(int64_t *)`, which takes `FIELDS`, for numbers of 4 or 8 bytes."""
-    return compiled(_Generator(processor(), itemsize, depthwise).module)
+    return compiled(Dense(machine, itemsize).module)
 
 
 def triple() -> str:
@@ -122,12 +122,11 @@ def _features() -> str:
     return features.flatten()
 
 
-class _Generator:
-    """The module of one kind of kernel: a function per shape of tile, and `run`, which divides work."""
+class Generator:
+    """A module that computes with vectors of numbers of one size."""
 
-    def __init__(self, machine: Processor, itemsize: int, depthwise: bool) -> None:
+    def __init__(self, machine: Processor, itemsize: int) -> None:
         self.machine = machine
-        self.depthwise = depthwise
         self.lanes = machine.lanes(itemsize)
         self.number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
         self.vector = ir.VectorType(self.number, self.lanes)
@@ -145,28 +144,68 @@ class _Generator:
         )
         self.prefetch = self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
         self.align = itemsize
-        self.blocks = {vectors: self._block(vectors) for vectors in range(1, machine.vectors + 1)}
-        self._run()
+        self.zero = ir.Constant(self.vector, [self.number(0)] * self.lanes)
 
     def _intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
         return ir.Function(self.module, ir.FunctionType(result, arguments), name)
+
+    def _internal(self, name: str, addresses: int, integers: int) -> ir.Function:
+        kinds = [self.number.as_pointer()] * addresses + [I64] * integers
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), name)
+        function.linkage = "internal"
+        return function
+
+    def _first(self, b: ir.IRBuilder, count: ir.Value) -> ir.Value:
+        """The mask of so many lanes."""
+        lanes = ir.Constant(ir.VectorType(I64, self.lanes), [I64(i) for i in range(self.lanes)])
+        return b.icmp_signed("<", lanes, self._splat(b, count, I64))
+
+    def _whole(self, b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """A whole vector."""
+        value = b.load(b.bitcast(at, self.vector.as_pointer()))
+        value.align = self.align
+        return value
+
+    def _zeros(self) -> ir.GlobalVariable:
+        """The bias of a panel without one."""
+        kind = ir.ArrayType(self.number, self.machine.vectors * self.lanes)
+        zeros = ir.GlobalVariable(self.module, kind, "zeros")
+        zeros.initializer, zeros.global_constant, zeros.linkage = ir.Constant(kind, None), True, "internal"
+        return zeros
+
+    def _splat(self, b: ir.IRBuilder, scalar: ir.Value, kind: ir.Type) -> ir.Value:
+        vector = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [I32(0)] * self.lanes)
+        return b.shuffle_vector(b.insert_element(vector, scalar, I32(0)), vector, zeros)
+
+    def _finished(
+        self, b: ir.IRBuilder, finish: ir.Value, lines: Sequence[ir.Value], rest: Sequence[ir.Value]
+    ) -> None:
+        """Calls the code that replaces outputs by the final values."""
+        kind = ir.FunctionType(ir.VoidType(), [self.number.as_pointer()] * 3 + [I64] * 5)
+        b.call(b.inttoptr(finish, kind.as_pointer()), [*lines, *rest])
+
+
+class Dense(Generator):
+    """Layers that mix channels: a function per shape of tile, and `run`, which divides work."""
+
+    def __init__(self, machine: Processor, itemsize: int) -> None:
+        super().__init__(machine, itemsize)
+        self.blocks = {vectors: self._block(vectors) for vectors in range(1, machine.vectors + 1)}
+        self._run()
 
     def _tile(self, pixels: int, vectors: int) -> ir.Function:
         """A tile of outputs: `pixels` neighbours in a row, `vectors` of channels each.
 
         acc = 0; for every run of taps, for every tap: acc = fma(x, w, acc); y = acc + bias
         """
-        numbers = self.number.as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [numbers] * 4 + [I64] * 10)
-        function = ir.Function(self.module, signature, f"tile_{pixels}_{vectors}")
-        function.linkage = "internal"
+        function = self._internal(f"tile_{pixels}_{vectors}", 4, 10)
         function.attributes.add("noinline")
         x, w, y, bias, *rest = function.args
         outer, outer_stride, inner, inner_stride, run, x_pixel, y_pixel, last_lanes, first, last = rest
         b = ir.IRBuilder(function.append_basic_block())
         every = ir.Constant(ir.VectorType(I1, self.lanes), [1] * self.lanes)
-        lanes = ir.Constant(ir.VectorType(I64, self.lanes), [I64(i) for i in range(self.lanes)])
-        some = b.icmp_signed("<", lanes, self._splat(b, last_lanes, I64))
+        some = self._first(b, last_lanes)
         tile = [(m, v) for m in range(pixels) for v in range(vectors)]
         accumulators = {mv: b.alloca(self.vector) for mv in tile}
 
@@ -177,24 +216,17 @@ class _Generator:
             return some if v == vectors - 1 else every
 
         def read(at: ir.Value, v: int) -> ir.Value:
-            zero = ir.Constant(self.vector, [self.number(0)] * self.lanes)
-            return b.call(self.load, [channels(at, v), I32(self.align), lanes_of(v), zero])
-
-        def whole(at: ir.Value, v: int) -> ir.Value:
-            """Weights are padded to whole vectors."""
-            value = b.load(channels(at, v))
-            value.align = self.align
-            return value
+            return b.call(self.load, [channels(at, v), I32(self.align), lanes_of(v), self.zero])
 
         outputs = [b.gep(y, [b.mul(I64(m), y_pixel)]) for m in range(pixels)]
         with b.if_else(b.trunc(first, I1)) as (begin, resume):
             with begin:
                 for mv in tile:
-                    b.store(ir.Constant(self.vector, [self.number(0)] * self.lanes), accumulators[mv])
+                    b.store(self.zero, accumulators[mv])
             with resume:
                 for m, v in tile:
                     b.store(read(outputs[m], v), accumulators[m, v])
-        weights = b.alloca(numbers)
+        weights = b.alloca(w.type)
         b.store(w, weights)
         with counted(b, outer) as o, counted(b, inner) as n:
             start = b.gep(x, [b.add(b.mul(o, outer_stride), b.mul(n, inner_stride))])
@@ -202,14 +234,12 @@ class _Generator:
             taps = b.load(weights)
             with counted(b, run) as k:
                 tap = b.gep(taps, [b.mul(k, I64(vectors * self.lanes))])
-                panel = [whole(tap, v) for v in range(vectors)]
+                # weights are padded to whole vectors
+                panel = [self._whole(b, b.gep(tap, [I64(v * self.lanes)])) for v in range(vectors)]
                 for m in range(pixels):
-                    sample = None
-                    if not self.depthwise:
-                        sample = self._splat(b, b.load(b.gep(samples[m], [k])), self.number)
+                    sample = self._splat(b, b.load(b.gep(samples[m], [k])), self.number)
                     for v in range(vectors):
-                        factor = read(samples[m], v) if sample is None else sample
-                        chain = b.call(self.fma, [factor, panel[v], b.load(accumulators[m, v])])
+                        chain = b.call(self.fma, [sample, panel[v], b.load(accumulators[m, v])])
                         b.store(chain, accumulators[m, v])
             b.store(b.gep(taps, [b.mul(run, I64(vectors * self.lanes))]), weights)
         with b.if_then(b.trunc(last, I1)):
@@ -235,10 +265,7 @@ class _Generator:
         """Up to `BLOCK` adjacent pixels of one panel: tiles of the full size, then one for the rest."""
         most = self.machine.pixels(vectors)
         tiles = {pixels: self._tile(pixels, vectors) for pixels in range(1, most + 1)}
-        numbers = self.number.as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [numbers] * 4 + [I64] * 11)
-        function = ir.Function(self.module, signature, f"block_{vectors}")
-        function.linkage = "internal"
+        function = self._internal(f"block_{vectors}", 4, 11)
         x, w, y, bias, count, *taps = function.args
         x_pixel, y_pixel = taps[5], taps[6]
         b = ir.IRBuilder(function.append_basic_block())
@@ -292,8 +319,6 @@ class _Generator:
                 channel = b.mul(panel, task["panel_channels"])
                 place = ((image, "image"), (group, "group"), (row, "row"), (column, "pixel"))
                 x = at("x", [(index, task[f"x_{name}"]) for index, name in place])
-                if self.depthwise:  # lanes are input channels, too
-                    x = b.gep(x, [channel])
                 y = b.gep(at("y", [(index, task[f"y_{name}"]) for index, name in place]), [channel])
                 w = at("w", [(group, task["w_group"]), (panel, task["w_panel"])])
                 bias = b.gep(at("bias", [(group, task["bias_group"])]), [channel])
@@ -333,11 +358,8 @@ class _Generator:
                         b.branch(after)
                     b.position_at_end(after)
                 with b.if_then(b.icmp_signed("!=", task["finish"], I64(0)), likely=False):
-                    numbers = self.number.as_pointer()
-                    arguments = [numbers] * 3 + [I64] * 5
-                    finish = ir.FunctionType(ir.VoidType(), arguments).as_pointer()
                     steps = (task[f"{name}_pixel"] for name in ("y", "other", "another"))
-                    b.call(b.inttoptr(task["finish"], finish), [y, *others, count, channels, *steps])
+                    self._finished(b, task["finish"], [y, *others], [count, channels, *steps])
         b.ret_void()
 
     def _fetch(
@@ -353,18 +375,6 @@ class _Generator:
         with counted(b, pixels) as pixel, counted(b, channels, step=LINE // self.align) as channel:
             place = b.gep(start, [b.add(b.mul(pixel, step), channel)])
             b.call(self.prefetch, [b.bitcast(place, POINTER), I32(int(written)), I32(2), I32(1)])
-
-    def _zeros(self) -> ir.GlobalVariable:
-        """The bias of a panel without one."""
-        kind = ir.ArrayType(self.number, self.machine.vectors * self.lanes)
-        zeros = ir.GlobalVariable(self.module, kind, "zeros")
-        zeros.initializer, zeros.global_constant, zeros.linkage = ir.Constant(kind, None), True, "internal"
-        return zeros
-
-    def _splat(self, b: ir.IRBuilder, scalar: ir.Value, kind: ir.Type) -> ir.Value:
-        vector = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
-        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [I32(0)] * self.lanes)
-        return b.shuffle_vector(b.insert_element(vector, scalar, I32(0)), vector, zeros)
 
 
 @contextmanager

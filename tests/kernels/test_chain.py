@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import tries
 from support.convolutions import CASES, LAYOUTS, Case, chain, layers, operands, transposed
 from support.threads import on_threads
 from torch import Tensor
@@ -52,6 +53,38 @@ def test_convolutions_are_chains(layer) -> None:
     with exact_kernels():
         found = F.conv2d(x, weight, bias, **options)
     same(found, convolution(x, weight, bias, **options))
+
+
+@st.composite
+def depthwise_layers(draw) -> tuple[Tensor, Tensor, Tensor | None, Form]:
+    """Samples, weights and bias; more than a tile's rows, and up to several tiles or a block across."""
+    kernel, stride, dilation = (draw(st.tuples(*[st.integers(1, n)] * 2)) for n in (11, 4, 4))
+    channels = draw(st.sampled_from([2, 3, 8, 15, 16, 17, 30, 35, 64]))
+    down, across = draw(st.integers(1, 13)), draw(st.integers(1, 20)) + draw(st.sampled_from([0, 0, 48]))
+    outputs = zip((down, across), kernel, stride, dilation, strict=True)
+    size = [(n - 1) * s + d * (k - 1) + 1 for n, k, s, d in outputs]
+    form = {"dtype": draw(st.sampled_from([torch.float32] * 4 + [torch.float64]))}
+    form["generator"] = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x = LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))](
+        torch.randn(draw(st.integers(1, 2)), channels, *size, **form)
+    )
+    weight = torch.randn(channels, 1, *kernel, **form)
+    bias = torch.randn(channels, **form) if draw(st.booleans()) else None
+    return x, weight, bias, Form(stride, dilation, channels)
+
+
+@tries(120)
+@given(depthwise_layers(), st.sampled_from(NEIGHBOURS))
+def test_depthwise_convolutions_are_chains(layer, place) -> None:
+    """Also if taps are dilated or strides leave rows out. Beside the outputs nothing is written."""
+    x, weight, bias, form = layer
+    expected = chain(x, weight, bias, form)
+    out = LAYOUTS[place](torch.full_like(expected, 7).to(memory_format=torch.channels_last))
+    whole = out if out._base is None else out._base
+    before = whole.clone()
+    same(cpu.convolve(x, weight, bias, form, out), expected)
+    out.fill_(7)
+    same(whole, before)
 
 
 @settings(max_examples=120, deadline=None)
@@ -151,8 +184,13 @@ def test_narrower_processors_compute_the_same(machine, monkeypatch) -> None:
     """As on AVX2, SSE and NEON: the vectors are shorter, the bits are not different."""
     for module in (codegen, cpu):
         monkeypatch.setattr(module, "processor", lambda: machine)
-    monkeypatch.setattr(cpu, "kernel", codegen.kernel.__wrapped__)
-    for name in ("3x3", "two groups of 17", "depthwise", "more than a block of channels"):
+    for name in (
+        "3x3",
+        "two groups of 17",
+        "depthwise",
+        "depthwise, taps apart",
+        "more than a block of channels",
+    ):
         x, weight, bias, form = operands(CASES[name])
         same(cpu.convolve(x, weight, bias, form), chain(x, weight, bias, form))
 

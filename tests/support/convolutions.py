@@ -57,6 +57,7 @@ CASES = {
     "two groups of 17": Case(4, 34, (2, 2), groups=2, x="channels last"),
     "three groups of 5": Case(6, 15, (3, 3), groups=3),
     "depthwise": Case(35, 35, (3, 3), groups=35, x="channels last"),
+    "depthwise, taps apart": Case(18, 18, (5, 3), (3, 2), (2, 3), groups=18, x="channels last"),
     "depthwise, three each": Case(13, 39, (2, 2), (2, 2), groups=13),
     "more than a block of channels": Case(2, 130, (1, 2), x="channels last"),
     "one channel": Case(1, 1, (3, 3)),

@@ -75,7 +75,6 @@ def test_all_models_give_them_by_vectors_of_any_size(width: int, threads: int, m
     for module in (codegen, cpu):
         monkeypatch.setattr(module, "processor", lambda: processor)
     monkeypatch.setattr(tensors, "_machine_code", cache(tensors._machine_code.__wrapped__))
-    monkeypatch.setattr(cpu, "kernel", cache(codegen.kernel.__wrapped__))
     found = on_threads(threads, lambda: overlap_tool.selftest(models=True))
     assert (found.of("failed"), found.of("skipped")) == ((), ())
 
