@@ -84,7 +84,7 @@ and `another`, and replaces them by the final values; it may be zero, and so may
 @cache
 def kernel(machine: Processor, itemsize: int) -> int:
     """The address of a compiled `void run(int64_t *)`, which takes `FIELDS`, for numbers of 4 or 8 bytes."""
-    return compiled(Dense(machine, itemsize).module)
+    return compiled(DenseGenerator(machine, itemsize).module)
 
 
 def triple() -> str:
@@ -122,7 +122,7 @@ def _features() -> str:
     return features.flatten()
 
 
-class Generator:
+class ChainGenerator:
     """A module that computes with vectors of numbers of one size."""
 
     def __init__(self, machine: Processor, itemsize: int) -> None:
@@ -186,7 +186,7 @@ class Generator:
         b.call(b.inttoptr(finish, kind.as_pointer()), [*lines, *rest])
 
 
-class Dense(Generator):
+class DenseGenerator(ChainGenerator):
     """Layers that mix channels: a function per shape of tile, and `run`, which divides work."""
 
     def __init__(self, machine: Processor, itemsize: int) -> None:

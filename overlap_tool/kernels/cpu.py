@@ -163,7 +163,7 @@ def _depthwise(work: Convolution, packed: Packed) -> GeneratedCall:
         *(0, writing[0], writing[2], writing[3]),
         *_finish(work),
     )
-    code = depthwise.kernel(processor(), x.element_size())
+    code = depthwise.depthwise_kernel(processor(), x.element_size())
     steps = down * reading[2], writing[2]
     items = vectors // at_once * blocks
     return _generated(work, code, task, DEPTHWISE_PLACES, items, steps, {DEPTHWISE_ROWS: (1, 1)})

@@ -18,7 +18,7 @@ from overlap_tool.kernels.codegen import (
     I32,
     I64,
     POINTER,
-    Generator,
+    ChainGenerator,
     Processor,
     compiled,
     counted,
@@ -51,12 +51,12 @@ def tile_of(machine: Processor) -> tuple[int, int]:
 
 
 @cache
-def kernel(machine: Processor, itemsize: int) -> int:
+def depthwise_kernel(machine: Processor, itemsize: int) -> int:
     """The address of a compiled `void run(int64_t *)`, which takes `FIELDS`, for numbers of 4 or 8 bytes."""
-    return compiled(Depthwise(machine, itemsize).module)
+    return compiled(DepthwiseGenerator(machine, itemsize).module)
 
 
-class Depthwise(Generator):
+class DepthwiseGenerator(ChainGenerator):
     """A function per width of tile, for whole vectors of channels or not, and `run`, which divides work."""
 
     def __init__(self, machine: Processor, itemsize: int) -> None:

@@ -102,7 +102,7 @@ def test_chains(dtype: torch.dtype, tmp_path: Path, monkeypatch) -> None:
     for module in (codegen, cpu):
         monkeypatch.setattr(module, "processor", lambda: machine)
     monkeypatch.setattr(codegen, "triple", lambda: TRIPLE)
-    program = compiled(codegen.Dense(machine, x.element_size()).module, tmp_path)
+    program = compiled(codegen.DenseGenerator(machine, x.element_size()).module, tmp_path)
     packed, out = cpu.pack(weight, 1), torch.zeros_like(expected)
 
     def elsewhere(function: int, address: int, count: int) -> None:
