@@ -17,7 +17,7 @@ from overlap_tool.kernels.codegen import BLOCK, FIELDS, kernel, processor
 from overlap_tool.kernels.form import Form
 from overlap_tool.kernels.threads import ByRows, GeneratedCall
 from overlap_tool.kernels.transposing import channels_last
-from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, noted
+from overlap_tool.kernels.work import OTHERS, AnyTensor, Convolution, Work, noted
 
 CACHED_BYTES = 256 * 1024
 """Weights are taken in portions of about this size, so that they stay in a core's own cache."""
@@ -167,6 +167,12 @@ def _depthwise(work: Convolution, packed: Packed) -> GeneratedCall:
     steps = down * reading[2], writing[2]
     items = vectors // at_once * blocks
     return _generated(work, code, task, DEPTHWISE_PLACES, items, steps, {DEPTHWISE_ROWS: (1, 1)})
+
+
+def rows_at_once(work: Work) -> int:
+    """How many rows are computed together, if there are that many."""
+    is_depthwise = isinstance(work, Convolution) and work.packed.is_depthwise
+    return depthwise.tile_of(processor())[0] if is_depthwise else 1
 
 
 def _finish(work: Convolution) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import llvmlite.ir as ir
 
-from overlap_tool.kernels import codegen
+from overlap_tool.kernels import codegen, cpu
 from overlap_tool.kernels.arithmetic.tensors import has_contiguous_rows
 from overlap_tool.kernels.codegen import I64, counted, taken
 from overlap_tool.kernels.copying import Copied
@@ -267,7 +267,8 @@ def _heights(members: Sequence[Entry], paces: Sequence[int]) -> tuple[int, ...]:
     size = sum(each.numel() * each.dtype.itemsize for each in touched)
     rows = max(part.written.shape[2] * pace for part, pace in zip(parts, paces, strict=True))
     height = max(CACHED_BYTES * rows // size, -(-FEWEST // parts[-1].written.shape[3]))
-    height = -(-height // lcm(*paces)) * lcm(*paces)
+    step = lcm(*paces, *(cpu.rows_at_once(each.work) for each in members))
+    height = -(-height // step) * step
     if len(members) == 1 or size < WORTH_IT or height * ENOUGH > rows:
         return ()
     return tuple(height // pace for pace in paces)
