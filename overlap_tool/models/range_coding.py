@@ -1,8 +1,8 @@
 """Safe use of CompressAI's range coder on strings from untrusted files.
 
-CompressAI's decoder does not check where the string ends, and its encoder wraps around at large symbols.
-Entropy models, a model's own loops and plugins all use its classes, so the checks are put into the methods of
-these classes: nothing has to be known about the caller.
+CompressAI's decoder does not check where the string ends, and its encoder wraps around at large symbols, and
+may end the process at one or two. Entropy models, a model's own loops and plugins all use its classes, so the
+checks are put into the methods of these classes: nothing has to be known about the caller.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def guard() -> None:
 
 @cache
 def _methods() -> dict[str, dict[str, Callable[..., Any]]]:
-    """The classes' own methods, which guarded ones have replaced."""
+    """The classes' methods, which checked ones have replaced: their own, but for few symbols."""
     from compressai import ans
 
     left: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -137,7 +137,7 @@ def _methods() -> dict[str, dict[str, Callable[..., Any]]]:
     def encode_with_indexes(own: Callable[..., Any], encoder: Any, symbols: Sequence[int], *rest: Any) -> Any:
         return own(encoder, _tame(symbols, read=False), *rest)
 
-    replaced: dict[str, dict[str, Callable[..., Any]]] = {
+    checked: dict[str, dict[str, Callable[..., Any]]] = {
         "RansDecoder": {
             "set_stream": set_stream,
             "decode_stream": decode_stream,
@@ -146,13 +146,78 @@ def _methods() -> dict[str, dict[str, Callable[..., Any]]]:
         "RansEncoder": {"encode_with_indexes": encode_with_indexes},
         "BufferedRansEncoder": {"encode_with_indexes": encode_with_indexes},
     }
-    before: dict[str, dict[str, Callable[..., Any]]] = {}
-    for kind, methods in replaced.items():
-        coder = getattr(ans, kind)
-        before[kind] = {name: getattr(coder, name) for name in methods}
-        for name, method in methods.items():
-            setattr(coder, name, _in_place_of(before[kind][name], method))
+    before: dict[str, dict[str, Callable[..., Any]]] = {
+        "RansDecoder": {name: getattr(ans.RansDecoder, name) for name in checked["RansDecoder"]},
+        "RansEncoder": _for_few_at_once(ans.RansEncoder.encode_with_indexes),
+        "BufferedRansEncoder": _for_few(
+            ans.BufferedRansEncoder.encode_with_indexes, ans.BufferedRansEncoder.flush
+        ),
+    }
+    for kind, methods in before.items():
+        for name, own in methods.items():
+            method = checked[kind].get(name)
+            setattr(getattr(ans, kind), name, own if method is None else _in_place_of(own, method))
     return before
+
+
+def _for_few_at_once(encode: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The method of an encoder that gets all symbols at once."""
+
+    def encode_with_indexes(encoder: Any, *call: Any) -> Any:
+        return _few_encoded([call]) or encode(encoder, *call)
+
+    return {"encode_with_indexes": encode_with_indexes}
+
+
+def _for_few(encode: Callable[..., Any], flush: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The methods of a buffered encoder, which gets the first symbols when it is clear that there are
+    enough."""
+    waiting: WeakKeyDictionary[Any, list[Any] | None] = WeakKeyDictionary()
+    """The calls that wait; None once the encoder has got them."""
+
+    def encode_with_indexes(encoder: Any, *call: Any) -> None:
+        calls = waiting.get(encoder, [])
+        waiting[encoder] = None
+        if calls is not None and sum(len(symbols) for symbols, *_ in (*calls, call)) <= FEW:
+            waiting[encoder] = [*calls, call]
+            return
+        for each in (*(calls or ()), call):
+            encode(encoder, *each)
+
+    def flushed(encoder: Any) -> Any:
+        calls = waiting.pop(encoder, [])
+        if calls is not None and (string := _few_encoded(calls)):
+            return string
+        for each in calls or ():
+            encode(encoder, *each)
+        return flush(encoder)
+
+    return {"encode_with_indexes": encode_with_indexes, "flush": flushed}
+
+
+FEW = 2
+"""The most symbols for which CompressAI's encoder may write in front of its memory: that has a word for each,
+and the string of one symbol has two, of two symbols up to three."""
+
+
+def _few_encoded(calls: Sequence[Any]) -> bytes | None:
+    """The string of no more than these, as CompressAI would write it; None for more symbols, and for one
+    outside of its table, for which it makes room."""
+    coded = [
+        (tables[index], lengths[index], symbol - offsets[index])
+        for symbols, indexes, tables, lengths, offsets in calls
+        for symbol, index in zip(symbols[: FEW + 1], indexes, strict=False)
+    ]
+    if len(coded) > FEW or any(not 0 <= place < length - 2 for _, length, place in coded):
+        return None
+    state, words = 1 << 31, b""
+    for table, _, place in reversed(coded):
+        share = table[place + 1] - table[place]
+        if state >= share << 47:
+            words = (state & 0xFFFFFFFF).to_bytes(4, "little") + words
+            state >>= 32
+        state = (state // share << 16) + state % share + table[place]
+    return state.to_bytes(8, "little") + words
 
 
 def _in_place_of(own: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +230,7 @@ def _in_place_of(own: Callable[..., Any], method: Callable[..., Any]) -> Callabl
 
 @cache
 def _bare(kind: str) -> Any:
-    """The class with its own methods, for callers that do the checks themselves."""
+    """The class without checks, for callers that make them."""
     from compressai import ans
 
     guard()
