@@ -31,6 +31,7 @@ from overlap_tool.distributed.pieces import (
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow, SentNumbers
 from overlap_tool.files.codec import Codec
 from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.job import PASSING
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Barrier
@@ -93,7 +94,7 @@ class Workers:
         if (count := sum(map(len, areas))) > 1:
             added = recomputed(stage, shape, areas)
             note(f"{stage.name}: {count} pieces, whose halos add {added:.1%} to the arithmetic")
-        with tempfile.TemporaryDirectory(prefix="pieces-", dir=folder) as made:
+        with tempfile.TemporaryDirectory(prefix=PASSING, dir=folder) as made:
             StagePasses(
                 self.client, self.model, self.wanted, stage, shape, areas, Path(made), quiet, sink
             ).run(source)

@@ -21,6 +21,8 @@ from overlap_tool.files.formats.addresses import Address, put_in_place, remove, 
 FORMAT = "overlap-tool/job"
 LOCK = "lock"
 ABOUT = "about.json"
+PASSING = "passing-"
+"""What the names of files and folders begin with that only the process that made them reads."""
 
 
 class Job:
@@ -58,6 +60,7 @@ class Job:
         if earlier.get("format") != FORMAT and {path.name for path in self.folder.iterdir()} - {LOCK, ABOUT}:
             raise self._not_ours()
         if self.resume and earlier == self.identity:
+            self._clear(PASSING)  # a process that was killed left them
             self.done = self._journal()
             self.resumed = bool(self.done)
             return
@@ -155,9 +158,9 @@ class Job:
         os.truncate(self.folder / "journal", whole)
         return done
 
-    def _clear(self) -> None:
+    def _clear(self, begin: str = "") -> None:
         for path in self.folder.iterdir():
-            if path.name != LOCK:
+            if path.name != LOCK and path.name.startswith(begin):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _remove(self) -> None:

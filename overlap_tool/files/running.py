@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from overlap_tool.files.formats.rows import Bands, MapFile
-from overlap_tool.files.job import Job
+from overlap_tool.files.job import PASSING, Job
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.layout import Kind
 from overlap_tool.geometry.plan import cut
@@ -368,7 +368,7 @@ class BetweenPasses:
 
     def _take(self, start: int, band: Tensor) -> None:
         if self.map is None:
-            handle, name = tempfile.mkstemp(prefix="between-passes-", dir=self.folder)
+            handle, name = tempfile.mkstemp(prefix=PASSING, dir=self.folder)
             os.close(handle)
             self.map = MapFile(Path(name), (*band.shape[1:-2], *self.size), band.dtype)
             self.map.file.create()

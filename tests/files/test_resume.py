@@ -8,11 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.photographs import codec, photograph
 
 import overlap_tool
@@ -20,7 +23,9 @@ from overlap_tool import checkpoint
 from overlap_tool.errors import OptionError
 from overlap_tool.files import Codec, compress, decompress
 from overlap_tool.files.formats.pictures import NumpyFile
-from overlap_tool.files.job import Job
+from overlap_tool.files.job import PASSING, Job
+from overlap_tool.files.running import BetweenPasses
+from overlap_tool.geometry import Span
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -231,3 +236,22 @@ def test_the_journal_is_lines_of_json(tmp_path, stop_after) -> None:
         compress(codec("bmshj2018-factorized"), tmp_path / "in.npy", tmp_path / "it.lic")
     lines = (tmp_path / ".it.lic.job" / "journal").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [["compress-1-g_a", 3], ["compress-1-g_a", 7]]
+
+
+def test_what_a_killed_process_left_behind_is_deleted(tmp_path) -> None:
+    """Maps between passes and pieces of workers stayed until the end of the run that was resumed."""
+
+    class Killed(BaseException):
+        pass
+
+    target = tmp_path / "it.lic"
+    with suppress(Killed), Job(target, {}, resume=False) as job:
+        job.mark("rows", 1)
+        between = BetweenPasses(job.folder, 2, 3)  # deleted with the object
+        between.write(Span(0, 2), Span(0, 3), torch.zeros(1, 4, 2, 3))
+        tempfile.mkdtemp(prefix=PASSING, dir=job.folder)
+        raise Killed
+    assert len(list(job.folder.glob(f"{PASSING}*"))) == 2
+    with Job(target, {}, resume=True) as job:
+        assert job.resumed
+        assert sorted(path.name for path in job.folder.iterdir()) == ["about.json", "journal", "lock"]
