@@ -3,8 +3,8 @@
 Every model runs in one process first. Then workers make the same file and the same image, to the byte and to
 the sample. `held` is what a worker had resident at most while it computed a piece of a stage, above what it
 had before its first piece of the scene, when the model was loaded there and had run on a small image;
-`foretold` is the planner's figure for these pieces. `coding` is the same while it coded a band of symbols;
-foretold of that is the figure for a string as long as the longest, and as many symbols as the latents.
+`foretold` is the planner's figure for these pieces. `coding` is the same while it coded a band of symbols, or
+decoded one; foretold of that is the figure for the strings of the file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import dask.utils
 import distributed
 import numpy as np
@@ -33,6 +34,7 @@ import overlap_tool
 from benchmarks.files import make_image
 from overlap_tool import checkpoint, files
 from overlap_tool.distributed import compress, decompress, run
+from overlap_tool.distributed.cluster import OF_OUR_OWN
 from overlap_tool.distributed.outlook import coding_outlook, outlook
 from overlap_tool.files import Codec
 from overlap_tool.files.formats import container
@@ -130,6 +132,7 @@ def most(dask_worker: Any) -> dict[str, int]:
 def cluster(workers: int) -> Iterator[Any]:
     os.environ["OMP_NUM_THREADS"] = "1"
     with (
+        dask.config.set(OF_OUR_OWN),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -200,8 +203,8 @@ class Scene:
         return max(each.memory for each in passes)
 
     def coding_foretold(self) -> int:
-        _, strings = container.read(self.folder / "one.lic")
-        found = coding_outlook(self.codec, Size(WIDTH, HEIGHT), string=max(map(len, strings)))
+        head, _ = container.read(self.folder / "one.lic")
+        found = coding_outlook(self.codec, Size(WIDTH, HEIGHT), head=head)
         assert found is not None
         return found.memory
 

@@ -12,7 +12,10 @@ from overlap_tool.settings import ReportFormat, Size, parse_bytes
 if TYPE_CHECKING:
     from overlap_tool.distributed.outlook import CodingOutlook, Outlook
 
-HEADINGS = ("stage", "piece", "pieces", "recomputed", "busiest worker", "memory of a worker", "read", "made")
+HEADINGS = (
+    *("stage", "piece", "pieces", "recomputed", "busiest worker", "memory of a worker"),
+    *("sent at once", "read", "made"),
+)
 
 
 def parse_workers(text: str) -> tuple[int, int]:
@@ -61,7 +64,7 @@ def show_outlook(
             str(one.pieces),
             f"{one.added:.1%}",
             f"{one.busiest:.2f} shares",
-            *(f"{number / 2**20:,.0f} MiB" for number in (one.memory, one.read, one.made)),
+            *(f"{number / 2**20:,.0f} MiB" for number in (one.memory, one.sent, one.read, one.made)),
         )
     if coding is not None:
         table.caption = (

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
-from threading import Thread
+from threading import Thread, local
 from typing import Any, Generic, TypeVar
 
 from overlap_tool.errors import ClusterError, MissingExtraError, OptionError
@@ -31,9 +31,11 @@ SECONDS_TO_END = 60
 OF_OUR_OWN = {
     "distributed.scheduler.no-workers-timeout": "3m",
     "distributed.deploy.lost-worker-timeout": "1000h",
+    "distributed.worker.profile.enabled": False,
 }
 """Local processes restart after they die. By default, Dask's cluster gives up a process that is not back
-within 15 seconds, even if it is still starting or has died again."""
+within 15 seconds, even if it is still starting or has died again. And workers would keep a profile of all
+calls, of some MiB, which grows with the time that they compute."""
 
 WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
 """A task contains its input, since data that Dask scatters to a worker are lost if that worker dies."""
@@ -48,6 +50,9 @@ AHEAD = 2
 ATTEMPTS = 6
 """How often a task is sent: Dask gives a task up once a number of workers (four by default) have died while
 running it, for whatever reason."""
+
+SECONDS_TO_FETCH = 60
+"""How long a worker waits until its result before is fetched; a client that was paused may never do so."""
 
 RESUME = "Go on with `resume=True`: what is finished is kept"
 
@@ -148,6 +153,20 @@ def this_worker() -> str:
     with suppress(ValueError):  # outside of tasks
         return f"a worker on {dask_library('distributed').get_worker().address}"
     return "a worker"
+
+
+_RAN = local()
+"""The task that a thread of a worker ran before."""
+
+
+def one_result_at_a_time() -> None:
+    """On a worker: return once the result that this thread made before is fetched, and thus freed."""
+    with suppress(ValueError):  # outside of tasks
+        worker = dask_library("distributed").get_worker()
+        until = time.monotonic() + SECONDS_TO_FETCH
+        while getattr(_RAN, "key", None) in worker.data and time.monotonic() < until:
+            time.sleep(0.01)
+        _RAN.key = worker.get_current_task()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
 from overlap_tool.distributed.models import Wanted, file_bytes, loaded, send_model
-from overlap_tool.distributed.outlook import OF_A_CODEC
+from overlap_tool.distributed.outlook import BESIDE, coding_outlook
 from overlap_tool.distributed.passes import PassesOnWorkers, Sent, Written, cut_passes
 from overlap_tool.distributed.pieces import (
     all_of,
@@ -29,9 +29,13 @@ from overlap_tool.distributed.pieces import (
     refuse_whole_maps,
 )
 from overlap_tool.distributed.reading import MapInPieces, PictureWindow, SentNumbers
+from overlap_tool.errors import OptionError
 from overlap_tool.files.codec import Codec
+from overlap_tool.files.coding.entropy import decoding_bytes, encoding_bytes
+from overlap_tool.files.formats.container import Head
 from overlap_tool.files.formats.pixels import PictureNumbers
 from overlap_tool.files.job import PASSING
+from overlap_tool.files.running import Block
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Barrier
@@ -40,6 +44,7 @@ from overlap_tool.runtime import passes
 from overlap_tool.runtime.deferred import ROWS_AT_ONCE
 from overlap_tool.runtime.lazy import LazyMap
 from overlap_tool.runtime.stores import Sink, Source
+from overlap_tool.settings import Size
 from overlap_tool.wrapping.retrofit import TiledForward
 
 T = TypeVar("T")
@@ -87,9 +92,15 @@ class Workers:
         quiet: bool,
     ) -> None:
         refuse_other_networks(stage, shape)
-        memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model) - OF_A_CODEC
+        memory = memory_of_a_worker(self.client) - file_bytes(self.codec.model) - BESIDE
         areas = cut_passes(
-            stage, shape, memory, self.piece, False, lambda most: cut_stage(stage, area, self.piece, most)
+            stage,
+            shape,
+            memory,
+            self.piece,
+            False,
+            picture_of(source) is not None,
+            lambda most: cut_stage(stage, area, self.piece, most),
         )
         if (count := sum(map(len, areas))) > 1:
             added = recomputed(stage, shape, areas)
@@ -98,6 +109,23 @@ class Workers:
             StagePasses(
                 self.client, self.model, self.wanted, stage, shape, areas, Path(made), quiet, sink
             ).run(source)
+
+    def refuse_large_bands(self, size: Size, limit: int, block: Block, head: Head | None) -> None:
+        memory, way = memory_of_a_worker(self.client), encoding_bytes if head is None else decoding_bytes
+        found = coding_outlook(self.codec, size, limit, block, head, [way])
+        if found is None or found.memory <= memory:
+            return
+        where, way_out = "the file's bands", "leave `workers` and `dask` out"
+        if head is None:
+            where, room = f"in_memory={limit}", memory - file_bytes(self.codec.model) - BESIDE
+            smaller = (limit >> times for times in range(1, limit.bit_length()))
+            # a map of 32-bit numbers that fits is coded whole
+            fits = next((one for one in smaller if way(one // 4, one // 4, True) <= room), 0)
+            less = coding_outlook(self.codec, size, fits, block, head, [way])
+            if less and less.memory <= memory:
+                way_out = f"write `in_memory={fits}`"
+        takes = f"to code {found.symbols} symbols at once takes {found.memory} bytes of a worker"
+        raise OptionError(where, f"{takes}, which has {memory}", f"Give workers more memory, or {way_out}")
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
         """On workers that would compute the same bits."""
@@ -111,6 +139,12 @@ def compute_with(model: bytes, wanted: Wanted, function: Callable[..., T], *argu
     """On a worker: run a function on arguments that were sent with the task."""
     loaded(model, wanted)
     return function(*arguments)
+
+
+def picture_of(source: Source) -> PictureNumbers | None:
+    """The picture that a map consists of, which workers read themselves."""
+    numbers = source.numbers if isinstance(source, LazyMap) else source
+    return numbers if isinstance(numbers, PictureNumbers) else None
 
 
 @dataclass
@@ -129,9 +163,8 @@ class StagePasses(PassesOnWorkers):
         self.came = set[int]()
 
     def sent(self, source: Source, area: Area) -> Sent:
-        numbers = source.numbers if isinstance(source, LazyMap) else source
-        if isinstance(numbers, PictureNumbers):
-            return PictureWindow.of(numbers)
+        if picture := picture_of(source):
+            return PictureWindow.of(picture)
         return SentNumbers(source.read(*area).cpu().contiguous().numpy(), area)
 
     def written(self, maps: Mapping[str, MapInPieces]) -> Mapping[str, Written]:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil
+from functools import partial
+from math import prod
 
+import torch
+
+from overlap_tool.distributed.cluster import AHEAD
 from overlap_tool.distributed.models import file_bytes
 from overlap_tool.distributed.pieces import (
+    LEAST,
     SIDE,
     all_of,
     areas_read,
     arithmetic,
     cut_pass,
+    enough,
     plans_of,
     refuse_other_networks,
     refuse_whole_maps,
 )
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CodingError, OptionError
 from overlap_tool.files.codec import Codec
-from overlap_tool.files.coding.entropy import coding_bytes, symbols_at_once
+from overlap_tool.files.coding import own_code
+from overlap_tool.files.coding.entropy import areas_to_code, decoding_bytes, encoding_bytes, maps_coded
 from overlap_tool.files.coding.waiting import codes_in_order
-from overlap_tool.files.running import plan_of
+from overlap_tool.files.formats.container import Head
+from overlap_tool.files.running import ALL, Block, plan_of
 from overlap_tool.files.task import IN_MEMORY
 from overlap_tool.geometry.walk import Area
 from overlap_tool.planning.choose import SegmentPlan, Shape, plan_pass
@@ -32,14 +40,9 @@ from overlap_tool.wrapping.retrofit import TiledForward
 
 SIDES = (SIDE, SIDE // 2, SIDE // 4, SIDE // 8, SIDE // 16)
 
-
-OF_A_CODEC = 12 << 20
-"""What a codec's worker holds beside tensors and the model's file, as measured: plans, and freed memory that
-the allocators of C and of Python keep."""
-
-ON_ITS_WAY = Fraction(1, 2)
-"""The part of a result that is left when all of the next one is made, as measured: it is fetched
-meanwhile."""
+BESIDE = 6 << 20
+"""What a codec's worker holds beside tensors and the model's file, measured as 2 to 9 MiB: plans, generated
+code, and freed memory that the allocators of C and of Python keep."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ class Outlook:
     busiest: float
     """The arithmetic of the busiest worker, relative to an even share."""
     memory: int
-    """The most bytes that a worker holds for a piece, plus the model's file, and of a codec `OF_A_CODEC`;
-    without Python, PyTorch and the model."""
+    """The most bytes that a worker holds for a piece, plus the model's file, and of a codec `BESIDE`; without
+    Python, PyTorch and the model."""
+    sent: int
+    """The most bytes of inputs that are on their way at once, all of them held by the process that began."""
     read: int
     """The bytes of numbers that workers read."""
     made: int
@@ -66,29 +71,77 @@ class Outlook:
 
 @dataclass(frozen=True)
 class CodingOutlook:
-    """The largest band that a worker codes."""
+    """The band that takes most of the worker that codes it."""
 
     symbols: int
-    """At most: the model's code may take latents in several parts."""
     memory: int
     """The most bytes that a worker holds meanwhile, as for a piece."""
 
 
+SizeOfBand = tuple[int, int, bool]
+"""The number of a band's symbols, the length of its string, and whether its map has others."""
+
+BOTH = encoding_bytes, decoding_bytes
+
+
 def coding_outlook(
-    codec: Codec, size: Size, in_memory: int = IN_MEMORY, string: int | None = None
+    codec: Codec,
+    size: Size,
+    in_memory: int = IN_MEMORY,
+    block: Block = ALL,
+    head: Head | None = None,
+    ways: Sequence[Callable[[int, int, bool], int]] = BOTH,
 ) -> CodingOutlook | None:
-    """For a model whose latents workers code; `string` is the length of the band's string in bytes, by
-    default a byte for each symbol."""
-    networks = [stage.network for stage in codec.stages if stage.input_scale == 1]
-    if not networks or not hasattr(codec.model, "compress") or codes_in_order(codec.model):
-        return None
-    network = networks[0]
-    sides = (side + -side % codec.multiple for side in size[::-1])
-    axes = network.rows, network.columns
-    height, width = (axis.sizes(side)[-1] for axis, side in zip(axes, sides, strict=True))
-    symbols = symbols_at_once(in_memory, network.ops[-1].channels, height, width)
-    takes = coding_bytes(symbols, symbols if string is None else string)
-    return CodingOutlook(symbols, file_bytes(codec.model) + OF_A_CODEC + takes)
+    """For a model whose latents workers code; a symbol takes a byte, unless a file's `head` says what."""
+    maps = _maps_coded(codec, size)
+    bands = _bands(codec, size, maps, in_memory, block) if head is None else _bands_of(maps, head)
+    beside = file_bytes(codec.model) + BESIDE
+    found = [CodingOutlook(band[0], beside + max(way(*band) for way in ways)) for band in bands]
+    return max(found, key=lambda one: one.memory, default=None)
+
+
+def _padded(codec: Codec, size: Size) -> tuple[int, int]:
+    return size.height + -size.height % codec.multiple, size.width + -size.width % codec.multiple
+
+
+def _maps_coded(codec: Codec, size: Size) -> list[tuple[int, ...]]:
+    """The shapes of the maps that a model codes of an image, in order, by those of a small image."""
+    if not hasattr(codec.model, "compress") or codes_in_order(codec.model):
+        return []
+    side, found = 2 * codec.multiple, list[tuple[int, ...]]()
+    trial = torch.full((1, codec.channels, side, side), 0.5, device=codec.device)
+    with suppress(CodingError):  # which the run will raise
+        found = maps_coded(codec.model, lambda: own_code.compress(codec, trial, []))
+    height, width = _padded(codec, size)
+    return [(1, c, h * height // side, w * width // side) for _, c, h, w in (s for s in found if len(s) == 4)]
+
+
+def _bands(
+    codec: Codec, size: Size, maps: Sequence[tuple[int, ...]], limit: int, block: Block
+) -> Iterator[SizeOfBand]:
+    """A map is not in memory if a map that a stage returns at its scale is too large for it."""
+    largest = dict[int, int]()
+    for stage in codec.stages:
+        axes = stage.network.rows, stage.network.columns
+        made = [
+            int(side * stage.input_scale * axis.scale)
+            for side, axis in zip(_padded(codec, size), axes, strict=True)
+        ]
+        largest[made[0]] = max(largest.get(made[0], 0), stage.network.ops[-1].channels * prod(made))
+    for shape in maps:
+        areas = areas_to_code(shape, 4 * largest.get(shape[2], 0) > limit, limit, block)
+        symbols = shape[1] * max(area.size for area in areas)
+        yield symbols, symbols, len(areas) > 1
+
+
+def _bands_of(maps: Sequence[tuple[int, ...]], head: Head) -> Iterator[SizeOfBand]:
+    """Those of a file, which says whose its strings are if there are bands; otherwise rows tell the maps."""
+    for number, bands in enumerate(head.bands):
+        alike = [shape for shape in maps if shape[2] == bands[0].rows] or maps
+        for _, channels, height, width in [maps[head.order[number]]] if head.order else alike:
+            for band in bands:
+                symbols = channels * (band.rows or height) * (band.columns or width)
+                yield symbols, band.length, len(bands) > 1
 
 
 def outlook(
@@ -108,11 +161,11 @@ def outlook(
         known = ", ".join(stage.name for stage in codec.stages) or "it has none"
         raise OptionError(f"stage={only!r}", f"is no stage of {codec.where}", f"Choose from: {known}")
     sent = hasattr(codec.model, "compress")
-    found, model = [], file_bytes(codec.model) + sent * OF_A_CODEC
+    found, model = [], file_bytes(codec.model) + sent * BESIDE
     for stage in stages:
         stage.network.require_image(codec.where)
         refuse_whole_maps(stage)
-        height, width = (side + -side % codec.multiple for side in size[::-1])
+        height, width = _padded(codec, size)
         shape = Shape(1, int(height * stage.input_scale), int(width * stage.input_scale))
         refuse_other_networks(stage, shape)
         found += _of_stage(stage, shape, workers, memory, piece, not sent, model)
@@ -130,45 +183,59 @@ def _of_stage(
 ) -> list[Outlook]:
     plan = plan_of(stage, shape)
     several = len(plan.segments) > 1
+    how = to_files, to_files or stage.input_scale == 1
     made = []
     for number, each in enumerate(plan.segments):
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
-        sides = (piece,) if piece else SIDES
-        side, least = fitting_side(stage, shape, each, memory - model, to_files, sides)
-        takes = model + least
-        if takes > memory:
-            raise OptionError(
-                f"memory={memory}",
-                f"a piece of {side} pixels a side of {name} takes {takes} bytes of a worker",
-                "Give workers more, or wrap the model with a smaller tile",
-            )
-        areas = cut_pass(stage, each, side)
-        made.append(_of_pass(name, stage, shape, each, side, areas, workers, takes))
+        cut = partial(cut_pass, stage, each)
+        side = piece or enough(cut, LEAST, fitting_side(stage, shape, each, memory - model, *how))
+        takes = model + memory_of_a_piece(stage, shape, each, side, *how)
+        areas = cut(side)
+        made.append(_of_pass(name, stage, shape, each, side, areas, workers, takes, how))
     return made
 
 
 def fitting_side(
-    stage: TiledForward,
-    shape: Shape,
-    each: SegmentPlan,
-    memory: int,
-    to_files: bool,
-    sides: Sequence[int] = SIDES,
-) -> tuple[int, int]:
-    """The side and memory of the largest piece of a pass that fits a worker's memory, or else of the
-    smallest.
+    stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int, to_files: bool, from_file: bool
+) -> int:
+    """The side of the largest piece of a pass that fits a worker's memory."""
+    for side in SIDES:
+        takes = memory_of_a_piece(stage, shape, each, side, to_files, from_file)
+        if takes <= memory:
+            return side
+    raise OptionError(
+        stage.name,
+        f"a piece of {side} pixels a side takes {takes} bytes of a worker, which has {memory} for it",
+        "Give workers more memory, or wrap the model with a smaller tile",
+    )
 
-    Pieces of a codec are sent, those of a network are written `to_files`.
+
+def memory_of_a_piece(
+    stage: TiledForward, shape: Shape, each: SegmentPlan, side: int, to_files: bool, from_file: bool
+) -> int:
+    """What the largest piece of a pass takes of a worker: the executor's memory, the piece's inputs, of which
+    others wait, and its output.
+
+    A worker reads the stage's input `from_file` in bands of tiles, of which it has two, a byte for a sample.
+    Outputs that it writes `to_files` are two bands of tiles.
     """
     plan = plan_of(stage, shape)
-    for side in sides:
-        largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
-        takes = _memory(plan_pass(stage.input_scale, plan, each, largest), shape, to_files)
-        if takes <= memory:
-            break
-    return side, takes
+    largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
+    part = plan_pass(stage.input_scale, plan, each, largest)
+    network, first = part.segment.network, plan.network.ops[0].id
+    working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
+    places = [network.index[map] for map in network.wanted]
+    picture = 2 * _band(part, network.index[first]) if from_file and first in network.index else 0
+    if to_files:
+        held = sum(2 * _band(part, place) for place in places)
+    else:
+        held = AHEAD * _sent(part, first if from_file else None) + sum(
+            network.ops[at].channels * part.rows.extents[at].length * part.columns.extents[at].length
+            for at in places
+        )
+    return picture + shape.itemsize * held + working
 
 
 def _of_pass(
@@ -180,13 +247,15 @@ def _of_pass(
     areas: Sequence[Area],
     workers: int,
     takes: int,
+    how: tuple[bool, bool],
 ) -> Outlook:
-    plan, network = plan_of(stage, shape), each.segment.network
+    plan, network, (to_files, from_file) = plan_of(stage, shape), each.segment.network, how
     plans = plans_of(stage, plan, each, areas)
     costs = arithmetic(each, plans.values())
     together = sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
     sizes = zip(network.ops, each.rows.sizes, each.columns.sizes, strict=True)
     made = sum(op.channels * height * width for op, height, width in sizes if op.id in network.wanted)
+    sent = [_sent(part, plan.network.ops[0].id if from_file else None) for part in plans.values()]
     turns = [sum(costs[worker::workers]) for worker in range(min(workers, len(costs)))]
     return Outlook(
         stage=name,
@@ -195,35 +264,19 @@ def _of_pass(
         added=sum(costs) / max(1, together) - 1,
         busiest=max(turns) * workers / max(1, sum(costs)),
         memory=takes,
-        read=sum(_read(part) for part in plans.values()) * shape.itemsize,
+        sent=0 if to_files else AHEAD * workers * max(sent) * shape.itemsize,
+        read=sum(_sent(part, None) for part in plans.values()) * shape.itemsize,
         made=made * shape.itemsize,
     )
 
 
-def _read(part: SegmentPlan) -> int:
-    """The numbers of all maps that a piece of a pass reads."""
-    network = part.segment.network
-    return sum(network.ops[network.index[map]].channels * area.size for map, area in areas_read(part).items())
-
-
-def _memory(part: SegmentPlan, shape: Shape, to_files: bool) -> int:
-    """The memory of a worker: the executor's, its input, its output, and what is left of the one before.
-    Written to files, outputs are two bands of tiles."""
-    network = part.segment.network
-    working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
-    places = [network.index[map] for map in network.wanted]
-    if to_files:
-        held = sum(2 * _band(part, place) for place in places)
-    else:
-        outputs = (
-            network.ops[at].channels * part.rows.extents[at].length * part.columns.extents[at].length
-            for at in places
-        )
-        held = _read(part) + ceil((1 + ON_ITS_WAY) * sum(outputs))
-    return shape.itemsize * held + working
+def _sent(part: SegmentPlan, file: str | None) -> int:
+    """The numbers of all maps that a piece of a pass reads, but for one that is read from a file."""
+    network, read = part.segment.network, areas_read(part)
+    return sum(network.ops[network.index[map]].channels * read[map].size for map in read if map != file)
 
 
 def _band(part: SegmentPlan, place: int) -> int:
     """The numbers of a map in the rows of one tile, over all columns of the piece."""
-    rows = max(run.first.compute[place].length for run in part.rows.runs)
+    rows = max(run.first.hold[place].length for run in part.rows.runs)
     return part.segment.network.ops[place].channels * rows * part.columns.extents[place].length

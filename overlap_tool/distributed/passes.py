@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overlap_tool.distributed.cluster import OnWorkers
+from overlap_tool.distributed.cluster import OnWorkers, one_result_at_a_time
 from overlap_tool.distributed.models import Wanted, loaded
 from overlap_tool.distributed.outlook import fitting_side
 from overlap_tool.distributed.pieces import (
+    LEAST,
     PieceSink,
     areas_read,
     compute_part,
     cut_pass,
+    enough,
     plans_of,
     same_place,
 )
@@ -34,7 +36,7 @@ from overlap_tool.distributed.reading import MapInPieces, PictureWindow, SentNum
 from overlap_tool.files.running import plan_of
 from overlap_tool.geometry.walk import Area
 from overlap_tool.graph.network import Barrier, Summary
-from overlap_tool.planning.choose import BarrierBands, Shape, StagePlan, plan_pass
+from overlap_tool.planning.choose import BarrierBands, SegmentPlan, Shape, StagePlan, plan_pass
 from overlap_tool.rules import engine
 from overlap_tool.runtime import passes
 from overlap_tool.runtime.passes import Pass
@@ -159,6 +161,7 @@ def run_piece(
     model: bytes, work: PieceWork, sent: Mapping[str, Sent], written: Mapping[str, Written]
 ) -> dict[str, NDArray[Any]]:
     """On a worker: compute a piece of a pass. A repetition writes, or returns, the same."""
+    one_result_at_a_time()
     codec = loaded(model, work.model)
     stage = next(stage for stage in codec.stages if stage.name == work.stage)
     plan = plan_of(stage, work.shape)
@@ -184,10 +187,17 @@ def cut_passes(
     memory: int,
     piece: int | None,
     to_files: bool,
+    from_file: bool,
     last: Callable[[int], list[Area]],
 ) -> list[list[Area]]:
     """The pieces of every pass, which fit a worker's memory; `last` cuts the output, by the largest side."""
-    segments = plan_of(stage, shape).segments
-    *before, most = (fitting_side(stage, shape, each, memory, to_files)[0] for each in segments)
-    pairs = zip(segments, before, strict=False)
-    return [*(cut_pass(stage, each, piece or side) for each, side in pairs), last(most)]
+    *before, output = plan_of(stage, shape).segments
+
+    def fitting(each: SegmentPlan) -> int:
+        return fitting_side(stage, shape, each, memory, to_files, from_file)
+
+    def pieces(each: SegmentPlan) -> list[Area]:
+        cut = partial(cut_pass, stage, each)
+        return cut(piece or enough(cut, LEAST, fitting(each)))
+
+    return [*map(pieces, before), last(fitting(output))]

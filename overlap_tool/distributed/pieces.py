@@ -139,7 +139,7 @@ def cut_scene(
         steps = (max(1, round(side / of)) * of for of in chunk)
         return grid(*(edges(Span(0, n), step) for n, step in zip(size, steps, strict=True)))
 
-    return pieces(side) if side is not None else _enough(pieces, max(chunk), most)
+    return pieces(side if side is not None else enough(pieces, max(chunk), most))
 
 
 def cut_stage(stage: TiledForward, area: Area, side: int | None, most: int = SIDE) -> list[Area]:
@@ -150,7 +150,7 @@ def cut_stage(stage: TiledForward, area: Area, side: int | None, most: int = SID
         steps = (max(1, int(side * scale)) for scale in scales)
         return grid(*(edges(span, step) for span, step in zip(area, steps, strict=True)))
 
-    return pieces(side) if side is not None else _enough(pieces, LEAST, most)
+    return pieces(side if side is not None else enough(pieces, LEAST, most))
 
 
 def cut_pass(stage: TiledForward, each: SegmentPlan, side: int) -> list[Area]:
@@ -162,10 +162,11 @@ def cut_pass(stage: TiledForward, each: SegmentPlan, side: int) -> list[Area]:
     return grid(*(edges(Span(0, n), step) for n, step in zip(sizes, steps, strict=True)))
 
 
-def _enough(pieces: Callable[[int], list[Area]], least: int, side: int) -> list[Area]:
+def enough(pieces: Callable[[int], list[Area]], least: int, side: int) -> int:
+    """The largest side, of halves of `side` down to `least`, that gives enough pieces."""
     while len(pieces(side)) < PIECES and side > least:
         side //= 2
-    return pieces(side)
+    return side
 
 
 def plans_of(

@@ -91,7 +91,13 @@ def run(
         chunk = library("zarr").open_array(store=str(array), mode="r").chunks[:2]
         memory = memory_of_a_worker(client) - file_bytes(work.stage.module)
         areas = cut_passes(
-            work.stage, work.shape, memory, piece, True, lambda most: cut_scene(work.size, chunk, piece, most)
+            work.stage,
+            work.shape,
+            memory,
+            piece,
+            True,
+            True,
+            lambda most: cut_scene(work.size, chunk, piece, most),
         )
         _refuse_other_pieces(job, areas)
         job.mark("image", 0)

@@ -16,13 +16,15 @@ from dataclasses import replace
 from enum import Enum
 from fractions import Fraction
 from functools import partial
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from overlap_tool.files.formats.container import Head
+from overlap_tool.files.formats.frame import Frame
 from overlap_tool.files.formats.rows import Bands, MapFile
 from overlap_tool.files.job import PASSING, Job
 from overlap_tool.geometry import Span
@@ -45,6 +47,11 @@ BAND: dict[Kind | None, tuple[int, int]] = {"volume": (128, 1 << 30), "sound": (
 """The most rows and columns of input for which a memory budget chooses the tile, since whole maps are not in
 memory here. Images have 1024 rows."""
 
+
+Block = tuple[Fraction, Fraction]
+"""The part of a map's height and width that is coded as a separate string."""
+
+ALL: Block = Fraction(1), Fraction(1)
 
 T = TypeVar("T")
 
@@ -96,6 +103,10 @@ class Crew(AbstractContextManager["Crew"], Protocol):
         """The results of a function for each of these arguments, in order."""
         ...
 
+    def refuse_large_bands(self, size: Size, limit: int, block: Block, head: Head | None) -> None:
+        """Raise if the coding of a band would not fit its memory: of an image of this size, or of a file."""
+        ...
+
 
 class Workspace:
     """What a run of a model may hold in memory, and where the rest is kept."""
@@ -108,7 +119,7 @@ class Workspace:
         notify: Callable[[str], None] = lambda note: None,
         purpose: str = "map",
         on_demand: bool = False,
-        block: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1)),
+        block: Block = ALL,
         crew: Crew | None = None,
     ) -> None:
         self.job = job
@@ -120,23 +131,23 @@ class Workspace:
         """Whether maps are computed where they are read, rather than whole: parts are never read."""
         self.crew = crew
         self.block = block
-        """The part of a map's height and width that is coded as a separate string."""
         self.coded: list[bytes] = []
         """The strings that entropy models have made, in order."""
         self.took_whole = False
         """Whether the model's own code read all of a map."""
         self.stores = 0
 
+    def refuse_large_bands(self, frame: Frame, head: Head | None = None) -> None:
+        """Raise if the crew cannot code an image, or decode a file."""
+        if self.crew is not None:
+            height, width = frame.padded
+            self.crew.refuse_large_bands(Size(width, height), self.limit, self.block, head)
+
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
         """The results of a function for each of these arguments, in order: computed here, or by the crew."""
         if self.crew is not None:
             return self.crew.each(function, given)
         return (function(*arguments) for arguments in given)
-
-    def block_of(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a block of a map of this size."""
-        down, across = self.block
-        return max(1, ceil(height * down)), max(1, ceil(width * across))
 
     @contextmanager
     def running(self) -> Iterator[None]:

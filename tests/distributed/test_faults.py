@@ -438,3 +438,31 @@ def test_chunks_that_are_missing_are_told(tmp_path, given, address, work) -> Non
     told = work(tmp_path, tmp_path, dask=address)
     expected = "3 of 6 chunks are not there, and are read as its fill value, 0"
     assert [note for note in told.notes if expected in note]
+
+
+# --- results that wait to be fetched ----------------------------------------------------------------------
+
+
+def _results_beside(_: object) -> int:
+    cluster.one_result_at_a_time()
+    return len(distributed.get_worker().data)
+
+
+def test_a_worker_holds_one_result_at_a_time(monkeypatch) -> None:
+    """So that what it holds does not depend on when results are fetched; but not for ever, since a client may
+    never do so."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, threads_per_worker=1, dashboard_address=None
+        ) as started,
+        distributed.Client(started, set_as_default=False) as client,
+    ):
+        first = client.submit(_results_beside, 1)
+        first.result()
+        second = client.submit(_results_beside, 2)
+        time.sleep(0.3)
+        assert (first.status, second.status) == ("finished", "pending")
+        first.release()
+        assert second.result() == 0
+        monkeypatch.setattr(cluster, "SECONDS_TO_FETCH", 0.3)
+        assert client.submit(_results_beside, 3).result() == 1

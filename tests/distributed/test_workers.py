@@ -231,15 +231,15 @@ def test_pieces_of_workers_with_other_memory_are_not_taken_for_these(
     tmp_path, scene, address, disk, monkeypatch
 ) -> None:
     """Areas of larger pieces with the numbers of smaller ones that were finished were left empty."""
-    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: (64, 0))
+    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: 64)
     disk.room = 4
     with pytest.raises(overlap_tool.ImageFileError, match="No space left"):
         _run(scene, tmp_path / "out.zarr", dask=address)
     disk.room = 1000
-    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: (128, 0))
+    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: 128)
     with pytest.raises(overlap_tool.OptionError, match="would be cut into other pieces"):
         _run(scene, tmp_path / "out.zarr", dask=address, resume=True)
-    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: (64, 0))
+    monkeypatch.setattr("overlap_tool.distributed.passes.fitting_side", lambda *_, **__: 64)
     assert _run(scene, tmp_path / "out.zarr", dask=address, resume=True).resumed
     assert _same(tmp_path / "out.zarr", scene[1])
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from overlap_tool.errors import ContainerError
 from overlap_tool.files.coding.change import Change, FromString
 from overlap_tool.files.formats.container import Band, CodedString
-from overlap_tool.files.running import Workspace
+from overlap_tool.files.running import Block, Workspace
 from overlap_tool.geometry import Span
 from overlap_tool.geometry.plan import cut
 from overlap_tool.geometry.walk import Area
@@ -99,32 +100,34 @@ def rows_of_a_band(limit: int, channels: int, width: int) -> int:
     return max(1, symbols // max(1, channels * width))
 
 
-def symbols_at_once(limit: int, channels: int, height: int, width: int) -> int:
-    """The symbols of the largest band of a map: all, if the map fits the memory limit."""
-    fits = 4 * channels * height * width <= limit
-    rows = height if fits else min(height, rows_of_a_band(limit, channels, width))
-    return channels * rows * width
+def encoding_bytes(symbols: int, string: int, others: bool) -> int:
+    """The memory that it takes to code so many symbols as a string of so many bytes.
 
-
-def coding_bytes(symbols: int, string: int) -> int:
-    """The memory that coding a band takes: the number of its symbols, and of the bytes of its string.
-
-    To encode, the coder was measured to hold 18 bytes for each symbol and 5 for each byte; a symbol and its
-    table take 8. A decoder that begins holds its string three times, with the zeros that follow it.
+    A symbol and its table take 8 bytes. CompressAI's encoder has a vector of 6 bytes for each symbol, which
+    is copied to one of twice the length when it is full; beside it are lists and vectors of the symbols that
+    are passed to it at once. At the end there are 4 more bytes for each symbol, and the string twice. If the
+    map has `others` to code, the next one waits, and the string before is on its way.
     """
-    encoding = 26 * symbols + 6 * string
-    decoding = 4 * symbols + string + 3 * guarded_bytes(string, symbols)
-    return max(encoding, decoding)
+    grows = 6 << (symbols - 1).bit_length()
+    takes = max(grows + 24 * min(symbols, SYMBOLS_AT_ONCE), 10 * symbols + 2 * string)
+    return 8 * symbols + takes + others * (8 * symbols + string)
 
 
-def areas_to_code(workspace: Workspace, shape: Sequence[int], lazy: bool) -> list[Area]:
+def decoding_bytes(symbols: int, string: int, others: bool) -> int:
+    """The memory that it takes to decode them: when a decoder begins, it holds its string three times, with
+    the zeros that follow it."""
+    given = 4 * symbols + string
+    return given + 3 * guarded_bytes(string, symbols) + others * (given + 4 * symbols)
+
+
+def areas_to_code(shape: Sequence[int], lazy: bool, limit: int, block: Block) -> list[Area]:
     """The bands that a map is coded in: blocks, cut into bands of as many rows as memory allows."""
     height, width = _lines(shape)
     if len(shape) != 4:  # not a map: its bands could not be joined again
         return [Area.whole(height, width)]
-    rows, columns = workspace.block_of(height, width)
+    rows, columns = (max(1, ceil(side * part)) for side, part in zip((height, width), block, strict=True))
     if lazy:
-        rows = min(rows, rows_of_a_band(workspace.limit, shape[1], columns))
+        rows = min(rows, rows_of_a_band(limit, shape[1], columns))
     return [Area(down, across) for down in cut(height, rows) for across in cut(width, columns)]
 
 
@@ -136,6 +139,23 @@ def coded_in_pieces(
 
     After a `change`, bands that it does not reach keep their strings.
     """
+    with _coded_by(
+        model, lambda number, module: _Coder(module, workspace, f"{where}, symbols {number}", change)
+    ):
+        yield
+
+
+def maps_coded(model: nn.Module, code: Callable[[], object]) -> list[tuple[int, ...]]:
+    """The shapes of the maps that CompressAI's entropy models are given while a model codes; they code
+    nothing meanwhile, and need no tables."""
+    found: list[tuple[int, ...]] = []
+    with torch.no_grad(), _coded_by(model, lambda _, module: _Noting(module, found)):
+        code()
+    return found
+
+
+@contextmanager
+def _coded_by(model: nn.Module, coder_of: Callable[[int, nn.Module], _Coder]) -> Iterator[None]:
     from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
     changed: list[tuple[nn.Module, str]] = []
@@ -146,7 +166,7 @@ def coded_in_pieces(
             changed.append((module, name))
 
     for number, module in enumerate(model.modules()):
-        coder = _Coder(module, workspace, f"{where}, symbols {number}", change)
+        coder = coder_of(number, module)
         if isinstance(module, EntropyBottleneck):
             put_in_place(module, EntropyBottleneck, "compress", coder.compress_by_channel)
             put_in_place(module, EntropyBottleneck, "decompress", coder.decompress_by_channel)
@@ -174,7 +194,7 @@ class _Coder:
         return self.compress(x, *self._by_channel(tuple(x.shape)))
 
     def decompress_by_channel(self, strings: Sequence[bytes], size: Sequence[int]) -> Tensor:
-        indexes, medians = self._by_channel((len(strings), self.model.quantized_cdf.shape[0], *size))
+        indexes, medians = self._by_channel((len(strings), len(self.model.quantiles), *size))
         return self.decompress(strings, indexes, medians.dtype, medians)
 
     def build_indexes(self, scales: Tensor) -> Tensor:
@@ -195,7 +215,9 @@ class _Coder:
         for image in range(inputs.shape[0]):
             parts, bands, changed = [], [], []
             before = self._coded_before(inputs.shape)
-            areas = list(before) or areas_to_code(self.workspace, inputs.shape, lazy)
+            areas = list(before) or areas_to_code(
+                inputs.shape, lazy, self.workspace.limit, self.workspace.block
+            )
             kept = {
                 area: before[area]
                 for area in areas
@@ -310,6 +332,27 @@ class _Coder:
         return numbers.reshape(form).expand(shape), medians.reshape(form).expand(shape)
 
 
+class _Noting(_Coder):
+    """Notes the shapes of maps, and codes nothing."""
+
+    def __init__(self, model: Any, found: list[tuple[int, ...]]) -> None:
+        self.model = model
+        self.found = found
+
+    def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[CodedString]:
+        self.found.append(tuple(inputs.shape))
+        return [CodedString()] * len(inputs)
+
+    def decompress(
+        self,
+        strings: Sequence[bytes],
+        indexes: Tensor,
+        dtype: torch.dtype = torch.float,
+        means: Tensor | None = None,
+    ) -> Tensor:
+        return torch.zeros(indexes.shape, dtype=dtype, device=indexes.device)
+
+
 def table_numbers(model: Any, scales: Tensor) -> Tensor:
     """The result of `GaussianConditional.build_indexes`: for each scale, the first table whose scale is not
     smaller. It compares all scales with each table; if the tables ascend, a lookup is quicker."""
@@ -375,8 +418,7 @@ def _piece(values: Tensor, image: int, area: Area) -> Tensor:
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """The numbers in order, channel by channel, some channels at a time; views where possible."""
+    """The numbers in order, `SYMBOLS_AT_ONCE` or fewer at a time; views where possible."""
     channels = max(1, SYMBOLS_AT_ONCE // max(1, values[0].numel()))
     for first in range(0, values.shape[0], channels):
-        part = values[first : first + channels]
-        yield part.view(-1) if part.is_contiguous() else part.reshape(-1)
+        yield from values[first : first + channels].reshape(-1).split(SYMBOLS_AT_ONCE)
