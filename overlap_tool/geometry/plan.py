@@ -6,7 +6,7 @@ op, the rows of row step i and the columns of column step j.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
@@ -357,11 +357,12 @@ def alike(axis: Axis, steps: Sequence[Step], most: int) -> list[list[Step]]:
     return [group for same in groups.values() for group in same]
 
 
-def form_of(axis: Axis, step: Step) -> tuple[object, ...]:
-    """What a step does, wherever it lies: lengths and differences; positions if a border is involved."""
+def form_of(axis: Axis, step: Step, given: Collection[int] = ()) -> tuple[object, ...]:
+    """What a step does, wherever it lies: lengths and differences; positions if a border is involved. What
+    the ops in `given` compute does not count."""
     form: list[object] = []
-    for op, reads, hold in zip(axis.ops, step.patches, step.hold, strict=True):
-        if op.geometry is None or reads is None:
+    for at, (op, reads, hold) in enumerate(zip(axis.ops, step.patches, step.hold, strict=True)):
+        if op.geometry is None or reads is None or at in given:
             form.append(hold.length)
         elif not reads.complete or op.geometry.by_place:
             form.append(reads)

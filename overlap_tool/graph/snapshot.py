@@ -107,9 +107,9 @@ def _reader(thing: Any) -> Reader | None:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Whether a class belongs to Python, PyTorch or this package, not to a model.
+    """Whether a class belongs to a model, not to Python, PyTorch or this package.
 
-    Their objects hold nothing that a forward reads, and may refer to half of a program: a logger, a graph.
+    Objects of those hold nothing that a forward reads, and may refer to half of a program: a logger, a graph.
     """
     home = str(kind.__module__).partition(".")[0]
     return home not in sys.stdlib_module_names and home not in ("torch", "overlap_tool")

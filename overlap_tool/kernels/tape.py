@@ -147,7 +147,7 @@ class Tape:
                 or (address % VECTOR != place.beyond and not on_processor(place.device))
             ):
                 return None
-            memory[place.root] = tensor, tensor.storage_offset() * place.dtype.itemsize
+            memory[place.root] = tensor, int(tensor.storage_offset()) * place.dtype.itemsize
         with _pop_mode_temporarily():
             device = self.given[0].device
             if self._room:

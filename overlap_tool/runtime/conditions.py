@@ -6,7 +6,7 @@ weights and everything else that modules hold, and tensors computed from weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,17 +37,18 @@ class Conditions:
         self._network = network
         self._ops = [op for op in network.ops if isinstance(op, Op)]
         self._values = dict(values)
-        self._snapshot: Snapshot | None = None
+        self._snapshots: list[Snapshot] = []
         self._digest = b""
 
     def note(self) -> None:
         """Record them all at the start of the pass, if a later pass can be compared with them."""
         if self._form[-1].type != "cpu" or not all(op.rule.pure or is_ours(op.rule) for op in self._ops):
             return
-        snapshot = Snapshot(self._network.root)
-        parts = set(map(id, snapshot.parts))
-        if all(op.module is None or id(op.module) in parts for op in self._ops):
-            self._snapshot, self._digest = snapshot, self._numbers(snapshot)
+        whole = Snapshot(self._network.root)
+        parts = {None, *whole.parts}
+        apart = dict.fromkeys(op.module for op in self._ops if op.module not in parts)
+        self._snapshots = [whole, *(Snapshot(module) for module in apart if module is not None)]
+        self._digest = self._numbers(self._snapshots)
         self._values.clear()
 
     @property
@@ -57,12 +58,12 @@ class Conditions:
     def hold_for(self, other: Conditions) -> bool:
         return (
             self._form == other._form
-            and self._snapshot is not None
-            and self._snapshot.holds()
-            and self._digest == other._numbers(self._snapshot)
+            and self.are_noted
+            and all(snapshot.holds() for snapshot in self._snapshots)
+            and self._digest == other._numbers(self._snapshots)
         )
 
-    def _numbers(self, snapshot: Snapshot) -> bytes:
+    def _numbers(self, snapshots: Sequence[Snapshot]) -> bytes:
         """A digest of all values that are read except those of maps: weights and other tensors, which may be
         written unobserved, and values computed from them. Empty if a tensor is not plain."""
         digest = xxh3_128()
@@ -70,7 +71,8 @@ class Conditions:
         values = (value for name, value in self._values.items() if name in read)
         modules = dict.fromkeys(op.module for op in self._ops if op.module is not None)
         held = (each for module in modules for each in (*module.parameters(), *module.buffers()))
-        for value in (*values, *held, *snapshot.attributes):
+        beside = (each for snapshot in snapshots for each in snapshot.attributes)
+        for value in (*values, *held, *beside):
             if isinstance(value, Tensor) and not _is_plain(value):
                 return b""
             if isinstance(value, Tensor):

@@ -26,7 +26,7 @@ from overlap_tool.rules import Operand, Patches
 from overlap_tool.rules.mode import SetAside
 from overlap_tool.rules.pieces import as_kept, as_laid_out
 from overlap_tool.runtime.conditions import Conditions, is_ours
-from overlap_tool.runtime.repeated import Replayed, Script, keep_for_another_pass, repeats
+from overlap_tool.runtime.repeated import Replayed, Script, is_placed, keep_for_another_pass, repeats
 from overlap_tool.runtime.stores import Sink, Source
 
 
@@ -209,6 +209,8 @@ class Execution:
             if what == "read":
                 given.append(self.piece(op, row.hold[op]))
                 self.expect(op)
+            elif what == "place":
+                given.append(_copied(self.at_its_place(op, row.patches[op], column.patches[op])))
             elif what == "left":
                 given.append(self.lefts[op])
             else:
@@ -254,7 +256,7 @@ class Execution:
                 self.sources[self.network.ops[op].id].expect(row.hold[op], step.hold[op])
 
     def take(self, turn: Turn, op: Op, held: dict[int, _Held]) -> None:
-        new = None if turn.patches is None else self.run(op, *turn.patches, held)
+        new = None if turn.patches is None else self.new(turn.op, op, *turn.patches, held)
         for done in turn.dropped:
             held.pop(done, None)
         if new is not None and op.id in self.sinks:
@@ -274,6 +276,32 @@ class Execution:
             self.write_pieces(turn.op, turn.computed.rows, new)
         if self.script is not None:
             self.script.leave("write", turn.op, new)
+
+    def new(self, at: int, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
+        """What the tiles compute of a map."""
+        if not is_placed(op):
+            return self.run(op, vertical, horizontal, held)
+        with self.unrecorded():
+            found = self.at_its_place(at, vertical, horizontal)
+            if self.script is None:
+                return found
+            found = _copied(found)  # one value may have several places, and a tape takes no tensor twice
+        self.script.take("place", at, found)
+        return found
+
+    def at_its_place(self, at: int, vertical: Patch | None, horizontal: Patch | None) -> Tensor:
+        """What the tiles have of a value that varies by position. Its map only says how many images."""
+        op = self.network.ops[at]
+        assert isinstance(op, Op)
+        assert vertical is not None
+        assert horizontal is not None
+
+        def value(operand: Operand) -> Any:
+            if operand.spatial:
+                return self.nothing(operand, vertical, horizontal, "meta")
+            return self.values[operand.id]
+
+        return compute_piece(op, (vertical, horizontal), value, self.engine)
 
     def run(self, op: Op, vertical: Patch, horizontal: Patch, held: dict[int, _Held]) -> Tensor:
         def value(operand: Operand) -> Any:
@@ -295,11 +323,13 @@ class Execution:
         """While a tile is recorded, watch third-party code; our own rules pass no numbers to Python."""
         return nullcontext() if self.script is None or is_ours(op.rule) else self.script.recorder.watching()
 
-    def nothing(self, operand: Operand, vertical: Patch, horizontal: Patch) -> Tensor:
-        """A piece without samples, for outputs that are fed by padding alone."""
+    def nothing(
+        self, operand: Operand, vertical: Patch, horizontal: Patch, device: str | None = None
+    ) -> Tensor:
+        """A piece whose numbers do not count: it is empty, or only its size is read."""
         images = self.corner.shape[0] * len(self.group)
         size = vertical.have.length, horizontal.have.length
-        return self.corner.new_empty((images, *operand.layout.channels, *size))
+        return self.corner.new_empty((images, *operand.layout.channels, *size), device=device)
 
     def put_together(self, turn: Turn, new: Tensor | None) -> Tensor:
         """What later ops read: what was computed, joined with what the tiles to the left and above kept."""
@@ -454,15 +484,17 @@ def _told_apart(value: Any, same_as: Mapping[str, str]) -> Any:
 
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:
-    """A new map of the given size, laid out in memory as `like` is."""
+    """A new map of the given size, with its dimensions in `like`'s order in memory."""
+    order: Sequence[int] = sorted(range(like.ndim), key=lambda dim: -like.stride(dim))
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        order = 0, 2, 3, 1  # which strides do not show in a map of one pixel
     shape = (*like.shape[:-2], height, width)
-    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty(
-        shape,
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
+    return torch.empty_permuted(shape, order, dtype=like.dtype, device=like.device)
+
+
+def _copied(values: Tensor) -> Tensor:
+    """In new memory, whose layout follows from the shape alone."""
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def _slice(span: Span, start: int = 0) -> slice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,16 +13,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from overlap_tool.geometry.axis import Axis
 from overlap_tool.geometry.plan import AxisPlan, Step, form_of
-from overlap_tool.graph.network import Network
+from overlap_tool.graph.network import Input, Network, Op
 from overlap_tool.kernels.recording import Recorder
 from overlap_tool.kernels.tape import Rooms, Tape, copied_alike, is_right, is_tried, tape_of
 from overlap_tool.rules.mode import computes_first
+from overlap_tool.rules.placing import placed
 from overlap_tool.runtime.conditions import Conditions
 
 WORTH = {"cpu": 6, "cuda": 1}
 """How many replays save more than recording costs. On the CPU, a recording and its trial take as long
 as five or six replays save, of tiles with much work and with little."""
 
+
+Taken = Literal["read", "place", "left", "above"]
+"""What a tile takes: a piece of a map, a value at its place, or what the tiles to the left and above kept."""
 
 Strided = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 """A tensor's shape, strides, type and device."""
@@ -33,7 +37,7 @@ class Script:
     """The inputs and outputs of a tile, op by op, in the order of its tape."""
 
     recorder: Recorder = field(default_factory=Recorder)
-    takes: list[tuple[Literal["read", "left", "above"], int]] = field(default_factory=list)
+    takes: list[tuple[Taken, int]] = field(default_factory=list)
     aboves: dict[int, Strided] = field(default_factory=dict)
     leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
@@ -43,7 +47,7 @@ class Script:
     tries: bool = False
     """Whether the tape is to be tried: only then are the tensors kept."""
 
-    def take(self, what: Literal["read", "left", "above"], op: int, tensor: Tensor) -> None:
+    def take(self, what: Taken, op: int, tensor: Tensor) -> None:
         if (what, op) not in self.takes:
             self.takes.append((what, op))
             if self.tries:
@@ -64,7 +68,7 @@ class Replayed:
     """A tape, with its inputs and outputs."""
 
     tape: Tape
-    takes: Sequence[tuple[Literal["read", "left", "above"], int]]
+    takes: Sequence[tuple[Taken, int]]
     aboves: Mapping[int, Strided]
     """The buffers for the next band, of which a tile takes a part."""
     leaves: Sequence[tuple[Literal["write", "left"], int]]
@@ -90,15 +94,16 @@ class Repeats:
         """Begin a pass, in which each group of columns is computed together."""
         self._before.update(self._left)
         self._forms.clear()
+        given = {at for at, op in enumerate(network.ops) if is_placed(op)}
         axes = (network.rows, [[step] for step in rows.steps]), (network.columns, groups)
-        down, across = (self._counted(*each, n) for each, n in zip(axes, self._numbers, strict=True))
+        down, across = (self._counted(*each, given, n) for each, n in zip(axes, self._numbers, strict=True))
         self._left = {(a, b): n * m for a, n in down.items() for b, m in across.items()}
 
     def _counted(
-        self, axis: Axis, groups: Sequence[Sequence[Step]], numbers: dict[object, int]
+        self, axis: Axis, groups: Sequence[Sequence[Step]], given: set[int], numbers: dict[object, int]
     ) -> Counter[int]:
         for step, *others in groups:
-            form = form_of(axis, step), _kept(step), len(others)
+            form = form_of(axis, step, given), _kept(step), len(others)
             self._forms[id(step)] = numbers.setdefault(form, len(numbers))
         return Counter(self._forms[id(step)] for step, *_ in groups)
 
@@ -135,6 +140,12 @@ class Repeats:
             self._untried[form] = replayed
         elif is_right(tape):
             self.known[form] = replayed
+
+
+def is_placed(op: Input | Op) -> TypeGuard[Op]:
+    """Whether an op gives a value at its place, such as a mask of windows. It is an input of a tape, so that
+    tiles at any place replay it."""
+    return isinstance(op, Op) and op.target is placed
 
 
 def repeats(

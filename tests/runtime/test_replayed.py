@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from support.small_models import small_model
+from support.swin import SwinAttention
+from torch import nn
 
 import overlap_tool
 from overlap_tool.rules import Call, Operand, Rule, register_exact_op, register_rule
@@ -42,6 +44,40 @@ def test_a_replayed_tile_has_the_bits_of_the_full_image(architecture: str, sched
                 image = getattr(model, stage)(image)
             assert torch.equal(found, image)
             assert any(replayed)
+
+
+class Placed(nn.Module):
+    """Its numbers vary by position everywhere; two masks are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.windows = nn.ModuleList(SwinAttention(16, 2, 8, shift) for shift in (3, 0, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        x = self.first(x) + torch.arange(width) * 0.01
+        for each in self.windows:
+            x = x + each(x)
+        return x * torch.arange(height)[:, None]
+
+
+@pytest.mark.parametrize("schedule", ["stream", "tiles"])
+def test_values_that_vary_by_position_are_given_to_a_tape(schedule: str, replayed) -> None:
+    torch.manual_seed(1)
+    model = Placed().eval()
+    tiled = overlap_tool.wrap(model, tile=32, schedule=schedule)
+    image = torch.rand(1, 3, 128, 256, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        with overlap_tool.exact_kernels():
+            whole = model(image)
+        assert torch.equal(tiled(image), whole)
+        assert len(replayed) > 4, "tiles elsewhere have other values, and the same tape"
+        for _ in range(3):
+            replayed.clear()
+            assert torch.equal(tiled(image), whole)
+    assert replayed == [True] * len(replayed)
+    assert len(replayed) >= 32, "tiles at borders are replayed, too"
 
 
 @pytest.mark.parametrize("images", [1, 2])
