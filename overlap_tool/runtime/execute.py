@@ -485,9 +485,10 @@ def _told_apart(value: Any, same_as: Mapping[str, str]) -> Any:
 
 def _empty(like: Tensor, height: int, width: int) -> Tensor:
     """A new map of the given size, with its dimensions in `like`'s order in memory."""
-    order: Sequence[int] = sorted(range(like.ndim), key=lambda dim: -like.stride(dim))
+    strides = like.stride()
+    order = sorted(range(like.ndim), key=lambda dim: -strides[dim])
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        order = 0, 2, 3, 1  # which strides do not show in a map of one pixel
+        order = [0, 2, 3, 1]  # which strides do not show in a map of one pixel
     shape = (*like.shape[:-2], height, width)
     return torch.empty_permuted(shape, order, dtype=like.dtype, device=like.device)
 
