@@ -205,6 +205,7 @@ class Execution:
     def by_tape(self, replayed: Replayed, row: Step, column: Step) -> bool:
         """Replay the tape of another tile for this one; if that fails, return False with nothing changed."""
         given = []
+        self.engine = nullcontext()  # nothing is set aside
         for what, op in replayed.takes:
             if what == "read":
                 given.append(self.piece(op, row.hold[op]))
