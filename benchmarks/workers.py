@@ -3,7 +3,8 @@
 Nothing is computed. Pieces, tasks, traffic and recomputation are the planner's own integers; the seconds are
 measured here, of the processor, and are those of planning. A task is a piece; one more hands on the model,
 and a barrier has one for each piece of its map, after those. What is read and made is told in numbers of 32
-bits; of an image, the file has a quarter of that.
+bits; of an image, the file has a quarter of that. What is sent at once, the inputs of two pieces for each
+worker, lies with the process that began.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ HEADINGS = (
     "recomputed",
     "busiest worker",
     "memory",
+    "sent at once",
     "read",
     "made",
     "planned in",
@@ -69,6 +71,7 @@ def main() -> list[Table]:
                 f"{each.added:.1%}",
                 f"{each.busiest:.2f} shares",
                 f"{each.memory / 2**30:.2f} GiB",
+                f"{each.sent / 2**30:.1f} GiB",
                 f"{each.read / 2**30:.1f} GiB",
                 f"{each.made / 2**30:.1f} GiB",
                 f"{seconds:.1f} s for all" if each is passes[0] else "",
