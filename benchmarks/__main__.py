@@ -30,6 +30,7 @@ NAMES = (
     "files",
     "functions",
     "cuda-static",
+    "depthwise",
     "peak",
     "photograph",
     "processes",
