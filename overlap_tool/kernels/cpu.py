@@ -28,8 +28,9 @@ ALL_AT_ONCE = 300 * 1024
 WORTH_SHARING = 64
 """From this many blocks of pixels on, threads have enough work even if each takes all panels of its block."""
 
-PIECE = (2, BLOCK + 5)
-"""The outputs of a trial: more than one block of pixels, and tiles of several sizes."""
+PIECE = (4, BLOCK + 5)
+"""The outputs of a trial: more than one block of pixels, and tiles of several widths and, of a depthwise layer,
+heights."""
 
 WORTH_THREADS = 200_000
 """Below this many multiply-accumulates, waking other threads takes longer than the work."""
@@ -61,7 +62,7 @@ class Packed:
 
     @property
     def wide(self) -> int:
-        """The channels of a panel."""
+        """The channels of a panel, of a layer that is not depthwise."""
         return processor().lanes(self.values.element_size()) * processor().vectors
 
     def launch(self, work: Convolution) -> GeneratedCall:

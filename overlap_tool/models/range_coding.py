@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from copy import deepcopy
 from functools import cache, wraps
 from threading import Lock
 from typing import Any
@@ -179,7 +180,7 @@ def _for_few(encode: Callable[..., Any], flush: Callable[..., Any]) -> dict[str,
         calls = waiting.get(encoder, [])
         waiting[encoder] = None
         if calls is not None and sum(len(symbols) for symbols, *_ in (*calls, call)) <= FEW:
-            waiting[encoder] = [*calls, call]
+            waiting[encoder] = [*calls, deepcopy(call)]  # the caller may use its lists again
             return
         for each in (*(calls or ()), call):
             encode(encoder, *each)
@@ -204,7 +205,7 @@ def _few_encoded(calls: Sequence[Any]) -> bytes | None:
     """The string of no more than these, as CompressAI would write it; None for more symbols, and for one
     outside of its table, for which it makes room."""
     coded = [
-        (tables[index], lengths[index], symbol - offsets[index])
+        (tables[index], int(lengths[index]), int(symbol) - int(offsets[index]))
         for symbols, indexes, tables, lengths, offsets in calls
         for symbol, index in zip(symbols[: FEW + 1], indexes, strict=False)
     ]
@@ -212,11 +213,12 @@ def _few_encoded(calls: Sequence[Any]) -> bytes | None:
         return None
     state, words = 1 << 31, b""
     for table, _, place in reversed(coded):
-        share = table[place + 1] - table[place]
+        start, stop = int(table[place]), int(table[place + 1])
+        share = stop - start
         if state >= share << 47:
             words = (state & 0xFFFFFFFF).to_bytes(4, "little") + words
             state >>= 32
-        state = (state // share << 16) + state % share + table[place]
+        state = (state // share << 16) + state % share + start
     return state.to_bytes(8, "little") + words
 
 

@@ -84,6 +84,45 @@ def test_strings_of_few_symbols_are_those_of_compressai_where_it_survives() -> N
     assert 10 < int(made.stdout) < 290, "how often it ended"
 
 
+OF_ONE_LIST = """
+import numpy as np
+from compressai import ans
+from overlap_tool.models.range_coding import guard
+
+tables = [[0, 100, 30000, 65000, 65536]], [5], [0]
+symbols = [0, 1, 2, 1, 0, 2]
+
+
+def string(call, tables=tables):
+    encoder = ans.BufferedRansEncoder()
+    for symbol in symbols:
+        call(encoder, symbol, tables)
+    return encoder.flush()
+
+
+def another(encoder, symbol, tables):
+    encoder.encode_with_indexes([symbol], [0], *tables)
+
+
+expected, used = string(another), [0]
+
+
+def again(encoder, symbol, tables):
+    used[0] = symbol
+    encoder.encode_with_indexes(used, [0], *tables)
+
+
+guard()
+assert string(again) == expected
+symbols = symbols[:2]
+assert string(another, tuple(map(np.array, tables))) == string(another)
+"""
+
+
+def test_lists_that_a_caller_uses_again_and_arrays_are_coded() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", OF_ONE_LIST], check=True)
+
+
 ONE_SYMBOL = """
 import sys
 from overlap_tool.files import Codec, compress
