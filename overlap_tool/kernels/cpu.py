@@ -29,8 +29,10 @@ WORTH_SHARING = 64
 """From this many blocks of pixels on, threads have enough work even if each takes all panels of its block."""
 
 PIECE = (4, BLOCK + 5)
-"""The outputs of a trial: more than one block of pixels, and tiles of several widths. Those of a depthwise layer
-have several heights, too."""
+"""The outputs of a trial: more than one block of pixels, and tiles of several widths.
+
+Those of a depthwise layer have several heights, too.
+"""
 
 WORTH_THREADS = 200_000
 """Below this many multiply-accumulates, waking other threads takes longer than the work."""
