@@ -37,7 +37,7 @@ def check_rule(op: Callable[..., Tensor], *inputs: Any) -> None:
     - geometry: the output size at every input size, and exactly which input lines each output line reads,
       found by changing the input line by line;
     - values: tiles of odd sizes agree with the whole map, by any kernels;
-    - bits: under the exact engine they are the same.
+    - bits: under the exact engine they are the same, and close to those of PyTorch's own kernels.
 
     >>> import torch
     >>> from torch import nn
@@ -53,6 +53,13 @@ def check_rule(op: Callable[..., Tensor], *inputs: Any) -> None:
             _check_reads(network, axis, module, whole, dim)
     for kernels in ("stock", "exact"):
         _check_tiles(network, module, whole, kernels)
+    with torch.no_grad():
+        stock = module(whole.clone())
+        with exact_kernels():
+            exact = module(whole.clone())
+    if differ := int((~_close(exact, stock)).sum()):
+        told = f"under the exact engine, {differ} of {stock.numel()} numbers are others than without it"
+        _refuse(network, f"bits: {told}; look at the function passed to register_rule as `exact`")
 
 
 class _Called(nn.Module):
@@ -123,8 +130,12 @@ def _check_tiles(network: Network, module: nn.Module, whole: Tensor, kernels: En
             if kernels == "exact" and not torch.equal(found, expected):
                 reason = "its kernel gives other bits for other shapes: register_rule takes an `exact` one"
                 _refuse(network, f"bits: {way}, {differ} of {expected.numel()} numbers differ; {reason}")
-            if kernels == "stock" and not torch.allclose(found, expected, 1e-4, 1e-5, equal_nan=True):
+            if kernels == "stock" and not _close(found, expected).all():
                 _refuse(network, f"values: {way}, {differ} of {expected.numel()} numbers are others")
+
+
+def _close(found: Tensor, expected: Tensor) -> Tensor:
+    return torch.isclose(found, expected, 1e-4, 1e-5, equal_nan=True)
 
 
 def _ways(network: Network) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:

@@ -240,6 +240,9 @@ def _shape_of(stage: TiledForward, array: Any) -> Shape:
             f"its last axes are not {channels} channels, rows and columns",
             "Move them there with dask.array.moveaxis",
         )
+    if any(n != n for n in array.shape):
+        reason = "it does not know how many rows, columns or images it has"
+        raise OptionError(where, reason, "Call its compute_chunk_sizes() first")
     dtype = next((parameter.dtype for parameter in stage.module.parameters()), torch.float32)
     wanted = torch.empty(0, dtype=dtype).numpy().dtype
     if array.dtype != wanted:

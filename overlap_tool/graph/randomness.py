@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,38 @@ from torch._subclasses.fake_tensor import FakeTensor
 from overlap_tool.kernels.dispatching import DispatchMode
 
 
+class _DefaultGenerator:
+    """The generator that functions such as `torch.manual_seed` find: that of the `OwnRandomness` around them,
+    or else PyTorch's."""
+
+    def __init__(self) -> None:
+        self._found = threading.local()
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def begin(self, own: torch.Generator) -> None:
+        with self._lock:
+            self._users += 1
+            vars(torch.random)["default_generator"] = self
+        self._found.own = [*getattr(self._found, "own", ()), own]
+
+    def end(self) -> None:
+        self._found.own.pop()
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                vars(torch.random)["default_generator"] = torch.default_generator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr((getattr(self._found, "own", ()) or [torch.default_generator])[-1], name)
+
+
+_default = _DefaultGenerator()
+
+
 class OwnRandomness(DispatchMode):
-    """Inside, this thread draws from its own generators, which start at `seed`.
+    """Inside, this thread draws from its own generators, which start at `seed`; a seed that is set inside is
+    theirs, too.
 
     For an op that takes no generator, the global state is swapped while the op runs.
     """
@@ -24,6 +55,14 @@ class OwnRandomness(DispatchMode):
         self.drawn = False
         """Whether numbers were drawn, and not only shapes."""
         self.generators: dict[torch.device, torch.Generator] = {}
+
+    def __enter__(self) -> OwnRandomness:
+        _default.begin(self.generator(torch.device("cpu")))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _default.end()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -43,12 +82,14 @@ class OwnRandomness(DispatchMode):
 
     def in_place_of_the_process(self, draw: Callable[[], Any]) -> Any:
         own = self.generator(torch.device("cpu"))
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(own.get_state())
-            try:
-                return draw()
-            finally:
-                own.set_state(torch.get_rng_state())
+        process = torch.default_generator
+        before = process.get_state()
+        process.set_state(own.get_state())
+        try:
+            return draw()
+        finally:
+            own.set_state(process.get_state())
+            process.set_state(before)
 
     def generator(self, device: torch.device) -> torch.Generator:
         device = device if device.type == "cuda" else torch.device("cpu")

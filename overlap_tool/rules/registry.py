@@ -289,6 +289,10 @@ def register_rule(
         if isinstance(exact, Mapping):
             declare(exact)
         elif exact is not None:
+            if not callable(exact):
+                raise PluginError(
+                    f"exact={exact!r}", "it is no function", "Pass a function of the op's arguments"
+                )
             declare({_dispatched(target): Exactness("of ops", exact) for target in targets})
         for key in taken:
             del _registered[key]

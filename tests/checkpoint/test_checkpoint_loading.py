@@ -279,6 +279,14 @@ class Renaming(Tiny):
 class Codec(MeanScaleHyperprior):
     pass
 
+class Projecting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        torch.manual_seed(7)
+        self.register_buffer("directions", torch.randn(3), persistent=False)
+        self.order = torch.randperm(5)
+
 def factory():
     return 3
 """
@@ -305,6 +313,14 @@ class TestThirdParty:
         assert one.source == ""
         assert one.weights_sha256 == two.weights_sha256
         assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_seed_of_its_own_counts(self, theirs, saved):
+        """Buffers that are in no state dict would have had other numbers, unnoticed."""
+        torch.manual_seed(7)  # the seed that the class sets, too
+        path = saved({"weight": torch.zeros(3)})
+        model = checkpoint.load_checkpoint(path, model_class=f"{theirs}:Projecting").model
+        assert torch.equal(model.directions, torch.randn(3))
+        assert torch.equal(model.order, torch.randperm(5))
 
     @pytest.mark.parametrize("prefix", ["", "module.", "model."])
     def test_its_weights_are_loaded_under_its_own_prefix(self, theirs, prefix, saved):

@@ -166,6 +166,13 @@ def test_chunks_of_another_library_are_not_taken_for_zarrs() -> None:
         map_tiles(_seeded(Doubles), Dataset())
 
 
+def test_an_array_of_unknown_size_is_refused() -> None:
+    array = dask_array.zeros((3, 20, 20), dtype=np.float32)
+    with pytest.raises(OptionError, match="does not know how many rows, columns or images") as refused:
+        map_tiles(_seeded(Doubles), array[:, array[0, :, 0] == 0])
+    assert "compute_chunk_sizes()" in str(refused.value)
+
+
 def test_a_codec_is_no_network_from_map_to_map() -> None:
     with pytest.raises(OptionError, match="not one network"):
         map_tiles(codec("mbt2018-mean").model, dask_array.zeros((3, 64, 64), dtype=np.float32))

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overlap_tool.errors import ExactnessError, PluginError
+from overlap_tool.errors import ExactnessError, PluginError, RuleError
 from overlap_tool.kernels import pieces
 from overlap_tool.rules import Call, Operand, Rule, exact_kernels, mode, register_rule, registry
 from overlap_tool.rules.assigning import assign
 from overlap_tool.rules.exactness import OPS, WITHOUT_A_RULE, composed, moves
+from overlap_tool.testing import check_rule
 
 X = torch.linspace(0.1, 2, 64).view(1, 4, 4, 4)
 BITS = X > 1
@@ -181,6 +182,7 @@ def own_op(own_rules) -> Any:
     library = torch.library.Library("overlap_tool_rules", "DEF")
     library.define("doubled(Tensor x) -> Tensor")
     library.impl("doubled", lambda x: x * 2.5, "CPU")
+    library.impl("doubled", torch.empty_like, "Meta")
     yield torch.ops.overlap_tool_rules.doubled
     OPS.pop("overlap_tool_rules::doubled", None)
     library._destroy()
@@ -198,6 +200,18 @@ def test_a_rule_says_how_an_op_of_ones_own_is_exact(own_op) -> None:
     with exact_kernels(), pieces():
         assert torch.equal(own_op(X), X * 2)
     assert torch.equal(own_op(X), X * 2.5)
+
+
+def test_what_is_exact_has_to_be_close_to_the_op(own_op) -> None:
+    register_rule(own_op.default, exact=lambda x: x * 2)(doubled_rule)
+    with pytest.raises(RuleError, match=r"bits: under the exact engine, .* numbers are others"):
+        check_rule(own_op.default, torch.rand(1, 3, 17, 22))
+
+
+def test_what_is_exact_is_a_function(own_op) -> None:
+    with pytest.raises(PluginError, match="it is no function"):
+        register_rule(own_op.default, exact="conv")(doubled_rule)
+    assert own_op.default not in registry._registered
 
 
 def test_what_is_exact_is_said_once(own_op) -> None:
