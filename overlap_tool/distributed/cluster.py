@@ -41,8 +41,7 @@ WINDOWS_IN_TASKS = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
 """A task contains its input, since data that Dask scatters to a worker are lost if that worker dies."""
 
 OF_PYTHON = 3 << 29
-"""The memory of a process before it computes anything (about 1000 MiB with CompressAI), and for a band of
-symbols, and a reserve."""
+"""The memory of a process before it computes anything (about 1000 MiB with CompressAI), and a reserve."""
 
 AHEAD = 2
 """Tasks sent at once, per worker."""
@@ -155,7 +154,7 @@ def this_worker() -> str:
     return "a worker"
 
 
-_RAN = local()
+_TASK_BEFORE = local()
 """The task that a thread of a worker ran before."""
 
 
@@ -164,9 +163,9 @@ def one_result_at_a_time() -> None:
     with suppress(ValueError):  # outside of tasks
         worker = dask_library("distributed").get_worker()
         until = time.monotonic() + SECONDS_TO_FETCH
-        while getattr(_RAN, "key", None) in worker.data and time.monotonic() < until:
+        while getattr(_TASK_BEFORE, "key", None) in worker.data and time.monotonic() < until:
             time.sleep(0.01)
-        _RAN.key = worker.get_current_task()
+        _TASK_BEFORE.key = worker.get_current_task()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`compress` and `decompress` on workers: they compute the stages, and this process codes, in order."""
+"""`compress` and `decompress` on workers: they compute the stages, and code bands of symbols."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def compress(
     `workers` starts as many processes of this machine, `dask` is the address of a scheduler. Workers read the
     image themselves, so its path must be valid for all of them; the model is sent to each once, as are parts
     of the maps between stages, about `piece` pixels of the image a side. Results come back to this process,
-    where entropy models code them. A piece is computed again if its worker dies. `trust` permits workers to
-    import the class that a file names.
+    which sends workers the bands of symbols to code, and codes alone what has to be coded position by
+    position. A piece is computed again if its worker dies. `trust` permits workers to import the class that a
+    file names.
 
     For example, `compress(Codec.load("codec.tiled.pt"), "scene.zarr", "scene.lic", workers=4)`.
     """
@@ -50,7 +51,8 @@ def decompress(
 ) -> RunSummary:
     """`overlap_tool.files.decompress` with the stages computed by several worker processes: the same samples.
 
-    This process decodes, and sends workers the parts of maps that they read; the rest is as for `compress`.
+    This process sends workers the strings of bands, and the parts of maps that they read; the rest is as for
+    `compress`.
     """
     if how.get("region") is not None:
         raise OptionError(

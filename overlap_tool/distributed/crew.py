@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, connected, memory_of_a_worker
 from overlap_tool.distributed.models import Wanted, file_bytes, loaded, send_model
-from overlap_tool.distributed.outlook import BESIDE, coding_outlook
+from overlap_tool.distributed.outlook import BESIDE, BOTH, coding_outlook, outlook
 from overlap_tool.distributed.passes import PassesOnWorkers, Sent, Written, cut_passes
 from overlap_tool.distributed.pieces import (
     all_of,
@@ -99,8 +100,8 @@ class Workers:
             memory,
             self.piece,
             False,
-            picture_of(source) is not None,
-            lambda most: cut_stage(stage, area, self.piece, most),
+            0 if (picture := picture_of(source)) is None else picture.picture.dtype.itemsize,
+            partial(cut_stage, stage, area),
         )
         if (count := sum(map(len, areas))) > 1:
             added = recomputed(stage, shape, areas)
@@ -110,9 +111,12 @@ class Workers:
                 self.client, self.model, self.wanted, stage, shape, areas, Path(made), quiet, sink
             ).run(source)
 
-    def refuse_large_bands(self, size: Size, limit: int, block: Block, head: Head | None) -> None:
-        memory, way = memory_of_a_worker(self.client), encoding_bytes if head is None else decoding_bytes
-        found = coding_outlook(self.codec, size, limit, block, head, [way])
+    def refuse_too_large(self, size: Size, limit: int, block: Block, head: Head | None, check: bool) -> None:
+        memory = memory_of_a_worker(self.client)
+        if check:  # all stages run, the last ones after all is coded
+            outlook(self.codec, size, 1, memory, piece=self.piece)
+        ways = BOTH if check else [encoding_bytes if head is None else decoding_bytes]
+        found = coding_outlook(self.codec, size, limit, block, head, ways)
         if found is None or found.memory <= memory:
             return
         where, way_out = "the file's bands", "leave `workers` and `dask` out"
@@ -120,8 +124,10 @@ class Workers:
             where, room = f"in_memory={limit}", memory - file_bytes(self.codec.model) - BESIDE
             smaller = (limit >> times for times in range(1, limit.bit_length()))
             # a map of 32-bit numbers that fits is coded whole
-            fits = next((one for one in smaller if way(one // 4, one // 4, True) <= room), 0)
-            less = coding_outlook(self.codec, size, fits, block, head, [way])
+            fits = next(
+                (one for one in smaller if all(way(one // 4, one // 4, True) <= room for way in ways)), 0
+            )
+            less = coding_outlook(self.codec, size, fits, block, head, ways)
             if less and less.memory <= memory:
                 way_out = f"write `in_memory={fits}`"
         takes = f"to code {found.symbols} symbols at once takes {found.memory} bytes of a worker"

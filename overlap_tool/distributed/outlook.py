@@ -42,7 +42,11 @@ SIDES = (SIDE, SIDE // 2, SIDE // 4, SIDE // 8, SIDE // 16)
 
 BESIDE = 6 << 20
 """What a codec's worker holds beside tensors and the model's file, measured as 2 to 9 MiB: plans, generated
-code, and freed memory that the allocators of C and of Python keep."""
+code, and freed memory that the allocators of C and of Python keep. The reserve in `OF_PYTHON` covers the
+rest."""
+
+Cut = Callable[[int | None, int], list[Area]]
+"""Cuts a map into pieces of a side in pixels of the image or, by default, of up to a side."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ def _padded(codec: Codec, size: Size) -> tuple[int, int]:
     return size.height + -size.height % codec.multiple, size.width + -size.width % codec.multiple
 
 
-def _maps_coded(codec: Codec, size: Size) -> list[tuple[int, ...]]:
-    """The shapes of the maps that a model codes of an image, in order, by those of a small image."""
+def _maps_coded(codec: Codec, size: Size) -> list[tuple[int, ...] | None]:
+    """The shapes of the maps that a model codes of an image, in order, by those of a small image; None for
+    what has no rows and columns."""
     if not hasattr(codec.model, "compress") or codes_in_order(codec.model):
         return []
     side, found = 2 * codec.multiple, list[tuple[int, ...]]()
@@ -113,35 +118,53 @@ def _maps_coded(codec: Codec, size: Size) -> list[tuple[int, ...]]:
     with suppress(CodingError):  # which the run will raise
         found = maps_coded(codec.model, lambda: own_code.compress(codec, trial, []))
     height, width = _padded(codec, size)
-    return [(1, c, h * height // side, w * width // side) for _, c, h, w in (s for s in found if len(s) == 4)]
+    return [
+        (1, shape[1], shape[2] * height // side, shape[3] * width // side) if len(shape) == 4 else None
+        for shape in found
+    ]
 
 
 def _bands(
-    codec: Codec, size: Size, maps: Sequence[tuple[int, ...]], limit: int, block: Block
+    codec: Codec, size: Size, maps: Sequence[tuple[int, ...] | None], limit: int, block: Block
 ) -> Iterator[SizeOfBand]:
-    """A map is not in memory if a map that a stage returns at its scale is too large for it."""
-    largest = dict[int, int]()
+    """A map is not in memory if a map that a stage returns at its scale is too large for it. Checkerboards
+    have half the columns."""
+    largest = dict[tuple[int, ...], int]()
     for stage in codec.stages:
         axes = stage.network.rows, stage.network.columns
-        made = [
+        made = tuple(
             int(side * stage.input_scale * axis.scale)
             for side, axis in zip(_padded(codec, size), axes, strict=True)
-        ]
-        largest[made[0]] = max(largest.get(made[0], 0), stage.network.ops[-1].channels * prod(made))
-    for shape in maps:
-        areas = areas_to_code(shape, 4 * largest.get(shape[2], 0) > limit, limit, block)
+        )
+        largest[made] = max(largest.get(made, 0), stage.network.ops[-1].channels * prod(made))
+    for shape in filter(None, maps):
+        rows, columns = shape[2:]
+        whole = next((largest[made] for made in sorted(largest) if made[0] == rows and made[1] >= columns), 0)
+        areas = areas_to_code(shape, 4 * whole > limit, limit, block)
         symbols = shape[1] * max(area.size for area in areas)
         yield symbols, symbols, len(areas) > 1
 
 
-def _bands_of(maps: Sequence[tuple[int, ...]], head: Head) -> Iterator[SizeOfBand]:
-    """Those of a file, which says whose its strings are if there are bands; otherwise rows tell the maps."""
-    for number, bands in enumerate(head.bands):
-        alike = [shape for shape in maps if shape[2] == bands[0].rows] or maps
-        for _, channels, height, width in [maps[head.order[number]]] if head.order else alike:
-            for band in bands:
-                symbols = channels * (band.rows or height) * (band.columns or width)
-                yield symbols, band.length, len(bands) > 1
+def _bands_of(maps: Sequence[tuple[int, ...] | None], head: Head) -> Iterator[SizeOfBand]:
+    """Those of a file, as far as they are known. If there are bands, it says whose its strings are. Otherwise
+    rows tell the maps; of several maps with these rows, one of the n largest has no shorter a string than
+    the n-th shortest. A file of other maps is refused when it is decoded."""
+    if len(head.bands) != len(maps):
+        return
+    if head.order:
+        for turn, bands in zip(head.order, head.bands, strict=True):
+            if shape := maps[turn]:
+                _, channels, height, width = shape
+                for band in bands:
+                    symbols = channels * min(band.rows or height, height) * min(band.columns or width, width)
+                    yield symbols, band.length, len(bands) > 1
+    elif not head.banded:
+        strings = [band for bands in head.bands for band in bands]
+        for rows in {band.rows for band in strings}:
+            alike = sorted((prod(shape) for shape in maps if shape and shape[2] == rows), reverse=True)
+            lengths = sorted(band.length for band in strings if band.rows == rows)
+            if len(alike) == len(lengths):
+                yield from ((most, least, False) for most, least in zip(alike, lengths, strict=True))
 
 
 def outlook(
@@ -153,7 +176,8 @@ def outlook(
     only: str | None = None,
     piece: int | None = None,
 ) -> list[Outlook]:
-    """Stage by stage, pass by pass, for pieces of this side, or the largest that fit a worker's memory."""
+    """Stage by stage, pass by pass, for pieces of this side, which have to fit a worker's memory, or for the
+    largest that do."""
     if workers < 1:
         raise OptionError(f"workers={workers}", "is no number of workers", "Write `workers=4`")
     stages = [stage for stage in codec.stages if only in (None, stage.name)]
@@ -183,55 +207,70 @@ def _of_stage(
 ) -> list[Outlook]:
     plan = plan_of(stage, shape)
     several = len(plan.segments) > 1
-    how = to_files, to_files or stage.input_scale == 1
+    how = to_files, int(to_files or stage.input_scale == 1)
     made = []
     for number, each in enumerate(plan.segments):
         if not each.segment.computes:
             continue
         name = f"{stage.name}, pass {number + 1}" if several else stage.name
         cut = partial(cut_pass, stage, each)
-        side = piece or enough(cut, LEAST, fitting_side(stage, shape, each, memory - model, *how))
-        takes = model + memory_of_a_piece(stage, shape, each, side, *how)
+        side = fitting_side(stage, shape, each, cut, memory - model, *how, piece)
+        if piece is None:
+            side = enough(cut, LEAST, side)
         areas = cut(side)
+        takes = model + memory_of_a_piece(stage, shape, each, areas, *how)
         made.append(_of_pass(name, stage, shape, each, side, areas, workers, takes, how))
     return made
 
 
 def fitting_side(
-    stage: TiledForward, shape: Shape, each: SegmentPlan, memory: int, to_files: bool, from_file: bool
+    stage: TiledForward,
+    shape: Shape,
+    each: SegmentPlan,
+    cut: Cut,
+    memory: int,
+    to_files: bool,
+    sample: int,
+    piece: int | None = None,
 ) -> int:
-    """The side of the largest piece of a pass that fits a worker's memory."""
-    for side in SIDES:
-        takes = memory_of_a_piece(stage, shape, each, side, to_files, from_file)
+    """The side of the largest piece of a pass that fits a worker's memory: `piece`, if it is given."""
+    for side in SIDES if piece is None else [piece]:
+        takes = memory_of_a_piece(stage, shape, each, cut(side, SIDE), to_files, sample)
         if takes <= memory:
             return side
+    smaller = "wrap the model with a smaller tile" if piece is None else "write a smaller `piece`"
     raise OptionError(
         stage.name,
         f"a piece of {side} pixels a side takes {takes} bytes of a worker, which has {memory} for it",
-        "Give workers more memory, or wrap the model with a smaller tile",
+        f"Give workers more memory, or {smaller}",
     )
 
 
 def memory_of_a_piece(
-    stage: TiledForward, shape: Shape, each: SegmentPlan, side: int, to_files: bool, from_file: bool
+    stage: TiledForward,
+    shape: Shape,
+    each: SegmentPlan,
+    areas: Sequence[Area],
+    to_files: bool,
+    sample: int,
 ) -> int:
     """What the largest piece of a pass takes of a worker: the executor's memory, the piece's inputs, of which
     others wait, and its output.
 
-    A worker reads the stage's input `from_file` in bands of tiles, of which it has two, a byte for a sample.
-    Outputs that it writes `to_files` are two bands of tiles.
+    A worker reads the stage's input from a file in bands of tiles, of which it has two, with so many bytes
+    for a `sample`, or 0 if it is sent the input. Outputs that it writes `to_files` are two bands of tiles.
     """
     plan = plan_of(stage, shape)
-    largest = max(cut_pass(stage, each, side), key=lambda area: area.size)
+    largest = max(areas, key=lambda area: area.size)
     part = plan_pass(stage.input_scale, plan, each, largest)
     network, first = part.segment.network, plan.network.ops[0].id
     working = working_bytes(op_costs(network), part.rows, part.columns, shape.itemsize, 1, packed=True)
     places = [network.index[map] for map in network.wanted]
-    picture = 2 * _band(part, network.index[first]) if from_file and first in network.index else 0
+    picture = 2 * sample * _band(part, network.index[first]) if first in network.index else 0
     if to_files:
         held = sum(2 * _band(part, place) for place in places)
     else:
-        held = AHEAD * _sent(part, first if from_file else None) + sum(
+        held = AHEAD * _sent(part, first if sample else None) + sum(
             network.ops[at].channels * part.rows.extents[at].length * part.columns.extents[at].length
             for at in places
         )
@@ -247,15 +286,15 @@ def _of_pass(
     areas: Sequence[Area],
     workers: int,
     takes: int,
-    how: tuple[bool, bool],
+    how: tuple[bool, int],
 ) -> Outlook:
-    plan, network, (to_files, from_file) = plan_of(stage, shape), each.segment.network, how
+    plan, network, (to_files, sample) = plan_of(stage, shape), each.segment.network, how
     plans = plans_of(stage, plan, each, areas)
     costs = arithmetic(each, plans.values())
     together = sum(arithmetic(each, [plan_pass(stage.input_scale, plan, each, all_of(areas))]))
     sizes = zip(network.ops, each.rows.sizes, each.columns.sizes, strict=True)
     made = sum(op.channels * height * width for op, height, width in sizes if op.id in network.wanted)
-    sent = [_sent(part, plan.network.ops[0].id if from_file else None) for part in plans.values()]
+    sent = [_sent(part, plan.network.ops[0].id if sample else None) for part in plans.values()]
     turns = [sum(costs[worker::workers]) for worker in range(min(workers, len(costs)))]
     return Outlook(
         stage=name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,14 +21,12 @@ from torch import Tensor
 
 from overlap_tool.distributed.cluster import OnWorkers, one_result_at_a_time
 from overlap_tool.distributed.models import Wanted, loaded
-from overlap_tool.distributed.outlook import fitting_side
+from overlap_tool.distributed.outlook import Cut, fitting_side
 from overlap_tool.distributed.pieces import (
-    LEAST,
     PieceSink,
     areas_read,
     compute_part,
     cut_pass,
-    enough,
     plans_of,
     same_place,
 )
@@ -187,17 +185,13 @@ def cut_passes(
     memory: int,
     piece: int | None,
     to_files: bool,
-    from_file: bool,
-    last: Callable[[int], list[Area]],
+    sample: int,
+    last: Cut,
 ) -> list[list[Area]]:
-    """The pieces of every pass, which fit a worker's memory; `last` cuts the output, by the largest side."""
+    """The pieces of every pass, which fit a worker's memory; `last` cuts the output."""
     *before, output = plan_of(stage, shape).segments
 
-    def fitting(each: SegmentPlan) -> int:
-        return fitting_side(stage, shape, each, memory, to_files, from_file)
+    def pieces(each: SegmentPlan, cut: Cut) -> list[Area]:
+        return cut(piece, fitting_side(stage, shape, each, cut, memory, to_files, sample, piece))
 
-    def pieces(each: SegmentPlan) -> list[Area]:
-        cut = partial(cut_pass, stage, each)
-        return cut(piece or enough(cut, LEAST, fitting(each)))
-
-    return [*map(pieces, before), last(fitting(output))]
+    return [*(pieces(each, partial(cut_pass, stage, each)) for each in before), pieces(output, last)]

@@ -144,22 +144,23 @@ def cut_scene(
 
 def cut_stage(stage: TiledForward, area: Area, side: int | None, most: int = SIDE) -> list[Area]:
     """The pieces of an area of a stage's output, `side` pixels of the image high and wide."""
-    scales = [stage.input_scale * axis.scale for axis in (stage.network.rows, stage.network.columns)]
+    return _cut(stage, stage.network, area, side, most)
+
+
+def cut_pass(stage: TiledForward, each: SegmentPlan, side: int | None, most: int = SIDE) -> list[Area]:
+    """The pieces of the last map of a pass."""
+    area = Area.whole(each.rows.sizes[-1], each.columns.sizes[-1])
+    return _cut(stage, each.segment.network, area, side, most)
+
+
+def _cut(stage: TiledForward, network: Network, area: Area, side: int | None, most: int) -> list[Area]:
+    scales = [stage.input_scale * axis.scale for axis in (network.rows, network.columns)]
 
     def pieces(side: int) -> list[Area]:
         steps = (max(1, int(side * scale)) for scale in scales)
         return grid(*(edges(span, step) for span, step in zip(area, steps, strict=True)))
 
     return pieces(side if side is not None else enough(pieces, LEAST, most))
-
-
-def cut_pass(stage: TiledForward, each: SegmentPlan, side: int) -> list[Area]:
-    """The pieces of the last map of a pass."""
-    network = each.segment.network
-    scales = [stage.input_scale * axis.scale for axis in (network.rows, network.columns)]
-    steps = (max(1, int(side * scale)) for scale in scales)
-    sizes = each.rows.sizes[-1], each.columns.sizes[-1]
-    return grid(*(edges(Span(0, n), step) for n, step in zip(sizes, steps, strict=True)))
 
 
 def enough(pieces: Callable[[int], list[Area]], least: int, side: int) -> int:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,8 +97,8 @@ def run(
             memory,
             piece,
             True,
-            True,
-            lambda most: cut_scene(work.size, chunk, piece, most),
+            work.picture.dtype.itemsize,
+            partial(cut_scene, work.size, chunk),
         )
         _refuse_other_pieces(job, areas)
         job.mark("image", 0)

@@ -79,7 +79,7 @@ def compress(
     with crew or nullcontext(), task.job(memory=in_memory, blocks=blocks) as job:
         block = tuple(Fraction(min(blocks or side, side), side) for side in frame.padded)
         workspace = task.workspace(job, in_memory, "compress", block=block)
-        workspace.refuse_large_bands(frame)
+        workspace.refuse_too_large(frame, check=check)
         numbers = PictureNumbers(str(source), picture, frame, codec.device)
         with codec.running(workspace, frame):
             head, strings = coded(codec, numbers, workspace)

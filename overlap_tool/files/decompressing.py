@@ -99,7 +99,7 @@ def decode(
     `refuse` makes the errors.
     """
     frame = head.frame
-    workspace.refuse_large_bands(frame, head)
+    workspace.refuse_too_large(frame, head)
     refuse = refuse or (lambda reason: ContainerError(where, reason, container.AGAIN))
     with codec.running(workspace, frame):
         try:

@@ -103,8 +103,9 @@ class Crew(AbstractContextManager["Crew"], Protocol):
         """The results of a function for each of these arguments, in order."""
         ...
 
-    def refuse_large_bands(self, size: Size, limit: int, block: Block, head: Head | None) -> None:
-        """Raise if the coding of a band would not fit its memory: of an image of this size, or of a file."""
+    def refuse_too_large(self, size: Size, limit: int, block: Block, head: Head | None, check: bool) -> None:
+        """Raise if the coding of a band would not fit its memory: of an image of this size, or of a file.
+        With `check`, decoding has to fit, too, and the pieces of all stages."""
         ...
 
 
@@ -137,11 +138,11 @@ class Workspace:
         """Whether the model's own code read all of a map."""
         self.stores = 0
 
-    def refuse_large_bands(self, frame: Frame, head: Head | None = None) -> None:
-        """Raise if the crew cannot code an image, or decode a file."""
+    def refuse_too_large(self, frame: Frame, head: Head | None = None, check: bool = False) -> None:
+        """Raise if the crew cannot code an image and `check` it, or decode a file."""
         if self.crew is not None:
             height, width = frame.padded
-            self.crew.refuse_large_bands(Size(width, height), self.limit, self.block, head)
+            self.crew.refuse_too_large(Size(width, height), self.limit, self.block, head, check)
 
     def each(self, function: Callable[..., T], given: Iterable[Sequence[Any]]) -> Iterator[T]:
         """The results of a function for each of these arguments, in order: computed here, or by the crew."""

@@ -94,6 +94,9 @@ def test_a_codec_with_barriers(tmp_path, excited, address, memory) -> None:
         "g_s": 2,
     }
     _coded_twice(codec, tmp_path, address, 120, 170, in_memory=memory, trust=True)
+    how = {"in_memory": memory, "check": True}
+    told = compress(codec, tmp_path / "in.npy", tmp_path / "it.lic", dask=address, trust=True, **how)
+    assert told.psnr == compress_in_one_process(codec, tmp_path / "in.npy", tmp_path / "it.lic", **how).psnr
     strings, _, pixels = coded_whole(model, photograph("chelsea", 120, 170, at=(0, 0)))
     assert np.array_equal(np.load(tmp_path / "many.npy"), pixels)
     if memory > SMALL:  # otherwise coded in bands

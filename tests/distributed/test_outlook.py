@@ -7,29 +7,45 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.networks import two_barriers
 from support.photographs import LiveMemory, codec, photograph
+from torch import nn
 
 import overlap_tool
 from overlap_tool import checkpoint, files
 from overlap_tool.distributed import compress, crew, decompress
 from overlap_tool.distributed.models import file_bytes
-from overlap_tool.distributed.outlook import BESIDE, coding_outlook, outlook
+from overlap_tool.distributed.outlook import (
+    BESIDE,
+    BOTH,
+    _bands,
+    _bands_of,
+    coding_outlook,
+    memory_of_a_piece,
+    outlook,
+)
 from overlap_tool.distributed.passes import cut_passes
 from overlap_tool.distributed.pieces import PIECES, compute_area, cut_pass, cut_scene
 from overlap_tool.distributed.reading import PictureWindow, SentWindow
-from overlap_tool.errors import OptionError
+from overlap_tool.errors import CodingError, ContainerError, OptionError
 from overlap_tool.files import Codec
 from overlap_tool.files.coding import entropy
 from overlap_tool.files.formats import container
 from overlap_tool.files.formats.frame import Frame
-from overlap_tool.files.running import area_read, plan_of
+from overlap_tool.files.formats.pixels import PictureNumbers
+from overlap_tool.files.running import ALL, area_read, plan_of
 from overlap_tool.geometry.walk import Area
 from overlap_tool.models import range_coding
 from overlap_tool.planning.choose import Shape
@@ -111,10 +127,8 @@ def test_every_pass_is_cut_into_enough_pieces() -> None:
     """Only the last one was, so that a few workers took turns in the others."""
     network, size = Codec(overlap_tool.wrap(two_barriers(), tile=64), "net", "", "net"), Size(3000, 2000)
     (stage,) = network.stages
-    cut = cut_passes(
-        stage, Shape(1, 2000, 3000), 8 << 30, None, True, True,
-        lambda most: cut_scene((2000, 3000), (256, 256), None, most),
-    )  # fmt: skip
+    last = partial(cut_scene, (2000, 3000), (256, 256))
+    cut = cut_passes(stage, Shape(1, 2000, 3000), 8 << 30, None, True, 1, last)
     found = outlook(network, size, 2, 8 << 30)
     assert [one.pieces for one in found[:-1]] == [len(areas) for areas in cut[: len(found) - 1]]
     assert min(map(len, cut[: len(found)])) >= PIECES <= min(one.pieces for one in found)
@@ -328,7 +342,7 @@ def test_bands_that_fit_no_worker_are_refused(tmp_path, monkeypatch) -> None:
         given(decoding.memory)
         decompress(model, tmp_path / "one.lic", tmp_path / "it.npy", **how)
         given(file_bytes(model.model) + BESIDE)
-        monkeypatch.setattr(crew.Workers, "refuse_large_bands", lambda *_: None)
+        monkeypatch.setattr(crew.Workers, "refuse_too_large", lambda *_: None)
         with pytest.raises(
             OptionError, match=r"^g_a: a piece of 256 pixels a side takes .* bytes of a worker"
         ):
@@ -337,3 +351,199 @@ def test_bands_that_fit_no_worker_are_refused(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "it.lic").read_bytes() == (tmp_path / "less.lic").read_bytes()
     files.decompress(model, tmp_path / "one.lic", tmp_path / "one.npy")
     assert np.array_equal(np.load(tmp_path / "it.npy"), np.load(tmp_path / "one.npy"))
+
+
+@pytest.fixture
+def saved(tmp_path) -> Codec:
+    """A small codec in a file, and beside it an image, `in.npy`."""
+    known = checkpoint.find("mbt2018-mean")
+    tiled = overlap_tool.wrap(checkpoint.seeded_model(known, known.small), tile=64)
+    overlap_tool.save(tiled, tmp_path / "it.tiled.pt", known.name, known.small)
+    np.save(tmp_path / "in.npy", np.resize(photograph("chelsea", 128, 128), (512, 640, 3)))
+    return Codec.load(tmp_path / "it.tiled.pt")
+
+
+@pytest.fixture
+def worker() -> Iterator[str]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, threads_per_worker=1, dashboard_address=None
+    ) as started:
+        yield started.scheduler_address
+
+
+def test_a_given_piece_is_refused_if_it_fits_no_worker(tmp_path, monkeypatch, saved, worker) -> None:
+    """Rather than if pieces of the least default side do not; so are samples of 16 bits that take more."""
+    monkeypatch.setattr(crew.Workers, "refuse_too_large", lambda *_: None)
+
+    def coded(piece: int, memory: int) -> None:
+        monkeypatch.setattr(crew, "memory_of_a_worker", lambda client: memory)
+        made = tmp_path / f"{piece}.lic"
+        compress(saved, tmp_path / "in.npy", made, dask=worker, piece=piece, in_memory=1 << 12)
+
+    need = {}
+    for piece in (128, 512):
+        stages = outlook(saved, Size(640, 512), 1, 8 << 30, piece=piece)
+        need[piece] = max(one.memory for one in stages if one.stage != "g_s")
+    assert need[128] < need[512]
+    with pytest.raises(OptionError, match=r"a piece of 512 pixels .* or write a smaller `piece`"):
+        coded(512, need[512] - 1)
+    coded(512, need[512])
+    coded(128, need[128])
+    (takes,) = (one.memory for one in outlook(saved, Size(640, 512), 1, 8 << 30, piece=128, only="g_a"))
+    monkeypatch.setattr(crew.StagePasses, "run", lambda *_: pytest.fail("began"))
+    np.save(tmp_path / "in.npy", np.load(tmp_path / "in.npy").astype(np.uint16))
+    with pytest.raises(OptionError, match=r"^g_a: a piece of 128 pixels"):
+        coded(128, takes)
+
+
+def test_pieces_in_whole_chunks_have_to_fit(tmp_path) -> None:
+    """A chunk may be larger than the side that fits: what is really cut is what counts."""
+    (stage,) = Codec(overlap_tool.wrap(nn.Conv2d(3, 3, 3, padding=1), tile=64), "net", "", "net").stages
+    shape = Shape(1, 2048, 2048)
+
+    def pieces(memory: int, chunk: int, piece: int | None) -> list[list[Area]]:
+        last = partial(cut_scene, (2048, 2048), (chunk, chunk))
+        return cut_passes(stage, shape, memory, piece, True, 1, last)
+
+    (each,) = plan_of(stage, shape).segments
+    largest = {
+        side: memory_of_a_piece(stage, shape, each, cut_pass(stage, each, side), True, 1)
+        for side in (256, 1024)
+    }
+    assert largest[256] < largest[1024]
+    for piece in (None, 256):
+        assert {area.size for area in pieces(largest[256], 256, piece)[-1]} == {256 * 256}
+        with pytest.raises(OptionError, match="a piece of 256 pixels a side takes"):
+            pieces(largest[256], 1024, piece)
+        assert {area.size for area in pieces(largest[1024], 1024, piece)[-1]} == {1024 * 1024}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_bands_of_a_picture_are_in_its_own_samples(dtype) -> None:
+    """Counted as a byte each, whatever they were."""
+    stage = next(stage for stage in codec("mbt2018-mean").stages if stage.name == "g_a")
+    shape, read = Shape(1, 256, 256), []
+    frame = Frame(256, 256, 3, np.dtype(dtype))
+
+    class Ones:
+        def read(self, rows, columns):
+            read.append(np.ones((rows.length, columns.length, 3), dtype))
+            return read[-1]
+
+    numbers = PictureNumbers("it", Ones(), frame, torch.device("cpu"))
+    compute_area(stage, numbers, shape, Area.whole(16, 16))
+    (each,) = plan_of(stage, shape).segments
+    areas = cut_pass(stage, each, 256)
+    size = np.dtype(dtype).itemsize
+    one, two = (memory_of_a_piece(stage, shape, each, areas, False, sample) for sample in (size, 2 * size))
+    assert 1 <= (two - one) / (2 * max(band.nbytes for band in read)) <= 1.15
+
+
+def test_a_check_that_fits_no_worker_is_refused_at_the_start(tmp_path, monkeypatch, saved, worker) -> None:
+    """Not when all has been coded: decoding takes more."""
+
+    class Began(Exception):
+        pass
+
+    def began(*_):
+        raise Began
+
+    coding = coding_outlook(saved, Size(640, 512), ways=[entropy.encoding_bytes])
+    both = coding_outlook(saved, Size(640, 512))
+    assert coding.memory < both.memory
+    monkeypatch.setattr(crew, "memory_of_a_worker", lambda client: both.memory - 1)
+    monkeypatch.setattr(crew.Workers, "compute", began)
+    how = {"dask": worker, "piece": 128}
+    with pytest.raises(OptionError, match=r"^in_memory=.* Give workers more memory, or write ") as refused:
+        compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", check=True, **how)
+    with pytest.raises(Began):  # it began
+        compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", **how)
+    less = int(re.search(r"`in_memory=(\d+)`", str(refused.value))[1])
+    with pytest.raises(Began):
+        compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", check=True, in_memory=less, **how)
+
+
+def test_a_check_whose_pieces_fit_no_worker_is_refused_at_the_start(
+    tmp_path, monkeypatch, saved, worker
+) -> None:
+    """Not at the synthesis, which may take more than the analysis."""
+    stages = {one.stage: one.memory for one in outlook(saved, Size(640, 512), 1, 8 << 30, piece=256)}
+    assert stages["g_s"] == max(stages.values()) > stages["g_a"]
+    monkeypatch.setattr(crew, "memory_of_a_worker", lambda client: stages["g_s"] - 1)
+    monkeypatch.setattr(crew.Workers, "compute", lambda *_: pytest.fail("began"))
+    how = {"dask": worker, "piece": 256, "in_memory": 1 << 12}
+    with pytest.raises(OptionError, match=r"^g_s: a piece of 256 pixels"):
+        compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", check=True, **how)
+
+
+def test_a_file_of_more_strings_than_maps_is_no_index_error(tmp_path, saved, worker) -> None:
+    files.compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=1 << 12)
+    head, strings = container.read(tmp_path / "it.lic")
+    assert head.order
+    forged = replace(
+        head,
+        bands=(*head.bands, (container.Band(0, 0, ""),)),
+        order=(*head.order, len(head.bands)),
+        strings=[*head.strings, len(head.bands)],
+    )
+    with (tmp_path / "it.lic").open("wb") as file:
+        container.write(file, forged, [*strings, b""])
+    refusals = []
+    for decode in (files.decompress, partial(decompress, dask=worker)):
+        with pytest.raises(ContainerError) as refused:
+            decode(saved, tmp_path / "it.lic", tmp_path / "it.npy")
+        refusals.append(str(refused.value))
+    assert refusals[0] == refusals[1]
+
+
+def test_what_is_not_known_of_a_file_is_not_refused(tmp_path, monkeypatch, saved) -> None:
+    """Maps that cannot be predicted, strings without an order; a latent vector counts as one of the maps."""
+    files.compress(saved, tmp_path / "in.npy", tmp_path / "it.lic", in_memory=1 << 12)
+    head, _ = container.read(tmp_path / "it.lic")
+    size = Size(640, 512)
+    known = coding_outlook(saved, size, head=head)
+    assert known is not None
+    assert coding_outlook(saved, size, head=replace(head, order=())) is None
+    code = entropy.maps_coded
+    monkeypatch.setattr("overlap_tool.distributed.outlook.maps_coded", lambda *how: [(1, 8), *code(*how)])
+    longer = replace(
+        head,
+        bands=((container.Band(1, 1 << 30, ""),), *head.bands),
+        order=(0, *(turn + 1 for turn in head.order)),
+    )
+    assert coding_outlook(saved, size, head=longer) == known
+
+    def refused(*_):
+        raise CodingError("it", "cannot", "Go")
+
+    monkeypatch.setattr("overlap_tool.distributed.outlook.maps_coded", refused)
+    assert coding_outlook(saved, size, head=head) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=6), st.randoms())
+def test_of_maps_that_look_alike_no_more_is_foretold_than_is_coded(maps, chance) -> None:
+    """Whichever map a string is of; channels and lengths of strings are drawn."""
+    shapes = [(1, channels, 4, 5) for channels, _ in maps]
+    chance.shuffle(shapes)
+    coded = [(20 * channels, length) for channels, length in maps]
+    head = SimpleNamespace(
+        bands=tuple((container.Band(4, length, ""),) for _, length in coded), order=(), banded=False
+    )
+    for way in BOTH:
+        told = max(way(*band) for band in _bands_of(shapes, head))
+        assert told <= max(way(*band, False) for band in coded)
+        if len({channels for channels, _ in maps}) == 1:
+            assert told == max(way(*band, False) for band in coded)
+
+
+def test_stages_of_one_height_and_two_widths() -> None:
+    """Were taken for one: a small map was thought to be coded in bands, as a large one beside it is."""
+    wide, narrow = (
+        overlap_tool.wrap(nn.Conv2d(3, channels, 3, stride=stride, padding=1), tile=64)
+        for channels, stride in ((64, (2, 1)), (2, (2, 2)))
+    )
+    stages = [*Codec(wide, "net", "", "net").stages, *Codec(narrow, "net", "", "net").stages]
+    both = SimpleNamespace(stages=stages, multiple=2)
+    found = list(_bands(both, Size(1024, 1024), [(1, 2, 512, 512), (1, 64, 512, 1024)], 4 << 20, ALL))
+    assert [several for _, _, several in found] == [False, True]
