@@ -174,7 +174,8 @@ def _depthwise(work: Convolution, packed: Packed) -> GeneratedCall:
 
 def rows_at_once(work: Work) -> int:
     """How many rows are computed together, if there are that many."""
-    is_depthwise = isinstance(work, Convolution) and work.packed.is_depthwise
+    packed = work.packed if isinstance(work, Convolution) else None
+    is_depthwise = isinstance(packed, Packed) and packed.is_depthwise
     return depthwise.tile_of(processor())[0] if is_depthwise else 1
 
 

@@ -79,7 +79,7 @@ class Conditions:
                 digest.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
                 if not value.is_meta:
                     resolved = value.detach().resolve_conj().resolve_neg()
-                    digest.update(resolved.reshape(-1).view(torch.uint8).numpy().data)
+                    digest.update(resolved.flatten().contiguous().view(torch.uint8).numpy().data)
             else:
                 digest.update(repr(value).encode())
         return digest.digest()

@@ -42,7 +42,7 @@ class Script:
     leaves: list[tuple[Literal["write", "left"], int]] = field(default_factory=list)
     given: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
-    """Copies of the inputs."""
+    """The inputs, and copies of those that may be written to."""
     found: list[Tensor] = field(default_factory=list)
     tries: bool = False
     """Whether the tape is to be tried: only then are the tensors kept."""
@@ -52,8 +52,8 @@ class Script:
             self.takes.append((what, op))
             if self.tries:
                 self.given.append(tensor)
-                with self.recorder.paused():
-                    self.before.append(copied_alike(tensor))
+                with self.recorder.paused():  # nothing is written to what is read
+                    self.before.append(tensor if what == "read" else copied_alike(tensor))
             self.recorder.gives(tensor)
 
     def leave(self, what: Literal["write", "left"], op: int, tensor: Tensor) -> None:
@@ -157,8 +157,8 @@ def repeats(
 ) -> Repeats | None:
     """The recordings for a pass; None if tiles are not recorded. `corner` is a piece of a map."""
     worth = None if isinstance(corner, FakeTensor) else WORTH.get(corner.device.type)
-    if worth is None or not computes_first():
-        return None
+    if worth is None or corner.ndim > 4 or not computes_first():
+        return None  # a replayed tile of a volume holds more than is predicted
     # a pass takes the recordings with it, so that no two passes replay a tape at the same time
     found: Repeats | None = network.passes.pop(LAST, None)
     if found is not None and found.conditions.hold_for(conditions):

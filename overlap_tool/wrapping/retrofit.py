@@ -357,7 +357,8 @@ def wrap(
     `memory` ("2GiB", or bytes) bounds what each stage holds, input and output included; tile and schedule are
     then chosen for every input. `engine="stock"` computes with PyTorch's own kernels, whose last bits differ
     from those of the full image. `uniform` gives all tiles one shape at every op, as graph capture and export
-    need; it requires `schedule="tiles"`, and rounds the tile down to whole periods of the stage.
+    need; it requires `schedule="tiles"`, and rounds the tile down to whole periods of the stage. `batch` is
+    how many tiles that are alike are computed at once, as on a GPU; it requires `schedule="tiles"`, too.
 
     `example` describes the call of a model that takes more than an image: positional arguments, `(image, 3)`,
     or keyword arguments, `{"qp": 21}`, which follow an image if none of them is a map. All maps have one
