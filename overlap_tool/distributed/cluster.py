@@ -144,7 +144,11 @@ def memory_of_a_worker(client: Any) -> int:
         return [one.memory_limit // max(1, one.nthreads) for one in workers if one.memory_limit]
 
     with in_touch():
-        return min(client.run_on_scheduler(limits), default=1 << 62) - OF_PYTHON
+        least = min(client.run_on_scheduler(limits), default=1 << 62)
+    if least <= OF_PYTHON:
+        told = f"one has {least} bytes for a task, and Python and PyTorch alone take {OF_PYTHON}"
+        raise OptionError("workers", told, "Give workers more memory, or start fewer")
+    return least - OF_PYTHON
 
 
 def this_worker() -> str:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from support.photographs import photograph
 
 import overlap_tool
 from overlap_tool import checkpoint
-from overlap_tool.errors import ClusterError, ImageFileError
+from overlap_tool.errors import ClusterError, ImageFileError, OptionError
 from overlap_tool.files import Codec
 from overlap_tool.files import compress as compress_in_one_process
 from overlap_tool.files import run as run_in_one_process
@@ -466,3 +468,13 @@ def test_a_worker_holds_one_result_at_a_time(monkeypatch) -> None:
         assert second.result() == 0
         monkeypatch.setattr(cluster, "SECONDS_TO_FETCH", 0.3)
         assert client.submit(_results_beside, 3).result() == 1
+
+
+def test_workers_without_room_for_python_are_refused() -> None:
+    class Client:
+        def run_on_scheduler(self, function: Any) -> list[int]:
+            return function(SimpleNamespace(workers={"a": SimpleNamespace(memory_limit=1 << 30, nthreads=1)}))
+
+    with pytest.raises(OptionError, match="Python and PyTorch alone take") as refused:
+        cluster.memory_of_a_worker(Client())
+    assert "start fewer" in str(refused.value)
