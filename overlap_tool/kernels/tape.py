@@ -235,8 +235,9 @@ class _Dispatched:
     def __init__(self, call: Dispatched, makes: list[int]) -> None:
         self._call = call
         self._flat, self._spec = tree_flatten((call.args, call.kwargs))
-        self._plain = not call.kwargs and len(self._flat) == len(call.args) == self._spec.num_nodes - 3
-        """Whether the arguments are a flat list."""
+        self._places = [(at, each) for at, each in enumerate(call.args) if isinstance(each, Lying)]
+        self._plain = len(self._places) == sum(isinstance(each, Lying) for each in self._flat)
+        """Whether no tensor is in a list, or passed by name."""
         self._makes = [
             (at, place.root)
             for at, place in enumerate(tree_leaves(call.out))
@@ -250,10 +251,13 @@ class _Dispatched:
         return self._call.func, repr(self._spec), repr(list(told))
 
     def run(self, stream: Any, addresses: dict[int, int], memory: dict[int, Memory]) -> None:
-        given = [_tensor(each, memory) if isinstance(each, Lying) else each for each in self._flat]
         if self._plain:
-            result = self._call.func(*given)
+            plain = [*self._call.args]
+            for at, place in self._places:
+                plain[at] = _tensor(place, memory)
+            result = self._call.func(*plain, **self._call.kwargs)
         else:
+            given = [_tensor(each, memory) if isinstance(each, Lying) else each for each in self._flat]
             args, kwargs = tree_unflatten(given, self._spec)
             result = self._call.func(*args, **kwargs)
         if self._makes:
